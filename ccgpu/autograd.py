@@ -1,0 +1,175 @@
+"""torch.ops.ccgpu.cca_forward and cca_backward: schemas and every rule torch asks for.
+
+The ops are opaque to torch.compile, torch.export and FakeTensor, which see the fake rules only; the backend is chosen
+when the op runs. Forward saves q, k, v, out and lse. Backward of backward goes through `formula`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ccgpu import formula
+from ccgpu.backends import choose
+from ccgpu.torch_lines import energy_dtype
+
+_LIBRARY = torch.library.Library("ccgpu", "DEF")
+_LIBRARY.define(
+    "cca_forward(Tensor q, Tensor k, Tensor v, float scale, str? backend) -> (Tensor out, Tensor lse)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_LIBRARY.define(
+    "cca_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor dlse, float scale, "
+    "str? backend) -> (Tensor dq, Tensor dk, Tensor dv)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+FORWARD, BACKWARD = "ccgpu::cca_forward", "ccgpu::cca_backward"
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str | None) -> tuple[Tensor, Tensor]:
+    return choose(q, backend).module.forward(q, k, v, scale)
+
+
+def _backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    dlse: Tensor,
+    scale: float,
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return choose(q, backend).module.backward(dout, q, k, v, out, lse, dlse, scale)
+
+
+_LIBRARY.impl("cca_forward", _forward, "CompositeExplicitAutograd")
+_LIBRARY.impl("cca_backward", _backward, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake(FORWARD, lib=_LIBRARY)
+def _forward_fake(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str | None) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(v), q.new_empty((q.shape[0], *q.shape[2:]), dtype=energy_dtype(q.dtype))
+
+
+@torch.library.register_fake(BACKWARD, lib=_LIBRARY)
+def _backward_fake(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    dlse: Tensor,
+    scale: float,
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+# Derivatives ----------------------------------------------------------------------------------------------------------
+
+
+def _forward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, ctx.scale, ctx.backend = inputs
+    ctx.save_for_backward(q, k, v, *output)
+
+
+def _forward_derivative(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    q, k, v, out, lse = ctx.saved_tensors
+    gradients = torch.ops.ccgpu.cca_backward(dout, q, k, v, out, lse, dlse, ctx.scale, ctx.backend)
+    return (*gradients, None, None)
+
+
+def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    dout, q, k, v, _, _, dlse, ctx.scale, _ = inputs
+    ctx.save_for_backward(dout, q, k, v, dlse)
+
+
+def _backward_derivative(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    """Differentiate dq, dk, dv as functions of dout, q, k, v and dlse; out and lse are functions of q, k, v there."""
+    dout, q, k, v, dlse = ctx.saved_tensors
+    with torch.enable_grad():
+        leaves = [x if x.requires_grad else x.detach().requires_grad_() for x in (dout, q, k, v, dlse)]
+        dout, q, k, v, dlse = leaves
+        outputs = formula.attention(q, k, v, ctx.scale)
+        first = torch.autograd.grad(outputs, (q, k, v), (dout, dlse), create_graph=True)
+    ddout, ddq, ddk, ddv, ddlse = torch.autograd.grad(
+        first, leaves, gradients, create_graph=torch.is_grad_enabled(), allow_unused=True
+    )
+    return ddout, ddq, ddk, ddv, None, None, ddlse, None, None
+
+
+torch.library.register_autograd(FORWARD, _forward_derivative, setup_context=_forward_context, lib=_LIBRARY)
+torch.library.register_autograd(BACKWARD, _backward_derivative, setup_context=_backward_context, lib=_LIBRARY)
+
+
+# Autocast -------------------------------------------------------------------------------------------------------------
+
+
+def _autocast(device_type: str) -> None:
+    """Register: under autocast all inputs take its dtype, as in torch's matrix products; float64 stays float64."""
+
+    def lower(x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x if x.dtype == torch.float64 else x.to(dtype)
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str | None) -> tuple[Tensor, Tensor]:
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch.autocast(device_type, enabled=False):
+            return torch.ops.ccgpu.cca_forward(*(lower(x, dtype) for x in (q, k, v)), scale, backend)
+
+    _LIBRARY.impl("cca_forward", kernel, f"Autocast{device_type.upper()}")
+
+
+for _device_type in ("cpu", "cuda"):
+    _autocast(_device_type)
+
+
+# vmap -----------------------------------------------------------------------------------------------------------------
+
+
+def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
+    """Move the mapped axis into the batch: (B, ...) -> (size * B, ...)."""
+    x = x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+    return x.flatten(0, 1)
+
+
+def _map(op: Any, tensors: int) -> Any:
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        size = info.batch_size
+        folded = [_fold(x, dim, size) for x, dim in zip(args[:tensors], in_dims, strict=False)]
+        outputs = op(*folded, *args[tensors:])
+        return tuple(x.unflatten(0, (size, x.shape[0] // size)) for x in outputs), (0,) * len(outputs)
+
+    return rule
+
+
+torch.library.register_vmap(FORWARD, _map(torch.ops.ccgpu.cca_forward, 3), lib=_LIBRARY)
+torch.library.register_vmap(BACKWARD, _map(torch.ops.ccgpu.cca_backward, 7), lib=_LIBRARY)
+
+
+# FLOPs, for torch.utils.flop_counter ----------------------------------------------------------------------------------
+
+
+def _line_products(q_shape: torch.Size, v_shape: torch.Size) -> tuple[int, int]:
+    """Return the multiply-adds, counted as two, of all Q K^T and of all P V: 2 n (S_1 + S_2 + ...) channels each."""
+    positions = q_shape[0] * sum(q_shape[2:])
+    for size in q_shape[2:]:
+        positions *= size
+    return 2 * positions * q_shape[1], 2 * positions * v_shape[1]
+
+
+@register_flop_formula(torch.ops.ccgpu.cca_forward)
+def _forward_flops(q: torch.Size, k: torch.Size, v: torch.Size, *args: Any, **kwargs: Any) -> int:
+    keys, values = _line_products(q, v)
+    return keys + values
+
+
+@register_flop_formula(torch.ops.ccgpu.cca_backward)
+def _backward_flops(dout: torch.Size, q: torch.Size, k: torch.Size, v: torch.Size, *args: Any, **kwargs: Any) -> int:
+    keys, values = _line_products(q, v)
+    return 3 * keys + 2 * values

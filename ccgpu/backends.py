@@ -1,0 +1,115 @@
+"""The backends of the op, in order of preference, and the choice among them.
+
+A backend is a module with two functions, `forward(q, k, v, scale)` and
+`backward(dout, q, k, v, out, lse, dlse, scale)`, and a `why_not(tensor)` that says why it cannot run a call, or None.
+The first one that can, runs. A backend asked for by name runs or raises; it is never replaced by another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ccgpu import bridge, torch_lines
+
+ENVIRONMENT_VARIABLE = "CCGPU_BACKEND"
+
+
+class Backend(NamedTuple):
+    """One way to compute the op."""
+
+    name: str
+    module: ModuleType
+    why_not: Callable[[torch.device], str | None]
+    description: str
+    automatic: bool = True
+
+
+class BackendStatus(NamedTuple):
+    """A line of `ccgpu.backends()`."""
+
+    name: str
+    available: bool
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name:<10} {'available' if self.available else 'unavailable':<12} {self.reason}"
+
+
+def _only_cpu(device: torch.device) -> str | None:
+    return None if device.type == "cpu" else f"it runs CPU tensors, and these are on {device}"
+
+
+def _any_device(device: torch.device) -> str | None:
+    return None
+
+
+BACKENDS = (
+    Backend("cpu", torch_lines, _only_cpu, "torch's matrix products, line by line, for CPU tensors"),
+    Backend("torch", torch_lines, _any_device, "torch's matrix products, line by line, for tensors on any device"),
+    Backend("reference", bridge, _only_cpu, "the NumPy definition: slow, for checking others", automatic=False),
+)
+
+
+def names() -> list[str]:
+    """Return the names of all backends, in order of preference."""
+    return [backend.name for backend in BACKENDS]
+
+
+def check_name(name: str | None, function: str = "cca", argument: str = "backend") -> None:
+    """Raise TypeError or ValueError unless name is None or the name of a backend."""
+    if name is None or name in names():
+        return
+    if not isinstance(name, str):
+        raise TypeError(f"{function}: {argument} must be a name or None, got {type(name).__name__}; use one of {names()}")
+    raise ValueError(
+        f"{function}: {argument} must be one of {names()}, got {name!r}; leave it out for the first that can run"
+    )
+
+
+def choose(tensor: Tensor, name: str | None = None) -> Backend:
+    """Return the backend for a call on `tensor`'s device: the named one, CCGPU_BACKEND's, or the first that can run.
+
+    Raises:
+        ValueError: no backend of that name.
+        RuntimeError: the named backend cannot run the call; the message says why, and which can.
+    """
+    source = "backend"
+    if name is None:
+        name = os.environ.get(ENVIRONMENT_VARIABLE) or None  # an empty variable is an unset one
+        source = ENVIRONMENT_VARIABLE
+    check_name(name, argument=source)
+    if name is None:
+        return next(b for b in BACKENDS if b.automatic and b.why_not(tensor.device) is None)
+    backend = next(b for b in BACKENDS if b.name == name)
+    reason = backend.why_not(tensor.device)
+    if reason is not None:
+        able = [b.name for b in BACKENDS if b.why_not(tensor.device) is None]
+        raise RuntimeError(f"cca: {source}={name!r} cannot run this call: {reason}; use one of {able} or leave it out")
+    return backend
+
+
+def backends(device: str | torch.device | None = None) -> list[BackendStatus]:
+    """List the backends in order of preference, each with the reason why it cannot run where it cannot.
+
+    Args:
+        device: the device of the tensors in question; by default the current CUDA device if there is one, else the CPU.
+
+    Returns:
+        One `BackendStatus(name, available, reason)` a backend; an available one's reason says what it is.
+
+    Example:
+        >>> import ccgpu
+        >>> [b.name for b in ccgpu.backends("cpu") if b.available]
+        ['cpu', 'torch', 'reference']
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = torch.device(device)
+    reasons = [(backend, backend.why_not(where)) for backend in BACKENDS]
+    return [BackendStatus(b.name, why is None, b.description if why is None else why) for b, why in reasons]

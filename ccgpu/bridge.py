@@ -1,0 +1,30 @@
+"""Where torch tensors become NumPy arrays: the reference as a backend."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ccgpu.kernels import reference
+from ccgpu.torch_lines import energy_dtype
+
+
+def _to_numpy(x: Tensor) -> np.ndarray:
+    return x.detach().to(torch.float64).numpy()
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Return `kernels.reference.forward` on torch CPU tensors, rounded to their dtype once at the end."""
+    out, lse = reference.forward(_to_numpy(q), _to_numpy(k), _to_numpy(v), scale)
+    return torch.empty_like(v).copy_(torch.from_numpy(out)), torch.from_numpy(lse).to(energy_dtype(q.dtype))
+
+
+def backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dlse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `kernels.reference.backward` on torch CPU tensors, rounded to their dtype once at the end."""
+    arrays = (_to_numpy(x) for x in (dout, q, k, v, out, lse, dlse))
+    gradients = reference.backward(*arrays, scale)
+    dq, dk, dv = (torch.empty_like(x).copy_(torch.from_numpy(g)) for x, g in zip((q, k, v), gradients, strict=True))
+    return dq, dk, dv

@@ -1,0 +1,71 @@
+"""The public operation."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from ccgpu import autograd as autograd  # registers torch.ops.ccgpu
+from ccgpu.backends import check_name
+from ccgpu.checks import check_inputs, check_scale
+
+
+@overload
+def cca(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float = ..., return_lse: Literal[False] = ..., backend: str | None = ...
+) -> Tensor: ...
+@overload
+def cca(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float = ..., return_lse: Literal[True], backend: str | None = ...
+) -> tuple[Tensor, Tensor]: ...
+def cca(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, return_lse: bool = False, backend: str | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attend from each position to the positions in its own row and column (and, in 3D, its own line in time).
+
+    For every position u, over the positions i that share all coordinates but one with u, and u itself once:
+
+        E_ui = scale q_u . k_i,   lse_u = log sum_i exp E_ui,   out_u = sum_i exp(E_ui - lse_u) v_i
+
+    That is H + W - 1 positions in 2D, T + H + W - 2 in 3D, and all L in 1D. There is no 1/sqrt(D): the paper has none.
+
+    Args:
+        q: queries (B, D, *S) with S = (L,), (H, W) or (T, H, W); B may be 0, the sizes 1; any strides. channels_last is
+            the fastest layout, others are brought into it.
+        k: keys, of q's shape.
+        v: values (B, C, *S). All three share one dtype (float32, bfloat16, float16 or float64) and one device.
+        scale: finite factor of the energies.
+        return_lse: return lse too, for merging with other attentions.
+        backend: the name of a backend (see `ccgpu.backends()`), which runs or raises; None takes the environment
+            variable CCGPU_BACKEND, or else the first backend that can run.
+
+    Returns:
+        out (B, C, *S) in v's dtype and memory format; with return_lse also lse (B, *S), float32 (float64 for float64
+        inputs), contiguous.
+
+    Raises:
+        TypeError: an input is no tensor, has an integer or complex dtype, or the dtypes differ.
+        ValueError: rank, shapes, devices, scale or the backend's name are wrong.
+        RuntimeError: the backend asked for cannot run the call.
+
+    Both results are differentiable in q, k and v, to any order (second and higher derivatives keep all energies).
+    Saved for backward: q, k, v, out, lse. Deterministic: the same bits on every run. Works under autocast (inputs take
+    its dtype, float64 stays), torch.func, torch.compile(fullgraph=True) and torch.export. A NaN or infinity in an input
+    reaches the positions that attend to it, and no others.
+
+    Source: Huang et al., CCNet: Criss-Cross Attention for Semantic Segmentation, section 3.2, equations 1 and 2.
+
+    Example:
+        >>> import torch, ccgpu
+        >>> q, k, v = torch.zeros(1, 8, 3, 4), torch.zeros(1, 8, 3, 4), torch.eye(12).view(1, 12, 3, 4)
+        >>> out, lse = ccgpu.cca(q, k, v, return_lse=True)
+        >>> float(lse[0, 0, 0].exp().round())  # equal energies: 3 + 4 - 1 positions of weight 1/6
+        6.0
+    """
+    check_inputs(q, k, v)
+    scale = check_scale(scale)
+    check_name(backend)
+    out, lse = torch.ops.ccgpu.cca_forward(q, k, v, scale, backend)
+    return (out, lse) if return_lse else out

@@ -1,0 +1,1 @@
+"""Criss-cross attention on plain arrays: arrays in, arrays out, no torch."""

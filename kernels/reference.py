@@ -1,0 +1,109 @@
+"""The definition of criss-cross attention: NumPy, float64, plain loops.
+
+Everything else in this library is checked against these functions, and these against tables computed by hand. They are
+written to be read, not to be fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def neighbours(position: tuple[int, ...], sizes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Yield the positions that `position` attends to, itself once: its lines along every axis of a map of `sizes`.
+
+    The order is axis by axis, the first axis (T or H) first, each from 0 to its end; the position itself is counted on
+    the last axis only. There are sum(sizes) - len(sizes) + 1 of them: H + W - 1 in 2D.
+
+    >>> list(neighbours((1, 0), (3, 2)))
+    [(0, 0), (2, 0), (1, 0), (1, 1)]
+    """
+    last = len(sizes) - 1
+    for axis, size in enumerate(sizes):
+        for index in range(size):
+            if axis == last or index != position[axis]:
+                yield (*position[:axis], index, *position[axis + 1 :])
+
+
+def _weights(q: Array, k: Array, at: tuple[int, ...], around: list[tuple[int, ...]], scale: float) -> tuple[Array, float]:
+    """Return the softmax weights over `around` and the log-sum-exp of the energies, for the query of one image at `at`."""
+    energies = np.array([scale * np.dot(q[(slice(None), *at)], k[(slice(None), *i)]) for i in around])
+    largest = energies.max()
+    if largest == -np.inf:  # no weight anywhere: the log-sum-exp is that of the empty sum, the weights are 0 / 0
+        lse = -np.inf
+    else:
+        lse = largest + np.log(np.exp(energies - largest).sum())
+    return np.exp(energies - lse), lse
+
+
+def forward(q: Array, k: Array, v: Array, scale: float) -> tuple[Array, Array]:
+    """Return criss-cross attention and the log-sum-exp of its energies.
+
+    For every position u, over the positions i of its criss-cross (`neighbours`, u once):
+
+        E_ui = scale q_u . k_i,   lse_u = log sum_i exp E_ui,   out_u = sum_i exp(E_ui - lse_u) v_i
+
+    Args:
+        q, k: (B, D, *S) with one, two or three axes S.
+        v: (B, C, *S).
+        scale: factor of the energies; the paper uses 1.
+
+    Returns:
+        out (B, C, *S) and lse (B, *S), float64. An energy of +inf or NaN makes the weights of its query NaN.
+
+    Source: Huang et al., CCNet, section 3.2 (TPAMI), with the centre counted once.
+    """
+    q, k, v = (np.asarray(x, dtype=np.float64) for x in (q, k, v))
+    sizes = q.shape[2:]
+    out = np.full(v.shape, np.nan)
+    lse = np.full((q.shape[0], *sizes), np.nan)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        for b in range(q.shape[0]):
+            for u in np.ndindex(*sizes):
+                around = list(neighbours(u, sizes))
+                weights, lse[(b, *u)] = _weights(q[b], k[b], u, around, scale)
+                out[(b, slice(None), *u)] = sum(w * v[(b, slice(None), *i)] for w, i in zip(weights, around, strict=True))
+    return out, lse
+
+
+def backward(
+    dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, dlse: Array, scale: float
+) -> tuple[Array, Array, Array]:
+    """Return the gradients of q, k and v, given those of out and lse.
+
+    With the weights w_ui = exp(E_ui - lse_u), for every u and every i of its criss-cross:
+
+        dw_ui = dout_u . v_i,   dE_ui = w_ui (dw_ui - sum_j w_uj dw_uj + dlse_u)
+        dv_i += w_ui dout_u,    dq_u += scale dE_ui k_i,    dk_i += scale dE_ui q_u
+
+    Args:
+        dout: (B, C, *S), the gradient of out.
+        q, k, v, scale: as in `forward`.
+        out, lse: what `forward` returned. Here they are computed anew: nothing depends on how they were rounded.
+        dlse: (B, *S), the gradient of lse.
+
+    Returns:
+        dq, dk (B, D, *S) and dv (B, C, *S), float64.
+    """
+    dout, q, k, v, dlse = (np.asarray(x, dtype=np.float64) for x in (dout, q, k, v, dlse))
+    sizes = q.shape[2:]
+    dq, dk, dv = np.zeros(q.shape), np.zeros(k.shape), np.zeros(v.shape)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        for b in range(q.shape[0]):
+            for u in np.ndindex(*sizes):
+                around = list(neighbours(u, sizes))
+                weights, _ = _weights(q[b], k[b], u, around, scale)
+                here = (b, slice(None), *u)
+                dweights = np.array([np.dot(dout[here], v[(b, slice(None), *i)]) for i in around])
+                denergies = weights * (dweights - (weights * dweights).sum() + dlse[(b, *u)])
+                for w, de, i in zip(weights, denergies, around, strict=True):
+                    there = (b, slice(None), *i)
+                    dv[there] += w * dout[here]
+                    dq[here] += scale * de * k[there]
+                    dk[there] += scale * de * q[here]
+    return dq, dk, dv

@@ -1,0 +1,1 @@
+"""CCNet training: one module a command, for example `python -m train.cityscapes`."""
