@@ -51,8 +51,12 @@ def _any_device(device: torch.device) -> str | None:
 
 BACKENDS = (
     Backend("cpu", torch_lines, _only_cpu, "torch's matrix products, line by line, for CPU tensors"),
-    Backend("torch", torch_lines, _any_device, "torch's matrix products, line by line, for tensors on any device"),
-    Backend("reference", bridge, _only_cpu, "the NumPy definition: slow, for checking others", automatic=False),
+    Backend(
+        "torch", torch_lines, _any_device, "torch's matrix products, line by line, for tensors on any device"
+    ),
+    Backend(
+        "reference", bridge, _only_cpu, "the NumPy definition: slow, for checking others", automatic=False
+    ),
 )
 
 
@@ -66,7 +70,9 @@ def check_name(name: str | None, function: str = "cca", argument: str = "backend
     if name is None or name in names():
         return
     if not isinstance(name, str):
-        raise TypeError(f"{function}: {argument} must be a name or None, got {type(name).__name__}; use one of {names()}")
+        raise TypeError(
+            f"{function}: {argument} must be a name or None, got {type(name).__name__}; use one of {names()}"
+        )
     raise ValueError(
         f"{function}: {argument} must be one of {names()}, got {name!r}; leave it out for the first that can run"
     )
@@ -90,7 +96,9 @@ def choose(tensor: Tensor, name: str | None = None) -> Backend:
     reason = backend.why_not(tensor.device)
     if reason is not None:
         able = [b.name for b in BACKENDS if b.why_not(tensor.device) is None]
-        raise RuntimeError(f"cca: {source}={name!r} cannot run this call: {reason}; use one of {able} or leave it out")
+        raise RuntimeError(
+            f"cca: {source}={name!r} cannot run this call: {reason}; use one of {able} or leave it out"
+        )
     return backend
 
 

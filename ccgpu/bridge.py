@@ -26,5 +26,7 @@ def backward(
     """Return `kernels.reference.backward` on torch CPU tensors, rounded to their dtype once at the end."""
     arrays = (_to_numpy(x) for x in (dout, q, k, v, out, lse, dlse))
     gradients = reference.backward(*arrays, scale)
-    dq, dk, dv = (torch.empty_like(x).copy_(torch.from_numpy(g)) for x, g in zip((q, k, v), gradients, strict=True))
+    dq, dk, dv = (
+        torch.empty_like(x).copy_(torch.from_numpy(g)) for x, g in zip((q, k, v), gradients, strict=True)
+    )
     return dq, dk, dv

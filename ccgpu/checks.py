@@ -32,7 +32,9 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, function: str = "cca") -> None
                 f"convert it, for example {name}.float()"
             )
         if x.layout != torch.strided:
-            raise TypeError(f"{function}: {name} must be a dense (strided) tensor, got {x.layout}; use {name}.to_dense()")
+            raise TypeError(
+                f"{function}: {name} must be a dense (strided) tensor, got {x.layout}; use {name}.to_dense()"
+            )
     if q.ndim not in (3, 4, 5):
         raise ValueError(
             f"{function}: q must be (B, D, L), (B, D, H, W) or (B, D, T, H, W), got {q.ndim} axes {_shape(q)}; "

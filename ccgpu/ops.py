@@ -14,14 +14,32 @@ from ccgpu.checks import check_inputs, check_scale
 
 @overload
 def cca(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float = ..., return_lse: Literal[False] = ..., backend: str | None = ...
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float = ...,
+    return_lse: Literal[False] = ...,
+    backend: str | None = ...,
 ) -> Tensor: ...
 @overload
 def cca(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float = ..., return_lse: Literal[True], backend: str | None = ...
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float = ...,
+    return_lse: Literal[True],
+    backend: str | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
 def cca(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float = 1.0, return_lse: bool = False, backend: str | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float = 1.0,
+    return_lse: bool = False,
+    backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attend from each position to the positions in its own row and column (and, in 3D, its own line in time).
 

@@ -2,9 +2,10 @@
 
 A criss-cross is a union of lines, one an axis, so the whole computation is products of small matrices, one a line. In
 channels-last memory every line of every axis is a strided matrix with contiguous rows, which a batched GEMM takes as it
-is: nothing is permuted or copied. Inputs in another layout are brought into it, one group of images at a time.
+is: nothing is permuted or copied. Inputs in another layout are brought into it, a slab of channels at a time.
 
-Forward: energies E = scale Q K^T a line, their log-sum-exp, merged over the axes; then out += exp(E - lse) V.
+Forward: energies E = scale Q K^T a line, their largest and their sum of exponentials, merged over the axes; then the
+weights P = exp(E - lse) and out += P V.
 Backward: P = exp(E - lse) again from the saved lse, dP = dO V^T, dS = P (dP - delta), dQ += scale dS K,
 dK += scale dS^T Q, dV += P^T dO, with delta_u = dout_u . out_u - dlse_u.
 
@@ -21,104 +22,156 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Energies kept between the two passes of forward, and formed at once. Measured at 97x97 on two cores: one piece of
-# 3.7 MB an axis is as fast as pieces that fit the L2 cache, and keeping the energies is 1.2 times faster than forming
-# them twice; larger maps form them twice, so that temporaries stay bounded.
-KEPT_BYTES = {"cpu": 64 * 2**20}
-KEPT_BYTES_ELSEWHERE = 1024 * 2**20
-# A line crosses images in memory; below this many energies an image copying its lines into one batch costs less than
-# a call for each image does (a call is worth about 5 us, a 16x16 map's product 30 us).
+
+class Limits(NamedTuple):
+    """What bounds the temporaries on a device."""
+
+    piece: int  # bytes of energies formed at once
+    kept: int  # bytes of energies kept between passes; a map that needs more forms them again
+    slab: int  # channels brought into channels-last at once, where the energies can be kept meanwhile
+
+
+# On two cores at 97x97: pieces of 16 lines (0.6 MB) let the product of a column, which is added to a strided result,
+# stay in cache: 8.4 ms against 8.9 ms for the whole axis at once. Forming the energies twice costs 1.2 times the time.
+CPU_LIMITS = Limits(piece=2**20, kept=2**26, slab=256)
+OTHER_LIMITS = Limits(piece=2**28, kept=2**30, slab=2**30)
+# A line of an axis other than the last is strided, so lines of several images are no single batch in memory. Below this
+# many energies an image, copying them into one costs less than calls for each image (16x16: some 30 us either way).
 SMALL_IMAGE_ENERGIES = 4096
+ROW_ELEMENTS = 16
+DELTA_ELEMENTS = 2**18  # products dout * out formed at once: they stay in cache
 
 
 class Piece(NamedTuple):
-    """Some lines of one axis: indices into the (outer, inner, N, channels) view of a map."""
+    """Some lines of one axis, or some queries of one line: indices into the view (outer, inner, N, channels)."""
 
+    axis: Axis
     outer: slice
     inner: slice
+    queries: slice
 
 
 class Axis:
-    """One spatial axis of channels-last maps (B, *S, channels): its lines, and products over them."""
+    """One spatial axis of channels-last maps (B, *S, channels)."""
 
-    def __init__(self, batch: int, sizes: tuple[int, ...], axis: int, energy_bytes: int, limit: int) -> None:
+    def __init__(self, batch: int, sizes: tuple[int, ...], axis: int, crossing: int) -> None:
         self.length = sizes[axis]
         self.outer = batch * math.prod(sizes[:axis])
         self.inner = math.prod(sizes[axis + 1 :])
-        # The centre counts once: on the last axis.
-        self.masked = axis != len(sizes) - 1
-        self.bytes = self.outer * self.inner * self.length**2 * energy_bytes
-        self._lines = max(1, limit // (self.length**2 * energy_bytes))
+        self.first = axis == len(sizes) - 1
+        self.crossing = crossing  # how many lines cross in a position
 
-    def pieces(self) -> Iterator[Piece]:
-        """Yield all lines, at most the limit's bytes of energies at a time."""
-        if self.inner == 1 or self.inner * self.length**2 <= SMALL_IMAGE_ENERGIES:
-            step = max(1, self._lines // self.inner)
+    def pieces(self, most: int) -> Iterator[Piece]:
+        """Yield all lines, at most `most` energies at a time (at least one query's)."""
+        whole = slice(None)
+        lines = most // self.length**2
+        if lines == 0:
+            step = max(1, most // self.length)
+            for outer in range(self.outer):
+                for inner in range(self.inner):
+                    for start in range(0, self.length, step):
+                        queries = slice(start, min(start + step, self.length))
+                        yield Piece(self, slice(outer, outer + 1), slice(inner, inner + 1), queries)
+        elif self.inner == 1 or self.inner * self.length**2 <= SMALL_IMAGE_ENERGIES:
+            step = max(1, lines // self.inner)
             for start in range(0, self.outer, step):
-                yield Piece(slice(start, start + step), slice(None))
-            return
-        for outer in range(self.outer):
-            for start in range(0, self.inner, self._lines):
-                yield Piece(slice(outer, outer + 1), slice(start, start + self._lines))
-
-    def _view(self, x: Tensor, piece: Piece) -> Tensor:
-        """Return the piece of x (B, *S, channels) as (outer, inner, N, channels), a view."""
-        return x.view(self.outer, self.length, self.inner, x.shape[-1]).transpose(1, 2)[piece.outer, piece.inner]
-
-    def lines(self, x: Tensor, piece: Piece) -> Tensor:
-        """Return the piece's lines as matrices (lines, N, channels): a view where memory allows, else a copy."""
-        return self._view(x, piece).flatten(0, 1)
-
-    def column(self, x: Tensor, piece: Piece) -> Tensor:
-        """Return one number a position, x (B, *S), as (lines, N, 1)."""
-        return self.lines(x.unsqueeze(-1), piece)
-
-    def store(self, x: Tensor, piece: Piece, values: Tensor) -> None:
-        """Write (lines, N, channels) values into x at the piece."""
-        target = self._view(x, piece)
-        target.copy_(values.view(target.shape))
-
-    def add_product(self, x: Tensor, piece: Piece, a: Tensor, b: Tensor, *, first: bool) -> None:
-        """Add a @ b to x at the piece; the first axis writes instead, so x need not be cleared."""
-        target = self._view(x, piece)
-        if target.shape[0] == 1 or target.shape[1] == 1:  # the lines are one batch in memory: no temporary
-            matrices = target.flatten(0, 1)
-            if first:
-                torch.bmm(a, b, out=matrices)
-            else:
-                matrices.baddbmm_(a, b)
-            return
-        product = torch.bmm(a, b).view(target.shape)
-        if first:
-            target.copy_(product)
+                yield Piece(self, slice(start, start + step), whole, whole)
         else:
-            target.add_(product)
-
-    def energies(self, q: Tensor, k: Tensor, piece: Piece, dtype: torch.dtype) -> Tensor:
-        """Return Q K^T (lines, N, N) in `dtype`, the diagonal at -inf where the centre is counted elsewhere."""
-        energies = torch.bmm(self.lines(q, piece), self.lines(k, piece).transpose(1, 2)).to(dtype)
-        if self.masked:
-            energies.diagonal(dim1=1, dim2=2).fill_(-math.inf)
-        return energies
+            for outer in range(self.outer):
+                for start in range(0, self.inner, lines):
+                    yield Piece(self, slice(outer, outer + 1), slice(start, start + lines), whole)
 
 
-def _axes(batch: int, sizes: tuple[int, ...], energy_dtype: torch.dtype, limit: int) -> list[Axis]:
-    """Return the axes to run, the last first; the others have nothing to add where their length is 1."""
-    wanted = [len(sizes) - 1, *(a for a in range(len(sizes) - 1) if sizes[a] > 1)]
-    return [Axis(batch, sizes, a, energy_dtype.itemsize, limit) for a in wanted]
+def _view(x: Tensor, piece: Piece, positions: slice) -> Tensor:
+    """Return the piece of x (B, *S, channels), at some positions of each line, as a view (outer, inner, n, channels)."""
+    axis = piece.axis
+    lines = x.view(axis.outer, axis.length, axis.inner, x.shape[-1]).transpose(1, 2)
+    return lines[piece.outer, piece.inner, positions]
 
 
-def _limit(device: torch.device) -> int:
-    return KEPT_BYTES.get(device.type, KEPT_BYTES_ELSEWHERE)
+def _keys(x: Tensor, piece: Piece) -> Tensor:
+    """Return the piece's whole lines as matrices (lines, N, channels): a view where memory allows, else a copy."""
+    return _view(x, piece, slice(None)).flatten(0, 1)
 
 
-def _groups(q: Tensor, energy_dtype: torch.dtype) -> Iterator[slice]:
-    """Yield slices of images that together stay within the limit of kept energies (at least one image each)."""
-    sizes = q.shape[2:]
-    image = math.prod(sizes) * sum(sizes) * energy_dtype.itemsize
-    step = max(1, _limit(q.device) // 4 // max(1, image))
-    for start in range(0, q.shape[0], step):
-        yield slice(start, start + step)
+def _queries(x: Tensor, piece: Piece) -> Tensor:
+    """Return the piece's queries as matrices (lines, queries, channels): a view where memory allows, else a copy."""
+    return _view(x, piece, piece.queries).flatten(0, 1)
+
+
+def _add_product(target: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    """Add a @ b to target (outer, inner, n, channels); the first to come writes, so that it need not be cleared."""
+    matrices = target.flatten(0, 1)
+    if not matrices.is_contiguous() or matrices.data_ptr() != target.data_ptr():
+        # torch multiplies into a strided result one matrix at a time; a batch and an addition are faster.
+        product = torch.bmm(a, b).view(target.shape)
+        target.copy_(product) if first else target.add_(product)
+    elif first:
+        torch.bmm(a, b, out=matrices)
+    else:
+        matrices.baddbmm_(a, b)
+
+
+def _exponentials(
+    q: Tensor, k: Tensor, piece: Piece, offset: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return exp(Q K^T - offset) (lines, queries, N) in `dtype`, and the offset (lines, queries, 1).
+
+    Without an offset it is each query's largest energy (a huge negative number where all are -inf, whose sum is then 0).
+    The centre counts once: with A lines through it, each has a share of 1 / A. Masking it on all lines but one would
+    give 0 * inf = NaN where v is infinite.
+    """
+    energies = torch.bmm(_queries(q, piece), _keys(k, piece).transpose(1, 2)).to(dtype)
+    if offset is None:
+        offset = energies.amax(-1, keepdim=True).clamp_(min=torch.finfo(dtype).min)
+    # Rows that start at 64-byte boundaries make the products with 97 keys a sixth faster.
+    length = -(-energies.shape[2] // ROW_ELEMENTS) * ROW_ELEMENTS
+    exponentials = energies.new_empty((*energies.shape[:2], length))[..., : energies.shape[2]]
+    torch.sub(energies, offset, out=exponentials).exp_()
+    if piece.axis.crossing > 1:
+        first = piece.queries.indices(piece.axis.length)[0]
+        exponentials.diagonal(offset=first, dim1=1, dim2=2).mul_(1.0 / piece.axis.crossing)
+    return exponentials, offset
+
+
+class _Softmax:
+    """The softmax over all lines through a position, line by line: the largest energy so far, and the sum above it.
+
+    Its weights are exp(E - largest) / total, as exact as a softmax of the joined energies; exp(E - lse) would carry the
+    rounding error of lse, which grows with the energies.
+    """
+
+    def __init__(self, q: Tensor, k: Tensor, pieces: list[Piece], dtype: torch.dtype, *, keep: bool) -> None:
+        self._q, self._k, self._dtype = q, k, dtype
+        shape = (*q.shape[:-1], 1)
+        self._largest = q.new_full(shape, torch.finfo(dtype).min, dtype=dtype)
+        self._total = q.new_zeros(shape, dtype=dtype)
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        for piece in pieces:
+            exponentials, offset = _exponentials(q, k, piece, None, dtype)
+            self._merge(piece, offset, exponentials.sum(-1, keepdim=True))
+            if keep:
+                self._kept.append((exponentials, offset))
+        self._kept.reverse()
+
+    def _merge(self, piece: Piece, offset: Tensor, part: Tensor) -> None:
+        largest, total = (_view(x, piece, piece.queries) for x in (self._largest, self._total))
+        offset, part = offset.view(largest.shape), part.view(largest.shape)
+        both = torch.maximum(largest, offset)
+        total.copy_(total * (largest - both).exp_() + part * (offset - both).exp_())
+        largest.copy_(both)
+
+    def take(self, piece: Piece) -> Tensor:
+        """Return the weights (lines, queries, N) of the next piece, in the order of the pieces."""
+        largest, total = (_queries(x, piece) for x in (self._largest, self._total))
+        if self._kept:
+            exponentials, offset = self._kept.pop()
+            return exponentials.mul_((offset - largest).exp_().div_(total))
+        return _exponentials(self._q, self._k, piece, largest, self._dtype)[0].div_(total)
+
+    def lse(self) -> Tensor:
+        """Return the log-sum-exp of the energies (B, *S)."""
+        return (self._largest + self._total.log()).squeeze(-1)
 
 
 def energy_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -133,8 +186,8 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 def _channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return x (B, channels, *S) as contiguous (B, *S, channels) in `dtype`: x itself where it has that layout."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    if x.ndim in formats:  # torch's layout change is 2.5 times faster than a strided copy
-        return x.to(dtype).contiguous(memory_format=formats[x.ndim]).movedim(1, -1).contiguous()
+    if x.ndim in formats:  # torch's change of format is 2.5 times faster than its strided copy
+        x = x.to(dtype).contiguous(memory_format=formats[x.ndim])
     return x.to(dtype).movedim(1, -1).contiguous()
 
 
@@ -143,8 +196,10 @@ class _Result:
 
     def __init__(self, target: Tensor, dtype: torch.dtype) -> None:
         self._target = target.movedim(1, -1)
-        direct = self._target.is_contiguous() and target.dtype == dtype
-        self.array = self._target if direct else torch.empty(self._target.shape, dtype=dtype, device=target.device)
+        direct = _is_native(target, dtype)
+        self.array = (
+            self._target if direct else torch.empty(self._target.shape, dtype=dtype, device=target.device)
+        )
 
     def finish(self) -> None:
         """Bring the result into its own layout and dtype."""
@@ -152,49 +207,83 @@ class _Result:
             self._target.copy_(self.array)
 
 
-def _log_sum_exp(axes: list[Axis], q: Tensor, k: Tensor, lse: Tensor, *, keep: bool) -> list[Tensor]:
-    """Write the log-sum-exp of the energies over all axes to lse (B, *S); return every piece's energies if kept."""
-    kept = []
-    for number, axis in enumerate(axes):
-        part = lse if number == 0 else torch.empty_like(lse)
-        for piece in axis.pieces():
-            energies = axis.energies(q, k, piece, lse.dtype)
-            axis.store(part.unsqueeze(-1), piece, torch.logsumexp(energies, -1, keepdim=True))
-            if keep:
-                kept.append(energies)
-        if number > 0:
-            torch.logaddexp(lse, part, out=lse)
-    # A weight exp(inf - inf) is NaN and so is the sum of the query's weights.
-    lse.masked_fill_(lse == math.inf, math.nan)
-    return kept
+def _is_native(x: Tensor, dtype: torch.dtype) -> bool:
+    """Tell whether x (B, channels, *S) can be used as it is: channels-last, in the dtype of the products."""
+    return x.dtype == dtype and x.movedim(1, -1).is_contiguous()
+
+
+class _Plan:
+    """How one call is cut up: groups of images, pieces of energies, slabs of channels."""
+
+    def __init__(self, q: Tensor, v: Tensor, *others: Tensor) -> None:
+        self.limits = CPU_LIMITS if q.device.type == "cpu" else OTHER_LIMITS
+        self.sizes = tuple(q.shape[2:])
+        self.wide = energy_dtype(q.dtype)
+        self.products = _product_dtype(v)
+        self._image = math.prod(self.sizes) * sum(self.sizes) * self.wide.itemsize
+        self._batch, self._channels = v.shape[:2]
+        self._native = all(_is_native(x, self.products) for x in (v, *others))
+
+    def groups(self) -> Iterator[slice]:
+        """Yield slices of images whose energies together stay well within the limit (at least one image each)."""
+        step = max(1, self.limits.kept // 4 // self._image)
+        for start in range(0, self._batch, step):
+            yield slice(start, min(start + step, self._batch))
+
+    def pieces(self, images: slice) -> list[Piece]:
+        """Return the pieces of all axes, the last axis first; another axis of length 1 has nothing to add."""
+        axes = [len(self.sizes) - 1, *(a for a in range(len(self.sizes) - 1) if self.sizes[a] > 1)]
+        most = self.limits.piece // self.wide.itemsize
+        batch = images.stop - images.start
+        return [piece for a in axes for piece in Axis(batch, self.sizes, a, len(axes)).pieces(most)]
+
+    def fits(self, copies: int) -> bool:
+        """Tell whether `copies` arrays of one image's energies may be kept."""
+        return copies * self._image <= self.limits.kept
+
+    def slabs(self, copies: int) -> list[slice]:
+        """Return slices of channels: several where they have to be converted and the energies can be kept meanwhile."""
+        step = self._channels if self._native or not self.fits(copies) else self.limits.slab
+        return [slice(start, start + step) for start in range(0, self._channels, step)]
+
+
+def _is_first_of_line(piece: Piece) -> bool:
+    """Tell whether no product has been written to the piece's keys yet: first axis, first queries of the line."""
+    return piece.axis.first and piece.queries.indices(piece.axis.length)[0] == 0
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Return out (B, C, *S) in v's dtype and layout and lse (B, *S); see `ccgpu.cca` for the formula.
 
-    Temporaries: the energies of a group of images (at most a quarter of KEPT_BYTES, or one image's, where they are kept
-    up to KEPT_BYTES), and channels-last copies of one group where the inputs have another layout or half precision.
+    Temporaries beside the results: the energies of a group of images where they fit the limits, else of a piece; and
+    a channels-last copy of q and k and of a slab of v and out where the inputs have another layout or half precision.
     """
     out = torch.empty_like(v)
-    wide = energy_dtype(q.dtype)
-    lse = torch.empty((q.shape[0], *q.shape[2:]), dtype=wide, device=q.device)
+    plan = _Plan(q, v)
+    lse = torch.empty((q.shape[0], *plan.sizes), dtype=plan.wide, device=q.device)
     if out.numel() == 0:
         return out, lse
-    limit, products = _limit(q.device), _product_dtype(v)
-    for images in _groups(q, wide):
-        result = _Result(out[images], products)
-        qs, ks, vs = (_channels_last(x[images], products) for x in (q, k, v))
-        if scale != 1.0:
-            qs = qs * scale
-        axes = _axes(vs.shape[0], tuple(q.shape[2:]), wide, limit)
-        keep = sum(axis.bytes for axis in axes) <= limit
-        kept = iter(_log_sum_exp(axes, qs, ks, lse[images], keep=keep))
-        for number, axis in enumerate(axes):
-            for piece in axis.pieces():
-                weights = next(kept) if keep else axis.energies(qs, ks, piece, wide)
-                weights.sub_(axis.column(lse[images], piece)).exp_()
-                axis.add_product(result.array, piece, weights.to(products), axis.lines(vs, piece), first=number == 0)
-        result.finish()
+    for images in plan.groups():
+        qs, ks = (_channels_last(x[images], plan.products) for x in (q, k))
+        qs = qs if scale == 1.0 else qs * scale
+        pieces = plan.pieces(images)
+        softmax = _Softmax(qs, ks, pieces, plan.wide, keep=plan.fits(1))
+        lse[images] = softmax.lse()
+        slabs = plan.slabs(1)
+        kept: list[Tensor] = []
+        for slab in slabs:
+            values, target = (
+                _channels_last(v[images, slab], plan.products),
+                _Result(out[images, slab], plan.products),
+            )
+            for number, piece in enumerate(pieces):
+                weights = kept[number] if slab is not slabs[0] else softmax.take(piece).to(plan.products)
+                here = _view(target.array, piece, piece.queries)
+                _add_product(here, weights, _keys(values, piece), first=piece.axis.first)
+                if slab is slabs[0] and len(slabs) > 1:
+                    kept.append(weights)
+            target.finish()
+            del values, target  # before the next slab's are made
     return out, lse
 
 
@@ -205,42 +294,58 @@ def backward(
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     if v.numel() == 0:
         return dq.zero_(), dk.zero_(), dv.zero_()
-    wide, products = energy_dtype(q.dtype), _product_dtype(v)
-    for images in _groups(q, wide):
-        results = tuple(_Result(x[images], products) for x in (dq, dk, dv))
-        qs, ks, vs, douts = (_channels_last(x[images], products) for x in (q, k, v, dout))
+    plan = _Plan(q, v, dout)
+    slabs = plan.slabs(2)
+    for images in plan.groups():
+        qs, ks = (_channels_last(x[images], plan.products) for x in (q, k))
+        qs = qs if scale == 1.0 else qs * scale
+        dqs, dks = _Result(dq[images], plan.products), _Result(dk[images], plan.products)
+        lses, pieces = lse[images].unsqueeze(-1), plan.pieces(images)
+        delta = _delta(dout[images], out[images], plan.wide).sub_(dlse[images])
+        weighed: dict[int, Tensor] = {}
+        dweighed: dict[int, Tensor] = {}
+        for slab in slabs:
+            values, douts = (_channels_last(x[images, slab], plan.products) for x in (v, dout))
+            dvs = _Result(dv[images, slab], plan.products)
+            for number, piece in enumerate(pieces):
+                weights = weighed.pop(number, None)
+                if weights is None:
+                    weights, _ = _exponentials(qs, ks, piece, _queries(lses, piece), plan.wide)
+                here, transposed = _queries(douts, piece), _keys(values, piece).transpose(1, 2)
+                products = weights.to(plan.products).transpose(1, 2)
+                _add_product(
+                    _view(dvs.array, piece, slice(None)), products, here, first=_is_first_of_line(piece)
+                )
+                before = dweighed.pop(number, None)
+                dweights = (
+                    torch.bmm(here, transposed) if before is None else before.baddbmm_(here, transposed)
+                )
+                if slab is not slabs[-1]:
+                    weighed[number], dweighed[number] = weights, dweights
+                    continue
+                denergies = dweights.to(plan.wide).sub_(_queries(delta.unsqueeze(-1), piece)).mul_(weights)
+                _add_query_key(piece, denergies.to(plan.products), qs, ks, dqs.array, dks.array)
+            dvs.finish()
+            del values, douts, dvs, here, transposed  # before the next slab's are made
         if scale != 1.0:
-            qs = qs * scale
-        delta = (dout[images].to(wide) * out[images]).sum(1).sub_(dlse[images])
-        axes = _axes(vs.shape[0], tuple(q.shape[2:]), wide, _limit(q.device) // 4)
-        for number, axis in enumerate(axes):
-            for piece in axis.pieces():
-                _backward_lines(axis, piece, (qs, ks, vs, douts), lse[images], delta, results, first=number == 0)
-        if scale != 1.0:
-            results[0].array.mul_(scale)
-        for result in results:
-            result.finish()
+            dqs.array.mul_(scale)
+        dqs.finish()
+        dks.finish()
     return dq, dk, dv
 
 
-def _backward_lines(
-    axis: Axis,
-    piece: Piece,
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor],
-    lse: Tensor,
-    delta: Tensor,
-    results: tuple[_Result, ...],
-    *,
-    first: bool,
-) -> None:
-    """Add one piece's share of dq, dk and dv (q is scaled already, dq not yet)."""
-    q, k, _, _ = inputs
-    qs, ks, vs, douts = (axis.lines(x, piece) for x in inputs)
-    dq, dk, dv = (result.array for result in results)
-    weights = axis.energies(q, k, piece, lse.dtype).sub_(axis.column(lse, piece)).exp_()
-    axis.add_product(dv, piece, weights.to(vs.dtype).transpose(1, 2), douts, first=first)
-    denergies = torch.bmm(douts, vs.transpose(1, 2)).to(lse.dtype)
-    denergies.sub_(axis.column(delta, piece)).mul_(weights)
-    denergies = denergies.to(qs.dtype)
-    axis.add_product(dq, piece, denergies, ks, first=first)
-    axis.add_product(dk, piece, denergies.transpose(1, 2), qs, first=first)
+def _add_query_key(piece: Piece, denergies: Tensor, q: Tensor, k: Tensor, dq: Tensor, dk: Tensor) -> None:
+    """Add dS K to dq and dS^T Q to dk (q is scaled already, dq not yet)."""
+    _add_product(_view(dq, piece, piece.queries), denergies, _keys(k, piece), first=piece.axis.first)
+    target = _view(dk, piece, slice(None))
+    _add_product(target, denergies.transpose(1, 2), _queries(q, piece), first=_is_first_of_line(piece))
+
+
+def _delta(dout: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the sum over channels of dout * out (B, *S), some rows of all images at a time."""
+    total = torch.empty((out.shape[0], *out.shape[2:]), dtype=dtype, device=out.device)
+    step = max(1, DELTA_ELEMENTS * out.shape[2] // out.numel())
+    for start in range(0, out.shape[2], step):
+        rows = slice(start, start + step)
+        torch.sum(dout[:, :, rows].to(dtype) * out[:, :, rows], 1, out=total[:, rows])
+    return total

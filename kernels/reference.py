@@ -30,11 +30,15 @@ def neighbours(position: tuple[int, ...], sizes: tuple[int, ...]) -> Iterator[tu
                 yield (*position[:axis], index, *position[axis + 1 :])
 
 
-def _weights(q: Array, k: Array, at: tuple[int, ...], around: list[tuple[int, ...]], scale: float) -> tuple[Array, float]:
+def _weights(
+    q: Array, k: Array, at: tuple[int, ...], around: list[tuple[int, ...]], scale: float
+) -> tuple[Array, float]:
     """Return the softmax weights over `around` and the log-sum-exp of the energies, for the query of one image at `at`."""
     energies = np.array([scale * np.dot(q[(slice(None), *at)], k[(slice(None), *i)]) for i in around])
     largest = energies.max()
-    if largest == -np.inf:  # no weight anywhere: the log-sum-exp is that of the empty sum, the weights are 0 / 0
+    if (
+        largest == -np.inf
+    ):  # no weight anywhere: the log-sum-exp is that of the empty sum, the weights are 0 / 0
         lse = -np.inf
     else:
         lse = largest + np.log(np.exp(energies - largest).sum())
@@ -67,7 +71,9 @@ def forward(q: Array, k: Array, v: Array, scale: float) -> tuple[Array, Array]:
             for u in np.ndindex(*sizes):
                 around = list(neighbours(u, sizes))
                 weights, lse[(b, *u)] = _weights(q[b], k[b], u, around, scale)
-                out[(b, slice(None), *u)] = sum(w * v[(b, slice(None), *i)] for w, i in zip(weights, around, strict=True))
+                out[(b, slice(None), *u)] = sum(
+                    w * v[(b, slice(None), *i)] for w, i in zip(weights, around, strict=True)
+                )
     return out, lse
 
 

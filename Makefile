@@ -1,0 +1,62 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# EXTRAS=cuda12 or EXTRAS=cuda13 adds GPU packages and takes torch's own build instead of the pinned CPU one.
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?=
+BIN := $(VENV)/bin
+comma := ,
+CONSTRAINTS := $(if $(findstring cuda,$(EXTRAS)),,-c constraints.txt)
+GROUPS := test,dev$(if $(EXTRAS),$(comma)$(EXTRAS))
+# One stamp for each set of extras: a changed setup.cfg or another EXTRAS installs again.
+STAMP := $(VENV)/installed$(if $(EXTRAS),-$(EXTRAS))
+OUT ?= runs/demo
+
+.PHONY: help setup demo test test-all test-gpu lint format types bench clean
+
+help:
+	@echo "make demo      train a small CCNet on drawn street scenes (a few minutes on 2 cores) -> $(OUT)"
+	@echo "make test      the tests (under 10 minutes on 2 cores)"
+	@echo "make test-all  the tests and the slow sweeps"
+	@echo "make test-gpu  what needs a CUDA device"
+	@echo "make lint      ruff and mypy"
+	@echo "make bench     the op beside its peers"
+
+setup: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e ".[$(GROUPS)]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m train.cityscapes --preset demo --out $(OUT) --overwrite
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: $(STAMP)
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(STAMP) types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# mypy cannot follow the mapping of the folders to subpackages, so it gets the tree as a wheel lays it out.
+types: $(STAMP)
+	rm -rf build/types && mkdir -p build/types/ccgpu
+	for f in ccgpu/*; do ln -s "$(CURDIR)/$$f" build/types/ccgpu/; done
+	for d in kernels models train; do ln -s "$(CURDIR)/$$d" build/types/ccgpu/$$d; done
+	cd build/types && ../../$(BIN)/python -m mypy --config-file ../../setup.cfg --cache-dir ../../.mypy_cache -p ccgpu
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.cca
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

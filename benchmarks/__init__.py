@@ -1,0 +1,1 @@
+"""Benchmarks: ours and the peers, measured side by side in one run."""

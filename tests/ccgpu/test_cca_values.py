@@ -1,0 +1,274 @@
+"""cca against the NumPy reference: values and gradients, every backend, any shape, layout, dtype and magnitude.
+
+Tolerance: the error is at most 2 times (values) or 3 times (gradients) that of the plain einsum formulation in the same
+dtype, plus a floor of a few units in the last place of the result's magnitude.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ccgpu
+from ccgpu import torch_lines
+from ccgpu.kernels import reference
+
+BACKENDS = [b.name for b in ccgpu.backends("cpu") if b.available and b.name != "reference"]
+SIZES = st.one_of(
+    st.tuples(st.integers(1, 13)),
+    st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4)),
+)
+EPSILON = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
+
+
+def plain(q, k, v, scale):
+    """The einsum formulation, every step in the dtype of its inputs: what plain PyTorch gives."""
+    axes = q.ndim - 2
+    energies = []
+    for axis in range(axes):
+        lines_q, lines_k = (x.movedim(1, -1).movedim(1 + axis, -2) for x in (q, k))
+        line = scale * torch.einsum("...id,...jd->...ij", lines_q, lines_k)
+        if axis != axes - 1:
+            line = line + torch.diag(torch.full((line.shape[-1],), -math.inf, dtype=line.dtype))
+        energies.append(line.movedim(-2, 1 + axis))
+    joint = torch.cat(energies, -1)
+    weights = torch.softmax(joint, -1).split([e.shape[-1] for e in energies], -1)
+    out = 0
+    for axis, w in enumerate(weights):
+        lines_v = v.movedim(1, -1).movedim(1 + axis, -2)
+        out = out + torch.einsum("...ij,...jc->...ic", w.movedim(1 + axis, -2), lines_v).movedim(-2, 1 + axis)
+    return out.movedim(-1, 1), torch.logsumexp(joint, -1)
+
+
+def layouts(x, layout):
+    """The same values in another memory layout."""
+    if layout == "channels_last":
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    if layout == "reversed":  # strides grow from the first axis to the last
+        return x.permute(*range(x.ndim - 1, -1, -1)).contiguous().permute(*range(x.ndim - 1, -1, -1))
+    if layout == "sliced":  # every second channel of a wider map, an offset into it
+        wide = torch.full((x.shape[0], 2 * x.shape[1] + 1, *x.shape[2:]), math.nan, dtype=x.dtype)
+        wide[:, 1::2] = x
+        return wide[:, 1::2]
+    return x.contiguous()
+
+
+@st.composite
+def problems(draw, dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16)):
+    sizes = draw(SIZES)
+    batch, d, c = draw(st.integers(0, 3)), draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    dtype = draw(st.sampled_from(dtypes))
+    small = dtype == torch.float16
+    magnitude = draw(st.sampled_from([1.0, 1e-3, 8.0] if small else [1.0, 1e-30, 1e-3, 30.0, 1e4]))
+    energy = draw(st.sampled_from([1.0, 1e-3, 30.0]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    q, k = (
+        energy**0.5 * torch.randn(batch, d, *sizes, generator=generator, dtype=torch.float64) for _ in "qk"
+    )
+    v, dout = (
+        magnitude * torch.randn(batch, c, *sizes, generator=generator, dtype=torch.float64) for _ in "vd"
+    )
+    dlse = torch.randn(batch, *sizes, generator=generator, dtype=torch.float64)
+    layout = draw(st.tuples(*[st.sampled_from(["contiguous", "channels_last", "reversed", "sliced"])] * 3))
+    tensors = tuple(layouts(x.to(dtype), kind) for x, kind in zip((q, k, v), layout, strict=True))
+    return (
+        tensors,
+        dout.to(dtype),
+        dlse.to(torch_lines.energy_dtype(dtype)),
+        draw(st.sampled_from([1.0, 0.3, -2.0])),
+    )
+
+
+def run(function, tensors, dout, dlse):
+    leaves = tuple(x.detach().requires_grad_() for x in tensors)
+    out, lse = function(*leaves)
+    return (out, lse, *torch.autograd.grad((out, lse), leaves, (dout, dlse.to(lse.dtype))))
+
+
+def expected(tensors, dout, dlse, scale):
+    arrays = [x.detach().double().numpy() for x in tensors]
+    out, lse = reference.forward(*arrays, scale)
+    gradients = reference.backward(dout.double().numpy(), *arrays, out, lse, dlse.double().numpy(), scale)
+    return tuple(torch.from_numpy(x) for x in (out, lse, *gradients))
+
+
+def largest(x):
+    return float(x.detach().double().abs().max()) if x.numel() else 0.0
+
+
+def check_errors(ours, theirs, truth, problem):
+    tensors, dout, dlse, scale = problem
+    q, k, v = (largest(x) for x in tensors)
+    unit, wide = EPSILON[tensors[0].dtype], EPSILON[torch_lines.energy_dtype(tensors[0].dtype)]
+    # What nobody can avoid: an energy is rounded in proportion to its size, and weights recomputed from lse by as much;
+    # dE = w (dout . v - delta + dlse) is rounded in proportion to the terms that cancel in it.
+    energy = abs(scale) * q * k * tensors[0].shape[1]
+    denergy = largest(dout) * v * tensors[2].shape[1] + largest(dlse)
+    cancelled = {"dq": abs(scale) * k * denergy, "dk": abs(scale) * q * denergy * sum(tensors[0].shape[2:])}
+    for name, a, b, t in zip(("out", "lse", "dq", "dk", "dv"), ours, theirs, truth, strict=True):
+        error, plain_error = largest(a.double() - t), largest(b.double() - t)
+        size = max(largest(t), largest(b))
+        floor = 2 * wide * (cancelled.get(name, 0.0) + (0.0 if name == "out" else energy) * size)
+        floor += 4 * (wide if name == "lse" else unit) * size + torch.finfo(tensors[0].dtype).tiny
+        factor = 2 if name in ("out", "lse") else 3
+        assert error <= factor * plain_error + floor, (
+            f"{name}: {error:.3g}, plain {plain_error:.3g}, floor {floor:.3g}"
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(problem=problems())
+@settings(max_examples=150, deadline=None)
+def test_cca_matches_reference(backend, problem):
+    tensors, dout, dlse, scale = problem
+    ours = run(lambda *x: ccgpu.cca(*x, scale=scale, return_lse=True, backend=backend), tensors, dout, dlse)
+    theirs = run(lambda *x: plain(*x, scale), tensors, dout, dlse)
+    check_errors(ours, theirs, expected(tensors, dout, dlse, scale), problem)
+    out, lse = ours[:2]
+    assert out.dtype == tensors[2].dtype
+    assert out.stride() == torch.empty_like(tensors[2]).stride()
+    assert lse.dtype == torch_lines.energy_dtype(out.dtype)
+    assert lse.is_contiguous()
+
+
+@pytest.mark.parametrize("limits", ["one query", "one line", "recomputed", "slabs"])
+@given(problem=problems(dtypes=(torch.float64,)))
+@settings(max_examples=60, deadline=None)
+def test_cca_matches_reference_however_it_is_cut_up(limits, problem):
+    """Maps too large for one piece: single queries, single lines, energies formed twice, slabs of 2 channels."""
+    cut = {
+        "one query": torch_lines.Limits(piece=8, kept=0, slab=2),
+        "one line": torch_lines.Limits(piece=8 * 49, kept=0, slab=2),
+        "recomputed": torch_lines.Limits(piece=2**20, kept=0, slab=2),
+        "slabs": torch_lines.Limits(piece=8 * 100, kept=2**20, slab=2),
+    }[limits]
+    tensors, dout, dlse, scale = problem
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_lines, "CPU_LIMITS", cut)
+        patch.setattr(torch_lines, "SMALL_IMAGE_ENERGIES", 10)
+        ours = run(lambda *x: ccgpu.cca(*x, scale=scale, return_lse=True, backend="cpu"), tensors, dout, dlse)
+    theirs = run(lambda *x: plain(*x, scale), tensors, dout, dlse)
+    check_errors(ours, theirs, expected(tensors, dout, dlse, scale), problem)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sizes", [(17, 19), (33, 16), (1, 65), (5, 9, 11), (130,)])
+def test_cca_middle_sizes(sizes, dtype):
+    """Sizes with several pieces and lines, against the formulation in float64."""
+    generator = torch.Generator().manual_seed(1)
+    q, k = (torch.randn(2, 16, *sizes, generator=generator, dtype=torch.float64) * 0.5 for _ in "qk")
+    v, dout = (torch.randn(2, 24, *sizes, generator=generator, dtype=torch.float64) for _ in "vd")
+    tensors, dout = tuple(x.to(dtype) for x in (q, k, v)), dout.to(dtype)
+    dlse = torch.randn(2, *sizes, generator=generator)
+    ours = run(lambda *x: ccgpu.cca(*x, return_lse=True), tensors, dout, dlse)
+    theirs = run(lambda *x: plain(*x, 1.0), tensors, dout, dlse)
+    wide = tuple(x.double() for x in tensors)
+    truth = tuple(x.detach() for x in run(lambda *x: plain(*x, 1.0), wide, dout.double(), dlse.double()))
+    check_errors(ours, theirs, truth, (tensors, dout, dlse, 1.0))
+
+
+# Properties -----------------------------------------------------------------------------------------------------------
+
+
+def tensors_of(sizes, c=3, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(2, n, *sizes, generator=generator, dtype=dtype) for n in (4, 4, c))
+
+
+@pytest.mark.parametrize("sizes", [(6,), (4, 5), (2, 3, 4)])
+def test_weights_sum_to_one_on_the_criss_cross(sizes):
+    q, k, _ = tensors_of(sizes)
+    n = math.prod(sizes)
+    weights = ccgpu.cca(q, k, torch.eye(n, dtype=torch.float64).view(1, n, *sizes).expand(2, n, *sizes))
+    torch.testing.assert_close(weights.sum(1), torch.ones(2, *sizes, dtype=torch.float64))
+    for u in np.ndindex(*sizes):
+        support = {tuple(int(a) for a in i) for i in weights[(0, slice(None), *u)].view(*sizes).nonzero()}
+        assert support == set(reference.neighbours(u, sizes))
+
+
+def test_translating_all_energies_changes_lse_only():
+    q, k, v = tensors_of((4, 5))
+    q = torch.cat([q, torch.ones_like(q[:, :1])], 1)
+    out, lse = ccgpu.cca(q, torch.cat([k, torch.zeros_like(k[:, :1])], 1), v, return_lse=True)
+    out2, lse2 = ccgpu.cca(q, torch.cat([k, torch.full_like(k[:, :1], 7.0)], 1), v, return_lse=True)
+    torch.testing.assert_close(out2, out)
+    torch.testing.assert_close(lse2, lse + 7.0)
+
+
+def test_permuting_rows_commutes():
+    tensors = tensors_of((4, 5))
+    rows = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(ccgpu.cca(*(x[:, :, rows] for x in tensors)), ccgpu.cca(*tensors)[:, :, rows])
+
+
+def test_transposing_the_map_commutes():
+    tensors = tensors_of((4, 5))
+    torch.testing.assert_close(
+        ccgpu.cca(*(x.transpose(2, 3) for x in tensors)), ccgpu.cca(*tensors).transpose(2, 3)
+    )
+
+
+def test_linear_in_v():
+    q, k, v = tensors_of((4, 5))
+    w = torch.randn_like(v)
+    torch.testing.assert_close(ccgpu.cca(q, k, 2 * v - w), 2 * ccgpu.cca(q, k, v) - ccgpu.cca(q, k, w))
+
+
+def test_attention_parts_merge_by_lse():
+    """What return_lse is for: the criss-cross is its row and the rest of its column, merged by their weights."""
+    q, k, v = tensors_of((4, 5))
+    whole, lse = ccgpu.cca(q, k, v, return_lse=True)
+    row, row_lse = ccgpu.cca(*(x.movedim(2, 1).flatten(0, 1) for x in (q, k, v)), return_lse=True)
+    row, row_lse = row.unflatten(0, (2, 4)).movedim(1, 2), row_lse.unflatten(0, (2, 4))
+    energies = torch.einsum("bdhw,bdiw->bhiw", q, k)
+    energies = energies.masked_fill(torch.eye(4, dtype=torch.bool)[None, :, :, None], -math.inf)
+    column_lse = energies.logsumexp(2)
+    column = torch.einsum("bhiw,bciw->bchw", (energies - column_lse.unsqueeze(2)).exp(), v)
+    torch.testing.assert_close(lse, torch.logaddexp(row_lse, column_lse))
+    merged = (row_lse - lse).exp().unsqueeze(1) * row + (column_lse - lse).exp().unsqueeze(1) * column
+    torch.testing.assert_close(whole, merged)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("which", ["q", "k", "v"])
+@pytest.mark.parametrize("sizes", [(4, 5), (2, 3, 4)])
+def test_non_finite_inputs_behave_as_the_reference(which, value, sizes):
+    tensors = dict(zip("qkv", tensors_of(sizes), strict=True))
+    at = (1, 1, *(s // 2 for s in sizes))
+    tensors[which][at] = value
+    q, k, v = tensors.values()
+    out, lse = ccgpu.cca(q, k, v, return_lse=True, backend="cpu")
+    truth, truth_lse = reference.forward(q.numpy(), k.numpy(), v.numpy(), 1.0)
+    np.testing.assert_allclose(out.numpy(), truth, rtol=1e-9, equal_nan=True)
+    np.testing.assert_allclose(lse.numpy(), truth_lse, rtol=1e-9, equal_nan=True)
+    assert bool(torch.isfinite(out[0]).all())  # the other image is untouched
+
+
+def test_large_energies_do_not_overflow():
+    q, k, v = tensors_of((4, 5), dtype=torch.float32)
+    out, lse = ccgpu.cca(100 * q, 100 * k, v, return_lse=True)
+    assert bool(torch.isfinite(out).all())
+    assert bool(torch.isfinite(lse).all())
+    assert float(out.abs().max()) <= float(v.abs().max())
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_same_bits_twice(layout):
+    tensors = tuple(layouts(x, layout) for x in tensors_of((33, 29), c=40, dtype=torch.float32))
+    dout, dlse = torch.randn_like(tensors[2]), torch.randn(2, 33, 29)
+    first, second = (run(lambda *x: ccgpu.cca(*x, return_lse=True), tensors, dout, dlse) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_empty_batch_and_zero_gradients():
+    q, k, v = (x[:0].requires_grad_() for x in tensors_of((4, 5)))
+    out, lse = ccgpu.cca(q, k, v, return_lse=True)
+    assert out.shape == v.shape
+    assert lse.shape == (0, 4, 5)
+    out.sum().backward()
+    assert q.grad is not None
+    assert q.grad.shape == q.shape
