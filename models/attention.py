@@ -1,0 +1,273 @@
+"""Criss-cross attention as modules, and the map of what one position attends to.
+
+`CrissCrossAttention` is one loop, `RCCA` the same loop with the same weights applied several times (CCNet,
+Huang et al., ICCV 2019, sections 3.2 and 3.3). Both hold the same parameters under the same names, so their
+checkpoints interchange.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import ccgpu
+
+# One convolution for each number of position axes.
+_CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_AXES = {1: "(B, C, W)", 2: "(B, C, H, W)", 3: "(B, C, T, H, W)"}
+
+
+def require_int(function: str, name: str, value: Any, minimum: int) -> None:
+    """Raise unless value is an int (not a bool) of at least minimum."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(
+            f"{function}: {name} must be an int, got {type(value).__name__}; pass a whole number."
+        )
+    if value < minimum:
+        raise ValueError(
+            f"{function}: {name} must be {minimum} or more, got {value}; pass {minimum} or more."
+        )
+
+
+def check_position(function: str, at: Iterable[int], size: tuple[int, ...]) -> tuple[int, ...]:
+    """Return `at` as a tuple of ints, or raise unless it is one position inside of `size`."""
+    try:
+        position = tuple(operator.index(index) for index in at)
+    except TypeError:
+        raise TypeError(
+            f"{function}: at must be ints, one an axis, got {at!r}; pass whole numbers, e.g. (y, x)."
+        ) from None
+    if len(position) != len(size) or any(
+        not 0 <= index < extent for index, extent in zip(position, size, strict=True)
+    ):
+        raise ValueError(
+            f"{function}: at must be a position inside of {size}, got {position}; count from 0, one an axis."
+        )
+    return position
+
+
+class CrissCrossAttention(nn.Module):
+    """x + gamma * (criss-cross attention of x): every position looks along its own row and column.
+
+        out = gamma * cca(query_conv(x), key_conv(x), value_conv(x)) + x
+
+    The three convolutions are 1x1 with bias; queries and keys have `in_channels // reduction` channels (at
+    least one), values have `in_channels`. Energies are not scaled: there is no 1/sqrt(D) in the paper.
+
+    gamma is learned and starts at 0, so a fresh module is the identity. That is on purpose: inserted behind
+    pretrained layers it leaves their features as they are, and training brings attention in as far as it
+    lowers the loss (the gradient of gamma is not 0, only that of the three convolutions is, until gamma has
+    moved). Set gamma to something else before testing attention by itself.
+
+    Takes the place of the authors' `CC_module(in_dim)` / `CrissCrossAttention(in_dim)` and of mmcv's
+    `CrissCrossAttention(in_channels)`: the parameters carry the same names (`query_conv`, `key_conv`,
+    `value_conv`, `gamma`). `load_state_dict` also takes mmcv's `gamma.scale` (shape ()) for `gamma` (shape
+    (1,)); `state_dict` writes `gamma`.
+
+    Args:
+        in_channels: C, channels of x and of the output; 1 or more.
+        reduction: C // reduction channels for queries and keys; 1 or more. 8 in the paper.
+        dims: position axes of x: 1, 2 (pictures) or 3 (clips: every position looks along T, H and W).
+        backend: name of the backend that `ccgpu.cca` shall use; None chooses by the tensors.
+
+    Shape:
+        x and the output: (B, C, *S) with `dims` axes in S, floating point, any memory format. The output has
+        x's dtype; under autocast the wider one of x's and autocast's.
+
+    Raises:
+        TypeError: a size is not an int.
+        ValueError: a size below its range; dims not 1, 2 or 3; x with another rank or number of channels.
+
+    Source: the paper, section 3.2 and equations 1 and 2; the 3D form is that of the TPAMI version.
+
+    >>> import torch
+    >>> from ccgpu.models.attention import CrissCrossAttention
+    >>> attend = CrissCrossAttention(16)
+    >>> x = torch.randn(2, 16, 5, 7)
+    >>> torch.equal(attend(x), x)  # gamma is 0
+    True
+    >>> _ = torch.nn.init.ones_(attend.gamma)
+    >>> attend(x).shape
+    torch.Size([2, 16, 5, 7])
+    """
+
+    def __init__(
+        self, in_channels: int, *, reduction: int = 8, dims: int = 2, backend: str | None = None
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        require_int(name, "in_channels", in_channels, 1)
+        require_int(name, "reduction", reduction, 1)
+        if dims not in _CONVOLUTIONS:
+            raise ValueError(
+                f"{name}: dims must be 1, 2 or 3, got {dims!r}; pass the number of position axes."
+            )
+        self.in_channels = in_channels
+        self.dims = dims
+        self.backend = backend
+        convolution = _CONVOLUTIONS[dims]
+        channels = max(in_channels // reduction, 1)
+        self.query_conv = convolution(in_channels, channels, kernel_size=1)
+        self.key_conv = convolution(in_channels, channels, kernel_size=1)
+        self.value_conv = convolution(in_channels, in_channels, kernel_size=1)
+        self.gamma = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend once; see the class for formula and shapes."""
+        self.check_input(x)
+        return self.attend(x)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Return gamma * cca(query_conv(x), key_conv(x), value_conv(x)) + x for an x that was checked."""
+        out = ccgpu.cca(self.query_conv(x), self.key_conv(x), self.value_conv(x), backend=self.backend)
+        # Autocast makes out 16 bit and leaves gamma at 32; without the cast the product, and so the map
+        # handed to the next layer, would silently become 32 bit.
+        return self.gamma.to(out.dtype) * out + x
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise ValueError unless x is (B, in_channels, *S) with `dims` position axes."""
+        name, axes = type(self).__name__, _AXES[self.dims]
+        if x.ndim != self.dims + 2:
+            raise ValueError(
+                f"{name}: x must be {axes} for dims={self.dims}, got shape {tuple(x.shape)}; "
+                "add the batch axis with x.unsqueeze(0) or pass the dims that x has."
+            )
+        if x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"{name}: x must have {self.in_channels} channels, axis 1 of {axes}, "
+                f"got shape {tuple(x.shape)}; "
+                f"build the module with in_channels={x.shape[1]} or pass other features."
+            )
+
+    def extra_repr(self) -> str:
+        """Name the settings that the submodules do not show."""
+        return f"dims={self.dims}" + ("" if self.backend is None else f", backend={self.backend!r}")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        theirs, ours = f"{prefix}gamma.scale", f"{prefix}gamma"
+        # mmcv keeps gamma in a submodule of its own, as a 0-d tensor. Anything else under this name is left
+        # to torch's report of unexpected and misshapen entries.
+        if theirs in state_dict and ours not in state_dict and state_dict[theirs].ndim == 0:
+            state_dict[ours] = state_dict.pop(theirs).reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class RCCA(CrissCrossAttention):
+    """Recurrent criss-cross attention: `CrissCrossAttention` applied `recurrence` times, same weights each
+    time.
+
+        x_0 = x
+        x_r = gamma * cca(query_conv(x_{r-1}), key_conv(x_{r-1}), value_conv(x_{r-1})) + x_{r-1},    r = 1 ...
+        R out = x_R
+
+    After R = 2 loops every position of a 2D map has information from every other (R = 3 for 3D): the first
+    loop brings u' to the crossing of its row with u's column, the second brings it from there to u. R = 0 is
+    the identity.
+
+    Args:
+        in_channels: as in `CrissCrossAttention`; so are reduction, dims, backend, shapes and errors.
+        recurrence: R, 0 or more. It is no part of the state dict: checkpoints of any R, and of
+            `CrissCrossAttention`, interchange. It may be assigned later (`module.recurrence = 3`).
+
+    Source: the paper, section 3.3; R = 2 in 2D is its choice, R = 3 in 3D that of the TPAMI version.
+
+    >>> import torch
+    >>> from ccgpu.models.attention import RCCA
+    >>> rcca = RCCA(16, recurrence=3, dims=3)
+    >>> rcca(torch.randn(1, 16, 2, 5, 7)).shape
+    torch.Size([1, 16, 2, 5, 7])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        recurrence: int = 2,
+        *,
+        reduction: int = 8,
+        dims: int = 2,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(in_channels, reduction=reduction, dims=dims, backend=backend)
+        require_int("RCCA", "recurrence", recurrence, 0)
+        self.recurrence = recurrence
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend `recurrence` times; see the class for formula and shapes."""
+        self.check_input(x)
+        for _ in range(self.recurrence):
+            x = self.attend(x)
+        return x
+
+    def extra_repr(self) -> str:
+        """Name the settings that the submodules do not show."""
+        return f"recurrence={self.recurrence}, {super().extra_repr()}"
+
+
+def attention_map(module: CrissCrossAttention, x: Tensor, at: Iterable[int]) -> Tensor:
+    """How much position `at` of the output attends to each position of x, over all loops of the module.
+
+    Loop r aggregates values by out = A_r v, where the row A_r[u] holds u's attention weights: zero outside
+    u's criss-cross, non-negative, summing to 1. The map is the row `at` of the product
+
+        A_R ... A_2 A_1
+
+    so it is non-negative and sums to 1 as well. It is computed without forming a matrix: `cca` is linear in
+    v, so a row times A_r is the gradient of cca(q_r, k_r, v) with respect to a one-channel v, and R such
+    steps lead from a one at `at` back to x. It is the attention alone: gamma, the value convolution and the
+    path around the attention (+ x) decide what is carried along these weights, not the weights, so they enter
+    only through the x_r that later loops see.
+
+    Args:
+        module: a `CrissCrossAttention` (one loop) or an `RCCA` (R loops; with R = 0 the map is 1 at `at`).
+        x: the module's input, (B, C, *S).
+        at: the position in S, one int an axis, e.g. (y, x); each from 0 to its size - 1.
+
+    Returns:
+        (B, *S), x's device, float32 (float64 for a float64 x); detached from the graph. Works under
+        `torch.no_grad` and `torch.inference_mode`; writes no gradient into the module's parameters.
+
+    Raises:
+        TypeError: module is no `CrissCrossAttention`, or `at` is not ints.
+        ValueError: x does not fit the module; `at` has another number of axes than S or lies outside of it.
+
+    Source: the paper, section 3.3, follows one path over two loops; this is the sum over all paths and loops.
+    """
+    if not isinstance(module, CrissCrossAttention):
+        raise TypeError(
+            "attention_map: module must be a CrissCrossAttention or RCCA, "
+            f"got {type(module).__name__}; for a network pass its attention, e.g. net.head.cca."
+        )
+    module.check_input(x)
+    size = tuple(x.shape[2:])
+    position = check_position("attention_map", at, size)
+    recurrence = module.recurrence if isinstance(module, RCCA) else 1
+    # The rows come from autograd, which neither no_grad nor inference_mode of the caller may switch off; the
+    # copy is what turns an inference tensor into one that autograd may save.
+    with torch.inference_mode(False):
+        x = x.detach().clone()
+        loops: list[tuple[Tensor, Tensor]] = []
+        with torch.no_grad():
+            for loop in range(recurrence):
+                loops.append((module.query_conv(x), module.key_conv(x)))
+                if loop + 1 < recurrence:
+                    x = module.attend(x)
+        row = x.new_zeros((x.shape[0], 1, *size), dtype=torch.promote_types(x.dtype, torch.float32))
+        one_hot: tuple[Any, ...] = (..., *position)
+        row[one_hot] = 1
+        for q, k in reversed(loops):
+            row = _row_times_weights(row, q, k, module.backend)
+        return row[:, 0]
+
+
+def _row_times_weights(row: Tensor, q: Tensor, k: Tensor, backend: str | None) -> Tensor:
+    """Return row A for the attention weights A of q and k; row is (B, 1, *S)."""
+    # The caller's autocast would round each of the R products to 16 bit.
+    with torch.enable_grad(), torch.autocast(row.device.type, enabled=False):
+        v = torch.zeros_like(row, requires_grad=True)
+        out = ccgpu.cca(q.to(row.dtype), k.to(row.dtype), v, backend=backend)
+        (product,) = torch.autograd.grad(out, v, row)
+    return product

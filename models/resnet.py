@@ -1,0 +1,308 @@
+"""Dilated ResNets for dense prediction, and the ImageNet files they start from.
+
+The state dict has torchvision's names (and, for the deep stem, those of the authors' and the MIT
+scene-parsing files, which agree), so an ImageNet file fits as it is, apart from its classifier `fc`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STEMS = ("deep", "7x7")
+# Residual blocks in layer1 ... layer4 (He et al., CVPR 2016, table 1).
+_BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+# Whether the blocks are bottlenecks, and their number: what tells files apart. 34 and 152 are no networks of
+# this module, but files that are easily taken for one.
+_FILES: dict[tuple[bool, tuple[int, ...]], int] = {
+    (False, _BLOCKS[18]): 18,
+    (False, (3, 4, 6, 3)): 34,
+    (True, _BLOCKS[50]): 50,
+    (True, _BLOCKS[101]): 101,
+    (True, (3, 8, 36, 3)): 152,
+}
+# Output stride -> strides and dilations of layer1 ... layer4. The stem and the max-pool have a stride of 4
+# before them. The first row is CCNet's; each further row gives one dilated stage its stride back.
+_STAGES = {
+    8: ((1, 2, 1, 1), (1, 1, 2, 4)),
+    16: ((1, 2, 2, 1), (1, 1, 1, 2)),
+    32: ((1, 2, 2, 2), (1, 1, 1, 1)),
+}
+_WIDTHS = (64, 128, 256, 512)
+
+
+def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    """Return the projection beside a block, or None where the input can be added as it is."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
+    )
+
+
+class BasicBlock(nn.Module):
+    """relu(bn2(conv2(relu(bn1(conv1(x))))) + x), two 3x3 convolutions, both dilated; ResNet-18's block."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, *, stride: int, dilation: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(
+            in_channels, width, 3, stride=stride, padding=dilation, dilation=dilation, bias=False
+        )
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _downsample(in_channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output; x is (B, in_channels, H, W)."""
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
+        residual = x if self.downsample is None else self.downsample(x)
+        return F.relu(out + residual, inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """relu(1x1, dilated 3x3, 1x1 convolution of x, + x), each with batch norm; the stride is on the 3x3.
+
+    The width at the end is 4 times `width`. The block of ResNet-50 and ResNet-101.
+    """
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, *, stride: int, dilation: int) -> None:
+        super().__init__()
+        out_channels = width * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(
+            width, width, 3, stride=stride, padding=dilation, dilation=dilation, bias=False
+        )
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.downsample = _downsample(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output; x is (B, in_channels, H, W)."""
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
+        out = self.bn3(self.conv3(out))
+        residual = x if self.downsample is None else self.downsample(x)
+        return F.relu(out + residual, inplace=True)
+
+
+class ResNet(nn.Module):
+    """ResNet features at 1/8 of the input size: the strides of the last two stages become dilations.
+
+    With output stride 8 the stages have strides 1, 2, 1, 1 and dilations 1, 1, 2, 4, the dilation being that
+    of every 3x3 convolution of a stage (mmsegmentation halves it in a stage's first block). The max-pool
+    rounds up (ceil_mode), so an extent n becomes (n + 1) // 8 + 1: 769 -> 97, 1024 x 2048 -> 129 x 257.
+
+    Weights start from He's normal initialisation (fan out), batch norms from weight 1 and bias 0;
+    `load_imagenet` fills them from a file.
+
+    Args:
+        depth: 18, 50 or 101.
+        stem: "deep", three 3x3 convolutions with 64, 64, 128 channels (CCNet's and the MIT files'), or "7x7",
+            one convolution with 64 channels (torchvision's).
+        output_stride: 8, or 16 or 32 for smaller maps with less dilation.
+
+    Attributes:
+        channels: (channels of layer3, channels of layer4): (256, 512) for depth 18, (1024, 2048) for 50 and
+            101.
+
+    Shape:
+        images (B, 3, H, W) -> (layer3, layer4), both (B, channels, H', W') at the output stride (layer3 at 16
+        if that is 32).
+
+    Raises:
+        ValueError: an argument outside of the values above.
+
+    Source: He et al., CVPR 2016; the dilated form and the deep stem: the authors' code.
+
+    >>> import torch
+    >>> from ccgpu.models.resnet import ResNet
+    >>> layer3, layer4 = ResNet(18).eval()(torch.zeros(1, 3, 65, 33))
+    >>> layer3.shape, layer4.shape
+    (torch.Size([1, 256, 9, 5]), torch.Size([1, 512, 9, 5]))
+    """
+
+    def __init__(self, depth: int, *, stem: str = "deep", output_stride: int = 8) -> None:
+        super().__init__()
+        for name, value, known in (
+            ("depth", depth, tuple(_BLOCKS)),
+            ("stem", stem, STEMS),
+            ("output_stride", output_stride, tuple(_STAGES)),
+        ):
+            if value not in known:
+                raise ValueError(f"ResNet: {name} must be one of {known}, got {value!r}; pass one of these.")
+        self.depth = depth
+        self.stem = stem
+        if stem == "deep":
+            self.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
+            self.bn1 = nn.BatchNorm2d(64)
+            self.conv2 = nn.Conv2d(64, 64, 3, padding=1, bias=False)
+            self.bn2 = nn.BatchNorm2d(64)
+            self.conv3 = nn.Conv2d(64, 128, 3, padding=1, bias=False)
+            self.bn3 = nn.BatchNorm2d(128)
+            channels = 128
+        else:
+            self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+            self.bn1 = nn.BatchNorm2d(64)
+            channels = 64
+        block = BasicBlock if depth == 18 else Bottleneck
+        strides, dilations = _STAGES[output_stride]
+        stages = []
+        for width, count, stride, dilation in zip(_WIDTHS, _BLOCKS[depth], strides, dilations, strict=True):
+            stage = nn.Sequential(block(channels, width, stride=stride, dilation=dilation))
+            channels = width * block.expansion
+            for _ in range(1, count):
+                stage.append(block(channels, width, stride=1, dilation=dilation))
+            stages.append(stage)
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.channels = (_WIDTHS[2] * block.expansion, _WIDTHS[3] * block.expansion)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of layer3 and layer4; see the class for shapes."""
+        x = F.relu(self.bn1(self.conv1(images)), inplace=True)
+        if self.stem == "deep":
+            x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+            x = F.relu(self.bn3(self.conv3(x)), inplace=True)
+        x = F.max_pool2d(x, 3, stride=2, padding=1, ceil_mode=True)
+        layer3 = self.layer3(self.layer2(self.layer1(x)))
+        return layer3, self.layer4(layer3)
+
+    def extra_repr(self) -> str:
+        """Name the depth and the stem."""
+        return f"depth={self.depth}, stem={self.stem!r}"
+
+
+def load_imagenet(resnet: ResNet, path: str | os.PathLike[str]) -> None:
+    """Fill a ResNet with the ImageNet weights of a file.
+
+    Torchvision's files fit the 7x7 stem, those of MIT scene parsing, which the authors start from, the deep
+    one. The file is a state dict written by `torch.save`, e.g. `resnet101-63fe2227.pth` or
+    `resnet101-imagenet.pth`. Its classifier (`fc.*`) is left aside and absent `num_batches_tracked` counters,
+    which old files do not have, keep their value. All else must fit exactly. Everything is checked before the
+    first weight is written: after an error resnet is unchanged. Only tensors are unpickled
+    (`weights_only=True`), so a file cannot run code.
+
+    Args:
+        resnet: the network to fill, on any device and of any floating dtype.
+        path: the file.
+
+    Raises:
+        TypeError: resnet is no `ResNet` of this package.
+        FileNotFoundError: there is no file at path (any other OSError of opening it passes through).
+        ValueError: the file is damaged or no state dict, is of another depth or stem, or has entries that are
+            missing, surplus or of another shape or kind; all of these entries are listed.
+    """
+    if not isinstance(resnet, ResNet):
+        raise TypeError(
+            f"load_imagenet: resnet must be a ResNet of ccgpu, got {type(resnet).__name__}; "
+            "pass the backbone, e.g. net.backbone."
+        )
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"load_imagenet: path must be a file, got {os.fspath(path)!r}, where there is none; "
+            "download the ImageNet weights and pass where they lie."
+        )
+    loaded = _read_state_dict(path)
+    loaded = {name: value for name, value in loaded.items() if not name.startswith("fc.")}
+    found, wanted = _describe(loaded), f"ResNet-{resnet.depth} with a {resnet.stem} stem"
+    if found is not None and found != wanted:
+        raise ValueError(
+            f"load_imagenet: {os.fspath(path)!r} must hold a {wanted}, got a {found}; "
+            "pass a file for this network or build the network for the file."
+        )
+    expected = resnet.state_dict()
+    for name in expected.keys() - loaded.keys():
+        if name.endswith(".num_batches_tracked"):
+            loaded[name] = expected[name]
+    problems = _differences(loaded, expected)
+    if problems:
+        raise ValueError(
+            f"load_imagenet: {os.fspath(path)!r} must fit the {wanted} entry by entry, "
+            f"got {len(problems)} that do not (nothing was loaded):\n  "
+            + "\n  ".join(problems)
+            + "\npass a file for this network."
+        )
+    resnet.load_state_dict(loaded)
+
+
+def _read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the tensors of a file by name, or raise ValueError that says what the file is instead."""
+    with open(path, "rb") as file:
+        try:
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        # Cut short or with bytes changed, a file makes torch.load raise almost anything: measured were ten
+        # kinds, from RuntimeError and UnpicklingError to OSError, struct.error, UnicodeDecodeError and
+        # AssertionError.
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"load_imagenet: {os.fspath(path)!r} must be a state dict written by torch.save, "
+                f"got a file that cannot be read as one ({reason}); "
+                "it is damaged, cut short or holds more than tensors: fetch it again."
+            ) from error
+    if not isinstance(content, Mapping):
+        raise ValueError(
+            f"load_imagenet: {os.fspath(path)!r} must hold a state dict, got a {type(content).__name__}; "
+            "save module.state_dict()."
+        )
+    strangers = [
+        str(name)
+        for name, value in content.items()
+        if not isinstance(name, str) or not torch.is_tensor(value)
+    ]
+    if strangers or not content:
+        raise ValueError(
+            f"load_imagenet: {os.fspath(path)!r} must map names to tensors and nothing else, got "
+            f"{'an empty dict' if not content else 'other entries: ' + ', '.join(strangers[:8])}; "
+            "save the state dict alone (a training checkpoint often keeps it under 'state_dict' or 'model')."
+        )
+    return dict(content)
+
+
+def _describe(state: Mapping[str, Tensor]) -> str | None:
+    """Say which ResNet a state dict belongs to, or None where its entries do not tell."""
+    names = (name.split(".") for name in state)
+    blocks = {(parts[0], parts[1]) for parts in names if len(parts) > 1}
+    counts = tuple(sum(layer == f"layer{n}" for layer, _ in blocks) for n in range(1, 5))
+    depth = _FILES.get(("layer1.0.conv3.weight" in state, counts))
+    if depth is None or "conv1.weight" not in state:
+        return None
+    if "conv3.weight" in state:
+        return f"ResNet-{depth} with a deep stem"
+    if tuple(state["conv1.weight"].shape[2:]) == (7, 7):
+        return f"ResNet-{depth} with a 7x7 stem"
+    return None
+
+
+def _differences(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """List what keeps loaded from filling expected, one line an entry."""
+    problems = [f"missing: {name} {tuple(expected[name].shape)}" for name in expected if name not in loaded]
+    problems += [f"surplus: {name} {tuple(loaded[name].shape)}" for name in loaded if name not in expected]
+    for name, value in expected.items():
+        if name not in loaded:
+            continue
+        if loaded[name].shape != value.shape:
+            problems.append(
+                f"misshapen: {name} must be {tuple(value.shape)}, got {tuple(loaded[name].shape)}"
+            )
+        elif loaded[name].is_floating_point() != value.is_floating_point():
+            problems.append(f"wrong kind: {name} must be like {value.dtype}, got {loaded[name].dtype}")
+    return problems

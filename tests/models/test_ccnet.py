@@ -1,0 +1,319 @@
+"""CCNet: layout, what is computed from what, modes, attention maps. gamma is never 0 unless said."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from ccgpu.models.attention import attention_map
+from ccgpu.models.ccnet import CCHead, CCNet
+from torch import Tensor, nn
+
+
+def make(num_classes: Any = 5, *, gamma: float = 0.6, **options: Any) -> CCNet:
+    torch.manual_seed(0)
+    net = CCNet("resnet18", num_classes, **{"head_channels": 16, **options})
+    if net.head.cca is not None:
+        nn.init.constant_(net.head.cca.gamma, gamma)
+    return net
+
+
+def pictures(height: int = 33, width: int = 49, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+# Layout
+
+
+def convolution(in_channels: int, out_channels: int, size: int, *, bias: bool = False) -> int:
+    return in_channels * out_channels * size**2 + bias * out_channels
+
+
+def head_parameters(layer3: int, layer4: int, channels: int, classes: int, recurrence: int) -> int:
+    """Both heads, from the paper's description: a norm has 2 * channels, attention has biases and gamma."""
+    norm = 2 * channels
+    attention = (
+        2 * convolution(channels, channels // 8, 1, bias=True)
+        + convolution(channels, channels, 1, bias=True)
+        + 1
+    )
+    head = convolution(layer4, channels, 3) + convolution(channels, channels, 3)
+    head += (
+        convolution(layer4 + channels, channels, 3) + convolution(channels, classes, 1, bias=True) + 3 * norm
+    )
+    auxiliary = (
+        convolution(layer3, channels, 3, bias=True) + norm + convolution(channels, classes, 1, bias=True)
+    )
+    return head + auxiliary + (attention if recurrence > 0 else 0)
+
+
+@pytest.mark.parametrize("recurrence", [0, 2])
+def test_parameter_count_of_the_papers_network(recurrence: int) -> None:
+    with torch.device("meta"):
+        net = CCNet("resnet101", 19, recurrence=recurrence)
+    # torchvision's ResNet-101 without its classifier; the deep stem has three convolutions for one, and
+    # layer1 sees 128 channels in place of 64 in two of its 1x1 convolutions.
+    backbone = 44_549_160 - 2049 * 1000 - convolution(3, 64, 7)
+    backbone += convolution(3, 64, 3) + convolution(64, 64, 3) + convolution(64, 128, 3) + 2 * (64 + 128)
+    backbone += convolution(64, 64, 1) + convolution(64, 256, 1)
+    expected = backbone + head_parameters(1024, 2048, 512, 19, recurrence)
+    assert sum(parameter.numel() for parameter in net.parameters()) == expected
+
+
+def test_state_dict_has_the_authors_entries() -> None:
+    """Up to the backbone's prefix, the auxiliary head's name and the batch counters, which theirs lack."""
+    with torch.device("meta"):
+        names = [
+            name for name in CCNet("resnet101", 19).state_dict() if not name.endswith("num_batches_tracked")
+        ]
+    theirs = {name.removeprefix("backbone.").replace("auxiliary_head.", "dsn.") for name in names}
+    assert len(theirs) == 562
+    norm = ("weight", "bias", "running_mean", "running_var")
+    expected = {"head.cca.gamma", "head.conva.0.weight", "head.convb.0.weight", "head.bottleneck.0.weight"}
+    expected |= {"dsn.0.weight", "dsn.0.bias"}
+    expected |= {
+        f"{part}.1.{entry}"
+        for part in ("head.conva", "head.convb", "head.bottleneck", "dsn")
+        for entry in norm
+    }
+    expected |= {f"{part}.3.{entry}" for part in ("head.bottleneck", "dsn") for entry in ("weight", "bias")}
+    expected |= {
+        f"head.cca.{part}_conv.{entry}" for part in ("query", "key", "value") for entry in ("weight", "bias")
+    }
+    assert {name for name in theirs if name.startswith(("head.", "dsn."))} == expected
+
+
+def test_norms_and_dropouts_are_plain_so_that_they_can_be_swapped() -> None:
+    net = make(dropout=0.3)
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    dropouts = [module for module in net.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+    assert {type(module) for module in norms} == {nn.BatchNorm2d}
+    assert [(type(module), module.p) for module in dropouts] == [(nn.Dropout2d, 0.3)] * 2
+    swapped = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net)).eval()
+    assert swapped.state_dict().keys() == net.state_dict().keys()
+    torch.testing.assert_close(swapped(pictures()), net.eval()(pictures()))
+
+
+# What is computed
+
+
+def randomise_norms(net: nn.Module) -> None:
+    """Give every norm statistics and parameters of its own, so that leaving one out shows."""
+    generator = torch.Generator().manual_seed(5)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            state = module.state_dict()
+            for name, low in (("weight", 0.5), ("bias", -0.5), ("running_mean", -0.5), ("running_var", 0.5)):
+                state[name].copy_(torch.rand(state[name].shape, generator=generator) + low)
+
+
+def norm_and_leaky_relu(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    state = norm.state_dict()
+    scale = state["weight"] / (state["running_var"] + 1e-5).sqrt()
+    x = x * scale[:, None, None] + (state["bias"] - state["running_mean"] * scale)[:, None, None]
+    return torch.where(x > 0, x, 0.01 * x)
+
+
+def test_head_equals_the_papers_figure() -> None:
+    net = make(recurrence=2).eval()
+    randomise_norms(net.head)
+    head = net.head
+    x = torch.randn(2, 512, 5, 7, generator=torch.Generator().manual_seed(2))
+    attended = norm_and_leaky_relu(F.conv2d(x, head.conva[0].weight, padding=1), head.conva[1])
+    before = attended
+    for _ in range(2):
+        q, k, v = (conv(attended) for conv in (head.cca.query_conv, head.cca.key_conv, head.cca.value_conv))
+        energies = torch.einsum("bdhw,bdij->bhwij", q, k)
+        same_row = torch.eye(5, dtype=torch.bool)[:, None, :, None]
+        same_column = torch.eye(7, dtype=torch.bool)[None, :, None, :]
+        energies = energies.masked_fill(~(same_row | same_column), -torch.inf)
+        weights = energies.flatten(3).softmax(-1).unflatten(3, (5, 7))
+        attended = 0.6 * torch.einsum("bhwij,bcij->bchw", weights, v) + attended
+    assert (attended - before).abs().max() > 0.05
+    attended = norm_and_leaky_relu(F.conv2d(attended, head.convb[0].weight, padding=1), head.convb[1])
+    bottleneck = dict(head.bottleneck.named_children())
+    merged = F.conv2d(torch.cat([x, attended], 1), bottleneck["0"].weight, padding=1)
+    merged = norm_and_leaky_relu(merged, bottleneck["1"])
+    expected = F.conv2d(merged, bottleneck["3"].weight, bottleneck["3"].bias)
+    torch.testing.assert_close(head(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_logits_are_upsampled_head_outputs(align_corners: bool) -> None:
+    net, images = make(align_corners=align_corners, dropout=0.0), pictures()
+
+    def upsample(logits: Tensor) -> Tensor:
+        return F.interpolate(logits, size=(33, 49), mode="bilinear", align_corners=align_corners)
+
+    # Two copies, because a pass in train mode moves the running statistics.
+    parts = copy.deepcopy(net)
+    logits, auxiliary = net(images)
+    layer3, layer4 = parts.backbone(images)
+    torch.testing.assert_close(logits, upsample(parts.head(layer4)))
+    torch.testing.assert_close(auxiliary, upsample(parts.auxiliary_head(layer3)))
+    net.eval()
+    torch.testing.assert_close(net(images), upsample(net.head(net.backbone(images)[1])))
+    # 33 and 49 are 8 n + 1: with corners aligned every eighth pixel is a position of the feature map.
+    same = torch.allclose(net(images)[..., ::8, ::8], net.head(net.backbone(images)[1]), atol=1e-5)
+    assert same == align_corners
+
+
+def test_train_mode_without_auxiliary_head_gives_logits_alone() -> None:
+    net = make(auxiliary=False)
+    assert net.auxiliary_head is None
+    assert not any(name.startswith("auxiliary_head") for name in net.state_dict())
+    assert net(pictures()).shape == (2, 5, 33, 49)
+
+
+@pytest.mark.parametrize("size", [(33, 49), (40, 31), (64, 64), (1, 9)])
+def test_logits_have_the_size_of_any_picture(size: tuple[int, int]) -> None:
+    for logits in make(3)(pictures(*size)):
+        assert logits.shape == (2, 3, *size)
+        assert logits.isfinite().all()
+
+
+def test_gradients_reach_every_parameter() -> None:
+    net = make(recurrence=2)
+    logits, auxiliary = net(pictures())
+    labels = torch.randint(5, (2, 33, 49), generator=torch.Generator().manual_seed(3))
+    (F.cross_entropy(logits, labels) + F.cross_entropy(auxiliary, labels)).backward()
+    # A bias before a norm, and a shift of all of one query's energies, change nothing: their gradients are 0.
+    idle = {"auxiliary_head.0.bias", "head.cca.key_conv.bias"}
+    silent = {name for name, parameter in net.named_parameters() if not parameter.grad.abs().max() > 1e-7}
+    assert silent <= idle
+
+
+def test_recurrence_zero_is_the_network_with_gamma_zero() -> None:
+    without, with_attention = make(recurrence=0).eval(), make(gamma=0.0).eval()
+    assert without.head.cca is None
+    missing = without.load_state_dict(with_attention.state_dict(), strict=False)
+    assert not missing.missing_keys
+    assert all(name.startswith("head.cca.") for name in missing.unexpected_keys)
+    assert len(missing.unexpected_keys) == 7
+    torch.testing.assert_close(without(pictures()), with_attention(pictures()), rtol=0, atol=0)
+    nn.init.ones_(with_attention.head.cca.gamma)
+    assert not torch.allclose(without(pictures()), with_attention(pictures()), atol=1e-3)
+
+
+def test_state_dict_round_trip_gives_the_same_logits(tmp_path: Path) -> None:
+    net = make()
+    net(pictures())
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    torch.manual_seed(9)
+    other = CCNet("resnet18", 5, head_channels=16)
+    other.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True))
+    assert torch.equal(other.eval()(pictures()), net.eval()(pictures()))
+
+
+def test_channels_last_equals_contiguous() -> None:
+    net = make().eval()
+    expected = net(pictures())
+    net = net.to(memory_format=torch.channels_last)
+    actual = net(pictures().to(memory_format=torch.channels_last))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_drops_whole_channels_in_train_mode_alone() -> None:
+    head = CCHead(8, 3, channels=32, dropout=0.5)
+    seen: list[Tensor] = []
+    dict(head.bottleneck.named_children())["2"].register_forward_hook(
+        lambda module, inputs, out: seen.append(out)
+    )
+    x = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(4))
+    torch.manual_seed(0)
+    head(x)
+    empty = (seen[0] == 0).flatten(2).all(2)
+    assert 0.2 < empty.float().mean() < 0.8
+    assert (seen[0] != 0).flatten(2).any(2).logical_or(empty).all()
+    head.eval()(x)
+    assert not (seen[1] == 0).flatten(2).all(2).any()
+
+
+# Attention maps
+
+
+@pytest.mark.parametrize(
+    ("align_corners", "at", "expected"),
+    [
+        (True, (0, 0), (0, 0)),
+        (True, (64, 128), (8, 16)),
+        (True, (3, 4), (0, 1)),
+        (True, (35, 83), (4, 10)),
+        (False, (0, 0), (0, 0)),
+        (False, (64, 128), (8, 16)),
+        (False, (7, 8), (1, 1)),
+        (False, (35, 83), (4, 11)),
+    ],
+)
+def test_attention_map_of_one_loop_is_the_criss_cross_of_the_nearest_position(
+    align_corners: bool, at: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    """65 x 129 pixels on 9 x 17 positions, 8 pixels apart, or 65 / 9 and 129 / 17 with edges aligned."""
+    net = make(recurrence=1, align_corners=align_corners)
+    row = net.attention_map(pictures(65, 129), at)
+    cross = torch.zeros(9, 17, dtype=torch.bool)
+    cross[expected[0]], cross[:, expected[1]] = True, True
+    assert row.shape == (2, 9, 17)
+    assert torch.equal(row > 0, cross.expand(2, -1, -1))
+
+
+def test_attention_map_is_that_of_the_heads_attention_in_eval_mode() -> None:
+    net = make(recurrence=2).train()
+    net.backbone.eval()
+    modes = [module.training for module in net.modules()]
+    statistics = net.head.conva[1].running_mean.clone()
+    row = net.attention_map(pictures(), (16, 24))
+    assert [module.training for module in net.modules()] == modes
+    assert torch.equal(net.head.conva[1].running_mean, statistics)
+    assert all(parameter.grad is None for parameter in net.parameters())
+    net.eval()
+    features = net.head.conva(net.backbone(pictures())[1])
+    torch.testing.assert_close(row, attention_map(net.head.cca, features, (2, 3)))
+    torch.testing.assert_close(row.sum((1, 2)), torch.ones(2))
+    assert (row > 0).all()
+
+
+def test_attention_map_works_in_inference_mode() -> None:
+    net = make(recurrence=2)
+    expected = net.attention_map(pictures(), (0, 0))
+    with torch.inference_mode():
+        torch.testing.assert_close(net.attention_map(pictures(), (0, 0)), expected)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: CCNet("resnet34"), ValueError, "backbone must be one of .*'resnet101'.*got 'resnet34'"),
+        (lambda: make(0), ValueError, "num_classes must be 1 or more, got 0"),
+        (lambda: make(2.0), TypeError, "num_classes must be an int, got float"),
+        (lambda: make(recurrence=-1), ValueError, "recurrence must be 0 or more, got -1"),
+        (lambda: make(head_channels=0), ValueError, "head_channels must be 1 or more"),
+        (lambda: make(dropout=1.5), ValueError, "dropout must be from 0 to 1, got 1.5"),
+        (lambda: make(stem="5x5"), ValueError, "stem must be one of"),
+        (lambda: make()(torch.zeros(3, 33, 33)), ValueError, r"\(B, 3, H, W\), got shape \(3, 33, 33\)"),
+        (
+            lambda: make()(torch.zeros(1, 1, 33, 33)),
+            ValueError,
+            r"\(B, 3, H, W\), got shape \(1, 1, 33, 33\)",
+        ),
+        (
+            lambda: make().attention_map(pictures(), (33, 0)),
+            ValueError,
+            r"inside of \(33, 49\), got \(33, 0\)",
+        ),
+        (lambda: make().attention_map(pictures(), (0, 0, 0)), ValueError, "must be a position"),
+        (lambda: make().attention_map(pictures(), (0.5, 0)), TypeError, "at must be ints"),
+        (lambda: make(recurrence=0).attention_map(pictures(), (0, 0)), RuntimeError, "got recurrence=0"),
+    ],
+)
+def test_mistakes_are_named(build: Callable[[], Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        build()
