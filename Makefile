@@ -29,7 +29,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m train.cityscapes --preset demo --out $(OUT) --overwrite
+	$(BIN)/python -m train.cityscapes --preset demo --out $(OUT) --resume
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu"

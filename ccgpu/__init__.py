@@ -8,7 +8,7 @@ _CHECKOUT = _Path(__file__).resolve().parent.parent
 if (_CHECKOUT / "setup.cfg").is_file() and (_CHECKOUT / "kernels" / "reference.py").is_file():
     __path__.append(str(_CHECKOUT))
 
-from ccgpu.backends import backends  # noqa: E402
+from ccgpu.dispatch import backends  # noqa: E402
 from ccgpu.ops import cca  # noqa: E402
 from ccgpu.version import __version__  # noqa: E402
 

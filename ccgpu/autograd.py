@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ccgpu import formula
-from ccgpu.backends import choose
+from ccgpu.checks import AUTOCAST_DEVICES
+from ccgpu.dispatch import choose
 from ccgpu.torch_lines import energy_dtype
 
 _LIBRARY = torch.library.Library("ccgpu", "DEF")
@@ -96,7 +97,8 @@ def _backward_derivative(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, .
     """Differentiate dq, dk, dv as functions of dout, q, k, v and dlse; out and lse are functions of q, k, v there."""
     dout, q, k, v, dlse = ctx.saved_tensors
     with torch.enable_grad():
-        leaves = [x if x.requires_grad else x.detach().requires_grad_() for x in (dout, q, k, v, dlse)]
+        # Aliases cut off what came before: dout may itself depend on q, and that path is the caller's to follow.
+        leaves = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in (dout, q, k, v, dlse)]
         dout, q, k, v, dlse = leaves
         outputs = formula.attention(q, k, v, ctx.scale)
         first = torch.autograd.grad(outputs, (q, k, v), (dout, dlse), create_graph=True)
@@ -127,7 +129,7 @@ def _autocast(device_type: str) -> None:
     _LIBRARY.impl("cca_forward", kernel, f"Autocast{device_type.upper()}")
 
 
-for _device_type in ("cpu", "cuda"):
+for _device_type in AUTOCAST_DEVICES:
     _autocast(_device_type)
 
 

@@ -12,10 +12,19 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
 def _shape(x: Tensor) -> str:
     return str(tuple(x.shape))
+
+
+def _computed_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype that the op will see: autocast's where it is on, which leaves float64 alone."""
+    kind = x.device.type
+    if x.dtype != torch.float64 and kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
 
 
 def check_inputs(q: Tensor, k: Tensor, v: Tensor, function: str = "cca") -> None:
@@ -56,7 +65,7 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, function: str = "cca") -> None
             "check the number of output channels of the projections"
         )
     for name, x in (("k", k), ("v", v)):
-        if x.dtype != q.dtype:
+        if _computed_dtype(x) != _computed_dtype(q):
             raise TypeError(
                 f"{function}: {name} must have q's dtype {q.dtype}, got {x.dtype}; convert one of them, or run under "
                 "torch.autocast"

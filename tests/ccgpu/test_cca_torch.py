@@ -1,0 +1,206 @@
+"""cca inside torch: derivatives, opcheck, compile, export, fakes, autocast, vmap, FLOP counts."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+import ccgpu
+from ccgpu import formula
+
+RANKS = [(5,), (3, 4), (2, 3, 3)]
+
+
+def inputs(sizes, dtype=torch.float64, batch=2, d=3, c=4, grad=True):
+    generator = torch.Generator().manual_seed(len(sizes))
+    channels = (d, d, c)
+    tensors = (torch.randn(batch, n, *sizes, generator=generator, dtype=torch.float64) for n in channels)
+    return tuple(x.to(dtype).requires_grad_(grad) for x in tensors)
+
+
+def attend(q, k, v):
+    return ccgpu.cca(q, k, v, scale=0.7, return_lse=True)
+
+
+@pytest.mark.parametrize("sizes", RANKS)
+def test_gradcheck_all_inputs_both_outputs(sizes):
+    assert torch.autograd.gradcheck(attend, inputs(sizes))
+
+
+@pytest.mark.parametrize("sizes", RANKS)
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_gradcheck_one_input_at_a_time(sizes, which):
+    tensors = [x.detach().requires_grad_(i == which) for i, x in enumerate(inputs(sizes))]
+    assert torch.autograd.gradcheck(lambda q, k, v: ccgpu.cca(q, k, v), tensors)
+
+
+@pytest.mark.parametrize("sizes", RANKS)
+def test_gradgradcheck(sizes):
+    assert torch.autograd.gradgradcheck(attend, inputs(sizes, batch=1))
+
+
+def test_third_derivative():
+    q, k, v = inputs((2, 2), batch=1, d=1, c=1)
+
+    def gradient(q, k, v):
+        return torch.autograd.grad(ccgpu.cca(q, k, v).sum(), (q, k), create_graph=True)
+
+    assert torch.autograd.gradgradcheck(gradient, (q, k, v))
+
+
+def test_gradient_penalty_against_the_formula():
+    """The way second derivatives are used: the norm of a gradient as a part of the loss."""
+    results = []
+    for function in (lambda q, k, v: ccgpu.cca(q, k, v), lambda q, k, v: formula.attention(q, k, v, 1.0)[0]):
+        q, k, v = inputs((4, 3))
+        (dq,) = torch.autograd.grad(function(q, k, v).square().sum(), q, create_graph=True)
+        results.append(torch.autograd.grad(dq.square().sum(), (q, k, v)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("sizes", RANKS)
+def test_opcheck_forward(sizes):
+    for dtype in (torch.float64, torch.bfloat16):
+        q, k, v = inputs(sizes, dtype)
+        torch.library.opcheck(torch.ops.ccgpu.cca_forward, (q, k, v, 1.0, None), rtol=1e-2, atol=1e-2)
+    if len(sizes) == 2:
+        last = tuple(x.detach().contiguous(memory_format=torch.channels_last).requires_grad_() for x in inputs(sizes))
+        torch.library.opcheck(torch.ops.ccgpu.cca_forward, (*last, 0.5, None))
+
+
+@pytest.mark.parametrize("sizes", RANKS)
+def test_opcheck_backward(sizes):
+    q, k, v = inputs(sizes)
+    out, lse = (x.detach() for x in attend(q, k, v))
+    arguments = (torch.randn_like(out), q, k, v, out, lse, torch.randn_like(lse), 0.7, None)
+    torch.library.opcheck(torch.ops.ccgpu.cca_backward, arguments)
+
+
+def test_compile_without_graph_break_and_with_dynamic_sizes():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+    def block(q, k, v):
+        out, lse = ccgpu.cca(q * 2, k, v, scale=0.5, return_lse=True)
+        return out.relu().sum() + lse.sum()
+
+    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend=counter)
+    for sizes in [(6, 5), (8, 7), (5, 9), (11, 6)]:  # unlike B, D and C, which torch would take for the same symbol
+        ours, plain = inputs(sizes), inputs(sizes)
+        compiled(*ours).backward()
+        block(*plain).backward()
+        for a, b in zip(ours, plain, strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
+    assert counter.frame_count == 1
+
+
+def test_compile_with_inductor():
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda q, k, v: ccgpu.cca(q, k, v) + 1, fullgraph=True)
+    q, k, v = inputs((5, 6), torch.float32, grad=False)
+    torch.testing.assert_close(compiled(q, k, v), ccgpu.cca(q, k, v) + 1)
+
+
+class Module(torch.nn.Module):
+    def forward(self, q, k, v):
+        return ccgpu.cca(q, k, v, scale=0.5)
+
+
+def test_export_with_dynamic_sizes():
+    q, k, v = inputs((5, 6), torch.float32, grad=False)
+    batch, h, w = torch.export.Dim("batch"), torch.export.Dim("h", min=2), torch.export.Dim("w", min=2)
+    shape = {0: batch, 2: h, 3: w}
+    program = torch.export.export(Module(), (q, k, v), dynamic_shapes={"q": shape, "k": shape, "v": shape})
+    other = inputs((4, 9), torch.float32, batch=3, grad=False)
+    torch.testing.assert_close(program.module()(*other), ccgpu.cca(*other, scale=0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_fake_tensors_of_any_device(dtype):
+    with FakeTensorMode():
+        q = torch.empty(2, 3, 4, 5, device="cuda", dtype=dtype)
+        v = torch.empty(2, 7, 4, 5, device="cuda", dtype=dtype).to(memory_format=torch.channels_last)
+        out, lse = ccgpu.cca(q, q, v, return_lse=True)
+    assert out.device.type == lse.device.type == "cuda"
+    assert out.shape == v.shape
+    assert out.stride() == v.stride()
+    assert out.dtype == dtype
+    assert lse.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+def test_autocast_lowers_to_its_dtype_and_leaves_float64():
+    q, k, v = inputs((3, 4), torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, lse = ccgpu.cca(q, k.bfloat16(), v, return_lse=True)  # dtypes may differ: autocast makes them equal
+        wide = ccgpu.cca(q.double(), k.double(), v.double())
+    assert out.dtype == torch.bfloat16
+    assert lse.dtype == torch.float32
+    assert wide.dtype == torch.float64
+    torch.testing.assert_close(out, ccgpu.cca(q.bfloat16(), k.bfloat16(), v.bfloat16()))
+    out.sum().backward()
+    assert q.grad is not None
+    assert q.grad.dtype == torch.float32
+
+
+def test_autocast_under_compile():
+    torch._dynamo.reset()
+    q, k, v = inputs((3, 4), torch.float32)
+
+    def block(q, k, v):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return ccgpu.cca(q, k, v)
+
+    out = torch.compile(block, fullgraph=True, backend="aot_eager")(q, k, v)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, block(q, k, v))
+
+
+@pytest.mark.parametrize("dims", [(0, 0, 0), (1, None, 2), (None, None, 3)])
+def test_vmap(dims):
+    mapped = [torch.randn(3, 2, n, 4, 5) for n in (6, 6, 7)]
+    arguments = [x[0] if d is None else x.movedim(0, d) for x, d in zip(mapped, dims, strict=True)]
+    out, lse = torch.func.vmap(lambda *x: ccgpu.cca(*x, return_lse=True), in_dims=dims)(*arguments)
+    for i in range(3):
+        single = [x[0] if d is None else x[i] for x, d in zip(mapped, dims, strict=True)]
+        expected, expected_lse = ccgpu.cca(*single, return_lse=True)
+        torch.testing.assert_close(out[i], expected)
+        torch.testing.assert_close(lse[i], expected_lse)
+
+
+def test_batched_vector_jacobian_products():
+    """The vmap rule of backward: many output gradients at once, as for the attention maps of many pixels."""
+    q, k, v = inputs((3, 4), torch.float32)
+    out = ccgpu.cca(q, k, v)
+    many = torch.randn(5, *out.shape)
+    batched = torch.autograd.grad(out, (q, k, v), many, is_grads_batched=True, retain_graph=True)
+    for i in range(5):
+        for a, b in zip(batched, torch.autograd.grad(out, (q, k, v), many[i], retain_graph=True), strict=True):
+            torch.testing.assert_close(a[i], b)
+
+
+def test_flop_counter():
+    q, k, v = inputs((3, 4), d=5, c=6)
+    with FlopCounterMode(display=False) as counter:
+        out = ccgpu.cca(q, k, v)
+    assert counter.get_total_flops() == 2 * 2 * 12 * 7 * (5 + 6)
+    with FlopCounterMode(display=False) as counter:
+        out.sum().backward()
+    assert counter.get_total_flops() == 2 * 2 * 12 * 7 * (3 * 5 + 2 * 6)
+
+
+def test_saved_for_backward_is_q_k_v_out_lse():
+    q, k, v = inputs((6, 7), torch.float32)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.shape) or x, lambda x: x):
+        out, lse = ccgpu.cca(q, k, v, return_lse=True)
+    assert sorted(saved) == sorted([q.shape, k.shape, v.shape, out.shape, lse.shape])
+
+
+def test_inference_mode_and_no_grad():
+    q, k, v = inputs((3, 4))
+    expected = ccgpu.cca(q, k, v).detach()
+    with torch.inference_mode():
+        torch.testing.assert_close(ccgpu.cca(q, k, v), expected)
+    with torch.no_grad():
+        assert not ccgpu.cca(q, k, v).requires_grad
