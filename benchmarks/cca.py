@@ -46,9 +46,7 @@ def check_agreement(tensors: Inputs) -> None:
     ours = gradients(ccgpu.cca, small, dout)
     for name, function in peers.SAME_FUNCTION.items():
         for what, a, b in zip(("out", "dq", "dk", "dv"), ours, gradients(function, small, dout), strict=True):
-            torch.testing.assert_close(
-                a, b, rtol=1e-3, atol=1e-4, msg=lambda m, n=name, w=what: f"{n}, {w}: {m}"
-            )
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=lambda m, n=name, w=what: f"{n}, {w}: {m}")
 
 
 def candidates(tensors: Inputs, dense: bool) -> dict[str, tuple[Function, Inputs]]:
@@ -104,12 +102,8 @@ def table(rows: list[dict[str, object]], floors: dict[str, float], rate: float) 
     lines = []
     for step, flops in floors.items():
         floor = flops / rate * 1e3
-        lines.append(
-            f"\n{step}: arithmetic floor {flops / 1e9:.2f} GFLOP = {floor:.1f} ms at {rate / 1e9:.0f} GFLOP/s"
-        )
-        lines.append(
-            f"  {'':32} {'median ms':>10} {'20-80 %':>15} {'ratio':>7} {'x floor':>8} {'temporaries MB':>15}"
-        )
+        lines.append(f"\n{step}: arithmetic floor {flops / 1e9:.2f} GFLOP = {floor:.1f} ms at {rate / 1e9:.0f} GFLOP/s")
+        lines.append(f"  {'':32} {'median ms':>10} {'20-80 %':>15} {'ratio':>7} {'x floor':>8} {'temporaries MB':>15}")
         for row in rows:
             if row["pass"] == step:
                 span = f"{row['low_ms']:.1f}-{row['high_ms']:.1f}"
@@ -121,9 +115,7 @@ def table(rows: list[dict[str, object]], floors: dict[str, float], rate: float) 
 
 
 def _commit() -> str:
-    answer = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent
-    )
+    answer = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
     return answer.stdout.strip() if answer.returncode == 0 else "unknown"
 
 
@@ -139,9 +131,7 @@ def record(rows: list[dict[str, object]], common: dict[str, object]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, nargs=2, default=(97, 97), metavar=("H", "W"))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--query-channels", type=int, default=64, metavar="D")
@@ -149,9 +139,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float64"], default="float32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument(
-        "--no-dense", action="store_true", help="leave out dense attention (27 times the time)"
-    )
+    parser.add_argument("--no-dense", action="store_true", help="leave out dense attention (27 times the time)")
     parser.add_argument("--record", action="store_true", help=f"append the rows to {RESULTS.name}")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -161,9 +149,7 @@ def main() -> None:
     check_agreement(tensors)
     rate = measure.matrix_rate()
     rows = run(tensors, arguments.repeats, not arguments.no_dense)
-    print(
-        f"B={shape[0]} {size[0]}x{size[1]} D={shape[2]} C={shape[3]} {arguments.dtype}, {arguments.threads} threads"
-    )
+    print(f"B={shape[0]} {size[0]}x{size[1]} D={shape[2]} C={shape[3]} {arguments.dtype}, {arguments.threads} threads")
     print(table(rows, floor_flops(*shape), rate))
     if arguments.record:
         common = {

@@ -53,9 +53,7 @@ _LIBRARY.impl("cca_backward", _backward, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake(FORWARD, lib=_LIBRARY)
-def _forward_fake(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str | None
-) -> tuple[Tensor, Tensor]:
+def _forward_fake(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str | None) -> tuple[Tensor, Tensor]:
     return torch.empty_like(v), q.new_empty((q.shape[0], *q.shape[2:]), dtype=energy_dtype(q.dtype))
 
 
@@ -143,9 +141,7 @@ def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
 
 
 def _map(op: Any, tensors: int) -> Any:
-    def rule(
-        info: Any, in_dims: tuple[int | None, ...], *args: Any
-    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         size = info.batch_size
         folded = [_fold(x, dim, size) for x, dim in zip(args[:tensors], in_dims, strict=False)]
         outputs = op(*folded, *args[tensors:])
@@ -176,8 +172,6 @@ def _forward_flops(q: torch.Size, k: torch.Size, v: torch.Size, *args: Any, **kw
 
 
 @register_flop_formula(torch.ops.ccgpu.cca_backward)
-def _backward_flops(
-    dout: torch.Size, q: torch.Size, k: torch.Size, v: torch.Size, *args: Any, **kwargs: Any
-) -> int:
+def _backward_flops(dout: torch.Size, q: torch.Size, k: torch.Size, v: torch.Size, *args: Any, **kwargs: Any) -> int:
     keys, values = _line_products(q, v)
     return 3 * keys + 2 * values

@@ -24,9 +24,15 @@ def backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dlse: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `kernels.reference.backward` on torch CPU tensors, rounded to their dtype once at the end."""
-    arrays = (_to_numpy(x) for x in (dout, q, k, v, out, lse, dlse))
-    gradients = reference.backward(*arrays, scale)
-    dq, dk, dv = (
-        torch.empty_like(x).copy_(torch.from_numpy(g)) for x, g in zip((q, k, v), gradients, strict=True)
+    gradients = reference.backward(
+        _to_numpy(dout),
+        _to_numpy(q),
+        _to_numpy(k),
+        _to_numpy(v),
+        _to_numpy(out),
+        _to_numpy(lse),
+        _to_numpy(dlse),
+        scale,
     )
+    dq, dk, dv = (torch.empty_like(x).copy_(torch.from_numpy(g)) for x, g in zip((q, k, v), gradients, strict=True))
     return dq, dk, dv

@@ -51,12 +51,8 @@ def _any_device(device: torch.device) -> str | None:
 
 BACKENDS = (
     Backend("cpu", torch_lines, _only_cpu, "torch's matrix products, line by line, for CPU tensors"),
-    Backend(
-        "torch", torch_lines, _any_device, "torch's matrix products, line by line, for tensors on any device"
-    ),
-    Backend(
-        "reference", bridge, _only_cpu, "the NumPy definition: slow, for checking others", automatic=False
-    ),
+    Backend("torch", torch_lines, _any_device, "torch's matrix products, line by line, for tensors on any device"),
+    Backend("reference", bridge, _only_cpu, "the NumPy definition: slow, for checking others", automatic=False),
 )
 
 
@@ -96,9 +92,7 @@ def choose(tensor: Tensor, name: str | None = None) -> Backend:
     reason = backend.why_not(tensor.device)
     if reason is not None:
         able = [b.name for b in BACKENDS if b.why_not(tensor.device) is None]
-        raise RuntimeError(
-            f"cca: {source}={name!r} cannot run this call: {reason}; use one of {able} or leave it out"
-        )
+        raise RuntimeError(f"cca: {source}={name!r} cannot run this call: {reason}; use one of {able} or leave it out")
     return backend
 
 

@@ -22,9 +22,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
         lines_q, lines_k = (x.movedim(1, -1).movedim(1 + axis, -2).to(wide) for x in (q, k))
         line = scale * lines_q @ lines_k.transpose(-1, -2)
         if axis != axes[-1]:  # the centre counts once: on the last axis
-            line = line.masked_fill(
-                torch.eye(line.shape[-1], dtype=torch.bool, device=line.device), -math.inf
-            )
+            line = line.masked_fill(torch.eye(line.shape[-1], dtype=torch.bool, device=line.device), -math.inf)
         energies.append(line.movedim(-2, 1 + axis))
     joint = torch.cat(energies, -1)
     lse = torch.logsumexp(joint, -1)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ccgpu import autograd as autograd  # registers torch.ops.ccgpu
-from ccgpu.dispatch import check_name
 from ccgpu.checks import check_inputs, check_scale
+from ccgpu.dispatch import check_name
 
 
 @overload
@@ -70,8 +70,8 @@ def cca(
 
     Both results are differentiable in q, k and v, to any order (second and higher derivatives keep all energies).
     Saved for backward: q, k, v, out, lse. Deterministic: the same bits on every run. Works under autocast (inputs take
-    its dtype, float64 stays), torch.func.vmap, torch.compile(fullgraph=True) and torch.export. A NaN or infinity in an input
-    reaches the positions that attend to it, and no others.
+    its dtype, float64 stays), torch.func.vmap, torch.compile(fullgraph=True) and torch.export. A NaN or infinity in an
+    input reaches the positions that attend to it, and no others.
 
     Source: Huang et al., CCNet: Criss-Cross Attention for Semantic Segmentation, section 3.2, equations 1 and 2.
 

@@ -83,7 +83,7 @@ class Axis:
 
 
 def _view(x: Tensor, piece: Piece, positions: slice) -> Tensor:
-    """Return the piece of x (B, *S, channels), at some positions of each line, as a view (outer, inner, n, channels)."""
+    """Return the piece of x (B, *S, channels), some positions of each line, as a view (outer, inner, n, channels)."""
     axis = piece.axis
     lines = x.view(axis.outer, axis.length, axis.inner, x.shape[-1]).transpose(1, 2)
     return lines[piece.outer, piece.inner, positions]
@@ -117,9 +117,9 @@ def _exponentials(
 ) -> tuple[Tensor, Tensor]:
     """Return exp(Q K^T - offset) (lines, queries, N) in `dtype`, and the offset (lines, queries, 1).
 
-    Without an offset it is each query's largest energy (a huge negative number where all are -inf, whose sum is then 0).
-    The centre counts once: with A lines through it, each has a share of 1 / A. Masking it on all lines but one would
-    give 0 * inf = NaN where v is infinite.
+    Without an offset it is each query's largest energy (a huge negative number where all are -inf, whose sum is then
+    0). The centre counts once: with A lines through it, each has a share of 1 / A. Masking it on all lines but one
+    would give 0 * inf = NaN where v is infinite.
     """
     energies = torch.bmm(_queries(q, piece), _keys(k, piece).transpose(1, 2)).to(dtype)
     if offset is None:
@@ -197,9 +197,7 @@ class _Result:
     def __init__(self, target: Tensor, dtype: torch.dtype) -> None:
         self._target = target.movedim(1, -1)
         direct = _is_native(target, dtype)
-        self.array = (
-            self._target if direct else torch.empty(self._target.shape, dtype=dtype, device=target.device)
-        )
+        self.array = self._target if direct else torch.empty(self._target.shape, dtype=dtype, device=target.device)
 
     def finish(self) -> None:
         """Bring the result into its own layout and dtype."""
@@ -313,13 +311,9 @@ def backward(
                     weights, _ = _exponentials(qs, ks, piece, _queries(lses, piece), plan.wide)
                 here, transposed = _queries(douts, piece), _keys(values, piece).transpose(1, 2)
                 products = weights.to(plan.products).transpose(1, 2)
-                _add_product(
-                    _view(dvs.array, piece, slice(None)), products, here, first=_is_first_of_line(piece)
-                )
+                _add_product(_view(dvs.array, piece, slice(None)), products, here, first=_is_first_of_line(piece))
                 before = dweighed.pop(number, None)
-                dweights = (
-                    torch.bmm(here, transposed) if before is None else before.baddbmm_(here, transposed)
-                )
+                dweights = torch.bmm(here, transposed) if before is None else before.baddbmm_(here, transposed)
                 if slab is not slabs[-1]:
                     weighed[number], dweighed[number] = weights, dweights
                     continue

@@ -7,6 +7,7 @@ written to be read, not to be fast.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,15 +31,18 @@ def neighbours(position: tuple[int, ...], sizes: tuple[int, ...]) -> Iterator[tu
                 yield (*position[:axis], index, *position[axis + 1 :])
 
 
+def _at(position: tuple[int, ...], *image: int) -> Any:
+    """Return the index of all channels at a position, of one image where the array has a batch axis."""
+    return (*image, slice(None), *position)
+
+
 def _weights(
-    q: Array, k: Array, at: tuple[int, ...], around: list[tuple[int, ...]], scale: float
+    q: Array, k: Array, u: tuple[int, ...], around: list[tuple[int, ...]], scale: float
 ) -> tuple[Array, float]:
-    """Return the softmax weights over `around` and the log-sum-exp of the energies, for the query of one image at `at`."""
-    energies = np.array([scale * np.dot(q[(slice(None), *at)], k[(slice(None), *i)]) for i in around])
+    """Return the softmax weights over `around` and the log-sum-exp of the energies of one image's query at u."""
+    energies = np.array([scale * np.dot(q[_at(u)], k[_at(i)]) for i in around])
     largest = energies.max()
-    if (
-        largest == -np.inf
-    ):  # no weight anywhere: the log-sum-exp is that of the empty sum, the weights are 0 / 0
+    if largest == -np.inf:  # no weight anywhere: the log-sum-exp is that of the empty sum, the weights are 0 / 0
         lse = -np.inf
     else:
         lse = largest + np.log(np.exp(energies - largest).sum())
@@ -70,10 +74,8 @@ def forward(q: Array, k: Array, v: Array, scale: float) -> tuple[Array, Array]:
         for b in range(q.shape[0]):
             for u in np.ndindex(*sizes):
                 around = list(neighbours(u, sizes))
-                weights, lse[(b, *u)] = _weights(q[b], k[b], u, around, scale)
-                out[(b, slice(None), *u)] = sum(
-                    w * v[(b, slice(None), *i)] for w, i in zip(weights, around, strict=True)
-                )
+                weights, lse[b][u] = _weights(q[b], k[b], u, around, scale)
+                out[_at(u, b)] = sum(w * v[_at(i, b)] for w, i in zip(weights, around, strict=True))
     return out, lse
 
 
@@ -104,11 +106,11 @@ def backward(
             for u in np.ndindex(*sizes):
                 around = list(neighbours(u, sizes))
                 weights, _ = _weights(q[b], k[b], u, around, scale)
-                here = (b, slice(None), *u)
-                dweights = np.array([np.dot(dout[here], v[(b, slice(None), *i)]) for i in around])
-                denergies = weights * (dweights - (weights * dweights).sum() + dlse[(b, *u)])
+                here = _at(u, b)
+                dweights = np.array([np.dot(dout[here], v[_at(i, b)]) for i in around])
+                denergies = weights * (dweights - (weights * dweights).sum() + dlse[b][u])
                 for w, de, i in zip(weights, denergies, around, strict=True):
-                    there = (b, slice(None), *i)
+                    there = _at(i, b)
                     dv[there] += w * dout[here]
                     dq[here] += scale * de * k[there]
                     dk[there] += scale * de * q[here]

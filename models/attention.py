@@ -24,13 +24,9 @@ _AXES = {1: "(B, C, W)", 2: "(B, C, H, W)", 3: "(B, C, T, H, W)"}
 def require_int(function: str, name: str, value: Any, minimum: int) -> None:
     """Raise unless value is an int (not a bool) of at least minimum."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(
-            f"{function}: {name} must be an int, got {type(value).__name__}; pass a whole number."
-        )
+        raise TypeError(f"{function}: {name} must be an int, got {type(value).__name__}; pass a whole number.")
     if value < minimum:
-        raise ValueError(
-            f"{function}: {name} must be {minimum} or more, got {value}; pass {minimum} or more."
-        )
+        raise ValueError(f"{function}: {name} must be {minimum} or more, got {value}; pass {minimum} or more.")
 
 
 def check_position(function: str, at: Iterable[int], size: tuple[int, ...]) -> tuple[int, ...]:
@@ -41,9 +37,7 @@ def check_position(function: str, at: Iterable[int], size: tuple[int, ...]) -> t
         raise TypeError(
             f"{function}: at must be ints, one an axis, got {at!r}; pass whole numbers, e.g. (y, x)."
         ) from None
-    if len(position) != len(size) or any(
-        not 0 <= index < extent for index, extent in zip(position, size, strict=True)
-    ):
+    if len(position) != len(size) or any(not 0 <= index < extent for index, extent in zip(position, size, strict=True)):
         raise ValueError(
             f"{function}: at must be a position inside of {size}, got {position}; count from 0, one an axis."
         )
@@ -95,17 +89,13 @@ class CrissCrossAttention(nn.Module):
     torch.Size([2, 16, 5, 7])
     """
 
-    def __init__(
-        self, in_channels: int, *, reduction: int = 8, dims: int = 2, backend: str | None = None
-    ) -> None:
+    def __init__(self, in_channels: int, *, reduction: int = 8, dims: int = 2, backend: str | None = None) -> None:
         super().__init__()
         name = type(self).__name__
         require_int(name, "in_channels", in_channels, 1)
         require_int(name, "reduction", reduction, 1)
         if dims not in _CONVOLUTIONS:
-            raise ValueError(
-                f"{name}: dims must be 1, 2 or 3, got {dims!r}; pass the number of position axes."
-            )
+            raise ValueError(f"{name}: dims must be 1, 2 or 3, got {dims!r}; pass the number of position axes.")
         self.in_channels = in_channels
         self.dims = dims
         self.backend = backend

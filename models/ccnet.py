@@ -15,9 +15,10 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from ccgpu.models.attention import RCCA, attention_map, check_position, require_int
 from ccgpu.models.resnet import ResNet
-from torch import Tensor, nn
 
 BACKBONES = {"resnet18": 18, "resnet50": 50, "resnet101": 101}
 # InPlaceABN's default, which the authors' heads use.
@@ -110,9 +111,7 @@ class AuxiliaryHead(nn.Sequential):
         (B, in_channels, H, W) -> (B, num_classes, H, W).
     """
 
-    def __init__(
-        self, in_channels: int, num_classes: int, *, channels: int = 512, dropout: float = 0.1
-    ) -> None:
+    def __init__(self, in_channels: int, num_classes: int, *, channels: int = 512, dropout: float = 0.1) -> None:
         super().__init__(_classifier(in_channels, channels, num_classes, dropout, bias=True))
 
 
@@ -178,9 +177,7 @@ class CCNet(nn.Module):
     ) -> None:
         super().__init__()
         if backbone not in BACKBONES:
-            raise ValueError(
-                f"CCNet: backbone must be one of {tuple(BACKBONES)}, got {backbone!r}; pass one of these."
-            )
+            raise ValueError(f"CCNet: backbone must be one of {tuple(BACKBONES)}, got {backbone!r}; pass one of these.")
         sizes = (
             ("num_classes", num_classes, 1),
             ("head_channels", head_channels, 1),
@@ -257,8 +254,7 @@ class CCNet(nn.Module):
             )
         if not images.is_floating_point():
             raise TypeError(
-                f"CCNet: images must be floating point, got {images.dtype}; "
-                "normalise them as for the backbone."
+                f"CCNet: images must be floating point, got {images.dtype}; normalise them as for the backbone."
             )
 
 

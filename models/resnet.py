@@ -52,9 +52,7 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, width: int, *, stride: int, dilation: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(
-            in_channels, width, 3, stride=stride, padding=dilation, dilation=dilation, bias=False
-        )
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
@@ -81,9 +79,7 @@ class Bottleneck(nn.Module):
         out_channels = width * self.expansion
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(
-            width, width, 3, stride=stride, padding=dilation, dilation=dilation, bias=False
-        )
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)
@@ -264,9 +260,7 @@ def _read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             "save module.state_dict()."
         )
     strangers = [
-        str(name)
-        for name, value in content.items()
-        if not isinstance(name, str) or not torch.is_tensor(value)
+        str(name) for name, value in content.items() if not isinstance(name, str) or not torch.is_tensor(value)
     ]
     if strangers or not content:
         raise ValueError(
@@ -300,9 +294,7 @@ def _differences(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
         if name not in loaded:
             continue
         if loaded[name].shape != value.shape:
-            problems.append(
-                f"misshapen: {name} must be {tuple(value.shape)}, got {tuple(loaded[name].shape)}"
-            )
+            problems.append(f"misshapen: {name} must be {tuple(value.shape)}, got {tuple(loaded[name].shape)}")
         elif loaded[name].is_floating_point() != value.is_floating_point():
             problems.append(f"wrong kind: {name} must be like {value.dtype}, got {loaded[name].dtype}")
     return problems

@@ -89,7 +89,9 @@ def test_works_next_to_foreign_packages(environment):
 
 
 def test_command_runs_from_the_wheel(environment):
-    answer = environment("import runpy; sys.argv = ['x', '--help']\nrunpy.run_module('ccgpu.train.cityscapes', run_name='__main__')")
+    answer = environment(
+        "import runpy; sys.argv = ['x', '--help']\nrunpy.run_module('ccgpu.train.cityscapes', run_name='__main__')"
+    )
     assert "--data" in answer
 
 

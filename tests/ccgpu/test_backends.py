@@ -76,7 +76,9 @@ def test_bad_environment_variable_is_named(monkeypatch):
 @pytest.mark.parametrize("name", ["cpu", "reference"])
 def test_named_backend_that_cannot_run_raises(name):
     meta = torch.empty(1, device="meta")
-    with pytest.raises(RuntimeError, match=rf"backend='{name}' cannot run this call: .*on meta; use one of \['torch'\]"):
+    with pytest.raises(
+        RuntimeError, match=rf"backend='{name}' cannot run this call: .*on meta; use one of \['torch'\]"
+    ):
         dispatch.choose(meta, name)
 
 

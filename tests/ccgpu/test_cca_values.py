@@ -66,12 +66,8 @@ def problems(draw, dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.f
     magnitude = draw(st.sampled_from([1.0, 1e-3, 8.0] if small else [1.0, 1e-30, 1e-3, 30.0, 1e4]))
     energy = draw(st.sampled_from([1.0, 1e-3, 30.0]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    q, k = (
-        energy**0.5 * torch.randn(batch, d, *sizes, generator=generator, dtype=torch.float64) for _ in "qk"
-    )
-    v, dout = (
-        magnitude * torch.randn(batch, c, *sizes, generator=generator, dtype=torch.float64) for _ in "vd"
-    )
+    q, k = (energy**0.5 * torch.randn(batch, d, *sizes, generator=generator, dtype=torch.float64) for _ in "qk")
+    v, dout = (magnitude * torch.randn(batch, c, *sizes, generator=generator, dtype=torch.float64) for _ in "vd")
     dlse = torch.randn(batch, *sizes, generator=generator, dtype=torch.float64)
     layout = draw(st.tuples(*[st.sampled_from(["contiguous", "channels_last", "reversed", "sliced"])] * 3))
     tensors = tuple(layouts(x.to(dtype), kind) for x, kind in zip((q, k, v), layout, strict=True))
@@ -115,9 +111,7 @@ def check_errors(ours, theirs, truth, problem):
         floor = 2 * wide * (cancelled.get(name, 0.0) + (0.0 if name == "out" else energy) * size)
         floor += 4 * (wide if name == "lse" else unit) * size + torch.finfo(tensors[0].dtype).tiny
         factor = 2 if name in ("out", "lse") else 3
-        assert error <= factor * plain_error + floor, (
-            f"{name}: {error:.3g}, plain {plain_error:.3g}, floor {floor:.3g}"
-        )
+        assert error <= factor * plain_error + floor, f"{name}: {error:.3g}, plain {plain_error:.3g}, floor {floor:.3g}"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -207,9 +201,7 @@ def test_permuting_rows_commutes():
 
 def test_transposing_the_map_commutes():
     tensors = tensors_of((4, 5))
-    torch.testing.assert_close(
-        ccgpu.cca(*(x.transpose(2, 3) for x in tensors)), ccgpu.cca(*tensors).transpose(2, 3)
-    )
+    torch.testing.assert_close(ccgpu.cca(*(x.transpose(2, 3) for x in tensors)), ccgpu.cca(*tensors).transpose(2, 3))
 
 
 def test_linear_in_v():

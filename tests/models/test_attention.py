@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from ccgpu.models.attention import RCCA, CrissCrossAttention, attention_map
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from ccgpu.models.attention import RCCA, CrissCrossAttention, attention_map
 
 SIZES = {1: (7,), 2: (4, 5), 3: (2, 3, 4)}
 
@@ -28,9 +29,7 @@ def make(kind: Callable[..., CrissCrossAttention], *arguments: Any, **options: A
 
 
 def features(dims: int, channels: int = 8, batch: int = 2) -> Tensor:
-    return torch.randn(
-        batch, channels, *SIZES[dims], generator=torch.Generator().manual_seed(2), dtype=torch.float64
-    )
+    return torch.randn(batch, channels, *SIZES[dims], generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 
 def dense_weights(module: CrissCrossAttention, x: Tensor) -> Tensor:
@@ -146,9 +145,7 @@ def test_compiled_rcca_equals_eager() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("in_channels", "reduction", "expected"), [(64, 8, 8), (12, 8, 1), (5, 8, 1), (6, 3, 2)]
-)
+@pytest.mark.parametrize(("in_channels", "reduction", "expected"), [(64, 8, 8), (12, 8, 1), (5, 8, 1), (6, 3, 2)])
 def test_query_and_key_channels(in_channels: int, reduction: int, expected: int) -> None:
     module = make(CrissCrossAttention, in_channels, reduction=reduction)
     assert module.query_conv.out_channels == module.key_conv.out_channels == expected
@@ -271,9 +268,7 @@ def test_attention_map_reaches_the_criss_cross_then_everything(dims: int) -> Non
 
 def test_attention_map_of_a_single_module_is_one_loop() -> None:
     module, x = make(CrissCrossAttention, 8), features(2)
-    torch.testing.assert_close(
-        attention_map(module, x, (2, 3)), dense_weights(module, x)[:, 13].reshape(2, 4, 5)
-    )
+    torch.testing.assert_close(attention_map(module, x, (2, 3)), dense_weights(module, x)[:, 13].reshape(2, 4, 5))
 
 
 def test_attention_map_leaves_gradients_alone_and_works_without_grad_mode() -> None:

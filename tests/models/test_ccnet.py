@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from ccgpu.models.attention import attention_map
 from ccgpu.models.ccnet import CCHead, CCNet
-from torch import Tensor, nn
 
 
 def make(num_classes: Any = 5, *, gamma: float = 0.6, **options: Any) -> CCNet:
@@ -38,17 +39,11 @@ def head_parameters(layer3: int, layer4: int, channels: int, classes: int, recur
     """Both heads, from the paper's description: a norm has 2 * channels, attention has biases and gamma."""
     norm = 2 * channels
     attention = (
-        2 * convolution(channels, channels // 8, 1, bias=True)
-        + convolution(channels, channels, 1, bias=True)
-        + 1
+        2 * convolution(channels, channels // 8, 1, bias=True) + convolution(channels, channels, 1, bias=True) + 1
     )
     head = convolution(layer4, channels, 3) + convolution(channels, channels, 3)
-    head += (
-        convolution(layer4 + channels, channels, 3) + convolution(channels, classes, 1, bias=True) + 3 * norm
-    )
-    auxiliary = (
-        convolution(layer3, channels, 3, bias=True) + norm + convolution(channels, classes, 1, bias=True)
-    )
+    head += convolution(layer4 + channels, channels, 3) + convolution(channels, classes, 1, bias=True) + 3 * norm
+    auxiliary = convolution(layer3, channels, 3, bias=True) + norm + convolution(channels, classes, 1, bias=True)
     return head + auxiliary + (attention if recurrence > 0 else 0)
 
 
@@ -68,23 +63,17 @@ def test_parameter_count_of_the_papers_network(recurrence: int) -> None:
 def test_state_dict_has_the_authors_entries() -> None:
     """Up to the backbone's prefix, the auxiliary head's name and the batch counters, which theirs lack."""
     with torch.device("meta"):
-        names = [
-            name for name in CCNet("resnet101", 19).state_dict() if not name.endswith("num_batches_tracked")
-        ]
+        names = [name for name in CCNet("resnet101", 19).state_dict() if not name.endswith("num_batches_tracked")]
     theirs = {name.removeprefix("backbone.").replace("auxiliary_head.", "dsn.") for name in names}
     assert len(theirs) == 562
     norm = ("weight", "bias", "running_mean", "running_var")
     expected = {"head.cca.gamma", "head.conva.0.weight", "head.convb.0.weight", "head.bottleneck.0.weight"}
     expected |= {"dsn.0.weight", "dsn.0.bias"}
     expected |= {
-        f"{part}.1.{entry}"
-        for part in ("head.conva", "head.convb", "head.bottleneck", "dsn")
-        for entry in norm
+        f"{part}.1.{entry}" for part in ("head.conva", "head.convb", "head.bottleneck", "dsn") for entry in norm
     }
     expected |= {f"{part}.3.{entry}" for part in ("head.bottleneck", "dsn") for entry in ("weight", "bias")}
-    expected |= {
-        f"head.cca.{part}_conv.{entry}" for part in ("query", "key", "value") for entry in ("weight", "bias")
-    }
+    expected |= {f"head.cca.{part}_conv.{entry}" for part in ("query", "key", "value") for entry in ("weight", "bias")}
     assert {name for name in theirs if name.startswith(("head.", "dsn."))} == expected
 
 
@@ -221,9 +210,7 @@ def test_channels_last_equals_contiguous() -> None:
 def test_dropout_drops_whole_channels_in_train_mode_alone() -> None:
     head = CCHead(8, 3, channels=32, dropout=0.5)
     seen: list[Tensor] = []
-    dict(head.bottleneck.named_children())["2"].register_forward_hook(
-        lambda module, inputs, out: seen.append(out)
-    )
+    dict(head.bottleneck.named_children())["2"].register_forward_hook(lambda module, inputs, out: seen.append(out))
     x = torch.randn(2, 8, 6, 6, generator=torch.Generator().manual_seed(4))
     torch.manual_seed(0)
     head(x)

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from ccgpu.models.resnet import ResNet, load_imagenet
 from torch import Tensor, nn
+
+from ccgpu.models.resnet import ResNet, load_imagenet
 
 BLOCKS = {18: [2, 2, 2, 2], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3]}
 
@@ -58,9 +59,7 @@ def random_state(depth: int, stem: str, *, seed: int = 0) -> dict[str, Tensor]:
         if name.endswith(("running_var", ".bn1.weight", ".bn2.weight")):
             state[name] = torch.rand(shape, generator=generator) + 0.5
         elif not name.endswith("num_batches_tracked"):
-            state[name] = (
-                torch.randn(shape, generator=generator) / max(torch.Size(shape[1:]).numel(), 4) ** 0.5
-            )
+            state[name] = torch.randn(shape, generator=generator) / max(torch.Size(shape[1:]).numel(), 4) ** 0.5
     channels = 512 if depth == 18 else 2048
     state["fc.weight"] = torch.randn(1000, channels, generator=generator)
     state["fc.bias"] = torch.randn(1000, generator=generator)
@@ -270,12 +269,8 @@ def test_load_imagenet_tells_stems_and_depths_apart(small_file: Path, tmp_path: 
         network = ResNet(50, stem="7x7")
     with pytest.raises(ValueError, match="a ResNet-50 with a 7x7 stem, got a ResNet-18 with a 7x7 stem"):
         load_imagenet(network, small_file)
-    torch.save(
-        {name: torch.zeros(shape) for name, shape in layout(50, "deep").items()}, tmp_path / "fifty.pth"
-    )
-    refuse(
-        ResNet(18), tmp_path / "fifty.pth", "a ResNet-18 with a deep stem, got a ResNet-50 with a deep stem"
-    )
+    torch.save({name: torch.zeros(shape) for name, shape in layout(50, "deep").items()}, tmp_path / "fifty.pth")
+    refuse(ResNet(18), tmp_path / "fifty.pth", "a ResNet-18 with a deep stem, got a ResNet-50 with a deep stem")
 
 
 class Malice:
