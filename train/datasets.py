@@ -19,9 +19,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from ccgpu.train.labels import ID_TO_TRAIN_ID, LABEL_IDS
 from PIL import Image
 from torch.utils.data import Dataset, Sampler
+
+from ccgpu.train.labels import ID_TO_TRAIN_ID, LABEL_IDS
 
 IMAGE_SUFFIX = "_leftImg8bit.png"
 LABEL_SUFFIX = "_gtFine_labelIds.png"
@@ -131,9 +132,7 @@ def _pair_problems(pair: Pair) -> list[str]:
         return problems
     (*image_size, _, _), (*label_size, depth, colour_type) = headers
     if image_size != label_size:
-        problems.append(
-            f"{pair.label}: {_times(label_size)} pixels, but the picture has {_times(image_size)}"
-        )
+        problems.append(f"{pair.label}: {_times(label_size)} pixels, but the picture has {_times(image_size)}")
     if colour_type != _PNG_PALETTE and (colour_type, depth) != (_PNG_GREY, 8):
         problems.append(f"{pair.label}: not an 8-bit single-channel picture of label ids")
     return problems
@@ -216,14 +215,11 @@ def _decode(path: Path) -> Image.Image:
             picture.load()
             return picture
     except FileNotFoundError:
-        raise FileNotFoundError(
-            f"read_pair: file must exist, got no {path}; run check_pairs first."
-        ) from None
+        raise FileNotFoundError(f"read_pair: file must exist, got no {path}; run check_pairs first.") from None
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         # Pillow reports a broken PNG through any of these, depending on the chunk it breaks in.
         raise ValueError(
-            f"read_pair: file must be a whole picture, got {path}, which does not decode ({error}); "
-            "copy it again."
+            f"read_pair: file must be a whole picture, got {path}, which does not decode ({error}); copy it again."
         ) from error
 
 
@@ -267,9 +263,7 @@ class TrainStream(Dataset[dict[str, Any]]):
         """The pair at a position of the stream, 0..length-1 (IndexError beyond)."""
         position = operator.index(position)
         if not 0 <= position < self.length:
-            raise IndexError(
-                f"TrainStream: position must be in 0..{self.length - 1}, got {position}; enlarge length."
-            )
+            raise IndexError(f"TrainStream: position must be in 0..{self.length - 1}, got {position}; enlarge length.")
         epoch, offset = divmod(position, len(self.pairs))
         # The 1 keeps the shuffle of epoch e apart from the augmentation at position e.
         order = np.random.default_rng((self.seed, epoch, 1)).permutation(len(self.pairs))
@@ -362,9 +356,7 @@ def evaluation_indices(length: int, rank: int = 0, world_size: int = 1) -> range
 
 def _check_rank(caller: str, rank: int, world_size: int) -> None:
     if not 0 <= rank < world_size:
-        raise ValueError(
-            f"{caller}: rank must be in 0..world_size-1 ({world_size - 1}), got {rank}; pass both."
-        )
+        raise ValueError(f"{caller}: rank must be in 0..world_size-1 ({world_size - 1}), got {rank}; pass both.")
 
 
 def _listing(problems: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+
 from ccgpu.train.labels import IGNORE
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from ccgpu.train.labels import LABELS
 from PIL import Image, ImageDraw
+
+from ccgpu.train.labels import LABELS
 
 Colour = tuple[float, float, float]
 
@@ -92,9 +93,7 @@ def facing(x: float, z: float) -> Frame:
 def disc(centre: tuple[float, float], radius: float, stretch: float = 1.0, corners: int = 14) -> np.ndarray:
     """Flat shape (corners, 2) of an ellipse, ``stretch`` times as high as wide."""
     angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)
-    return np.stack(
-        [centre[0] + radius * np.cos(angle), centre[1] + stretch * radius * np.sin(angle)], axis=1
-    )
+    return np.stack([centre[0] + radius * np.cos(angle), centre[1] + stretch * radius * np.sin(angle)], axis=1)
 
 
 def bar(start: tuple[float, float], end: tuple[float, float], thickness: float) -> np.ndarray:
@@ -153,15 +152,11 @@ class Canvas:
         self._mark = ImageDraw.Draw(self.ids)
         self._haze = np.array(light.haze)
 
-    def polygon(
-        self, points: np.ndarray, colour: Colour | None, label: int | None, opacity: float = 1.0
-    ) -> None:
+    def polygon(self, points: np.ndarray, colour: Colour | None, label: int | None, opacity: float = 1.0) -> None:
         """Fill a polygon (n, 3); colour None leaves the picture as it is, label None the ids."""
         self.polygons(points[None], None if colour is None else np.array([colour]), label, opacity)
 
-    def polygons(
-        self, points: np.ndarray, colours: np.ndarray | None, label: int | None, opacity: float = 1.0
-    ) -> None:
+    def polygons(self, points: np.ndarray, colours: np.ndarray | None, label: int | None, opacity: float = 1.0) -> None:
         """Fill polygons (m, n, 3) in this order, colours (m, 3) or one (1, 3); None as in ``polygon``."""
         corners = self.camera.project(points).reshape(len(points), 2 * points.shape[1]).tolist()
         if colours is not None:
@@ -177,9 +172,7 @@ class Canvas:
 
     def details(self, face: np.ndarray, parts: np.ndarray, colour: Colour | np.ndarray) -> None:
         """Paint parts (n, 4) of a face (see ``patches``) that has its label already, in one or n colours."""
-        self.polygons(
-            patches(face, np.atleast_2d(parts)), np.atleast_2d(np.asarray(colour, dtype=float)), None
-        )
+        self.polygons(patches(face, np.atleast_2d(parts)), np.atleast_2d(np.asarray(colour, dtype=float)), None)
 
     def shadow(self, frame: Frame, start: float, end: float, half: float) -> None:
         """Darken the ground under a thing from ``start`` to ``end`` metres ahead of its frame."""

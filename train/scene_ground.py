@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from ccgpu.train.scene_canvas import ID, Camera, Colour, Light
 from PIL import Image
+
+from ccgpu.train.scene_canvas import ID, Camera, Colour, Light
 
 # How much the brightness of a surface varies (share): leaves and grass are rough, glass and paint are not.
 _GRAIN = {
@@ -75,17 +76,13 @@ def background(
     pixels = np.empty((*shape, 3))
     pixels[:start] = np.array(light.haze) * (1 - up) + np.array(zenith) * up
     sky = start, camera.width
-    clouds = smooth_noise(sky, camera.width / 6, generator) + 0.6 * smooth_noise(
-        sky, camera.width / 16, generator
-    )
+    clouds = smooth_noise(sky, camera.width / 6, generator) + 0.6 * smooth_noise(sky, camera.width / 16, generator)
     cover = np.clip(clouds - generator.uniform(0.0, 1.4), 0, 1)[..., None] * 0.8 * up
     pixels[:start] += cover * (np.array((244.0, 244.0, 246.0)) - pixels[:start])
     ids = np.full(shape, ID["sky"], dtype=np.uint8)
     below = row[start:]
     ahead = camera.focal * camera.eye / (below - camera.horizon)
-    across = (
-        np.arange(camera.width)[None] + 0.5 - camera.centre
-    ) * ahead / camera.focal - camera.bend * ahead**2
+    across = (np.arange(camera.width)[None] + 0.5 - camera.centre) * ahead / camera.focal - camera.bend * ahead**2
     colours, ids[start:] = _ground(street, across, np.broadcast_to(ahead, across.shape), generator)
     haze = 1 - np.exp(-ahead / light.sight)[..., None]
     pixels[start:] = colours + haze * (np.array(light.haze) - colours)

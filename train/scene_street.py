@@ -5,6 +5,7 @@ ahead.
 """
 
 import numpy as np
+
 from ccgpu.train.scene_canvas import ID, Canvas, Colour, Frame, bar, choose, darker, disc, facing
 
 _GLASS: Colour = (58, 68, 80)
@@ -31,9 +32,7 @@ def building(
     faces = canvas.box(frame, (0, far - near), deep / 2, (0, height), paint, label)
     if generator.random() < 0.5:
         roof = choose(generator, _ROOFS)
-        canvas.box(
-            frame, (0, far - near), deep / 2 + 0.3, (height, height + 2.6), roof, label, taper=(0, 0, 4)
-        )
+        canvas.box(frame, (0, far - near), deep / 2 + 0.3, (height, height + 2.6), roof, label, taper=(0, 0, 4))
     glass = darker(_GLASS, generator.uniform(0.7, 1.6))
     frame_colour = darker(paint, generator.choice([0.7, 1.25]))
     share = generator.uniform(0.28, 0.38)
@@ -43,9 +42,7 @@ def building(
         row, column = (index.ravel() for index in np.mgrid[:storeys, :columns])
         half = np.where(row == 0, 0.42, share)  # shop windows below
         low, high = np.where(row == 0, 0.02, (row + 0.28) / levels), (row + 0.82) / levels
-        windows = np.stack(
-            [(column + 0.5 - half) / columns, (column + 0.5 + half) / columns, low, high], axis=1
-        )
+        windows = np.stack([(column + 0.5 - half) / columns, (column + 0.5 + half) / columns, low, high], axis=1)
         bright = np.where(generator.random(len(row)) < 0.8, 1.0, 2.0)[:, None]
         border = np.array([-0.06 / columns, 0.06 / columns, -0.006, 0.006])
         canvas.details(face, np.array([(0, 1, 0.97, 1), (0, 1, 0, 0.8 / levels)]), darker(paint, 0.78))
@@ -53,9 +50,7 @@ def building(
         canvas.details(face, windows, np.array(glass) * bright)
 
 
-def wall(
-    canvas: Canvas, side: int, front: float, stretch: tuple[float, float], generator: np.random.Generator
-) -> None:
+def wall(canvas: Canvas, side: int, front: float, stretch: tuple[float, float], generator: np.random.Generator) -> None:
     """A wall of 1.6 to 3 m with courses of stone and a coping."""
     label, paint = ID["wall"], choose(generator, _WALLS)
     near, far = stretch
@@ -66,9 +61,7 @@ def wall(
         columns = max(1, round(float(np.linalg.norm(face[1] - face[0])) / 1.6))
         joints = np.arange(1, columns)[:, None] / columns
         canvas.details(face, rows * (0, 0, 1, 1) + (0, 1, -0.015, 0.015), darker(paint, 0.62))
-        canvas.details(
-            face, joints * (1, 1, 0, 0) + (-0.02 / columns, 0.02 / columns, 0, 1), darker(paint, 0.66)
-        )
+        canvas.details(face, joints * (1, 1, 0, 0) + (-0.02 / columns, 0.02 / columns, 0, 1), darker(paint, 0.66))
         canvas.details(face, np.array((0, 1, 0.92, 1)), darker(paint, 1.2))
 
 
@@ -145,9 +138,7 @@ def lamp(canvas: Canvas, frame: Frame, generator: np.random.Generator) -> None:
     canvas.polygon(place.upright(bar((0, 0), (0, height), 0.2)), paint, label)
     canvas.polygon(place.upright(bar((0.05, 0), (0.05, height), 0.07)), darker(paint, 1.35), label)
     canvas.polygon(place.upright(bar((0, height), (reach, height + 0.3), 0.12)), paint, label)
-    canvas.polygon(
-        place.upright(bar((reach, height + 0.28), (1.5 * reach, height + 0.3), 0.2)), _WHITE, label
-    )
+    canvas.polygon(place.upright(bar((reach, height + 0.28), (1.5 * reach, height + 0.3), 0.2)), _WHITE, label)
 
 
 def traffic_light(canvas: Canvas, frame: Frame, generator: np.random.Generator) -> None:
@@ -176,9 +167,7 @@ def traffic_sign(canvas: Canvas, frame: Frame, generator: np.random.Generator) -
     label = ID["traffic sign"]
     place, middle = facing(frame.x, frame.z), generator.uniform(2.2, 2.7)
     size = generator.uniform(0.42, 0.55)
-    canvas.polygon(
-        place.upright(bar((0, 0), (0, middle + size), 0.12)), choose(generator, _METAL), ID["pole"]
-    )
+    canvas.polygon(place.upright(bar((0, 0), (0, middle + size), 0.12)), choose(generator, _METAL), ID["pole"])
 
     def draw(shape: np.ndarray, colour: Colour) -> None:
         canvas.polygon(place.upright(shape), colour, label)

@@ -5,6 +5,7 @@ the generator.
 """
 
 import numpy as np
+
 from ccgpu.train.scene_canvas import ID, Canvas, Colour, Frame, bar, choose, darker, disc, facing, patch, ring
 
 _GLASS: Colour = (42, 52, 62)
@@ -57,9 +58,7 @@ def _ends(canvas: Canvas, faces: dict[str, np.ndarray], label: int, level: float
             canvas.details(face, np.array((0.37, 0.63, level - 0.6 * height, level)), (224, 224, 214))
 
 
-def _window_band(
-    canvas: Canvas, face: np.ndarray, low: float, high: float, number: int, gap: float = 0.12
-) -> None:
+def _window_band(canvas: Canvas, face: np.ndarray, low: float, high: float, number: int, gap: float = 0.12) -> None:
     left, right = (np.arange(number) + gap) / number, (np.arange(number) + 1 - gap) / number
     level = np.ones(number)
     canvas.details(face, np.stack([left, right, low * level, high * level], axis=1), _GLASS)
@@ -81,9 +80,7 @@ def car(canvas: Canvas, frame: Frame, generator: np.random.Generator) -> None:
     canvas.shadow(frame, 0, length, half + 0.1)
     canvas.box(frame, (0.1, length - 0.1), half - 0.12, (0.12, 0.35), _TYRE, label)
     body = canvas.box(frame, (0, length), half, (0.3, waist), paint, label, taper=(0.05, 0.1, 0.04))
-    cabin = canvas.box(
-        frame, (boot, length - 1.1), half - 0.06, (waist, roof), paint, label, taper=(0.35, 0.6, 0.16)
-    )
+    cabin = canvas.box(frame, (boot, length - 1.1), half - 0.06, (waist, roof), paint, label, taper=(0.35, 0.6, 0.16))
     for name, face in cabin.items():
         if name in ("left", "right"):
             _window_band(canvas, face, 0.12, 0.86, 2, 0.05)
@@ -97,9 +94,7 @@ def truck(canvas: Canvas, frame: Frame, generator: np.random.Generator) -> None:
     """A cab and a closed load, 6.5 to 9.5 m long, 3.2 to 3.8 m high."""
     label, paint = ID["truck"], choose(generator, _PAINTS)
     length, height = generator.uniform(6.5, 9.5), generator.uniform(3.2, 3.8)
-    load: Colour = choose(
-        generator, ((228, 228, 224), (196, 188, 170), (70, 96, 140), (150, 60, 50), (208, 176, 84))
-    )
+    load: Colour = choose(generator, ((228, 228, 224), (196, 188, 170), (70, 96, 140), (150, 60, 50), (208, 176, 84)))
     cab = length - 1.9
     canvas.shadow(frame, 0, length, 1.3)
 
@@ -212,12 +207,8 @@ def _from_behind(canvas: Canvas, frame: Frame, seat: float, generator: np.random
     label, coat, trousers = ID["rider"], choose(generator, _CLOTHES), choose(generator, _CLOTHES)
     place = facing(frame.x, frame.z)
     for side in (-1, 1):
-        canvas.polygon(
-            place.upright(bar((0.1 * side, seat), (0.16 * side, seat - 0.6), 0.17)), trousers, label
-        )
-        canvas.polygon(
-            place.upright(bar((0.2 * side, seat + 0.55), (0.32 * side, seat + 0.15), 0.13)), coat, label
-        )
+        canvas.polygon(place.upright(bar((0.1 * side, seat), (0.16 * side, seat - 0.6), 0.17)), trousers, label)
+        canvas.polygon(place.upright(bar((0.2 * side, seat + 0.55), (0.32 * side, seat + 0.15), 0.13)), coat, label)
     back = [
         (-0.2, seat - 0.05),
         (0.2, seat - 0.05),

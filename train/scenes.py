@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image, ImageDraw
+
 from ccgpu.train.datasets import IMAGE_SUFFIX, LABEL_SUFFIX
 from ccgpu.train.scene_canvas import ID, Camera, Canvas, Frame, choose
 from ccgpu.train.scene_ground import Street, background, photograph, weather
@@ -33,7 +35,6 @@ from ccgpu.train.scene_street import (
     wall,
 )
 from ccgpu.train.scene_traffic import bicycle, bus, car, motorcycle, person, tram, truck
-from PIL import Image, ImageDraw
 
 SETTINGS_FILE = "scenes.json"
 DEFAULT_SPLITS = {"train": 200, "val": 40}
@@ -66,9 +67,7 @@ class Thing(NamedTuple):
         return begin >= far or (begin > near and abs(self.frame.x) > abs(other.frame.x))
 
 
-def draw_scene(
-    size: tuple[int, int], generator: np.random.Generator, index: int
-) -> tuple[np.ndarray, np.ndarray]:
+def draw_scene(size: tuple[int, int], generator: np.random.Generator, index: int) -> tuple[np.ndarray, np.ndarray]:
     """One street scene.
 
     Arguments:
@@ -191,9 +190,7 @@ def _furniture(street: Street, generator: np.random.Generator) -> list[Thing]:
         for _ in range(int(generator.integers(1, 4))):
             things.append(Thing(traffic_sign, Frame(sign * (kerb + 0.5), generator.uniform(6, 20), 0)))
         if generator.random() < 0.5:
-            things.append(
-                Thing(junction_box, Frame(sign * (street.back(side) - 0.5), generator.uniform(7, 20), 0))
-            )
+            things.append(Thing(junction_box, Frame(sign * (street.back(side) - 0.5), generator.uniform(7, 20), 0)))
     crossing = generator.uniform(8, 15)
     for side in (0, 1):
         if side or generator.random() < 0.7:
@@ -218,8 +215,7 @@ def _walkers(street: Street, generator: np.random.Generator) -> list[Thing]:
     if generator.random() < 0.35:
         z = generator.uniform(9, 20)
         things += [
-            Thing(person, Frame(generator.uniform(-2.5, 2.5), z, 0))
-            for _ in range(int(generator.integers(1, 4)))
+            Thing(person, Frame(generator.uniform(-2.5, 2.5), z, 0)) for _ in range(int(generator.integers(1, 4)))
         ]
     for vehicle in (bicycle, motorcycle):
         for _ in range(int(generator.integers(0, 3))):
@@ -245,9 +241,7 @@ def _traffic(street: Street, large: Paint, generator: np.random.Generator) -> li
         while z < _FARTHEST:
             # A frame is the rear of a vehicle: one that comes towards the camera begins at its far end.
             length = 4.5 if paint is car else 11.5
-            frame = Frame(
-                x + generator.uniform(-0.2, 0.2), z + (length if turned else 0), np.pi if turned else 0
-            )
+            frame = Frame(x + generator.uniform(-0.2, 0.2), z + (length if turned else 0), np.pi if turned else 0)
             things.append(Thing(paint, frame))
             z += length + generator.uniform(5, 30)
             paint = car if generator.random() < 0.9 else truck
@@ -260,9 +254,7 @@ def _traffic(street: Street, large: Paint, generator: np.random.Generator) -> li
             across = generator.random() < 0.5
             yaw = generator.choice([0.5, -0.5]) * np.pi + generator.uniform(-0.6, 0.6) if across else 0.0
             x = generator.uniform(-street.road[0] + 1, street.road[1]) if across else street.road[1] - 0.6
-            things.append(
-                Thing(partial(vehicle, ridden=True), Frame(float(x), generator.uniform(7, 15), float(yaw)))
-            )
+            things.append(Thing(partial(vehicle, ridden=True), Frame(float(x), generator.uniform(7, 15), float(yaw))))
     return things
 
 
@@ -310,8 +302,7 @@ def write_scenes(
         )
     if len(size) != 2 or min(size) < _SMALLEST:
         raise ValueError(
-            f"write_scenes: size must be (height, width) of {_SMALLEST} or more, got {size}; "
-            "draw larger pictures."
+            f"write_scenes: size must be (height, width) of {_SMALLEST} or more, got {size}; draw larger pictures."
         )
     if seed < 0:
         raise ValueError(f"write_scenes: seed must be 0 or more, got {seed}; choose another.")

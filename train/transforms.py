@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from ccgpu.train.labels import IGNORE
 from PIL import Image
+
+from ccgpu.train.labels import IGNORE
 
 # Mean and deviation of ImageNet's training pictures, RGB in 0..255: what its backbones were trained with.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -35,9 +36,7 @@ class Normalise:
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3 or not np.isfinite(values).all():
-                raise ValueError(
-                    f"Normalise: {name} must be three finite numbers, got {values}; give R, G, B."
-                )
+                raise ValueError(f"Normalise: {name} must be three finite numbers, got {values}; give R, G, B.")
         if min(self.std) <= 0:
             raise ValueError(f"Normalise: std must be positive, got {self.std}; give 1 to keep the scale.")
 
@@ -98,8 +97,7 @@ def scaled_window(
     (height, width), (top, left), (rows, columns) = scaled, start, size
     if min(rows, columns) < 1 or min(top, left, height - top - rows, width - left - columns) < 0:
         raise ValueError(
-            f"scaled_window: size must lie inside the resized picture {scaled}, got {size} at {start}; "
-            "cut less."
+            f"scaled_window: size must lie inside the resized picture {scaled}, got {size} at {start}; cut less."
         )
     step_y, step_x = label.shape[0] / height, label.shape[1] / width
     # Rounding may carry the far corner past the border, which Pillow refuses.
@@ -141,14 +139,10 @@ class TrainTransform:
 
     def __post_init__(self) -> None:
         if len(self.crop) != 2 or min(self.crop) < 1:
-            raise ValueError(
-                f"TrainTransform: crop must be (height, width) >= 1, got {self.crop}; give pixels."
-            )
+            raise ValueError(f"TrainTransform: crop must be (height, width) >= 1, got {self.crop}; give pixels.")
         low, high = self.scale
         if not (0 < low <= high < float("inf")):
-            raise ValueError(
-                f"TrainTransform: scale must be 0 < low <= high, got {self.scale}; give two factors."
-            )
+            raise ValueError(f"TrainTransform: scale must be 0 < low <= high, got {self.scale}; give two factors.")
 
     def __call__(
         self, image: np.ndarray, label: np.ndarray, generator: np.random.Generator

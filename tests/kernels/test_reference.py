@@ -13,7 +13,8 @@ def channel(rows):
     return np.array(rows, dtype=np.float64)[None, None]
 
 
-# A 2x2 map, D = C = 1, scale 1. With ln written L: q = [[L2, 0], [0, 0]], k = [[1, 2], [3, 5]], v = [[1, 10], [100, 1000]].
+# A 2x2 map, D = C = 1, scale 1; L2 is the natural logarithm of 2.
+# q = [[L2, 0], [0, 0]], k = [[1, 2], [3, 5]], v = [[1, 10], [100, 1000]].
 # Position (0, 0) attends to (1, 0), (0, 0), (0, 1): energies L2 * (3, 1, 2), weights (8, 2, 4) / 14.
 # The three other queries are 0: equal weights 1/3 over their three positions.
 TABLE_Q = channel([[math.log(2), 0], [0, 0]])

@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
 from ccgpu.train.datasets import (
     EvaluationSet,
     Pair,
@@ -20,8 +23,6 @@ from ccgpu.train.datasets import (
 )
 from ccgpu.train.labels import ID_TO_TRAIN_ID
 from ccgpu.train.transforms import EvaluationTransform, TrainTransform
-from PIL import Image
-from torch.utils.data import DataLoader
 
 CAMVID_TOOL = Path(__file__).resolve().parents[3] / "shared" / "tools" / "camvid_as_cityscapes.py"
 
@@ -195,9 +196,7 @@ def test_read_pair_names_a_label_outside_the_table(tmp_path: Path, value: int) -
     ids = np.full((6, 8), 7, dtype=np.uint8)
     ids[2, 3] = value
     Image.fromarray(ids).save(pair.label)
-    with pytest.raises(
-        ValueError, match=rf"label ids 0\.\.33, got \[{value}\] in .*ulm_000000_000019_gtFine"
-    ):
+    with pytest.raises(ValueError, match=rf"label ids 0\.\.33, got \[{value}\] in .*ulm_000000_000019_gtFine"):
         read_pair(pair)
 
 
@@ -221,9 +220,7 @@ def test_read_pair_names_the_file_wherever_it_is_damaged(tmp_path: Path) -> None
     end_of_pixels = len(whole) - 12 - 8  # what is missing after the last pixel does not matter to the decoder
     for length in range(0, end_of_pixels, 3):
         pair.image.write_bytes(whole[:length])
-        with pytest.raises(
-            ValueError, match=r"got .*ulm_000000_000019_leftImg8bit\.png, which does not decode"
-        ):
+        with pytest.raises(ValueError, match=r"got .*ulm_000000_000019_leftImg8bit\.png, which does not decode"):
             read_pair(pair)
     refused = 0
     for position in range(len(whole)):
@@ -328,10 +325,7 @@ def test_evaluation_indices_take_each_sample_once() -> None:
 
 
 def test_evaluation_set_reads_in_order_at_full_size(tmp_path: Path) -> None:
-    pairs = [
-        write_pair(tmp_path, "val", f"ulm_{index:06d}_000019", (6, 8 + index), 7 + index)
-        for index in range(4)
-    ]
+    pairs = [write_pair(tmp_path, "val", f"ulm_{index:06d}_000019", (6, 8 + index), 7 + index) for index in range(4)]
     samples = EvaluationSet(pairs, EvaluationTransform())
     assert len(samples) == 4
     for index, pair in enumerate(pairs):
@@ -344,9 +338,7 @@ def test_spawned_workers_give_the_same_batches(tmp_path: Path) -> None:
     stream = stream_of(tmp_path, 5, 12)
     loaders = [
         DataLoader(stream, batch_sampler=StreamSampler(0, 3, 4)),
-        DataLoader(
-            stream, batch_sampler=StreamSampler(0, 3, 4), num_workers=2, multiprocessing_context="spawn"
-        ),
+        DataLoader(stream, batch_sampler=StreamSampler(0, 3, 4), num_workers=2, multiprocessing_context="spawn"),
     ]
     for here, spawned in zip(*loaders, strict=True):
         assert here["name"] == spawned["name"]

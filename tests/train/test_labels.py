@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from ccgpu.train.labels import (
     CLASS_COLOURS,
     CLASS_NAMES,
@@ -14,9 +15,7 @@ from ccgpu.train.labels import (
 def test_labels_equal_the_published_table() -> None:
     official = pytest.importorskip("cityscapesscripts.helpers.labels").labels
     ours = [(row.name, row.id, row.train_id, row.category, row.ignored, row.colour) for row in LABELS]
-    assert ours == [
-        (row.name, row.id, row.trainId, row.category, row.ignoreInEval, row.color) for row in official
-    ]
+    assert ours == [(row.name, row.id, row.trainId, row.category, row.ignoreInEval, row.color) for row in official]
 
 
 def test_lookups_are_what_the_table_says() -> None:

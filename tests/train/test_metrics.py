@@ -4,19 +4,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ccgpu.train.labels import CLASS_NAMES, ID_TO_TRAIN_ID, LABELS, TRAIN_ID_TO_ID
-from ccgpu.train.metrics import ConfusionMatrix, results_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+from ccgpu.train.labels import CLASS_NAMES, ID_TO_TRAIN_ID, LABELS, TRAIN_ID_TO_ID
+from ccgpu.train.metrics import ConfusionMatrix, results_table
 
 
 def hand_made() -> ConfusionMatrix:
     """Class 0: 3 of 4 right; class 1: 1 of 2 right; class 2: predicted once, never true; class 3: nowhere."""
     confusion = ConfusionMatrix(4)
-    confusion.update(
-        torch.tensor([[0, 0, 0, 1], [1, 2, 3, 3]]), torch.tensor([[0, 0, 0, 0], [1, 1, 255, 255]])
-    )
+    confusion.update(torch.tensor([[0, 0, 0, 1], [1, 2, 3, 3]]), torch.tensor([[0, 0, 0, 0], [1, 1, 255, 255]]))
     return confusion
 
 
@@ -53,9 +52,7 @@ def test_scores_of_nothing_are_nan() -> None:
     st.integers(0, 2**32 - 1),
     st.sampled_from([torch.uint8, torch.int64]),
 )
-def test_confusion_matrix_equals_a_plain_loop(
-    classes: int, pixels: int, seed: int, dtype: torch.dtype
-) -> None:
+def test_confusion_matrix_equals_a_plain_loop(classes: int, pixels: int, seed: int, dtype: torch.dtype) -> None:
     generator = np.random.default_rng(seed)
     expected = np.zeros((classes, classes), dtype=np.int64)
     confusion = ConfusionMatrix(classes)

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ccgpu.train import scenes
 from ccgpu.train.datasets import check_pairs, find_pairs, read_pair
 from ccgpu.train.labels import CLASS_NAMES, LABELS
@@ -79,9 +80,7 @@ def test_write_scenes_keeps_what_it_wrote_before(tmp_path: Path) -> None:
 
 def test_write_scenes_never_overwrites_something_else(tmp_path: Path) -> None:
     root = write_scenes(tmp_path / "scenes", splits={"train": 1}, size=SMALL)
-    with pytest.raises(
-        ValueError, match=r"root must be empty or hold the scenes .*'seed': 1.* got .*'seed': 0"
-    ):
+    with pytest.raises(ValueError, match=r"root must be empty or hold the scenes .*'seed': 1.* got .*'seed': 0"):
         write_scenes(root, splits={"train": 1}, size=SMALL, seed=1)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
@@ -115,9 +114,7 @@ def test_write_scenes_leaves_nothing_after_a_failure(tmp_path: Path, monkeypatch
         ({"seed": -1}, "seed must be 0 or more, got -1"),
     ],
 )
-def test_write_scenes_refuses_bad_arguments(
-    tmp_path: Path, arguments: dict[str, object], message: str
-) -> None:
+def test_write_scenes_refuses_bad_arguments(tmp_path: Path, arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         write_scenes(tmp_path / "scenes", **{"splits": {"train": 1}, "size": SMALL, **arguments})
     assert list(tmp_path.iterdir()) == []

@@ -3,10 +3,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from ccgpu.train.transforms import EvaluationTransform, Normalise, TrainTransform, scaled_window
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+from ccgpu.train.transforms import EvaluationTransform, Normalise, TrainTransform, scaled_window
 
 RAW = Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -60,9 +61,7 @@ def test_scaled_window_refuses_a_window_outside() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.tuples(st.integers(1, 40), st.integers(1, 40)), st.booleans())
-def test_train_transform_keeps_image_and_label_aligned(
-    seed: int, crop: tuple[int, int], mirrored: bool
-) -> None:
+def test_train_transform_keeps_image_and_label_aligned(seed: int, crop: tuple[int, int], mirrored: bool) -> None:
     image, label = coordinates(24, 30)
     transform = TrainTransform(crop, (0.75, 2.0), mirror=mirrored, normalise=RAW)
     pixels, classes = transform(image, label, np.random.default_rng(seed))
@@ -104,9 +103,7 @@ def test_train_transform_mirrors_half_of_the_pictures_along_the_width() -> None:
 
 def test_train_transform_pads_at_the_right_and_bottom_with_the_mean_and_255() -> None:
     image, label = coordinates(6, 8)
-    pixels, classes = TrainTransform((10, 9), (1.0, 1.0), mirror=False)(
-        image, label, np.random.default_rng(0)
-    )
+    pixels, classes = TrainTransform((10, 9), (1.0, 1.0), mirror=False)(image, label, np.random.default_rng(0))
     assert np.array_equal(classes[:6, :8].numpy(), label)
     assert np.array_equal(pixels[:, :6, :8].numpy(), Normalise()(image).numpy())
     for part in (np.s_[..., 6:, :], np.s_[..., 8:]):
@@ -118,10 +115,7 @@ def test_train_transform_scales_and_crops_uniformly() -> None:
     image = np.zeros((100, 100, 3), dtype=np.uint8)
     label = np.zeros((100, 100), dtype=np.uint8)
     transform = TrainTransform((200, 200), (0.5, 2.0))
-    sides = [
-        int((transform(image, label, np.random.default_rng(seed))[1] != 255).any(0).sum())
-        for seed in range(300)
-    ]
+    sides = [int((transform(image, label, np.random.default_rng(seed))[1] != 255).any(0).sum()) for seed in range(300)]
     assert min(sides) in range(50, 56)
     assert max(sides) in range(195, 201)
     assert np.mean(sides) == pytest.approx(125, abs=4 * 43.3 / 300**0.5)

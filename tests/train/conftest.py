@@ -1,0 +1,29 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ccgpu.train.labels import CLASS_COLOURS, TRAIN_ID_TO_ID
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set in the Cityscapes layout: 9 + 3 pictures of 64x128 pixels, blocks of class colours with noise."""
+    root = tmp_path_factory.mktemp("tiny_data")
+    for split, number in (("train", 9), ("val", 3)):
+        for index in range(number):
+            generator = np.random.default_rng((number, index))
+            classes = np.kron(generator.integers(0, 19, (4, 8)), np.ones((16, 16), dtype=np.int64))
+            ids = TRAIN_ID_TO_ID[classes].astype(np.uint8)
+            ids[: 4 * index] = 0  # unlabelled, another share in each picture
+            noise = generator.integers(0, 50, (64, 128, 1))
+            image = (CLASS_COLOURS[classes] * 0.8 + noise).astype(np.uint8)
+            for kind, pixels, ending in (
+                ("leftImg8bit", image, "leftImg8bit"),
+                ("gtFine", ids, "gtFine_labelIds"),
+            ):
+                folder = root / kind / split / "town"
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(folder / f"town_{index:06d}_000019_{ending}.png")
+    return root

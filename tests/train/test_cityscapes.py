@@ -1,0 +1,291 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ccgpu.train import cityscapes, engine, records
+from ccgpu.train.metrics import ConfusionMatrix
+
+ROOT = Path(__file__).resolve().parents[2]
+ITERATIONS = 8
+# The smallest run that has everything: dropout, auxiliary head, checkpoints and evaluations on the way. At
+# this learning rate float32 rounding stays rounding; at a higher one a single ReLU that flips sign moves the
+# loss by 1e-3 within a few steps (test_distributed.py compares the processes in float64, at a high rate).
+TINY = [
+    *("--backbone", "resnet18", "--head-channels", "8", "--crop", "25", "33", "--batch", "4", "--device", "cpu"),
+    *("--iterations", str(ITERATIONS), "--save-every", "2", "--eval-every", "4", "--log-every", "1", "--lr", "2e-4"),
+    *("--eval", "sliding", "--eval-crop", "64", "96", "--eval-stride", "64", "32", "--workers", "0"),
+    "--no-tensorboard",
+]
+
+
+def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "train.cityscapes", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], status: int = 0) -> str:
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == status, out + errors
+    return out + errors
+
+
+def stop_when(process: subprocess.Popen[str], reached: Callable[[], bool], number: int) -> None:
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(number)
+
+
+def iterations_in(out: Path) -> list[int]:
+    return [r["iteration"] for r in records.read_records(out / records.METRICS) if r["kind"] == "training"]
+
+
+def comparable(out: Path) -> list[dict[str, Any]]:
+    """All records without the speed, the only thing that may differ between two equal runs."""
+    lines = records.read_records(out / records.METRICS)
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The run folders of two undisturbed runs of the same settings, started together: of one process, and of two."""
+    one, two = (tmp_path_factory.mktemp(name) / "run" for name in ("one", "two"))
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    arguments = ("--data", str(tiny_data), *TINY, "--baselines", "--out")
+    running = [start(*arguments, str(one)), start(*arguments, str(two), launcher=launcher)]
+    for process in running:
+        assert "warning: batch 4 and crop 25x33 depart from the paper's recipe" in finish(process)
+    return one, two
+
+
+@pytest.fixture(scope="module")
+def alone(folders: tuple[Path, Path]) -> Path:
+    return folders[0]
+
+
+def test_a_run_leaves_its_records_pictures_and_results(alone: Path) -> None:
+    lines = records.read_records(alone / "metrics.jsonl")
+    assert [line["iteration"] for line in lines if line["kind"] == "training"] == list(range(1, ITERATIONS + 1))
+    evaluations = [line for line in lines if line["kind"] == "evaluation"]
+    assert [line["iteration"] for line in evaluations] == [0, 4, ITERATIONS]
+    for line in lines:
+        if line["kind"] == "training":
+            assert line["loss"] == pytest.approx(line["main"] + 0.4 * line["auxiliary"], rel=1e-6)
+            assert line["lr"] == pytest.approx(2e-4 * (1 - (line["iteration"] - 1) / ITERATIONS) ** 0.9)
+    confusion = ConfusionMatrix(19)
+    confusion.matrix += torch.tensor(evaluations[-1]["matrix"])
+    assert confusion.miou() == evaluations[-1]["miou"]
+    results = (alone / "results.txt").read_text()
+    assert f"trained network: mIoU {100 * confusion.miou():.2f} %" in results
+    assert f"untrained network: mIoU {100 * evaluations[0]['miou']:.2f} %" in results
+    assert "everything is road: mIoU" in results
+    assert "motorcycle" in results
+    written = json.loads((alone / "settings.json").read_text())
+    assert written["settings"]["lr"] == 2e-4
+    assert written["settings"]["crop"] == [25, 33]
+    assert written["starts"][0]["versions"]["torch"] == torch.__version__
+    names = sorted(path.name for path in (alone / "pictures").iterdir())
+    assert names == ["attention.png", *(f"town_{index:06d}_000019.png" for index in range(3))]
+    assert {"last.pt", "previous.pt"} <= {path.name for path in alone.iterdir()}
+
+
+def test_a_killed_run_ends_bit_for_bit_as_one_left_alone(alone: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """Killed before its first checkpoint and while one is written, stopped by Ctrl-C, resumed after each."""
+    out = tmp_path / "run"
+    arguments = ("--data", str(tiny_data), *TINY, "--baselines", "--out", str(out))
+
+    process = start(*arguments)
+    stop_when(process, lambda: bool(iterations_in(out)), signal.SIGKILL)
+    finish(process, -signal.SIGKILL)
+    assert not (out / "last.pt").exists()
+
+    # Flags left out take the saved values, here all but the folder.
+    process = start("--out", str(out), "--data", str(tiny_data), "--resume")
+    stop_when(process, lambda: (out / "last.pt").exists() and (out / "last.pt.partial").exists(), signal.SIGKILL)
+    assert "no checkpoint in" in finish(process, -signal.SIGKILL)
+    with open(out / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "training", "itera')  # a line the kill cut off
+
+    reached = iterations_in(out)[-1]
+    process = start("--out", str(out), "--resume")
+    stop_when(process, lambda: iterations_in(out)[-1:] > [reached], signal.SIGINT)
+    text = finish(process, 130)
+    assert "continuing" in text
+    assert f"stopped; continue with --resume --out {out}" in text
+
+    text = finish(start("--resume", str(out / "last.pt")))
+    assert "mIoU" in text
+    one, other = (torch.load(folder / "last.pt", weights_only=True) for folder in (alone, out))
+    assert one["iteration"] == other["iteration"] == ITERATIONS
+    for name, value in one["model"].items():
+        assert torch.equal(value, other["model"][name]), name
+    for index, state in one["optimiser"]["state"].items():
+        assert torch.equal(state["momentum_buffer"], other["optimiser"]["state"][index]["momentum_buffer"])
+    assert torch.equal(one["random"]["torch"], other["random"]["torch"])
+    assert comparable(out) == comparable(alone)
+    assert (out / "results.txt").read_text() == (alone / "results.txt").read_text()
+    assert not (out / "last.pt.partial").exists()
+
+
+def test_two_processes_follow_the_loss_curve_of_one(folders: tuple[Path, Path]) -> None:
+    one, two = map(comparable, folders)
+    assert [line["iteration"] for line in two] == [line["iteration"] for line in one]
+    # The same weights before the first step: the same matrix, each of the three pictures counted once.
+    assert two[0] == one[0]
+    assert one[0]["kind"] == "evaluation"
+    for expected, line in zip(one, two, strict=True):
+        if line["kind"] == "training":
+            assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        else:
+            assert sum(map(sum, line["matrix"])) == sum(map(sum, expected["matrix"]))
+    assert json.loads((folders[1] / "settings.json").read_text())["starts"][0]["processes"] == 2
+
+
+def test_resume_on_a_finished_run_reports_again_and_changes_nothing(
+    alone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (alone / "metrics.jsonl").read_text()
+    assert cityscapes.main(["--resume", "--out", str(alone), "--log-every", "5"]) == 0
+    assert "trained network: mIoU" in capsys.readouterr().out
+    assert (alone / "metrics.jsonl").read_text() == before
+    assert len(json.loads((alone / "settings.json").read_text())["starts"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lr", "0.02", "--batch", "2"], r"--lr was 0.0002, is 0.02; --batch was 4, is 2"),
+        (["--preset", "demo"], "--preset was none, is demo"),
+        (["--crop", "33"], "--crop was 25 33, is 33 33"),
+        (["--val-split", "train"], "--val-split was val, is train"),
+    ],
+)
+def test_resume_refuses_flags_that_differ_from_the_run(
+    alone: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cityscapes.main(["--resume", "--out", str(alone), *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_resume_names_what_it_cannot_continue(alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cityscapes.main(["--resume", str(tmp_path / "absent.pt")]) == 2
+    assert "absent.pt" in capsys.readouterr().err
+    (tmp_path / "last.pt").write_bytes((alone / "last.pt").read_bytes()[:100_000])
+    assert cityscapes.main(["--resume", "--out", str(tmp_path)]) == 2
+    assert "last.pt must be a whole checkpoint" in capsys.readouterr().err
+
+
+def test_a_new_run_never_overwrites_one(alone: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in alone.rglob("*")}
+    assert cityscapes.main(["--data", str(tiny_data), *TINY, "--out", str(alone)]) == 2
+    assert "already holds files; continue the run in it with --resume" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in alone.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch", "0"], "--batch must be 1 or more, got 0"),
+        (["--batch", "-4"], "--batch must be 1 or more, got -4"),
+        (["--iterations", "0"], "--iterations must be 1 or more"),
+        (["--lr", "nan"], "--lr must be 0 or more, got nan"),
+        (["--lr", "0"], "--lr must be more than 0"),
+        (["--lr", "inf"], "--lr must be"),
+        (["--lr", "fast"], "invalid float value: 'fast'"),
+        (["--momentum", "1.5"], "--momentum must be 0 or more and at most 1, got 1.5"),
+        (["--dropout", "-0.1"], "--dropout must be"),
+        (["--crop", "8"], "--crop must be 16 or more, got 8 8"),
+        (["--crop", "32", "32", "3"], "expected H W, or N for a square, got 3 numbers"),
+        (["--scale", "2", "0.5"], "--scale must be LOW HIGH with 0 < LOW <= HIGH, got 2.0 0.5"),
+        (["--eval-crop", "32", "--eval-stride", "33"], "--eval-stride must be at most --eval-crop (32, 32)"),
+        (["--recurrence", "-1"], "--recurrence must be 0 or more"),
+        (["--workers", "-1"], "--workers must be 0 or more"),
+        (["--seed", "-1"], "--seed must be 0 or more"),
+        (["--backbone", "vgg"], "invalid choice: 'vgg'"),
+        (["--amp", "fp16", "--device", "cpu"], "--amp fp16 needs a CUDA device"),
+        (["--val-split", "nowhere"], "'nowhere'"),
+        (["--data", "/nowhere"], "/nowhere"),
+        (["--imagenet", "/nowhere.pth"], "/nowhere.pth"),
+        (["--log-every", "0"], "--log-every must be 1 or more"),
+    ],
+)
+def test_bad_flags_exit_with_2_before_anything_is_written(
+    tiny_data: Path, tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    try:
+        status: Any = cityscapes.main(["--data", str(tiny_data), *TINY, "--out", str(out), *flags])
+    except SystemExit as stopped:  # argparse
+        status = stopped.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_batch_must_be_shared_equally_by_the_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert cityscapes.main(["--batch", "8", "--out", str(tmp_path / "run")]) == 2
+    assert "--batch must be a multiple of the 3 processes, got 8" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    flags = ["--lr", "1e18", "--save-every", "1", "--eval-every", "0"]
+    assert cityscapes.main(["--data", str(tiny_data), *TINY, "--out", str(out), *flags]) == 1
+    assert "must be finite" in capsys.readouterr().err
+    kept = torch.load(out / "last.pt", weights_only=True)
+    assert all(bool(torch.isfinite(value).all()) for value in kept["model"].values())
+
+
+def test_defaults_are_the_recipe_of_the_paper() -> None:
+    s = cityscapes.Settings()
+    assert (s.lr, s.momentum, s.weight_decay, s.power) == (1e-2, 0.9, 1e-4, 0.9)
+    assert (s.batch, s.crop, s.iterations, s.scale, s.mirror) == (8, (769, 769), 60000, (0.75, 2.0), True)
+    assert (s.backbone, s.stem, s.recurrence, s.head_channels) == ("resnet101", "deep", 2, 512)
+    assert (s.auxiliary_weight, s.dropout) == (0.4, 0.1)
+    assert (s.eval, s.eval_crop, s.eval_stride) == ("sliding", (769, 769), (513, 513))
+
+
+def test_help_names_every_setting_and_the_papers_values(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cityscapes.main(["--help"])
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name in cityscapes.Settings.__dataclass_fields__:
+        assert "--" + name.replace("_", "-") in text
+    assert "learning rate of SGD at the start; paper: 0.01 (default: 0.01)" in text
+
+
+def test_evaluation_due() -> None:
+    s = cityscapes.Settings(iterations=10, eval_every=4)
+    assert [i for i in range(11) if cityscapes.evaluation_due(s, i)] == [4, 8, 10]
+    s = cityscapes.Settings(iterations=10, eval_every=0, baselines=True)
+    assert [i for i in range(11) if cityscapes.evaluation_due(s, i)] == [0, 10]
+
+
+def test_presets_hold_settings_the_command_has() -> None:
+    for values in cityscapes.PRESETS.values():
+        settings = cityscapes.Settings(**values)
+        cityscapes.check_settings(settings, 1, torch.device("cpu"))
+    assert set(engine.AMP_DTYPES) == {"off", "bf16", "fp16"}

@@ -1,0 +1,240 @@
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ccgpu.train import distributed, engine
+from ccgpu.train.distributed import GlobalBatchNorm2d, GlobalDropout2d, convert_for_global_batch
+from ccgpu.train.losses import segmentation_loss
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# What both one process with the global batch and two processes with their shares run. Sums of the shares' results, and
+# whatever must be equal on all processes, are saved by each process.
+PROGRAM = """
+import sys
+import torch
+import ccgpu
+from torch import nn
+from ccgpu.train import distributed, engine
+from ccgpu.train.losses import segmentation_loss
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout2d(0.5),
+        nn.Conv2d(6, 5, 3, padding=2), nn.BatchNorm2d(5, momentum=None, affine=False), nn.Dropout2d(0.2),
+    ).double()
+
+
+def batch(step):
+    generator = torch.Generator().manual_seed(step)
+    # A mean far from 0 and unequal shares of ignored pixels in the samples.
+    images = torch.randn(4, 3, 6, 7, generator=generator, dtype=torch.float64) + 100
+    label = torch.randint(0, 5, (4, 6, 7), generator=generator)
+    for sample in range(4):
+        label[sample, : sample + 2 * step] = 255
+    return images, label
+
+
+def main(path):
+    with distributed.processes(torch.device("cpu")):
+        rank, world = distributed.rank(), distributed.world_size()
+        net = distributed.convert_for_global_batch(network())
+        model = distributed.wrap(net, torch.device("cpu"))
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        share = 4 // world
+        batches = []
+        for step in range(3):
+            images, label = batch(step)
+            own = slice(rank * share, (rank + 1) * share)
+            batches.append({"image": images[own], "label": label[own]})
+        torch.manual_seed(1)
+        precision = engine.Precision(torch.device("cpu"))
+        steps = engine.train(
+            model, batches, optimiser, precision.scaler(), precision=precision, schedule=lambda _: 0.1,
+            auxiliary_weight=0.4, interrupted=lambda: rank == world - 1,
+        )
+        steps = [(s.loss, s.interrupted) for s in steps]
+        drawn = [batch(0), batch(1)]
+        samples = [{"image": x[i : i + 1], "label": y[i : i + 1]} for x, y in drawn for i in range(4)]
+        samples = samples[:7]  # does not divide by two
+        confusion = engine.evaluate(net, samples[rank::world], num_classes=5, precision=precision)
+        saved = {
+            "steps": steps, "weights": net.state_dict(), "draw": torch.rand(2), "matrix": confusion.matrix,
+            "seen": sum(int((s["label"] != 255).sum()) for s in samples), "world": world, "main": distributed.is_main(),
+            "kinds": [type(module).__name__ for module in net],
+        }
+        torch.save(saved, f"{path}/{world}-{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """One process with the global batch, and both of two processes: the same program on each."""
+    folder = tmp_path_factory.mktemp("processes")
+    script = folder / "program.py"
+    script.write_text(textwrap.dedent(PROGRAM))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    pair = {**alone, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environments = [alone, {**pair, "RANK": "0"}, {**pair, "RANK": "1"}]
+    running = [
+        subprocess.Popen([sys.executable, str(script), str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
+        for environment in environments
+    ]
+    for process in running:
+        errors = process.communicate(timeout=240)[1]
+        assert process.returncode == 0, errors
+    return {path.stem: torch.load(path) for path in folder.glob("*.pt")}
+
+
+def test_two_processes_have_the_loss_curve_of_one(results: dict[str, dict]) -> None:
+    alone = [loss for loss, _ in results["1-0"]["steps"]]
+    assert len({round(loss, 6) for loss in alone}) == 3
+    for key in ("2-0", "2-1"):
+        assert [loss for loss, _ in results[key]["steps"]] == pytest.approx(alone, rel=1e-10)
+
+
+def test_two_processes_end_with_the_weights_and_running_statistics_of_one(results: dict[str, dict]) -> None:
+    alone = results["1-0"]["weights"]
+    assert results["2-0"]["kinds"] != results["1-0"]["kinds"]
+    for key in ("2-0", "2-1"):
+        weights = results[key]["weights"]
+        assert list(weights) == list(alone)
+        for name, value in alone.items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-9, atol=1e-11, msg=f"{key} {name}")
+    assert alone["1.num_batches_tracked"] == 3
+
+
+def test_two_processes_hold_the_same_random_state_as_one(results: dict[str, dict]) -> None:
+    assert torch.equal(results["1-0"]["draw"], results["2-0"]["draw"])
+    assert torch.equal(results["1-0"]["draw"], results["2-1"]["draw"])
+
+
+def test_evaluation_counts_every_sample_once(results: dict[str, dict]) -> None:
+    alone = results["1-0"]
+    assert int(alone["matrix"].sum()) == alone["seen"] > 0
+    assert torch.equal(results["2-0"]["matrix"], results["2-1"]["matrix"])
+    # The weights agree to rounding; no two logits of these pictures are that close.
+    assert torch.equal(alone["matrix"], results["2-0"]["matrix"])
+
+
+def test_a_stop_asked_of_one_process_reaches_all_of_them(results: dict[str, dict]) -> None:
+    for saved in results.values():
+        assert all(interrupted for _, interrupted in saved["steps"])
+    assert [results[key]["main"] for key in ("1-0", "2-0", "2-1")] == [True, True, False]
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}])
+def test_global_batch_norm_equals_torch_in_one_process(options: dict) -> None:
+    torch.manual_seed(0)
+    expected, ours = nn.BatchNorm2d(4, **options).double(), GlobalBatchNorm2d(4, **options).double()
+    with torch.no_grad():
+        for parameter in expected.parameters():
+            parameter.copy_(torch.randn(4))
+    ours.load_state_dict(expected.state_dict())
+    for _ in range(2):
+        x = torch.randn(3, 4, 5, 6, dtype=torch.float64) * 2 + 1000
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        out, reference = ours(b), expected(a)
+        torch.testing.assert_close(out, reference, rtol=1e-9, atol=1e-9)
+        weight = torch.randn_like(x)
+        (out * weight).sum().backward()
+        (reference * weight).sum().backward()
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-8, atol=1e-9)
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-10, atol=1e-10)
+    for own, other in zip(ours.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-8, atol=1e-8)
+    x = torch.randn(1, 4, 2, 2, dtype=torch.float64)
+    torch.testing.assert_close(ours.eval()(x), expected.eval()(x), rtol=1e-12, atol=1e-12)
+
+
+def test_global_batch_norm_in_float32_does_not_cancel() -> None:
+    x = torch.randn(4, 2, 8, 8) + 1e4
+    out = GlobalBatchNorm2d(2)(x)
+    torch.testing.assert_close(out.double().var(dim=(0, 2, 3)), torch.ones(2).double(), rtol=1e-2, atol=1e-2)
+
+
+def test_global_batch_norm_refuses_a_single_value() -> None:
+    with pytest.raises(ValueError, match="more than 1 value a channel"):
+        GlobalBatchNorm2d(2)(torch.randn(1, 2, 1, 1))
+
+
+def test_global_dropout_drops_whole_channels_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    out = GlobalDropout2d(0.25)(torch.ones(200, 50, 2, 3))
+    channels = out.flatten(2)
+    assert torch.equal(channels.amin(2), channels.amax(2))
+    assert set(out.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert (out == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
+
+
+def test_global_dropout_at_the_ends_and_in_eval_mode() -> None:
+    x = torch.randn(3, 4, 2, 2)
+    assert torch.equal(GlobalDropout2d(0.0)(x), x)
+    assert torch.equal(GlobalDropout2d(1.0)(x), torch.zeros_like(x))
+    assert torch.equal(GlobalDropout2d(0.9).eval()(x), x)
+    with pytest.raises(ValueError, match=r"must be \(B, C, H, W\)"):
+        GlobalDropout2d(0.5)(x[0])
+
+
+def test_convert_for_global_batch_keeps_the_state_dict_and_the_tensors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.BatchNorm2d(3), nn.Sequential(nn.Dropout2d(0.3), nn.BatchNorm2d(3, eps=0.1)))
+
+    single = convert_for_global_batch(build().eval())
+    assert type(single[0]) is nn.BatchNorm2d
+    assert type(single[1][0]) is GlobalDropout2d
+    assert single[1][0].p == 0.3
+    assert not single[1][0].training
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    net = build()
+    parameters, keys = list(net.parameters()), list(net.state_dict())
+    convert_for_global_batch(net)
+    assert type(net[1][1]) is GlobalBatchNorm2d
+    assert net[1][1].eps == 0.1
+    assert list(net.state_dict()) == keys
+    assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
+    assert type(convert_for_global_batch(nn.BatchNorm2d(3))) is GlobalBatchNorm2d
+
+
+@pytest.mark.parametrize("module", [nn.BatchNorm1d(2), nn.Dropout(0.5), type("Own", (nn.BatchNorm2d,), {})(2)])
+def test_convert_for_global_batch_refuses_what_it_would_break(module: nn.Module) -> None:
+    with pytest.raises(TypeError, match=rf"got {type(module).__name__} at 1\.0"):
+        convert_for_global_batch(nn.Sequential(nn.ReLU(), nn.Sequential(module)))
+
+
+def test_choose_device_errors() -> None:
+    assert distributed.choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="must be auto, cpu or cuda, got 'tpu'"):
+        distributed.choose_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="needs a CUDA device, got none"):
+            distributed.choose_device("cuda")
+
+
+def test_single_process_helpers() -> None:
+    value = torch.tensor([1.0, 2.0], requires_grad=True)
+    assert torch.equal(distributed.sum_over_processes(value), value.detach())
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    net = nn.Conv2d(3, 2, 1)
+    assert distributed.wrap(net, torch.device("cpu")) is net
+    assert segmentation_loss(net(torch.randn(1, 3, 2, 2)), torch.zeros(1, 2, 2).long()).total.requires_grad
+    assert engine.AMP_DTYPES["off"] is None

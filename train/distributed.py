@@ -1,0 +1,245 @@
+"""Processes, and everything that belongs to the global batch: sums, batch norm, dropout.
+
+A run on N processes computes what one process computes on the same global batch: batch norm takes its
+statistics, and dropout its masks, from all of it. Each process holds the same random state, so one saved
+state serves all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+
+def rank() -> int:
+    """Return this process's number, 0 .. world_size() - 1; 0 outside of a distributed run."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes; 1 outside of a distributed run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Return whether this process writes the files and prints: rank 0 does, also before the processes are
+    joined.
+    """
+    return (rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))) == 0
+
+
+def launched_world_size() -> int:
+    """Return the number of processes torchrun announced in WORLD_SIZE, before they are joined; 1 without
+    torchrun.
+    """
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of this process for `name`: "auto" (CUDA where there is one), "cpu" or "cuda".
+
+    With torchrun, process LOCAL_RANK of a machine takes its CUDA device of that number.
+
+    Raises:
+        ValueError: another name, CUDA where there is none, or fewer CUDA devices than processes on this
+            machine.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"choose_device: name must be auto, cpu or cuda, got {name!r}.")
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("choose_device: --device cuda needs a CUDA device, got none; use --device cpu or auto.")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"choose_device: process {local_rank} of this machine needs a CUDA device of its own, got "
+            f"{torch.cuda.device_count()} device(s); start no more processes than devices."
+        )
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[None]:
+    """Join the processes torchrun started for the length of a `with` block; without torchrun nothing is
+    joined.
+
+    Reads torchrun's RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. CUDA devices talk through NCCL, others
+    through gloo.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def sum_over_processes(value: torch.Tensor) -> torch.Tensor:
+    """Return the sum of `value` over all processes, not differentiable; `value` itself is left as it is."""
+    total = value.detach().clone()
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return total
+
+
+class _DifferentiableSum(torch.autograd.Function):
+    """y = sum over processes of x; dx = sum over processes of dy, because every process's y depends on every
+    x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        return sum_over_processes(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return sum_over_processes(gradients[0].contiguous())
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """Compute batch norm with the statistics of the global batch, on any device.
+
+    y = (x - mean) / sqrt(var + eps) * weight + bias, mean and var over batch and positions of all processes
+
+    `torch.nn.SyncBatchNorm` takes CUDA tensors only; this one runs over gloo on the CPU. The variance is
+    formed from deviations from the global mean (two reductions), so it does not cancel where the mean is
+    large. Running statistics are those of one process: `running_var` takes the unbiased variance with the
+    global count. Arguments and state dict are those of `torch.nn.BatchNorm2d`; in eval mode it is that.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the normalised (B, C, H, W) `input`; in train mode every process must call it."""
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)
+        x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+        own = torch.tensor(float(x.numel() // x.shape[1]), dtype=torch.float64)
+        count = float(sum_over_processes(own))
+        if count <= 1:
+            raise ValueError(
+                "GlobalBatchNorm2d: the global batch must hold more than 1 value a channel in train mode, "
+                f"got {count:.0f}; use a larger batch or crop."
+            )
+        mean = _DifferentiableSum.apply(x.sum(dim=(0, 2, 3))) / count
+        centred = x - mean[None, :, None, None]
+        variance = _DifferentiableSum.apply(centred.square().sum(dim=(0, 2, 3))) / count
+        self._track(mean.detach(), variance.detach() * (count / (count - 1)))
+        gain = torch.rsqrt(variance + self.eps)
+        if self.affine:
+            gain = gain * self.weight
+        out = centred * gain[None, :, None, None]
+        if self.affine:
+            out = out + self.bias[None, :, None, None]
+        return out.to(input.dtype)
+
+    def _track(self, mean: torch.Tensor, unbiased_variance: torch.Tensor) -> None:
+        if not self.track_running_stats or self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None  # a buffer wherever the two others are
+        self.num_batches_tracked.add_(1)
+        # momentum None asks for the cumulative average, as in torch.nn.BatchNorm2d.
+        momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), momentum)
+
+
+class GlobalDropout2d(nn.Dropout2d):
+    """Zero whole channels with probability p, with one mask for the global batch.
+
+    Every process draws the mask of all world_size * B samples from the same random state and takes its own
+    rows, so masks and the random state afterwards are those of one process that holds the global batch.
+    Without a distributed run it is `torch.nn.Dropout2d`.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return `input` (B, C, H, W) with dropped channels 0, the others divided by 1 - p, in train mode."""
+        if not self.training or self.p == 0:
+            return input
+        if input.ndim != 4:
+            raise ValueError(f"GlobalDropout2d: input must be (B, C, H, W), got shape {tuple(input.shape)}.")
+        batch, channels = input.shape[:2]
+        ones = torch.ones(world_size() * batch, channels, dtype=input.dtype, device=input.device)
+        mask = F.dropout(ones, self.p, training=True)[rank() * batch : (rank() + 1) * batch]
+        return input * mask[:, :, None, None]
+
+
+def convert_for_global_batch(model: nn.Module) -> nn.Module:
+    """Replace, in place, what would work on one process's share of the batch; return the model.
+
+    `torch.nn.Dropout2d` becomes `GlobalDropout2d`. With more than one process `torch.nn.BatchNorm2d` becomes
+    `torch.nn.SyncBatchNorm` (parameters on CUDA) or `GlobalBatchNorm2d` (elsewhere), so move the model to its
+    device first. Parameters and buffers are kept, the state dict is the same.
+
+    Raises:
+        TypeError: for a batch norm or dropout of another class, whose own forward would be lost or would
+            work on a share of the batch.
+    """
+    if isinstance(model, (nn.BatchNorm2d, nn.Dropout2d)):
+        return _converted(model, "model")
+    for name, module in list(model.named_modules()):
+        for child_name, child in list(module.named_children()):
+            new = _converted(child, f"{name}.{child_name}".lstrip("."))
+            if new is not child:
+                setattr(module, child_name, new)
+    return model
+
+
+def _converted(module: nn.Module, name: str) -> nn.Module:
+    """Return the twin of one module for the global batch, or the module itself."""
+    if isinstance(module, (GlobalBatchNorm2d, GlobalDropout2d, nn.SyncBatchNorm)):
+        return module
+    if type(module) is nn.Dropout2d:
+        return GlobalDropout2d(module.p).train(module.training)
+    if type(module) is nn.BatchNorm2d:
+        return module if world_size() == 1 else _global_batch_norm(module)
+    if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)) and not (
+        isinstance(module, nn.modules.dropout._DropoutNd) and module.p == 0
+    ):
+        raise TypeError(
+            "convert_for_global_batch: batch norm and dropout must be torch.nn.BatchNorm2d and "
+            f"torch.nn.Dropout2d, got {type(module).__name__} at {name}; it would work on one process's "
+            "share of the batch."
+        )
+    return module
+
+
+def _global_batch_norm(module: nn.BatchNorm2d) -> nn.Module:
+    on_cuda = any(t.is_cuda for t in [*module.parameters(), *module.buffers()])
+    if on_cuda:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    twin = GlobalBatchNorm2d(
+        module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
+    )
+    # The tensors themselves move over, so an optimiser or a shared parameter keeps pointing at them.
+    for key, parameter in module.named_parameters(recurse=False):
+        setattr(twin, key, parameter)
+    for key, buffer in module.named_buffers(recurse=False):
+        setattr(twin, key, buffer)
+    return twin.train(module.training)
+
+
+def wrap(net: nn.Module, device: torch.device) -> nn.Module:
+    """Return `net` for training: in a distributed run wrapped so that gradients are averaged, else itself."""
+    if not dist.is_initialized():
+        return net
+    device_ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(net, device_ids=device_ids)

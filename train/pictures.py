@@ -1,0 +1,121 @@
+"""Pictures of results: masks in the Cityscapes colours, input, truth and prediction side by side, attention
+maps.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+
+from ccgpu.train.labels import CLASS_COLOURS, IGNORE
+
+# Ignored pixels are black, as in the data set's own colour files.
+IGNORE_COLOUR = (0, 0, 0)
+CAPTION_HEIGHT = 16  # pixels; Pillow's built-in font is 11 pixels high
+GAP = 4  # pixels between two pictures
+# Attention from low to high: transparent picture, then red, orange, pale yellow (RGB 0..255).
+HEAT = np.array([[60, 0, 40], [190, 10, 30], [250, 130, 20], [255, 250, 170]], dtype=np.float64)
+MARK = (0, 255, 255)
+# Share of the input that still shines through where attention is highest.
+HEAT_OPACITY = 0.8
+
+
+def colour_mask(classes: torch.Tensor | np.ndarray) -> np.ndarray:
+    """Return a label or prediction in the Cityscapes colours.
+
+    Args:
+        classes: (H, W) of integers, 0 .. 18, or 255 for ignored pixels (drawn black).
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+
+    Raises:
+        ValueError: another rank or values.
+    """
+    values = np.asarray(classes)
+    known = (values == IGNORE) | ((values >= 0) & (values < len(CLASS_COLOURS)))
+    if values.ndim != 2 or not known.all():
+        raise ValueError(
+            f"colour_mask: classes must be (H, W) with values 0..{len(CLASS_COLOURS) - 1} or {IGNORE}, got "
+            f"shape {values.shape} with values up to {values.max() if values.size else '-'}; map label ids "
+            "to train ids."
+        )
+    table = np.zeros((IGNORE + 1, 3), dtype=np.uint8)
+    table[: len(CLASS_COLOURS)] = CLASS_COLOURS
+    table[IGNORE] = IGNORE_COLOUR
+    return table[values.astype(np.int64)]
+
+
+def side_by_side(
+    image: np.ndarray, truth: torch.Tensor | np.ndarray, prediction: torch.Tensor | np.ndarray
+) -> Image.Image:
+    """Draw input, truth and prediction in one row, with captions.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        truth: (H, W), 0 .. 18 or 255; where it is 255 nothing is scored.
+        prediction: (H, W), 0 .. 18.
+
+    Returns:
+        An RGB picture of 3 W + 8 by H + 16 pixels.
+
+    Raises:
+        ValueError: sizes that differ, or values that are no class.
+    """
+    panels = [image, colour_mask(truth), colour_mask(prediction)]
+    if len({panel.shape for panel in panels}) != 1:
+        raise ValueError(
+            f"side_by_side: truth and prediction must have the picture's size {image.shape[:2]}, got "
+            f"{tuple(truth.shape)} and {tuple(prediction.shape)}; resize the logits first."
+        )
+    height, width = image.shape[:2]
+    sheet = Image.new("RGB", (3 * width + 2 * GAP, height + CAPTION_HEIGHT), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default()
+    for index, (panel, caption) in enumerate(zip(panels, ("input", "truth", "prediction"), strict=True)):
+        left = index * (width + GAP)
+        draw.text((left + 2, 2), caption, fill="black", font=font)
+        sheet.paste(Image.fromarray(panel), (left, CAPTION_HEIGHT))
+    return sheet
+
+
+def attention_overlay(image: np.ndarray, attention: torch.Tensor, at: tuple[int, int]) -> Image.Image:
+    """Draw what one pixel attends to over the input: the brighter, the higher the weight; a ring marks the
+    pixel.
+
+    The map is scaled to its own maximum and shown as its square root, so that weak weights remain visible.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        attention: (h, w), weights of 0 or more, of any size; enlarged bilinearly, corners on corners.
+        at: the pixel (y, x) of the input whose attention it is.
+
+    Returns:
+        An RGB picture of the input's size.
+
+    Raises:
+        ValueError: a pixel outside of the picture, or a map of another rank.
+    """
+    height, width = image.shape[:2]
+    if attention.ndim != 2:
+        raise ValueError(
+            f"attention_overlay: attention must be (h, w), got {tuple(attention.shape)}; take one picture's."
+        )
+    if not (0 <= at[0] < height and 0 <= at[1] < width):
+        raise ValueError(
+            f"attention_overlay: at must be a pixel (y, x) of {height} x {width}, got {at}; choose one inside."
+        )
+    enlarged = F.interpolate(
+        attention.detach().cpu().double()[None, None], (height, width), mode="bilinear", align_corners=True
+    )[0, 0]
+    strength = (enlarged / enlarged.max().clamp(min=torch.finfo(torch.float64).tiny)).sqrt().numpy()
+    steps = np.linspace(0, 1, len(HEAT))
+    heat = np.stack([np.interp(strength, steps, HEAT[:, channel]) for channel in range(3)], axis=-1)
+    opacity = HEAT_OPACITY * strength[..., None]
+    picture = Image.fromarray(np.rint(image * (1 - opacity) + heat * opacity).astype(np.uint8))
+    radius = max(3, min(height, width) // 40)
+    box = (at[1] - radius, at[0] - radius, at[1] + radius, at[0] + radius)
+    ImageDraw.Draw(picture).ellipse(box, outline=MARK, width=max(1, radius // 3))
+    return picture

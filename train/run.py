@@ -1,0 +1,190 @@
+"""A run under way: what is written between two steps of training, and what a reader finds at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ccgpu.models.ccnet import CCNet
+from ccgpu.train import engine, records, state
+from ccgpu.train.datasets import EvaluationSet
+from ccgpu.train.distributed import is_main
+from ccgpu.train.interrupts import DeferredInterrupts
+from ccgpu.train.labels import CLASS_NAMES
+from ccgpu.train.metrics import ConfusionMatrix, results_table
+from ccgpu.train.pictures import attention_overlay, side_by_side
+from ccgpu.train.transforms import Normalise
+
+# How many evaluation pictures are drawn beside truth and prediction.
+SHOWN = 4
+RESULTS = "results.txt"
+
+
+def say(text: str) -> None:
+    """Print a line on the first process, above a progress bar where there is one."""
+    if is_main():
+        tqdm.write(text)
+
+
+@dataclass
+class Run:
+    """Network, optimiser, evaluation pictures and folder of a run.
+
+    Attributes:
+        out: the run folder.
+        settings: all settings, as they go into checkpoints.
+        data_digest: what the order of the training samples depends on, as it goes into checkpoints.
+        batch: global batch, from which the position in the sample stream follows.
+        precision: device, autocast, memory order.
+        net: the network itself, not its wrapper for several processes.
+        optimiser: as it goes into checkpoints.
+        scaler: likewise.
+        val_set: the evaluation pictures.
+        val_loader: this process's share of them.
+        windows: mode, crop and stride of `engine.predict_logits`.
+        board: TensorBoard.
+        interrupts: asked during an evaluation.
+    """
+
+    out: Path
+    settings: Mapping[str, Any]
+    data_digest: str
+    batch: int
+    precision: engine.Precision
+    net: CCNet
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    val_set: EvaluationSet
+    val_loader: DataLoader[dict[str, Any]]
+    windows: Mapping[str, Any]
+    board: records.Board
+    interrupts: DeferredInterrupts
+
+    def record(self, step: engine.Step, images_per_second: float) -> None:
+        """Write losses, learning rate and speed of a step to metrics.jsonl and TensorBoard."""
+        if not is_main():
+            return
+        values = {
+            "loss": step.loss,
+            "main": step.main,
+            "auxiliary": step.auxiliary,
+            "lr": step.lr,
+            "images_per_second": images_per_second,
+        }
+        line = {"kind": "training", "iteration": step.iteration, **values}
+        records.append_record(self.out / records.METRICS, line)
+        self.board.scalars(step.iteration, {f"training/{name}": value for name, value in values.items()})
+
+    def save(self, iteration: int) -> None:
+        """Write a checkpoint after `iteration` steps, from which the run continues exactly."""
+        state.check_finite(self.net, iteration)
+        if not is_main():
+            return
+        state.save_checkpoint(
+            self.out,
+            {
+                "format": state.FORMAT,
+                "iteration": iteration,
+                "position": iteration * self.batch,
+                "settings": dict(self.settings),
+                "data": self.data_digest,
+                "model": self.net.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "random": state.random_state(),
+            },
+        )
+
+    def evaluate(self, iteration: int) -> None:
+        """Evaluate on all pictures; the first process draws some and records the scores.
+
+        Raises:
+            engine.Interrupted: where the run was asked to stop; nothing is recorded then.
+        """
+        confusion = engine.evaluate(
+            self.net,
+            self.val_loader,
+            num_classes=len(CLASS_NAMES),
+            precision=self.precision,
+            interrupted=self.interrupts,
+            **self.windows,
+        )
+        if not is_main():
+            return
+        self._draw(iteration)
+        record = records.evaluation_record(iteration, confusion, CLASS_NAMES)
+        scalars = {f"evaluation/{name}": record[name] for name in ("miou", "pixel_accuracy")}
+        scalars |= {f"iou/{name}": value for name, value in record["iou"].items()}
+        self.board.scalars(iteration, scalars)
+        # Last, so that an evaluation counts as done once everything of it is written.
+        records.append_record(self.out / records.METRICS, record)
+        say(f"iteration {iteration}: {_scores(confusion)}")
+
+    def _draw(self, iteration: int) -> None:
+        folder = self.out / "pictures"
+        folder.mkdir(exist_ok=True)
+        for index in range(min(SHOWN, len(self.val_set))):
+            sample = self.val_set[index]
+            with self.precision.autocast():
+                images = self.precision.images(sample["image"][None])
+                logits = engine.predict_logits(self.net, images, **self.windows)
+            image = Normalise().denormalise(sample["image"])
+            sheet = side_by_side(image, sample["label"], logits[0].argmax(dim=0).cpu())
+            sheet.save(folder / f"{sample['name']}.png")
+            self.board.picture(iteration, f"evaluation/{index}", np.asarray(sheet))
+
+    def report(self) -> None:
+        """Print the last evaluation's table and the baselines, write results.txt, say where things lie."""
+        evaluations = [
+            record for record in records.read_records(self.out / records.METRICS) if record["kind"] == "evaluation"
+        ]
+        confusion = _confusion(evaluations[-1])
+        lines = [results_table(confusion, CLASS_NAMES), "", f"trained network: {_scores(confusion)}"]
+        if evaluations[0]["iteration"] == 0:
+            lines.append(f"untrained network: {_scores(_confusion(evaluations[0]))}")
+            lines.append(f"everything is {CLASS_NAMES[0]}: {_scores(one_class_baseline(confusion))}")
+        text = "\n".join(lines)
+        records.write_whole(self.out / RESULTS, text + "\n")
+        say(f"\n{text}\n\nrun folder: {self.out} (results.txt, metrics.jsonl, settings.json, last.pt)")
+        say(f"pictures: {self.out / 'pictures'}")
+        if self.net.head.cca is not None:
+            say(f"attention of the middle pixel: {self._draw_attention()}")
+        if (self.out / "tensorboard").exists():
+            say(f"curves: tensorboard --logdir {self.out}")
+
+    def _draw_attention(self) -> Path:
+        sample = self.val_set[0]
+        image = Normalise().denormalise(sample["image"])
+        at = (image.shape[0] // 2, image.shape[1] // 2)
+        with self.precision.autocast():
+            attention = self.net.attention_map(self.precision.images(sample["image"][None]), at=at)[0]
+        path = self.out / "pictures" / "attention.png"
+        overlay: Image.Image = attention_overlay(image, attention, at)
+        overlay.save(path)
+        return path
+
+
+def one_class_baseline(confusion: ConfusionMatrix, prediction: int = 0) -> ConfusionMatrix:
+    """Return the matrix of a network that says class `prediction` at every pixel of the same pictures."""
+    baseline = ConfusionMatrix(confusion.num_classes)
+    baseline.matrix[:, prediction] = confusion.matrix.sum(dim=1)
+    return baseline
+
+
+def _confusion(record: Mapping[str, Any]) -> ConfusionMatrix:
+    confusion = ConfusionMatrix(len(CLASS_NAMES))
+    confusion.matrix += torch.tensor(record["matrix"])
+    return confusion
+
+
+def _scores(confusion: ConfusionMatrix) -> str:
+    miou, accuracy = 100 * confusion.miou(), 100 * confusion.pixel_accuracy()
+    return f"mIoU {miou:.2f} %, pixel accuracy {accuracy:.2f} %"

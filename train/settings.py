@@ -1,0 +1,172 @@
+"""Settings of a command: one dataclass, its flags, and what wins where flag, saved run, preset and default
+differ.
+
+A command declares a frozen dataclass whose fields are `option(...)`s. Every field becomes a flag; its help
+gives unit and the paper's value. From weakest to strongest: default < preset < saved settings (on resume) <
+explicit flag.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+S = TypeVar("S")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    kind: type = str,
+    choices: Sequence[str] | None = None,
+    count: str | int | None = None,
+    metavar: str | tuple[str, ...] | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    decides: bool = True,
+) -> Any:
+    """Return a dataclass field that is a setting and a flag.
+
+    Args:
+        default: value without flag, preset or saved run.
+        help: one line with the unit and the paper's value.
+        kind: bool (--name and --no-name), int, float or str.
+        choices: the values allowed.
+        count: argparse's nargs where the value is a tuple; "size" takes H W, or N for a square.
+        metavar: what the help calls the value.
+        least: smallest number allowed, of each number in a tuple.
+        most: largest number allowed.
+        decides: whether the setting decides the result of a run, so that a resumed run must keep it.
+    """
+    metadata = {
+        "help": help,
+        "kind": kind,
+        "choices": choices,
+        "count": count,
+        "metavar": metavar,
+        "least": least,
+        "most": most,
+        "decides": decides,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class _Tuple(argparse.Action):
+    """Several values as a tuple, as a frozen dataclass holds them."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, tuple(values))
+
+
+class _Size(argparse.Action):
+    """H W, or N for a square, as (height, width)."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if len(values) > 2:
+            parser.error(f"argument {option_string}: expected H W, or N for a square, got {len(values)} numbers")
+        setattr(namespace, self.dest, (values[0], values[-1]))
+
+
+def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
+    """Add a flag for each setting; a flag the user leaves out leaves no trace in the namespace."""
+    for field in dataclasses.fields(settings):
+        m = field.metadata
+        names = [flag(field.name)]
+        common: dict[str, Any] = {
+            "dest": field.name,
+            "default": argparse.SUPPRESS,
+            "help": f"{m['help']} (default: {_shown(field.default)})".replace("%", "%%"),
+        }
+        if m["kind"] is bool:
+            parser.add_argument(*names, action=argparse.BooleanOptionalAction, **common)
+        elif m["count"] == "size":
+            parser.add_argument(*names, type=m["kind"], nargs="+", action=_Size, metavar="N", **common)
+        elif m["count"] is not None:
+            parser.add_argument(*names, type=m["kind"], nargs=m["count"], action=_Tuple, metavar=m["metavar"], **common)
+        else:
+            parser.add_argument(*names, type=m["kind"], choices=m["choices"], metavar=m["metavar"], **common)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(str(part) for part in value)
+    return "none" if value is None else str(value)
+
+
+def range_problems(settings: Any) -> list[str]:
+    """Return a line for each setting with a number outside of its range, or infinite or NaN."""
+    problems = []
+    for field in dataclasses.fields(settings):
+        least, most = field.metadata["least"], field.metadata["most"]
+        value = getattr(settings, field.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if field.metadata["kind"] not in (int, float):
+            continue
+        low, high = -math.inf if least is None else least, math.inf if most is None else most
+        if not all(math.isfinite(number) and low <= number <= high for number in numbers):
+            bounds = [f"{least} or more"] * (least is not None) + [f"at most {most}"] * (most is not None)
+            wanted = " and ".join(bounds) if bounds else "finite"
+            problems.append(f"{flag(field.name)} must be {wanted}, got {_shown(value)}")
+    return problems
+
+
+def flag(name: str) -> str:
+    """Return the flag of the setting `name`."""
+    return "--" + name.replace("_", "-")
+
+
+def combine(
+    settings: type[S],
+    *,
+    preset: Mapping[str, Any],
+    saved: Mapping[str, Any] | None,
+    flags: Mapping[str, Any],
+) -> S:
+    """Return the settings of a run; see the module's text for what wins.
+
+    Args:
+        settings: the dataclass.
+        preset: values of the preset chosen; empty without one.
+        saved: settings of the run to continue, complete; None for a new run.
+        flags: values of the flags the user gave.
+
+    Raises:
+        ValueError: a saved run of other settings than these (another version), or a flag that differs
+            from a saved setting that decides the result; all of them are listed, old and new.
+    """
+    if saved is None:
+        return settings(**{**preset, **flags})
+    known = {field.name: field for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
+    saved = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+    if set(saved) != set(known):
+        raise ValueError(
+            f"resume: the saved run must have this version's settings, got a difference in "
+            f"{sorted(set(saved) ^ set(known))}; continue it with the version of ccgpu that wrote it."
+        )
+    differing = [
+        f"{flag(name)} was {_shown(saved[name])}, is {_shown(value)}"
+        for name, value in flags.items()
+        if known[name].metadata["decides"] and saved[name] != value
+    ]
+    if differing:
+        raise ValueError(
+            f"resume: flags must equal the settings the run was started with, got: {'; '.join(differing)}; "
+            "leave these flags out to continue the run, or start a new one in another --out."
+        )
+    return settings(**{**saved, **flags})
