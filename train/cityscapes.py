@@ -61,7 +61,7 @@ class Settings:
         None, "folder with leftImg8bit/ and gtFine/; left out: drawn scenes", metavar="PATH", decides=False
     )
     train_split: tuple[str, ...] = option(("train",), "splits to train on", count="+", metavar="NAME")
-    val_split: tuple[str, ...] = option(("val",), "splits to evaluate on", count="+", metavar="NAME")
+    val_split: tuple[str, ...] = option(("val",), "splits to evaluate on", count="+", metavar="NAME", decides=False)
     scenes: tuple[int, int] = option(
         (400, 60),
         "drawn scenes for training and evaluation",
