@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import torch
-from torch.profiler import ProfilerActivity, profile
+# The profiler, which counts the memory, announces every start and stop on stderr otherwise.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+import torch  # noqa: E402
+from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 
 class Timing(NamedTuple):

@@ -31,143 +31,163 @@ class Limits(NamedTuple):
     slab: int  # channels brought into channels-last at once, where the energies can be kept meanwhile
 
 
-# On two cores at 97x97: pieces of 16 lines (0.6 MB) let the product of a column, which is added to a strided result,
-# stay in cache: 8.4 ms against 8.9 ms for the whole axis at once. Forming the energies twice costs 1.2 times the time.
 CPU_LIMITS = Limits(piece=2**20, kept=2**26, slab=256)
 OTHER_LIMITS = Limits(piece=2**28, kept=2**30, slab=2**30)
-# A line of an axis other than the last is strided, so lines of several images are no single batch in memory. Below this
-# many energies an image, copying them into one costs less than calls for each image (16x16: some 30 us either way).
+# The lines of several images are no single batch in memory, the last axis's apart. Below this many energies an image,
+# copying them into one costs less than calls for each image (16x16: some 30 us either way).
 SMALL_IMAGE_ENERGIES = 4096
+# Rows of weights that start at 64-byte boundaries make the products with 97 keys a sixth faster.
 ROW_ELEMENTS = 16
 DELTA_ELEMENTS = 2**18  # products dout * out formed at once: they stay in cache
 
 
-class Piece(NamedTuple):
-    """Some lines of one axis, or some queries of one line: indices into the view (outer, inner, N, channels)."""
-
-    axis: Axis
-    outer: slice
-    inner: slice
-    queries: slice
-
-
 class Axis:
-    """One spatial axis of channels-last maps (B, *S, channels)."""
+    """One spatial axis of channels-last maps (B, *S, channels): its lines, and how they are cut into pieces.
 
-    def __init__(self, batch: int, sizes: tuple[int, ...], axis: int, crossing: int) -> None:
+    A map is arranged as (outer, N, inner, channels), a view in which a line is [o, :, i]. Where the axis is gathered
+    (small images), it is a copy with the lines one after another, (outer * inner, N, 1, channels).
+
+    A piece is some whole lines, or, where one line has too many energies, some queries of one line. `queries` and
+    `keys` list the pieces of an arranged map in one order, as matrices (lines, n, channels) that are views.
+    """
+
+    def __init__(self, batch: int, sizes: tuple[int, ...], axis: int, crossing: int, most: int) -> None:
+        """Cut the axis into pieces of at most `most` energies; `crossing` lines go through a position."""
         self.length = sizes[axis]
-        self.outer = batch * math.prod(sizes[:axis])
-        self.inner = math.prod(sizes[axis + 1 :])
         self.first = axis == len(sizes) - 1
-        self.crossing = crossing  # how many lines cross in a position
+        self.share = 1.0 / crossing
+        self._outer, self._inner = batch * math.prod(sizes[:axis]), math.prod(sizes[axis + 1 :])
+        small = self._inner * self.length**2 <= SMALL_IMAGE_ENERGIES
+        self.gathered = small and self._outer > 1 and self._inner > 1
+        self._lines = max(1, most // self.length**2)
+        self._step = self.length if most >= self.length**2 else max(1, most // self.length)
+        self.starts = range(0, self.length, self._step)
 
-    def pieces(self, most: int) -> Iterator[Piece]:
-        """Yield all lines, at most `most` energies at a time (at least one query's)."""
-        whole = slice(None)
-        lines = most // self.length**2
-        if lines == 0:
-            step = max(1, most // self.length)
-            for outer in range(self.outer):
-                for inner in range(self.inner):
-                    for start in range(0, self.length, step):
-                        queries = slice(start, min(start + step, self.length))
-                        yield Piece(self, slice(outer, outer + 1), slice(inner, inner + 1), queries)
-        elif self.inner == 1 or self.inner * self.length**2 <= SMALL_IMAGE_ENERGIES:
-            step = max(1, lines // self.inner)
-            for start in range(0, self.outer, step):
-                yield Piece(self, slice(start, start + step), whole, whole)
-        else:
-            for outer in range(self.outer):
-                for start in range(0, self.inner, lines):
-                    yield Piece(self, slice(outer, outer + 1), slice(start, start + lines), whole)
+    def arrange(self, x: Tensor) -> Tensor:
+        """Return x (B, *S, channels) arranged by lines: a view, or a copy where the axis is gathered."""
+        lines = x.view(self._outer, self.length, self._inner, x.shape[-1])
+        return lines.transpose(1, 2).flatten(0, 1).unsqueeze(2) if self.gathered else lines
+
+    def restore(self, arranged: Tensor) -> Tensor:
+        """Return what `arrange` made of an x as (outer, N, inner, channels), a view."""
+        if not self.gathered:
+            return arranged
+        return arranged.view(self._outer, self._inner, self.length, -1).transpose(1, 2)
+
+    def accumulator(self, x: Tensor) -> Tensor:
+        """Return where the axis's products for x are summed: x itself, arranged, or memory for `add_to`."""
+        if not self.gathered:
+            return self.arrange(x)
+        return x.new_empty((self._outer * self._inner, self.length, 1, x.shape[-1]))
+
+    def add_to(self, x: Tensor, accumulated: Tensor) -> None:
+        """Add an accumulator to x, where it is not x itself."""
+        if self.gathered:
+            x.view(self._outer, self.length, self._inner, x.shape[-1]).add_(self.restore(accumulated))
+
+    def _lines_of(self, arranged: Tensor) -> list[Tensor]:
+        batches = [arranged.squeeze(2)] if arranged.shape[2] == 1 else arranged.transpose(1, 2).unbind(0)
+        return [piece for batch in batches for piece in batch.split(self._lines)]
+
+    def keys(self, arranged: Tensor) -> list[Tensor]:
+        """Return the whole lines of every piece (lines, N, channels)."""
+        return [line for line in self._lines_of(arranged) for _ in self.starts]
+
+    def queries(self, arranged: Tensor) -> list[Tensor]:
+        """Return the queries of every piece (lines, n, channels)."""
+        if self._step == self.length:
+            return self._lines_of(arranged)
+        return [part for line in self._lines_of(arranged) for part in line.split(self._step, 1)]
+
+    def start(self, piece: int) -> int:
+        """Return the place in its line of the first query of a piece."""
+        return self.starts[piece % len(self.starts)]
+
+    def writes(self, piece: int = 0) -> bool:
+        """Tell whether the piece is the first to come to its keys in an accumulator, which is not cleared before."""
+        return (self.first or self.gathered) and self.start(piece) == 0
 
 
-def _view(x: Tensor, piece: Piece, positions: slice) -> Tensor:
-    """Return the piece of x (B, *S, channels), some positions of each line, as a view (outer, inner, n, channels)."""
-    axis = piece.axis
-    lines = x.view(axis.outer, axis.length, axis.inner, x.shape[-1]).transpose(1, 2)
-    return lines[piece.outer, piece.inner, positions]
+def _exponentials(axis: Axis, piece: int, q: Tensor, k: Tensor, offset: Tensor, *, find: bool) -> Tensor:
+    """Return exp(Q K^T - offset) (lines, queries, N) in offset's dtype; offset is (lines, queries, 1).
 
-
-def _keys(x: Tensor, piece: Piece) -> Tensor:
-    """Return the piece's whole lines as matrices (lines, N, channels): a view where memory allows, else a copy."""
-    return _view(x, piece, slice(None)).flatten(0, 1)
-
-
-def _queries(x: Tensor, piece: Piece) -> Tensor:
-    """Return the piece's queries as matrices (lines, queries, channels): a view where memory allows, else a copy."""
-    return _view(x, piece, piece.queries).flatten(0, 1)
-
-
-def _add_product(target: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
-    """Add a @ b to target (outer, inner, n, channels); the first to come writes, so that it need not be cleared."""
-    matrices = target.flatten(0, 1)
-    if not matrices.is_contiguous() or matrices.data_ptr() != target.data_ptr():
-        # torch multiplies into a strided result one matrix at a time; a batch and an addition are faster.
-        product = torch.bmm(a, b).view(target.shape)
-        target.copy_(product) if first else target.add_(product)
-    elif first:
-        torch.bmm(a, b, out=matrices)
-    else:
-        matrices.baddbmm_(a, b)
-
-
-def _exponentials(
-    q: Tensor, k: Tensor, piece: Piece, offset: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Return exp(Q K^T - offset) (lines, queries, N) in `dtype`, and the offset (lines, queries, 1).
-
-    Without an offset it is each query's largest energy (a huge negative number where all are -inf, whose sum is then
-    0). The centre counts once: with A lines through it, each has a share of 1 / A. Masking it on all lines but one
+    With `find`, the offset is written: each query's largest energy (a huge negative number where all are -inf, whose
+    sum is then 0). The centre counts once: each line through it has an equal share. Masking it on all lines but one
     would give 0 * inf = NaN where v is infinite.
     """
-    energies = torch.bmm(_queries(q, piece), _keys(k, piece).transpose(1, 2)).to(dtype)
-    if offset is None:
-        offset = energies.amax(-1, keepdim=True).clamp_(min=torch.finfo(dtype).min)
-    # Rows that start at 64-byte boundaries make the products with 97 keys a sixth faster.
+    energies = torch.bmm(q, k.transpose(1, 2)).to(offset.dtype)
+    if find:
+        torch.amax(energies, -1, keepdim=True, out=offset).clamp_(min=torch.finfo(offset.dtype).min)
     length = -(-energies.shape[2] // ROW_ELEMENTS) * ROW_ELEMENTS
     exponentials = energies.new_empty((*energies.shape[:2], length))[..., : energies.shape[2]]
     torch.sub(energies, offset, out=exponentials).exp_()
-    if piece.axis.crossing > 1:
-        first = piece.queries.indices(piece.axis.length)[0]
-        exponentials.diagonal(offset=first, dim1=1, dim2=2).mul_(1.0 / piece.axis.crossing)
-    return exponentials, offset
+    if axis.share != 1.0:
+        exponentials.diagonal(offset=axis.start(piece), dim1=1, dim2=2).mul_(axis.share)
+    return exponentials
+
+
+def _add_product(target: Tensor, a: Tensor, b: Tensor, *, write: bool) -> None:
+    """Add a @ b to target (lines, n, channels), or write it there."""
+    if write:
+        torch.bmm(a, b, out=target)
+    elif target.is_contiguous():
+        target.baddbmm_(a, b)
+    else:  # torch multiplies into a strided result one matrix at a time; a batch and an addition are faster
+        target.add_(torch.bmm(a, b))
 
 
 class _Softmax:
-    """The softmax over all lines through a position, line by line: the largest energy so far, and the sum above it.
+    """The softmax over all lines through a position, line by line.
 
     Its weights are exp(E - largest) / total, as exact as a softmax of the joined energies; exp(E - lse) would carry the
     rounding error of lse, which grows with the energies.
     """
 
-    def __init__(self, q: Tensor, k: Tensor, pieces: list[Piece], dtype: torch.dtype, *, keep: bool) -> None:
-        self._q, self._k, self._dtype = q, k, dtype
-        shape = (*q.shape[:-1], 1)
-        self._largest = q.new_full(shape, torch.finfo(dtype).min, dtype=dtype)
-        self._total = q.new_zeros(shape, dtype=dtype)
-        self._kept: list[tuple[Tensor, Tensor]] = []
-        for piece in pieces:
-            exponentials, offset = _exponentials(q, k, piece, None, dtype)
-            self._merge(piece, offset, exponentials.sum(-1, keepdim=True))
-            if keep:
-                self._kept.append((exponentials, offset))
-        self._kept.reverse()
+    def __init__(self, axes: list[Axis], q: Tensor, k: Tensor, dtype: torch.dtype, *, keep: bool) -> None:
+        self._axes, self._q, self._k = axes, q, k
+        self._kept: list[list[Tensor]] | None = [] if keep else None
+        self._normalised = [False] * len(axes)
+        self._largest = q.new_full((*q.shape[:-1], 1), torch.finfo(dtype).min, dtype=dtype)
+        offsets, parts = [], []
+        for axis in axes:
+            offset, part = (torch.empty_like(axis.arrange(self._largest)) for _ in range(2))
+            kept = self._sum(axis, offset, part)
+            if self._kept is not None:
+                self._kept.append(kept)
+            offsets.append(axis.restore(offset).reshape(self._largest.shape))
+            parts.append(axis.restore(part).reshape(self._largest.shape))
+            self._largest = torch.maximum(self._largest, offsets[-1])
+        relative = [(offset - self._largest).exp_() for offset in offsets]
+        self._total = sum(part * factor for part, factor in zip(parts, relative, strict=True))
+        self._factors = [factor.div_(self._total) for factor in relative]
 
-    def _merge(self, piece: Piece, offset: Tensor, part: Tensor) -> None:
-        largest, total = (_view(x, piece, piece.queries) for x in (self._largest, self._total))
-        offset, part = offset.view(largest.shape), part.view(largest.shape)
-        both = torch.maximum(largest, offset)
-        total.copy_(total * (largest - both).exp_() + part * (offset - both).exp_())
-        largest.copy_(both)
+    def _sum(self, axis: Axis, offset: Tensor, part: Tensor) -> list[Tensor]:
+        """Write each query's largest energy on the axis and its sum of exponentials; return these where kept."""
+        kept = []
+        pieces = (axis.queries(axis.arrange(self._q)), axis.keys(axis.arrange(self._k)))
+        columns = (axis.queries(offset), axis.queries(part))
+        for piece, (q, k, largest, total) in enumerate(zip(*pieces, *columns, strict=True)):
+            exponentials = _exponentials(axis, piece, q, k, largest, find=True)
+            torch.sum(exponentials, -1, keepdim=True, out=total)
+            if self._kept is not None:
+                kept.append(exponentials)
+        return kept
 
-    def take(self, piece: Piece) -> Tensor:
-        """Return the weights (lines, queries, N) of the next piece, in the order of the pieces."""
-        largest, total = (_queries(x, piece) for x in (self._largest, self._total))
-        if self._kept:
-            exponentials, offset = self._kept.pop()
-            return exponentials.mul_((offset - largest).exp_().div_(total))
-        return _exponentials(self._q, self._k, piece, largest, self._dtype)[0].div_(total)
+    def weights(self, number: int) -> Iterator[Tensor]:
+        """Yield the weights (lines, queries, N) of every piece of an axis."""
+        axis = self._axes[number]
+        if self._kept is not None:
+            if not self._normalised[number]:
+                factors = axis.queries(axis.arrange(self._factors[number]))
+                for exponentials, factor in zip(self._kept[number], factors, strict=True):
+                    exponentials.mul_(factor)
+                self._normalised[number] = True
+            yield from self._kept[number]
+            return
+        pieces = (axis.queries(axis.arrange(self._q)), axis.keys(axis.arrange(self._k)))
+        columns = (axis.queries(axis.arrange(self._largest)), axis.queries(axis.arrange(self._total)))
+        for piece, (q, k, largest, total) in enumerate(zip(*pieces, *columns, strict=True)):
+            yield _exponentials(axis, piece, q, k, largest, find=False).div_(total)
 
     def lse(self) -> Tensor:
         """Return the log-sum-exp of the energies (B, *S)."""
@@ -181,6 +201,11 @@ def energy_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _product_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "cpu" and x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+
+
+def _is_native(x: Tensor, dtype: torch.dtype) -> bool:
+    """Tell whether x (B, channels, *S) can be used as it is: channels-last, in the dtype of the products."""
+    return x.dtype == dtype and x.movedim(1, -1).is_contiguous()
 
 
 def _channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -205,16 +230,11 @@ class _Result:
             self._target.copy_(self.array)
 
 
-def _is_native(x: Tensor, dtype: torch.dtype) -> bool:
-    """Tell whether x (B, channels, *S) can be used as it is: channels-last, in the dtype of the products."""
-    return x.dtype == dtype and x.movedim(1, -1).is_contiguous()
-
-
 class _Plan:
     """How one call is cut up: groups of images, pieces of energies, slabs of channels."""
 
     def __init__(self, q: Tensor, v: Tensor, *others: Tensor) -> None:
-        self.limits = CPU_LIMITS if q.device.type == "cpu" else OTHER_LIMITS
+        self._limits = CPU_LIMITS if q.device.type == "cpu" else OTHER_LIMITS
         self.sizes = tuple(q.shape[2:])
         self.wide = energy_dtype(q.dtype)
         self.products = _product_dtype(v)
@@ -224,30 +244,24 @@ class _Plan:
 
     def groups(self) -> Iterator[slice]:
         """Yield slices of images whose energies together stay well within the limit (at least one image each)."""
-        step = max(1, self.limits.kept // 4 // self._image)
+        step = max(1, self._limits.kept // 4 // self._image)
         for start in range(0, self._batch, step):
             yield slice(start, min(start + step, self._batch))
 
-    def pieces(self, images: slice) -> list[Piece]:
-        """Return the pieces of all axes, the last axis first; another axis of length 1 has nothing to add."""
-        axes = [len(self.sizes) - 1, *(a for a in range(len(self.sizes) - 1) if self.sizes[a] > 1)]
-        most = self.limits.piece // self.wide.itemsize
-        batch = images.stop - images.start
-        return [piece for a in axes for piece in Axis(batch, self.sizes, a, len(axes)).pieces(most)]
+    def axes(self, images: slice) -> list[Axis]:
+        """Return the axes to run, the last first; another axis of length 1 has nothing to add."""
+        wanted = [len(self.sizes) - 1, *(a for a in range(len(self.sizes) - 1) if self.sizes[a] > 1)]
+        most = self._limits.piece // self.wide.itemsize
+        return [Axis(images.stop - images.start, self.sizes, a, len(wanted), most) for a in wanted]
 
     def fits(self, copies: int) -> bool:
         """Tell whether `copies` arrays of one image's energies may be kept."""
-        return copies * self._image <= self.limits.kept
+        return copies * self._image <= self._limits.kept
 
     def slabs(self, copies: int) -> list[slice]:
         """Return slices of channels: several where they have to be converted and the energies can be kept meanwhile."""
-        step = self._channels if self._native or not self.fits(copies) else self.limits.slab
+        step = self._channels if self._native or not self.fits(copies) else self._limits.slab
         return [slice(start, start + step) for start in range(0, self._channels, step)]
-
-
-def _is_first_of_line(piece: Piece) -> bool:
-    """Tell whether no product has been written to the piece's keys yet: first axis, first queries of the line."""
-    return piece.axis.first and piece.queries.indices(piece.axis.length)[0] == 0
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -263,25 +277,19 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tens
         return out, lse
     for images in plan.groups():
         qs, ks = (_channels_last(x[images], plan.products) for x in (q, k))
-        qs = qs if scale == 1.0 else qs * scale
-        pieces = plan.pieces(images)
-        softmax = _Softmax(qs, ks, pieces, plan.wide, keep=plan.fits(1))
+        axes = plan.axes(images)
+        softmax = _Softmax(axes, qs if scale == 1.0 else qs * scale, ks, plan.wide, keep=plan.fits(1))
         lse[images] = softmax.lse()
-        slabs = plan.slabs(1)
-        kept: list[Tensor] = []
-        for slab in slabs:
-            values, target = (
-                _channels_last(v[images, slab], plan.products),
-                _Result(out[images, slab], plan.products),
-            )
-            for number, piece in enumerate(pieces):
-                weights = kept[number] if slab is not slabs[0] else softmax.take(piece).to(plan.products)
-                here = _view(target.array, piece, piece.queries)
-                _add_product(here, weights, _keys(values, piece), first=piece.axis.first)
-                if slab is slabs[0] and len(slabs) > 1:
-                    kept.append(weights)
+        for slab in plan.slabs(1):
+            values, target = _channels_last(v[images, slab], plan.products), _Result(out[images, slab], plan.products)
+            for number, axis in enumerate(axes):
+                total = axis.accumulator(target.array)
+                pieces = (softmax.weights(number), axis.keys(axis.arrange(values)), axis.queries(total))
+                for weights, value, here in zip(*pieces, strict=True):
+                    _add_product(here, weights.to(plan.products), value, write=axis.writes())
+                axis.add_to(target.array, total)
             target.finish()
-            del values, target  # before the next slab's are made
+            del values, target, total, pieces, value, here  # before the next slab's are made
     return out, lse
 
 
@@ -296,31 +304,17 @@ def backward(
     slabs = plan.slabs(2)
     for images in plan.groups():
         qs, ks = (_channels_last(x[images], plan.products) for x in (q, k))
-        qs = qs if scale == 1.0 else qs * scale
         dqs, dks = _Result(dq[images], plan.products), _Result(dk[images], plan.products)
-        lses, pieces = lse[images].unsqueeze(-1), plan.pieces(images)
         delta = _delta(dout[images], out[images], plan.wide).sub_(dlse[images])
-        weighed: dict[int, Tensor] = {}
-        dweighed: dict[int, Tensor] = {}
+        columns = (lse[images].unsqueeze(-1), delta.unsqueeze(-1))
+        lines = [_BackwardLines(a, qs if scale == 1.0 else qs * scale, ks, *columns) for a in plan.axes(images)]
         for slab in slabs:
             values, douts = (_channels_last(x[images, slab], plan.products) for x in (v, dout))
             dvs = _Result(dv[images, slab], plan.products)
-            for number, piece in enumerate(pieces):
-                weights = weighed.pop(number, None)
-                if weights is None:
-                    weights, _ = _exponentials(qs, ks, piece, _queries(lses, piece), plan.wide)
-                here, transposed = _queries(douts, piece), _keys(values, piece).transpose(1, 2)
-                products = weights.to(plan.products).transpose(1, 2)
-                _add_product(_view(dvs.array, piece, slice(None)), products, here, first=_is_first_of_line(piece))
-                before = dweighed.pop(number, None)
-                dweights = torch.bmm(here, transposed) if before is None else before.baddbmm_(here, transposed)
-                if slab is not slabs[-1]:
-                    weighed[number], dweighed[number] = weights, dweights
-                    continue
-                denergies = dweights.to(plan.wide).sub_(_queries(delta.unsqueeze(-1), piece)).mul_(weights)
-                _add_query_key(piece, denergies.to(plan.products), qs, ks, dqs.array, dks.array)
+            for line in lines:
+                line.add_slab(values, douts, dvs.array, last=slab is slabs[-1], gradients=(dqs.array, dks.array))
             dvs.finish()
-            del values, douts, dvs, here, transposed  # before the next slab's are made
+            del values, douts, dvs  # before the next slab's are made
         if scale != 1.0:
             dqs.array.mul_(scale)
         dqs.finish()
@@ -328,11 +322,46 @@ def backward(
     return dq, dk, dv
 
 
-def _add_query_key(piece: Piece, denergies: Tensor, q: Tensor, k: Tensor, dq: Tensor, dk: Tensor) -> None:
-    """Add dS K to dq and dS^T Q to dk (q is scaled already, dq not yet)."""
-    _add_product(_view(dq, piece, piece.queries), denergies, _keys(k, piece), first=piece.axis.first)
-    target = _view(dk, piece, slice(None))
-    _add_product(target, denergies.transpose(1, 2), _queries(q, piece), first=_is_first_of_line(piece))
+class _BackwardLines:
+    """The gradients along one axis: slabs of channels come one by one, dq and dk after the last."""
+
+    def __init__(self, axis: Axis, q: Tensor, k: Tensor, lse: Tensor, delta: Tensor) -> None:
+        self._axis = axis
+        q, k = axis.arrange(q), axis.arrange(k)
+        self._q, self._k = axis.queries(q), axis.keys(k)
+        self._lse, self._delta = axis.queries(axis.arrange(lse)), axis.queries(axis.arrange(delta))
+        self._weights: list[Tensor] = []
+        self._dweights: list[Tensor] = []
+
+    def add_slab(self, v: Tensor, dout: Tensor, dv: Tensor, *, last: bool, gradients: tuple[Tensor, Tensor]) -> None:
+        """Add the axis's share of a slab's dv, and of dq (not scaled yet) and dk where it is the last slab."""
+        axis = self._axis
+        sums = [axis.accumulator(x) for x in (dv, *gradients)]
+        dvs, dqs, dks = axis.keys(sums[0]), axis.queries(sums[1]), axis.keys(sums[2])
+        earlier = bool(self._weights)
+        for piece, (value, do) in enumerate(
+            zip(axis.keys(axis.arrange(v)), axis.queries(axis.arrange(dout)), strict=True)
+        ):
+            if earlier:
+                weights = self._weights[piece]
+                dweights = self._dweights[piece].baddbmm_(do, value.transpose(1, 2))
+            else:
+                q, k, lse = self._q[piece], self._k[piece], self._lse[piece]
+                weights = _exponentials(axis, piece, q, k, lse, find=False)
+                dweights = torch.bmm(do, value.transpose(1, 2))
+            _add_product(dvs[piece], weights.to(do.dtype).transpose(1, 2), do, write=axis.writes(piece))
+            if not last:
+                if not earlier:
+                    self._weights.append(weights)
+                    self._dweights.append(dweights)
+                continue
+            denergies = dweights.to(weights.dtype).sub_(self._delta[piece]).mul_(weights).to(do.dtype)
+            _add_product(dqs[piece], denergies, self._k[piece], write=axis.writes())
+            _add_product(dks[piece], denergies.transpose(1, 2), self._q[piece], write=axis.writes(piece))
+        axis.add_to(dv, sums[0])
+        if last:
+            axis.add_to(gradients[0], sums[1])
+            axis.add_to(gradients[1], sums[2])
 
 
 def _delta(dout: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:

@@ -248,10 +248,9 @@ def _read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         # kinds, from RuntimeError and UnpicklingError to OSError, struct.error, UnicodeDecodeError and
         # AssertionError.
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(
                 f"load_imagenet: {os.fspath(path)!r} must be a state dict written by torch.save, "
-                f"got a file that cannot be read as one ({reason}); "
+                f"got a file that cannot be read as one ({type(error).__name__} while reading); "
                 "it is damaged, cut short or holds more than tensors: fetch it again."
             ) from error
     if not isinstance(content, Mapping):
