@@ -48,15 +48,16 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# mypy cannot follow the mapping of the folders to subpackages, so it gets the tree as a wheel lays it out.
+# mypy cannot follow the mapping of the folders to subpackages, so it gets the tree as a wheel lays it out; its cache is
+# off, because a cache made before the links were renewed misses submodules.
 types: $(STAMP)
 	rm -rf build/types && mkdir -p build/types/ccgpu
 	for f in ccgpu/*; do ln -s "$(CURDIR)/$$f" build/types/ccgpu/; done
 	for d in kernels models train; do ln -s "$(CURDIR)/$$d" build/types/ccgpu/$$d; done
-	cd build/types && ../../$(BIN)/python -m mypy --config-file ../../setup.cfg --cache-dir ../../.mypy_cache -p ccgpu
+	cd build/types && ../../$(BIN)/python -m mypy --config-file ../../setup.cfg --cache-dir /dev/null -p ccgpu
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.cca
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -11,8 +11,8 @@ from typing import NamedTuple
 # The profiler, which counts the memory, announces every start and stop on stderr otherwise.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
-import torch  # noqa: E402
-from torch.profiler import ProfilerActivity, profile  # noqa: E402
+import torch
+from torch.profiler import ProfilerActivity, profile
 
 
 class Timing(NamedTuple):

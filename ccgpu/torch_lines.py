@@ -158,7 +158,7 @@ class _Softmax:
             parts.append(axis.restore(part).reshape(self._largest.shape))
             self._largest = torch.maximum(self._largest, offsets[-1])
         relative = [(offset - self._largest).exp_() for offset in offsets]
-        self._total = sum(part * factor for part, factor in zip(parts, relative, strict=True))
+        self._total = torch.stack([part * factor for part, factor in zip(parts, relative, strict=True)]).sum(0)
         self._factors = [factor.div_(self._total) for factor in relative]
 
     def _sum(self, axis: Axis, offset: Tensor, part: Tensor) -> list[Tensor]:
