@@ -32,10 +32,10 @@ demo: $(STAMP)
 	$(BIN)/python -m train.cityscapes --preset demo --out $(OUT) --resume
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu

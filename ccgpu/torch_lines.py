@@ -31,14 +31,15 @@ class Limits(NamedTuple):
     slab: int  # channels brought into channels-last at once, where the energies can be kept meanwhile
 
 
+# On two cores at 97x97 with C = 512: pieces of 28 lines; 128 channels a slab cost 1.1 times the time of 256, all 512 the
+# same time and twice the memory.
 CPU_LIMITS = Limits(piece=2**20, kept=2**26, slab=256)
 OTHER_LIMITS = Limits(piece=2**28, kept=2**30, slab=2**30)
 # The lines of several images are no single batch in memory, the last axis's apart. Below this many energies an image,
 # copying them into one costs less than calls for each image (16x16: some 30 us either way).
 SMALL_IMAGE_ENERGIES = 4096
-# Rows of weights that start at 64-byte boundaries make the products with 97 keys a sixth faster.
-ROW_ELEMENTS = 16
 DELTA_ELEMENTS = 2**18  # products dout * out formed at once: they stay in cache
+COPIED_ELEMENTS = 2**17  # elements brought into another layout at once, likewise
 
 
 class Axis:
@@ -118,9 +119,7 @@ def _exponentials(axis: Axis, piece: int, q: Tensor, k: Tensor, offset: Tensor, 
     energies = torch.bmm(q, k.transpose(1, 2)).to(offset.dtype)
     if find:
         torch.amax(energies, -1, keepdim=True, out=offset).clamp_(min=torch.finfo(offset.dtype).min)
-    length = -(-energies.shape[2] // ROW_ELEMENTS) * ROW_ELEMENTS
-    exponentials = energies.new_empty((*energies.shape[:2], length))[..., : energies.shape[2]]
-    torch.sub(energies, offset, out=exponentials).exp_()
+    exponentials = energies.sub_(offset).exp_()
     if axis.share != 1.0:
         exponentials.diagonal(offset=axis.start(piece), dim1=1, dim2=2).mul_(axis.share)
     return exponentials
@@ -226,8 +225,13 @@ class _Result:
 
     def finish(self) -> None:
         """Bring the result into its own layout and dtype."""
-        if self.array is not self._target:
-            self._target.copy_(self.array)
+        if self.array is self._target:
+            return
+        # Some rows at a time, or the reads of one channel after another miss the cache: 1.7 ms against 3.4 ms for 256
+        # channels of 97x97.
+        rows = max(1, COPIED_ELEMENTS * self.array.shape[1] // self.array.numel())
+        for source, target in zip(self.array.split(rows, 1), self._target.split(rows, 1), strict=True):
+            target.copy_(source)
 
 
 class _Plan:
