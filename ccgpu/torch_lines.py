@@ -31,14 +31,14 @@ class Limits(NamedTuple):
     slab: int  # channels brought into channels-last at once, where the energies can be kept meanwhile
 
 
-# On two cores at 97x97 with C = 512: pieces of 28 lines; 128 channels a slab cost 1.1 times the time of 256, all 512 the
-# same time and twice the memory.
+# On two cores at 97x97 with C = 512: pieces of 28 lines; 128 channels a slab cost 1.1 times the time of 256, all 512 take
+# the same time and twice the memory.
 CPU_LIMITS = Limits(piece=2**20, kept=2**26, slab=256)
 OTHER_LIMITS = Limits(piece=2**28, kept=2**30, slab=2**30)
 # The lines of several images are no single batch in memory, the last axis's apart. Below this many energies an image,
 # copying them into one costs less than calls for each image (16x16: some 30 us either way).
 SMALL_IMAGE_ENERGIES = 4096
-DELTA_ELEMENTS = 2**18  # products dout * out formed at once: they stay in cache
+DELTA_ELEMENTS = 2**20  # products dout * out formed at once: they stay in cache
 COPIED_ELEMENTS = 2**17  # elements brought into another layout at once, likewise
 
 
@@ -263,7 +263,7 @@ class _Plan:
         return copies * self._image <= self._limits.kept
 
     def slabs(self, copies: int) -> list[slice]:
-        """Return slices of channels: several where they have to be converted and the energies can be kept meanwhile."""
+        """Return slices of channels: several where they are converted and the energies can be kept meanwhile."""
         step = self._channels if self._native or not self.fits(copies) else self._limits.slab
         return [slice(start, start + step) for start in range(0, self._channels, step)]
 
