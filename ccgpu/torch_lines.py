@@ -31,8 +31,8 @@ class Limits(NamedTuple):
     slab: int  # channels brought into channels-last at once, where the energies can be kept meanwhile
 
 
-# On two cores at 97x97 with C = 512: pieces of 28 lines; 128 channels a slab cost 1.1 times the time of 256, all 512 take
-# the same time and twice the memory.
+# On two cores at 97x97 with C = 512: pieces of 28 lines; 128 channels a slab cost 1.1 times the time of 256, and all
+# 512 take the same time and twice the memory.
 CPU_LIMITS = Limits(piece=2**20, kept=2**26, slab=256)
 OTHER_LIMITS = Limits(piece=2**28, kept=2**30, slab=2**30)
 # The lines of several images are no single batch in memory, the last axis's apart. Below this many energies an image,

@@ -95,7 +95,7 @@ def write_settings(folder: Path, settings: Mapping[str, Any], device: torch.devi
     starts.append(
         {
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "command": sys.argv,
+            "arguments": sys.argv[1:],
             "commit": _commit(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
             "processes": processes,
