@@ -46,6 +46,8 @@ def _only_cpu(device: torch.device) -> str | None:
 
 
 def _any_device(device: torch.device) -> str | None:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "torch sees no CUDA device"
     return None
 
 

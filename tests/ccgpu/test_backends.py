@@ -82,13 +82,17 @@ def test_named_backend_that_cannot_run_raises(name):
         dispatch.choose(meta, name)
 
 
-def test_backends_lists_all_with_reasons():
+def test_backends_lists_all_with_reasons(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     on_cpu, on_cuda = ccgpu.backends("cpu"), ccgpu.backends("cuda")
     assert [b.name for b in on_cpu] == [b.name for b in on_cuda] == ["cpu", "torch", "reference"]
     assert [b.available for b in on_cpu] == [True, True, True]
     assert [b.available for b in on_cuda] == [False, True, False]
     assert "on cuda" in on_cuda[0].reason
     assert "unavailable" in str(on_cuda[0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not any(b.available for b in ccgpu.backends("cuda"))
+    assert "no CUDA device" in ccgpu.backends("cuda")[1].reason
 
 
 def test_reference_backend_differs_in_bits_only():
