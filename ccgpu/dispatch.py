@@ -89,7 +89,13 @@ def choose(tensor: Tensor, name: str | None = None) -> Backend:
         source = ENVIRONMENT_VARIABLE
     check_name(name, argument=source)
     if name is None:
-        return next(b for b in BACKENDS if b.automatic and b.why_not(tensor.device) is None)
+        for backend in BACKENDS:
+            if backend.automatic and backend.why_not(tensor.device) is None:
+                return backend
+        reasons = "; ".join(f"{b.name}: {b.why_not(tensor.device)}" for b in BACKENDS)
+        raise RuntimeError(
+            f"cca: a backend must be able to run on {tensor.device}, got none ({reasons}); move the tensors"
+        )
     backend = next(b for b in BACKENDS if b.name == name)
     reason = backend.why_not(tensor.device)
     if reason is not None:

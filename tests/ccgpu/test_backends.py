@@ -111,3 +111,9 @@ def test_import_is_light():
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(ast.literal_eval(answer.stdout)) <= {"ccgpu", "numpy", "torch"}
+
+
+def test_no_backend_for_a_device(monkeypatch):
+    monkeypatch.setattr(dispatch, "BACKENDS", tuple(b for b in dispatch.BACKENDS if b.name != "torch"))
+    with pytest.raises(RuntimeError, match=r"cca: a backend must be able to run on meta, got none \(cpu: it runs CPU"):
+        dispatch.choose(torch.empty(1, device="meta"))
