@@ -174,7 +174,7 @@ def test_resume_on_a_finished_run_reports_again_and_changes_nothing(
         (["--lr", "0.02", "--batch", "2"], r"--lr was 0.0002, is 0.02; --batch was 4, is 2"),
         (["--preset", "demo"], "--preset was none, is demo"),
         (["--crop", "33"], "--crop was 25 33, is 33 33"),
-        (["--val-split", "train"], "--val-split was val, is train"),
+        (["--train-split", "val"], "--train-split was train, is val"),
     ],
 )
 def test_resume_refuses_flags_that_differ_from_the_run(
@@ -182,6 +182,21 @@ def test_resume_refuses_flags_that_differ_from_the_run(
 ) -> None:
     assert cityscapes.main(["--resume", "--out", str(alone), *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_finished_run_is_evaluated_on_another_split_into_another_folder(
+    alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (alone / "metrics.jsonl").read_text()
+    out = tmp_path / "other"
+    flags = ["--resume", str(alone / "last.pt"), "--out", str(out), "--val-split", "train"]
+    assert cityscapes.main(flags) == 0
+    assert "trained network: mIoU" in capsys.readouterr().out
+    first, second = (json.loads(text.splitlines()[-1]) for text in (before, (out / "metrics.jsonl").read_text()))
+    assert first["kind"] == second["kind"] == "evaluation"
+    assert first["iteration"] == second["iteration"]
+    assert sum(map(sum, first["matrix"])) != sum(map(sum, second["matrix"]))  # other pictures
+    assert (alone / "metrics.jsonl").read_text() == before
 
 
 def test_resume_names_what_it_cannot_continue(alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
