@@ -58,10 +58,10 @@ class Settings:
 
     preset: str | None = option(None, "demo: a run of a few minutes on a CPU", choices=("demo",))
     data: str | None = option(
-        None, "folder with leftImg8bit/ and gtFine/; left out: drawn scenes", metavar="PATH", decides=False
+        None, "folder with leftImg8bit/ and gtFine/; left out: drawn scenes", metavar="PATH", decides="nothing"
     )
     train_split: tuple[str, ...] = option(("train",), "splits to train on", count="+", metavar="NAME")
-    val_split: tuple[str, ...] = option(("val",), "splits to evaluate on", count="+", metavar="NAME", decides=False)
+    val_split: tuple[str, ...] = option(("val",), "splits to evaluate on", count="+", metavar="NAME", decides="records")
     scenes: tuple[int, int] = option(
         (400, 60),
         "drawn scenes for training and evaluation",
@@ -103,20 +103,24 @@ class Settings:
     amp: str = option("off", "autocast; fp16 scales the loss and needs CUDA", choices=tuple(engine.AMP_DTYPES))
     channels_last: bool = option(False, "NHWC memory order, faster with amp on CUDA", kind=bool)
     compile: bool = option(False, "compile the network with torch.compile", kind=bool)
-    eval: str = option("sliding", "evaluate windows or whole pictures; paper: sliding", choices=("whole", "sliding"))
+    eval: str = option(
+        "sliding", "evaluate windows or whole pictures; paper: sliding", choices=("whole", "sliding"), decides="records"
+    )
     eval_crop: tuple[int, int] = option(
-        (769, 769), "window in pixels; paper: 769", kind=int, count="size", least=SMALLEST
+        (769, 769), "window in pixels; paper: 769", kind=int, count="size", least=SMALLEST, decides="records"
     )
     eval_stride: tuple[int, int] = option(
-        (513, 513), "window step in pixels; paper: 513", kind=int, count="size", least=1
+        (513, 513), "window step in pixels; paper: 513", kind=int, count="size", least=1, decides="records"
     )
     baselines: bool = option(False, "evaluate the untrained network and 'everything is road' too", kind=bool)
-    eval_every: int = option(5000, "steps between evaluations, 0 for one at the end", kind=int, decides=False, least=0)
-    save_every: int = option(1000, "steps between checkpoints", kind=int, decides=False, least=1)
-    log_every: int = option(50, "steps between records of the loss", kind=int, decides=False, least=1)
-    tensorboard: bool = option(True, "write TensorBoard files", kind=bool, decides=False)
-    device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"), decides=False)
-    workers: int = option(4, "loader processes for each training process", kind=int, decides=False, least=0)
+    eval_every: int = option(
+        5000, "steps between evaluations, 0 for one at the end", kind=int, decides="nothing", least=0
+    )
+    save_every: int = option(1000, "steps between checkpoints", kind=int, decides="nothing", least=1)
+    log_every: int = option(50, "steps between records of the loss", kind=int, decides="nothing", least=1)
+    tensorboard: bool = option(True, "write TensorBoard files", kind=bool, decides="nothing")
+    device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"), decides="nothing")
+    workers: int = option(4, "loader processes for each training process", kind=int, decides="nothing", least=0)
 
 
 # About 4 minutes on two CPU cores (AVX-512): mIoU 34.9 %, against 0.4 % untrained and 1.6 % for "everything is road".

@@ -83,7 +83,13 @@ def read_plan(
     path = Path(resume) if resume else state.find_checkpoint(out) if resume is not None else None
     checkpoint = None if path is None else state.read_checkpoint(path)
     saved = records.read_settings(out) if checkpoint is None else checkpoint["settings"]
-    return Plan(combine(settings, preset=preset, saved=saved, flags=flags), out, resume is not None, path, checkpoint)
+    return Plan(
+        combine(settings, preset=preset, saved=saved, flags=flags, elsewhere=elsewhere),
+        out,
+        resume is not None,
+        path,
+        checkpoint,
+    )
 
 
 def open_run_folder(plan: Plan[Any], device: torch.device) -> set[int]:

@@ -12,9 +12,10 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 S = TypeVar("S")
+Decides = Literal["result", "records", "nothing"]
 
 
 def option(
@@ -27,7 +28,7 @@ def option(
     metavar: str | tuple[str, ...] | None = None,
     least: float | None = None,
     most: float | None = None,
-    decides: bool = True,
+    decides: Decides = "result",
 ) -> Any:
     """Return a dataclass field that is a setting and a flag.
 
@@ -40,7 +41,8 @@ def option(
         metavar: what the help calls the value.
         least: smallest number allowed, of each number in a tuple.
         most: largest number allowed.
-        decides: whether the setting decides the result of a run, so that a resumed run must keep it.
+        decides: what the setting decides: the "result" of a run, which a resumed run must keep; the "records" of a
+            run folder (how the network is evaluated), to be kept in that folder and free in another; or "nothing".
     """
     metadata = {
         "help": help,
@@ -137,6 +139,7 @@ def combine(
     preset: Mapping[str, Any],
     saved: Mapping[str, Any] | None,
     flags: Mapping[str, Any],
+    elsewhere: bool = False,
 ) -> S:
     """Return the settings of a run; see the module's text for what wins.
 
@@ -145,10 +148,11 @@ def combine(
         preset: values of the preset chosen; empty without one.
         saved: settings of the run to continue, complete; None for a new run.
         flags: values of the flags the user gave.
+        elsewhere: whether the saved run goes on in another folder than its own.
 
     Raises:
         ValueError: a saved run of other settings than these (another version), or a flag that differs
-            from a saved setting that decides the result; all of them are listed, old and new.
+            from a saved setting that must be kept; all of them are listed, old and new.
     """
     if saved is None:
         return settings(**{**preset, **flags})
@@ -159,10 +163,11 @@ def combine(
             f"resume: the saved run must have this version's settings, got a difference in "
             f"{sorted(set(saved) ^ set(known))}; continue it with the version of ccgpu that wrote it."
         )
+    kept = ("result",) if elsewhere else ("result", "records")
     differing = [
         f"{flag(name)} was {_shown(saved[name])}, is {_shown(value)}"
         for name, value in flags.items()
-        if known[name].metadata["decides"] and saved[name] != value
+        if known[name].metadata["decides"] in kept and saved[name] != value
     ]
     if differing:
         raise ValueError(

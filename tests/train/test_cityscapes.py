@@ -174,6 +174,7 @@ def test_resume_on_a_finished_run_reports_again_and_changes_nothing(
         (["--lr", "0.02", "--batch", "2"], r"--lr was 0.0002, is 0.02; --batch was 4, is 2"),
         (["--preset", "demo"], "--preset was none, is demo"),
         (["--crop", "33"], "--crop was 25 33, is 33 33"),
+        (["--val-split", "train"], "--val-split was val, is train"),
         (["--train-split", "val"], "--train-split was train, is val"),
     ],
 )

@@ -14,7 +14,12 @@ from ccgpu.train.settings import combine, option, range_problems
 class Some:
     lr: float = option(1.0, "rate", kind=float, least=0)
     size: tuple[int, int] = option((4, 4), "size", kind=int, count="size", least=2, most=9)
-    workers: int = option(4, "workers", kind=int, decides=False)
+    workers: int = option(4, "workers", kind=int, decides="nothing")
+
+
+@dataclass(frozen=True)
+class Recorded(Some):
+    split: str = option("val", "split to evaluate on", decides="records")
 
 
 def test_combine_flag_beats_saved_beats_preset_beats_default() -> None:
@@ -34,6 +39,15 @@ def test_combine_lists_old_and_new_of_every_difference() -> None:
         combine(Some, preset={}, saved=saved, flags={"lr": 2.0, "size": (5, 5), "workers": 9})
     with pytest.raises(ValueError, match=r"got a difference in \['other'\]"):
         combine(Some, preset={}, saved={**saved, "other": 1}, flags={})
+
+
+def test_settings_of_the_records_are_free_in_another_folder() -> None:
+    saved = {"lr": 3.0, "size": [5, 6], "workers": 2, "split": "val"}
+    with pytest.raises(ValueError, match=r"--split was val, is train"):
+        combine(Recorded, preset={}, saved=saved, flags={"split": "train"})
+    assert combine(Recorded, preset={}, saved=saved, flags={"split": "train"}, elsewhere=True).split == "train"
+    with pytest.raises(ValueError, match=r"--lr was 3\.0, is 2\.0"):
+        combine(Recorded, preset={}, saved=saved, flags={"lr": 2.0}, elsewhere=True)
 
 
 def test_range_problems_names_each_setting_once() -> None:
