@@ -29,6 +29,7 @@ from ccgpu.models.ccnet import BACKBONES, CCNet
 from ccgpu.models.resnet import load_imagenet
 from ccgpu.train import distributed, engine, records, state
 from ccgpu.train.datasets import (
+    BadPicture,
     EvaluationSet,
     Pair,
     StreamSampler,
@@ -174,6 +175,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             except BAD_INPUT as error:
                 return fail(str(error), 2)
             return train_and_evaluate(plan, run, batches, evaluated)
+    except BadPicture as error:
+        # A loader's process puts its traceback before the message.
+        message = str(error).splitlines()[-1].rpartition("BadPicture: ")[2]
+        return fail(f"{message} Then continue with --resume --out {plan.out}", 1)
     except (state.CheckpointError, engine.NonFiniteLoss) as error:
         return fail(str(error), 1)
     except OSError as error:

@@ -170,6 +170,10 @@ def _reaches_end(file: BinaryIO) -> bool:
     return False
 
 
+class BadPicture(ValueError):
+    """A picture or label that cannot be used; the message names the file and what to do."""
+
+
 def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     """Decode a picture and its label.
 
@@ -183,26 +187,26 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: a file cannot be decoded, sizes differ, the label is not single-channel or holds a value
+        BadPicture: a file cannot be decoded, sizes differ, the label is not single-channel or holds a value
             that is not a Cityscapes label id (as files of train ids or colours do). The message names the
             file.
     """
     image = _rgb(_decode(pair.image))
     picture = _decode(pair.label)
     if picture.mode not in ("L", "P"):
-        raise ValueError(
+        raise BadPicture(
             f"read_pair: label must be a single-channel 8-bit PNG, got mode {picture.mode} in {pair.label}; "
             f"use the *{LABEL_SUFFIX} files, not the colour files."
         )
     ids = np.asarray(picture)
     if ids.shape != image.shape[:2]:
-        raise ValueError(
+        raise BadPicture(
             f"read_pair: label must have its picture's size {_times(image.shape[1::-1])}, "
             f"got {_times(picture.size)} in {pair.label}; copy both files again."
         )
     unknown = np.setdiff1d(ids, LABEL_IDS)
     if unknown.size:
-        raise ValueError(
+        raise BadPicture(
             f"read_pair: label must hold Cityscapes label ids 0..{LABEL_IDS.max()}, got "
             f"{unknown[:_LISTED].tolist()} in {pair.label}; use the *{LABEL_SUFFIX} files, not train ids."
         )
@@ -218,7 +222,7 @@ def _decode(path: Path) -> Image.Image:
         raise FileNotFoundError(f"read_pair: file must exist, got no {path}; run check_pairs first.") from None
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         # Pillow reports a broken PNG through any of these, depending on the chunk it breaks in.
-        raise ValueError(
+        raise BadPicture(
             f"read_pair: file must be a whole picture, got {path}, which does not decode ({error}); copy it again."
         ) from error
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -272,6 +273,27 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(
     assert "must be finite" in capsys.readouterr().err
     kept = torch.load(out / "last.pt", weights_only=True)
     assert all(bool(torch.isfinite(value).all()) for value in kept["model"].values())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_breaks_in_the_middle_is_named(
+    tiny_data: Path, tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Header and end of the file are whole, so only decoding finds out, in the middle of training."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    for path in (data / "leftImg8bit" / "train").rglob("*.png"):
+        content = bytearray(path.read_bytes())
+        middle = len(content) // 2
+        content[middle : middle + 200] = bytes(200)
+        path.write_bytes(content)
+    out = tmp_path / "run"
+    flags = ["--data", str(data), *TINY, "--workers", str(workers), "--out", str(out)]
+    assert cityscapes.main(flags) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("cityscapes: read_pair: file must be a whole picture, got ")
+    assert "_leftImg8bit.png" in line
+    assert line.endswith(f"continue with --resume --out {out}")
 
 
 def test_defaults_are_the_recipe_of_the_paper() -> None:
