@@ -145,7 +145,6 @@ class _Softmax:
     def __init__(self, axes: list[Axis], q: Tensor, k: Tensor, dtype: torch.dtype, *, keep: bool) -> None:
         self._axes, self._q, self._k = axes, q, k
         self._kept: list[list[Tensor]] | None = [] if keep else None
-        self._normalised = [False] * len(axes)
         self._largest = q.new_full((*q.shape[:-1], 1), torch.finfo(dtype).min, dtype=dtype)
         offsets, parts = [], []
         for axis in axes:
@@ -158,7 +157,11 @@ class _Softmax:
             self._largest = torch.maximum(self._largest, offsets[-1])
         relative = [(offset - self._largest).exp_() for offset in offsets]
         self._total = torch.stack([part * factor for part, factor in zip(parts, relative, strict=True)]).sum(0)
-        self._factors = [factor.div_(self._total) for factor in relative]
+        if self._kept is not None:
+            for axis, kept, factor in zip(axes, self._kept, relative, strict=True):
+                columns = axis.queries(axis.arrange(factor.div_(self._total)))
+                for exponentials, column in zip(kept, columns, strict=True):
+                    exponentials.mul_(column)
 
     def _sum(self, axis: Axis, offset: Tensor, part: Tensor) -> list[Tensor]:
         """Write each query's largest energy on the axis and its sum of exponentials; return these where kept."""
@@ -174,15 +177,10 @@ class _Softmax:
 
     def weights(self, number: int) -> Iterator[Tensor]:
         """Yield the weights (lines, queries, N) of every piece of an axis."""
-        axis = self._axes[number]
         if self._kept is not None:
-            if not self._normalised[number]:
-                factors = axis.queries(axis.arrange(self._factors[number]))
-                for exponentials, factor in zip(self._kept[number], factors, strict=True):
-                    exponentials.mul_(factor)
-                self._normalised[number] = True
             yield from self._kept[number]
             return
+        axis = self._axes[number]
         pieces = (axis.queries(axis.arrange(self._q)), axis.keys(axis.arrange(self._k)))
         columns = (axis.queries(axis.arrange(self._largest)), axis.queries(axis.arrange(self._total)))
         for piece, (q, k, largest, total) in enumerate(zip(*pieces, *columns, strict=True)):
@@ -310,8 +308,8 @@ def backward(
         qs, ks = (_channels_last(x[images], plan.products) for x in (q, k))
         dqs, dks = _Result(dq[images], plan.products), _Result(dk[images], plan.products)
         delta = _delta(dout[images], out[images], plan.wide).sub_(dlse[images])
-        columns = (lse[images].unsqueeze(-1), delta.unsqueeze(-1))
-        lines = [_BackwardLines(a, qs if scale == 1.0 else qs * scale, ks, *columns) for a in plan.axes(images)]
+        inputs = (qs if scale == 1.0 else qs * scale, ks, lse[images].unsqueeze(-1), delta.unsqueeze(-1))
+        lines = [_BackwardLines(axis, *inputs) for axis in plan.axes(images)]
         for slab in slabs:
             values, douts = (_channels_last(x[images, slab], plan.products) for x in (v, dout))
             dvs = _Result(dv[images, slab], plan.products)

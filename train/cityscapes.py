@@ -41,6 +41,7 @@ from ccgpu.train.datasets import (
 from ccgpu.train.distributed import is_main
 from ccgpu.train.interrupts import DeferredInterrupts
 from ccgpu.train.labels import CLASS_NAMES
+from ccgpu.train.losses import AUXILIARY_WEIGHT
 from ccgpu.train.plan import Plan, open_run_folder, read_plan
 from ccgpu.train.run import Run, say
 from ccgpu.train.scenes import write_scenes
@@ -82,7 +83,7 @@ class Settings:
     dropout: float = option(
         0.1, "probability of a channel's dropout in the heads; paper: 0.1", kind=float, least=0, most=1
     )
-    auxiliary_weight: float = option(0.4, "weight of the auxiliary loss; paper: 0.4", kind=float, least=0)
+    auxiliary_weight: float = option(AUXILIARY_WEIGHT, "weight of the auxiliary loss; paper: 0.4", kind=float, least=0)
     iterations: int = option(60000, "optimiser steps; paper: 60000", kind=int, least=1)
     batch: int = option(8, "pictures a step over all processes; paper: 8", kind=int, least=1)
     crop: tuple[int, int] = option(

@@ -96,7 +96,7 @@ def write_settings(folder: Path, settings: Mapping[str, Any], device: torch.devi
         {
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "arguments": sys.argv[1:],
-            "commit": _commit(),
+            "commit": commit(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
             "processes": processes,
             "threads": torch.get_num_threads(),
@@ -117,7 +117,7 @@ def read_settings(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8"))["settings"] if path.exists() else None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Return the checkout's commit, with "+changes" where files differ; None outside of a checkout."""
     here = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
