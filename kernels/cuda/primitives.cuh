@@ -1,0 +1,149 @@
+// What the kernels need from the machine: one small function for each instruction.
+//
+// Everything else in this folder is plain C++ on top of these and of __syncthreads, __syncwarp and the shuffles. No CUDA
+// header is included: NVRTC compiles the sources with nothing installed beside it. The tests run the same sources on a
+// CPU by putting their own models in the place of this file.
+#pragma once
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+struct f16 {
+  unsigned short bits;
+};
+struct bf16 {
+  unsigned short bits;
+};
+
+#define INLINE __device__ __forceinline__
+
+// Shared memory: 16-byte aligned, its size given at the launch.
+extern __shared__ __align__(128) char ccgpu_shared_memory[];
+INLINE char *shared_memory() { return ccgpu_shared_memory; }
+INLINE u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
+
+// Reads and writes of 4, 8 or 16 aligned bytes. Global reads come from the L2 cache: another block may have written
+// the place while this one ran, and L1 would not know.
+template <class V> INLINE V load_shared(const char *p) { return *(const V *)p; }
+template <class V> INLINE void store_shared(char *p, V value) { *(V *)p = value; }
+template <class V> INLINE void store_global(void *p, V value) { *(V *)p = value; }
+template <class V> INLINE V load_global(const void *p) { return __ldcg((const V *)p); }
+
+// 16 bytes from global to shared memory behind the thread's back; zeros instead where not `valid`. `commit` closes a
+// group of copies, `wait<N>` returns when at most the N newest groups of this thread are unfinished.
+INLINE void copy_async(char *to, const void *from, bool valid) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)
+               : "memory");
+#else
+  *(uint4 *)to = valid ? __ldcg((const uint4 *)from) : make_uint4(0, 0, 0, 0);
+#endif
+}
+INLINE void copy_commit() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+template <int N> INLINE void copy_wait() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+#endif
+}
+
+// Four 8x8 matrices of 16-bit elements (or 8x4 of 32-bit ones): lane l gives the address of row l % 8 of matrix l / 8
+// and receives, of each matrix, the word l % 4 of row l / 4. Transposed: the elements of column l / 4 in rows 2 (l % 4)
+// and 2 (l % 4) + 1.
+INLINE void load_matrices(u32 (&r)[4], const char *row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+INLINE void load_matrices_transposed(u32 (&r)[4], const char *row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// d (16x8) += a b on the matrix units: a 16x16 and b 16x8 of 16-bit elements, or a 16x8 and b 8x8 of tf32.
+// With g = lane / 4, t = lane % 4: d holds rows g (d[0], d[1]) and g + 8 (d[2], d[3]), columns 2t and 2t + 1.
+#if __CUDA_ARCH__ >= 800
+#define CCGPU_MMA(name, type, instruction)                                                                     \
+  INLINE void name(type, float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {                                   \
+    asm volatile(instruction " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                              \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                              \
+  }
+CCGPU_MMA(matrix_multiply, f16, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32")
+CCGPU_MMA(matrix_multiply, bf16, "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32")
+CCGPU_MMA(matrix_multiply, float, "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32")
+#undef CCGPU_MMA
+
+// The nearest number with 10 bits of mantissa, as the matrix units take it.
+INLINE u32 to_tf32(float x) {
+  u32 y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
+  return y;
+}
+#endif
+
+// Two elements in a register, rounded to nearest even; the first in the low half.
+INLINE u32 pack(f16, float low, float high) {
+  u32 y;
+  asm("{ .reg .b16 l, h; cvt.rn.f16.f32 l, %1; cvt.rn.f16.f32 h, %2; mov.b32 %0, {l, h}; }"
+      : "=r"(y)
+      : "f"(low), "f"(high));
+  return y;
+}
+INLINE u32 pack(bf16, float low, float high) {
+#if __CUDA_ARCH__ >= 800
+  u32 y;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+  return y;
+#else
+  const u32 l = __float_as_uint(low), h = __float_as_uint(high);
+  const u32 rl = low != low ? 0x7fff : (l + 0x7fff + (l >> 16 & 1)) >> 16;
+  const u32 rh = high != high ? 0x7fff : (h + 0x7fff + (h >> 16 & 1)) >> 16;
+  return rl | rh << 16;
+#endif
+}
+INLINE float2 unpack(f16, u32 x) {
+  float2 y;
+  asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }" : "=f"(y.x), "=f"(y.y) : "r"(x));
+  return y;
+}
+INLINE float2 unpack(bf16, u32 x) { return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u)); }
+
+// 2^x and log2 x: float to 2 units in the last place, subnormals as zero; double exactly rounded but for a unit.
+INLINE float power2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+INLINE float logarithm2(float x) {
+  float y;
+  asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+INLINE double power2(double x) { return exp2(x); }
+INLINE double logarithm2(double x) { return log2(x); }
+
+// Order among blocks. `take` returns a counter's value and adds one; `announce` adds one after everything this thread
+// has written, or seen others write, is visible to all; `wait_until` returns when a counter has reached a value, and what
+// was written before that is visible to this thread.
+INLINE int take(int *counter) { return atomicAdd(counter, 1); }
+INLINE void announce(int *counter) {
+  __threadfence();
+  atomicAdd(counter, 1);
+}
+INLINE void wait_until(const int *counter, int value) {
+  while (*(const volatile int *)counter < value)
+    __nanosleep(100);
+  __threadfence();
+}
+
+// Makes the compiler forget what it knows of a value: addresses are then computed where they are used, instead of
+// being kept in dozens of registers.
+INLINE void hide(int &x) { asm volatile("" : "+r"(x)); }
+INLINE void hide(u32 &x) { asm volatile("" : "+r"(x)); }
