@@ -87,7 +87,7 @@ class Configuration(NamedTuple):
         if self.kernel == "forward":
             return 2 * max(depth, chunk) + 2 * chunk + ITEM_BYTES
         if self.kernel == "backward":
-            late = rows * UNIT * (_units(rows * kind.sheet) + _units(min(self.depth, 64) * kind.size))
+            late = rows * UNIT * (_units(rows * kind.sheet) + _units(min(self.depth, 32 if kind.size == 8 else 64) * kind.size))
             return 2 * depth + max(5 * chunk, late) + 2 * rows * kind.sum + ITEM_BYTES
         return 4 * chunk + ITEM_BYTES
 

@@ -7,7 +7,8 @@
 //
 //   Element, Sum      the type in memory, and that of energies, weights before rounding, and sums
 //   SHEET             bytes of an element of a tile of weights in shared memory
-//   STEP, HOLD        units of a row that one Rows takes; whether the Rows of a query are kept or read again
+//   STEP, UNROLL      units of a row that one Rows takes; steps that the compiler may have under way at once
+//   HOLD              whether the Rows of a query may be kept, or are read again for each tile of keys
 //   Rows              operand: 16 rows of a tile, STEP units of each
 //   Weights           operand: 16 rows, 16 columns, in the registers where the products of a tile left them
 //   multiply_rows     x += rows . (16 rows of a tile)^T: energies
@@ -79,7 +80,7 @@ template <class T, class S> struct Unit {
 template <class T> struct Matrix16 {
   typedef T Element;
   typedef float Sum;
-  static constexpr int SHEET = 2, STEP = 2;
+  static constexpr int SHEET = 2, STEP = 2, UNROLL = 16;
   static constexpr bool HOLD = true;
   struct Rows {
     u32 r[4];
@@ -169,7 +170,7 @@ template <class S> struct WideWeights {
 struct Tf32 {
   typedef float Element;
   typedef float Sum;
-  static constexpr int SHEET = 4, STEP = 2;
+  static constexpr int SHEET = 4, STEP = 2, UNROLL = 16;
   static constexpr bool HOLD = true;
   struct Rows {
     u32 r[4];
@@ -235,7 +236,7 @@ struct Tf32 {
 template <class T, class S> struct MultiplyAdd {
   typedef T Element;
   typedef S Sum;
-  static constexpr int SHEET = sizeof(S), STEP = 1;
+  static constexpr int SHEET = sizeof(S), STEP = 1, UNROLL = 1;
   static constexpr bool HOLD = false;
   struct Rows {
     Unit<T, S> low, high; // rows g and g + 8

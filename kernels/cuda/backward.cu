@@ -17,7 +17,7 @@ template <class A_, int TILES_, int DEPTH_, int ROW_TILES_, int CHUNK_UNITS_, in
   static constexpr int SIZE = sizeof(typename A::Element);
   static constexpr int DU = units(DEPTH * SIZE), CU = CHUNK_UNITS_, CHUNK = CU * 16 / SIZE;
   static constexpr int HALF = HALF_UNITS_ * 16 / SIZE;      // channels of dv formed at once
-  static constexpr int COLUMNS = DEPTH < 64 ? DEPTH : 64;   // channels of dq and dk formed at once
+  static constexpr int WIDEST = SIZE == 8 ? 32 : 64, COLUMNS = DEPTH < WIDEST ? DEPTH : WIDEST; // of dq, dk at once
   static constexpr int SU = units(ROWS * A::SHEET), RU = units(COLUMNS * SIZE);
   static constexpr int QUERY_BYTES = ROWS * 16 * DU, CHUNK_BYTES = ROWS * 16 * CU;
   static constexpr int STREAM_BYTES = 5 * CHUNK_BYTES;      // v and dout twice, and the results or out
@@ -84,7 +84,7 @@ template <class B> INLINE void backward(const Arguments &a) {
 #pragma unroll
     for (int n = 0; n < TILES; n++)
       clear(dp[n]);
-#pragma unroll
+#pragma unroll A::UNROLL
     for (int s = 0; s < DEPTH_STEPS; s++) {
       typename A::Rows k[M];
 #pragma unroll
@@ -148,7 +148,7 @@ template <class B> INLINE void backward(const Arguments &a) {
     copy_commit();
     char *v = values + (c & 1) * B::CHUNK_BYTES;
     const char *dout = douts + (c & 1) * B::CHUNK_BYTES;
-#pragma unroll
+#pragma unroll A::UNROLL
     for (int s = 0; s < CHUNK_STEPS; s++) {
       typename A::Rows r[M];
 #pragma unroll

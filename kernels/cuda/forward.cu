@@ -27,6 +27,7 @@ template <class F> INLINE void forward(const Arguments &a) {
   typedef typename A::Sum Sum;
   constexpr int M = F::ROW_TILES, TILES = F::TILES, DU = F::DU, CU = F::CU, STEPS = DU / A::STEP, N = F::CHUNK / 8;
   constexpr bool HOLD = A::HOLD && M * STEPS <= 16;
+  constexpr int UNROLL = HOLD ? STEPS : A::UNROLL;
   char *const queries = shared_memory(), *const keys = queries + F::QUERY_BYTES, *const values = keys + F::QUERY_BYTES;
   const Item &item = next_item(a, values + 2 * F::VALUE_BYTES);
   if (!item.exists)
@@ -90,7 +91,7 @@ template <class F> INLINE void forward(const Arguments &a) {
       for (int n = 0; n < TILES; n++) {
         Sum x[M][2][4];
         clear(x);
-#pragma unroll
+#pragma unroll UNROLL
         for (int s = 0; s < STEPS; s++) {
           if (!HOLD) {
 #pragma unroll
