@@ -9,14 +9,16 @@ CONSTRAINTS := $(if $(findstring cuda,$(EXTRAS)),,-c constraints.txt)
 GROUPS := test,dev$(if $(EXTRAS),$(comma)$(EXTRAS))
 # One stamp for each set of extras: a changed setup.cfg or another EXTRAS installs again.
 STAMP := $(VENV)/installed$(if $(EXTRAS),-$(EXTRAS))
+STAMP_TEST_CUDA := $(STAMP)-test-cuda
 OUT ?= runs/demo
 
-.PHONY: help setup demo test test-all test-gpu lint format types bench clean
+.PHONY: help setup demo test test-all test-cuda test-cuda-all test-gpu lint format types bench clean
 
 help:
 	@echo "make demo      train a small CCNet on drawn street scenes (a few minutes on 2 cores) -> $(OUT)"
 	@echo "make test      the tests (under 10 minutes on 2 cores)"
 	@echo "make test-all  the tests and the slow sweeps"
+	@echo "make test-cuda compiles the CUDA kernels with NVRTC, without a GPU; make test-cuda-all: every configuration"
 	@echo "make test-gpu  what needs a CUDA device"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     the op beside its peers"
@@ -32,10 +34,22 @@ demo: $(STAMP)
 	$(BIN)/python -m train.cityscapes --preset demo --out $(OUT) --resume
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not nvrtc"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not nvrtc"
+
+$(STAMP_TEST_CUDA): $(STAMP)
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e ".[test-cuda]"
+	touch $@
+
+test-cuda: $(STAMP_TEST_CUDA)
+	$(BIN)/python -c "from benchmarks import nvrtc; print('NVRTC', nvrtc.version())"
+	$(BIN)/python -m pytest -m "nvrtc and not slow" tests/nvrtc
+
+test-cuda-all: $(STAMP_TEST_CUDA)
+	$(BIN)/python -c "from benchmarks import nvrtc; print('NVRTC', nvrtc.version())"
+	$(BIN)/python -m pytest -m nvrtc tests/nvrtc
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu

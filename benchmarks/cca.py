@@ -1,172 +1,176 @@
 """Criss-cross attention, ours and the peers, side by side: `python -m benchmarks.cca` or `make bench`.
 
-First the formulations must agree, values and gradients. Then all take turns; ratios are against the authors'
-formulation on NCHW tensors (1.00). Rows are appended to benchmarks/results/cca_cpu.csv with --record.
+First the implementations must agree with float64, values and gradients; one that does not is not timed. Then all take
+turns, forward, backward and both. What cannot run is a row with its reason. Without --suite one case is measured, on
+the CUDA device if there is one. With --record the rows are appended to benchmarks/results/cca_<device>.csv, with --out
+to a file of that name in another folder; either way after each case.
+
+The exit status is 1 if one of this library's backends failed, or anything disagreed.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import platform
-from collections.abc import Callable
+import shlex
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-import ccgpu
-from benchmarks import measure, peers
-from ccgpu.train import records
+from benchmarks import measure, results_file
+from benchmarks.candidates import Candidate, candidates
+from benchmarks.cases import DTYPES, STEPS, Case, precision, suite
+from benchmarks.run_case import Row, measure_case, measure_host
 
-RESULTS = Path(__file__).resolve().parent / "results" / "cca_cpu.csv"
-BASELINE = "authors' bmm, NCHW"
-Function = Callable[[Tensor, Tensor, Tensor], Tensor]
-Inputs = tuple[Tensor, Tensor, Tensor]
+HOST_SIZES = (16, 16)
 
 
-def inputs(batch: int, size: tuple[int, int], query: int, channels: int, dtype: torch.dtype) -> Inputs:
-    """Return q, k, v of unit-variance energies."""
-    torch.manual_seed(0)
-    q, k = (torch.randn(batch, query, *size) * query**-0.25 for _ in "qk")
-    return q.to(dtype), k.to(dtype), torch.randn(batch, channels, *size).to(dtype)
+def parser() -> argparse.ArgumentParser:
+    """Return the command's flags."""
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    flags.add_argument("--suite", action="store_true", help="all shapes and dtypes, the most telling first")
+    flags.add_argument("--size", type=int, nargs="+", default=[97, 97], metavar="N", help="H W, or T H W")
+    flags.add_argument("--batch", type=int, help="8 on a GPU, 1 on a CPU")
+    flags.add_argument("--query-channels", type=int, default=64, metavar="D")
+    flags.add_argument("--channels", type=int, default=512, metavar="C")
+    flags.add_argument("--dtype", choices=DTYPES, nargs="+", help="bfloat16 on a GPU, float32 on a CPU; a suite: all")
+    flags.add_argument("--only", nargs="+", metavar="TEXT", help="implementations whose name holds one of these")
+    flags.add_argument("--without", nargs="+", default=[], metavar="TEXT", help="which to leave out, likewise")
+    flags.add_argument(
+        "--compiled", choices=("all", "first"), default="all", help="cases on which what torch compiles takes part"
+    )
+    flags.add_argument("--threads", type=int, default=2, help="of the CPU")
+    flags.add_argument("--turns", type=int, default=30, help="times that each step is timed")
+    flags.add_argument("--share", type=float, default=1.0, help="seconds that one step may take in all")
+    flags.add_argument("--seconds", type=float, default=3600.0, help="bound of the whole measurement")
+    flags.add_argument("--record", action="store_true", help="append the rows to benchmarks/results")
+    flags.add_argument("--out", type=Path, metavar="DIR", help="append the rows to a file in this folder")
+    flags.add_argument("--commit", help="what to record where the tree has no git")
+    return flags
 
 
-def gradients(function: Function, tensors: Inputs, dout: Tensor) -> tuple[Tensor, ...]:
-    leaves = tuple(x.detach().requires_grad_() for x in tensors)
-    out = function(*leaves)
-    return (out.detach(), *torch.autograd.grad(out, leaves, dout))
+def cases_of(arguments: argparse.Namespace) -> list[Case]:
+    """Return the cases asked for."""
+    if arguments.suite:
+        return [case for case in suite() if arguments.dtype is None or case.dtype in arguments.dtype]
+    on_gpu = torch.device(arguments.device).type == "cuda"
+    batch = arguments.batch if arguments.batch is not None else (8 if on_gpu else 1)
+    dtypes = arguments.dtype or ["bfloat16" if on_gpu else "float32"]
+    shape = (batch, tuple(arguments.size))
+    return [Case(*shape, dtype, arguments.query_channels, arguments.channels) for dtype in dtypes]
 
 
-def check_agreement(tensors: Inputs) -> None:
-    """Raise unless every formulation of the same function gives our values and gradients."""
-    small = tuple(x[..., :13, :17].float() for x in tensors)
-    dout = torch.randn_like(small[2])
-    ours = gradients(ccgpu.cca, small, dout)
-    for name, function in peers.SAME_FUNCTION.items():
-        for what, a, b in zip(("out", "dq", "dk", "dv"), ours, gradients(function, small, dout), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=lambda m, n=name, w=what: f"{n}, {w}: {m}")
+def chosen(every: Sequence[Candidate], only: Sequence[str] | None, without: Sequence[str]) -> list[Candidate]:
+    """Return the candidates whose names hold a text of `only`, if given, and none of `without`."""
+    return [
+        c
+        for c in every
+        if (only is None or any(text in c.name for text in only)) and not any(text in c.name for text in without)
+    ]
 
 
-def candidates(tensors: Inputs, dense: bool) -> dict[str, tuple[Function, Inputs]]:
-    last = tuple(x.contiguous(memory_format=torch.channels_last) for x in tensors)
-    rows = {}
-    for layout, x in (("NCHW", tensors), ("channels_last", last)):
-        rows[f"ccgpu.cca, {layout}"] = (ccgpu.cca, x)
-        rows.update({f"{name}, {layout}": (function, x) for name, function in peers.SAME_FUNCTION.items()})
-    if dense:
-        rows.update({f"{name}, NCHW": (function, tensors) for name, function in peers.OTHER_FUNCTION.items()})
-    return rows
+def rates_of(case: Case, device: torch.device, turns: int = 9) -> dict[str, float]:
+    """Return the bytes/s of a copy and the FLOP/s of a matrix product of the case's dtype on this device, now."""
+    clock = measure.Clock(device)
+    with precision(case):
+        return {"copy": measure.copy_rate(clock, turns), "matrix": measure.matrix_rate(clock, case.torch_dtype, turns)}
 
 
-def run(tensors: Inputs, repeats: int, dense: bool) -> list[dict[str, object]]:
-    """Return one row a formulation, layout and pass."""
-    dout = torch.randn_like(tensors[2])
-    dout_last = dout.contiguous(memory_format=torch.channels_last)
-    rows: list[dict[str, object]] = []
-    results = {"forward": tensors[2].nbytes, "forward+backward": tensors[2].nbytes + sum(x.nbytes for x in tensors)}
-    for step in ("forward", "forward+backward"):
-        calls: dict[str, Callable[[], object]] = {}
-        for name, (function, x) in candidates(tensors, dense).items():
-            if step == "forward":
-                calls[name] = lambda f=function, x=x: f(*x)
-            else:
-                d = dout_last if name.endswith("channels_last") else dout
-                calls[name] = lambda f=function, x=x, d=d: gradients(f, x, d)
-        times = measure.interleaved(calls, repeats)
-        for name, timing in times.items():
-            rows.append(
-                {
-                    "name": name,
-                    "pass": step,
-                    "median_ms": round(timing.median * 1e3, 3),
-                    "low_ms": round(timing.low * 1e3, 3),
-                    "high_ms": round(timing.high * 1e3, 3),
-                    "ratio": round(timing.median / times[BASELINE].median, 3),
-                    "temporaries_mb": round((measure.peak_bytes(calls[name]) - results[step]) / 1e6, 1),
-                }
+def command_of(argv: Sequence[str] | None) -> str:
+    """Return the command as it can be given again anywhere: without the folder of the results."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--out" in words:
+        at = words.index("--out")
+        del words[at : at + 2]
+    return shlex.join(["python", "-m", "benchmarks.cca", *words])
+
+
+def table(case: Case, rows: Sequence[Row], rates: dict[str, float]) -> str:
+    """Return the rows of a case as text."""
+    lines = [f"\n{case}: copy {rates['copy'] / 1e9:.0f} GB/s, matrix product {rates['matrix'] / 1e12:.2f} TFLOP/s"]
+    for step in STEPS:
+        timed = [row for row in rows if row["pass"] == step and "median_ms" in row]
+        if not timed:
+            continue
+        lines.append(f"{step}: {timed[0]['minimum_mb']} MB, {timed[0]['gflop']} GFLOP, floor {timed[0]['floor_ms']} ms")
+        lines.append(f"  {'':40} {'median ms':>10} {'20-80 %':>17} {'x floor':>8} {'temporaries MB':>15} {'error':>8}")
+        for row in sorted(timed, key=lambda r: float(str(r["median_ms"]))):
+            span = f"{row['low_ms']:.3f}-{row['high_ms']:.3f}"
+            over = float(str(row["median_ms"])) / float(str(row["floor_ms"]))
+            who = f"{row['name']}, {row['layout']}"
+            lines.append(
+                f"  {who:40} {row['median_ms']:>10.3f} {span:>17} {over:>8.2f} "
+                f"{row['temporaries_mb']:>15.2f} {row['error']:>8}"
             )
-    return rows
-
-
-def floor_flops(tensors: Inputs) -> dict[str, float]:
-    """Return the FLOPs that cannot be avoided, by the op's own formula; running on no device costs nothing."""
-    on_meta = tuple(x.to("meta") for x in tensors)
-    floors = {}
-    for step, call in (
-        ("forward", lambda: ccgpu.cca(*on_meta)),
-        ("forward+backward", lambda: gradients(ccgpu.cca, on_meta, on_meta[2])),
-    ):
-        with FlopCounterMode(display=False) as counter:
-            call()
-        floors[step] = float(counter.get_total_flops())
-    return floors
-
-
-def table(rows: list[dict[str, object]], floors: dict[str, float], rate: float) -> str:
-    lines = []
-    for step, flops in floors.items():
-        floor = flops / rate * 1e3
-        lines.append(f"\n{step}: arithmetic floor {flops / 1e9:.2f} GFLOP = {floor:.1f} ms at {rate / 1e9:.0f} GFLOP/s")
-        lines.append(f"  {'':32} {'median ms':>10} {'20-80 %':>15} {'ratio':>7} {'x floor':>8} {'temporaries MB':>15}")
-        for row in rows:
-            if row["pass"] == step:
-                span = f"{row['low_ms']:.1f}-{row['high_ms']:.1f}"
-                lines.append(
-                    f"  {row['name']:32} {row['median_ms']:>10.1f} {span:>15} {row['ratio']:>7.2f} "
-                    f"{float(str(row['median_ms'])) / floor:>8.2f} {row['temporaries_mb']:>15.1f}"
-                )
     return "\n".join(lines)
 
 
-def record(rows: list[dict[str, object]], common: dict[str, object]) -> None:
-    """Append the rows to the results file."""
-    complete = [{**common, **row} for row in rows]
-    fresh = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(complete[0]))
-        if fresh:
-            writer.writeheader()
-        writer.writerows(complete)
+def host_table(case: Case, rows: Sequence[Row]) -> str:
+    """Return the times of issuing as text."""
+    lines = [f"\n{case}: time of the Python call alone"]
+    for row in rows:
+        what = f"{1e3 * float(str(row['median_ms'])):.0f} us" if "median_ms" in row else str(row["reason"])
+        lines.append(f"  {row['name']:40} {row['pass']:24} {what}")
+    return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, nargs=2, default=(97, 97), metavar=("H", "W"))
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--query-channels", type=int, default=64, metavar="D")
-    parser.add_argument("--channels", type=int, default=512, metavar="C")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float64"], default="float32")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--no-dense", action="store_true", help="leave out dense attention (27 times the time)")
-    parser.add_argument("--record", action="store_true", help=f"append the rows to {RESULTS.name}")
-    arguments = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what the flags say; return the exit status."""
+    flags = parser()
+    arguments = flags.parse_args(argv)
+    if len(arguments.size) not in (2, 3) or min(arguments.size) < 1:
+        flags.error(f"--size must be two or three positive numbers, got {arguments.size}; give H W or T H W")
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        flags.error("--device must be one that torch sees, got cuda; leave it out to run on the CPU")
     torch.set_num_threads(arguments.threads)
-    size = tuple(arguments.size)
-    shape = (arguments.batch, size, arguments.query_channels, arguments.channels)
-    tensors = inputs(*shape, getattr(torch, arguments.dtype))
-    check_agreement(tensors)
-    rate = measure.matrix_rate()
-    rows = run(tensors, arguments.repeats, not arguments.no_dense)
-    print(f"B={shape[0]} {size[0]}x{size[1]} D={shape[2]} C={shape[3]} {arguments.dtype}, {arguments.threads} threads")
-    print(table(rows, floor_flops(tensors), rate))
-    if arguments.record:
-        common = {
-            "date": datetime.date.today().isoformat(),
-            "commit": records.commit(),
-            "device": f"{platform.machine()}, {arguments.threads} threads",
-            "torch": torch.__version__,
-            "shape": f"{shape[0]}x{size[0]}x{size[1]}",
-            "D": shape[2],
-            "C": shape[3],
-            "dtype": arguments.dtype,
-            "gflops_mm": round(rate / 1e9, 1),
-        }
-        record(rows, common)
+    deadline = time.monotonic() + arguments.seconds
+    folder = arguments.out or (results_file.FOLDER if arguments.record else None)
+    common = results_file.environment(device, command_of(argv), arguments.commit)
+    print(f"{common['device']}, torch {common['torch']}, commit {common['commit']}")
+
+    def keep(case: Case, rows: Sequence[Row], more: Row) -> None:
+        shape = {"shape": case.shape, "D": case.query, "C": case.channels, "dtype": case.dtype}
+        if folder is not None:
+            results_file.append(
+                results_file.path_for(device, folder), [{**common, **shape, **more, **row} for row in rows]
+            )
+
+    failed: list[str] = []
+    rates: dict[str, dict[str, float]] = {}
+    for number, case in enumerate(cases_of(arguments)):
+        if time.monotonic() > deadline:
+            print(f"{case}: not measured, the {arguments.seconds:.0f} s are over")
+            continue
+        if case.dtype == "tf32" and device.type != "cuda":
+            print(f"{case}: not measured, TF32 is a number format of GPUs")
+            continue
+        if case.dtype not in rates:
+            rates[case.dtype] = rates_of(case, device)
+        rate = rates[case.dtype]
+        more: Row = {"copy_gb_s": round(rate["copy"] / 1e9, 1), "gflops_mm": round(rate["matrix"] / 1e9, 1)}
+        taking_part = chosen(candidates(case, device), arguments.only, arguments.without)
+        if number > 0 and arguments.compiled == "first":
+            taking_part = [c for c in taking_part if not c.compiled]
+        rows, failures = measure_case(
+            case, taking_part, device, rate, turns=arguments.turns, share=arguments.share, deadline=deadline
+        )
+        keep(case, rows, more)
+        failed += failures
+        print(table(case, rows, rate), flush=True)
+        if number == 0:
+            small = case._replace(batch=1, sizes=HOST_SIZES)
+            taking_part = chosen(candidates(small, device), arguments.only, arguments.without)
+            rows = measure_host(small, taking_part, device)
+            keep(small, rows, {})
+            print(host_table(small, rows), flush=True)
+    for failure in failed:
+        print(f"FAILED {failure}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,4 +1,7 @@
-"""The formulations people use today, written for comparison: inputs (B, D, H, W), (B, D, H, W), (B, C, H, W)."""
+"""The formulations people use today, written for comparison.
+
+Inputs q, k (B, D, *S) and v (B, C, *S) with two or three axes S; the result is (B, C, *S).
+"""
 
 from __future__ import annotations
 
@@ -14,42 +17,59 @@ def _no_centre(n: int, like: Tensor) -> Tensor:
 
 
 def authors_bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The authors' formulation: copy columns and rows into batches, bmm, one softmax over the joined energies."""
-    b, _, h, w = q.shape
+    """The authors' formulation: copy the lines of each axis into batches, bmm, one softmax over the joined energies."""
+    axes = q.ndim - 2
 
-    def columns(x: Tensor) -> Tensor:
-        return x.permute(0, 3, 1, 2).contiguous().view(b * w, -1, h)
+    def lines(x: Tensor, axis: int) -> Tensor:
+        """Return (B * other sizes, channels, N), a copy."""
+        return x.movedim((1, 2 + axis), (-2, -1)).contiguous().flatten(0, -3)
 
-    def rows(x: Tensor) -> Tensor:
-        return x.permute(0, 2, 1, 3).contiguous().view(b * h, -1, w)
+    def batch(axis: int) -> tuple[int, ...]:
+        return (q.shape[0], *(n for i, n in enumerate(q.shape[2:]) if i != axis))
 
-    energy_h = torch.bmm(columns(q).transpose(1, 2), columns(k)) + _no_centre(h, q).expand(b * w, h, h)
-    energy_w = torch.bmm(rows(q).transpose(1, 2), rows(k))
-    energy = torch.cat([energy_h.view(b, w, h, h).permute(0, 2, 1, 3), energy_w.view(b, h, w, w)], 3)
-    weights = torch.softmax(energy, 3)
-    weights_h = weights[..., :h].permute(0, 2, 1, 3).contiguous().view(b * w, h, h)
-    weights_w = weights[..., h:].contiguous().view(b * h, w, w)
-    out_h = torch.bmm(columns(v), weights_h.transpose(1, 2)).view(b, w, -1, h).permute(0, 2, 3, 1)
-    out_w = torch.bmm(rows(v), weights_w.transpose(1, 2)).view(b, h, -1, w).permute(0, 2, 1, 3)
-    return out_h + out_w
+    energies = []
+    for axis in range(axes):
+        energy = torch.bmm(lines(q, axis).transpose(1, 2), lines(k, axis))
+        if axis != axes - 1:
+            energy = energy + _no_centre(energy.shape[-1], q)
+        energies.append(energy.unflatten(0, batch(axis)).movedim(-2, 1 + axis))
+    weights = torch.softmax(torch.cat(energies, -1), -1).split(list(q.shape[2:]), -1)
+    parts = []
+    for axis, weight in enumerate(weights):
+        line = weight.movedim(1 + axis, -2).contiguous().flatten(0, -3)
+        part = torch.bmm(lines(v, axis), line.transpose(1, 2)).unflatten(0, batch(axis))
+        parts.append(part.movedim((-2, -1), (1, 2 + axis)))
+    return sum(parts[1:], start=parts[0])
+
+
+# The energies of each axis, and their products with v: position b ... attends to i along the axis.
+_EINSUM = {
+    2: (("bchw,bciw->bwhi", "bchw,bchj->bhwj"), ("bciw,bhwi->bchw", "bchj,bhwj->bchw")),
+    3: (
+        ("bcthw,bcihw->bhwti", "bcthw,bctiw->btwhi", "bcthw,bcthi->bthwi"),
+        ("bcihw,bthwi->bcthw", "bctiw,bthwi->bcthw", "bcthi,bthwi->bcthw"),
+    ),
+}
+# From (b, the other axes, the axis, i) back to (b, *S, i).
+_TO_MAP = {2: ((0, 2, 1, 3), (0, 1, 2, 3)), 3: ((0, 3, 1, 2, 4), (0, 1, 3, 2, 4), (0, 1, 2, 3, 4))}
 
 
 def einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """mmcv's formulation: two einsums, one softmax over the joined energies, two einsums."""
-    h = q.shape[2]
-    energy_h = torch.einsum("bchw,bciw->bwhi", q, k) + _no_centre(h, q)
-    energy_w = torch.einsum("bchw,bchj->bhwj", q, k)
-    weights = torch.softmax(torch.cat([energy_h.permute(0, 2, 1, 3), energy_w], -1), -1)
-    out = torch.einsum("bciw,bhwi->bchw", v, weights[..., :h])
-    return out + torch.einsum("bchj,bhwj->bchw", v, weights[..., h:])
+    """mmcv's formulation: an einsum an axis, one softmax over the joined energies, an einsum an axis."""
+    axes = q.ndim - 2
+    energies = []
+    for axis, (equation, order) in enumerate(zip(_EINSUM[axes][0], _TO_MAP[axes], strict=True)):
+        energy = torch.einsum(equation, q, k)
+        if axis != axes - 1:
+            energy = energy + _no_centre(energy.shape[-1], q)
+        energies.append(energy.permute(order))
+    weights = torch.softmax(torch.cat(energies, -1), -1).split(list(q.shape[2:]), -1)
+    first, *others = (torch.einsum(e, v, w) for e, w in zip(_EINSUM[axes][1], weights, strict=True))
+    return sum(others, start=first)
 
 
 def dense_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Non-local attention, every position to every position: another function, for the cost only."""
-    lines = (x.flatten(2).transpose(1, 2).unsqueeze(1) for x in (q, k, v))
-    out = functional.scaled_dot_product_attention(*lines, scale=1.0)
+    query, key, value = (x.flatten(2).transpose(1, 2).unsqueeze(1) for x in (q, k, v))
+    out = functional.scaled_dot_product_attention(query, key, value, scale=1.0)
     return out.squeeze(1).transpose(1, 2).unflatten(2, q.shape[2:])
-
-
-SAME_FUNCTION = {"authors' bmm": authors_bmm, "mmcv's einsum": einsum}
-OTHER_FUNCTION = {"dense SDPA (non-local)": dense_sdpa}

@@ -10,6 +10,7 @@ if (_CHECKOUT / "setup.cfg").is_file() and (_CHECKOUT / "kernels" / "reference.p
 
 from ccgpu.dispatch import backends  # noqa: E402
 from ccgpu.ops import cca  # noqa: E402
+from ccgpu.stages import affinity, aggregate  # noqa: E402
 from ccgpu.version import __version__  # noqa: E402
 
-__all__ = ["__version__", "backends", "cca"]
+__all__ = ["__version__", "affinity", "aggregate", "backends", "cca"]

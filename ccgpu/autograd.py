@@ -31,7 +31,7 @@ FORWARD, BACKWARD = "ccgpu::cca_forward", "ccgpu::cca_backward"
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str | None) -> tuple[Tensor, Tensor]:
-    return choose(q, backend).module.forward(q, k, v, scale)
+    return choose(q, backend, v).module.forward(q, k, v, scale)
 
 
 def _backward(
@@ -45,7 +45,7 @@ def _backward(
     scale: float,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return choose(q, backend).module.backward(dout, q, k, v, out, lse, dlse, scale)
+    return choose(q, backend, v).module.backward(dout, q, k, v, out, lse, dlse, scale)
 
 
 _LIBRARY.impl("cca_forward", _forward, "CompositeExplicitAutograd")

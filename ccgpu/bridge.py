@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ccgpu.kernels import reference
 from ccgpu.torch_lines import energy_dtype
+from ccgpu.torch_stages import empty_energies
 
 
 def _to_numpy(x: Tensor) -> np.ndarray:
@@ -36,3 +37,18 @@ def backward(
     )
     dq, dk, dv = (torch.empty_like(x).copy_(torch.from_numpy(g)) for x, g in zip((q, k, v), gradients, strict=True))
     return dq, dk, dv
+
+
+def affinity(q: Tensor, k: Tensor) -> Tensor:
+    """Return `kernels.reference.affinity` on torch CPU tensors, rounded to the energies' dtype once at the end."""
+    return empty_energies(q).copy_(torch.from_numpy(reference.affinity(_to_numpy(q), _to_numpy(k))))
+
+
+def aggregate(weights: Tensor, v: Tensor) -> Tensor:
+    """Return `kernels.reference.aggregate` on torch CPU tensors, rounded to v's dtype once at the end."""
+    return torch.empty_like(v).copy_(torch.from_numpy(reference.aggregate(_to_numpy(weights), _to_numpy(v))))
+
+
+def aggregate_transposed(weights: Tensor, x: Tensor) -> Tensor:
+    """Return `kernels.reference.aggregate_transposed` on torch CPU tensors, rounded to x's dtype once at the end."""
+    return torch.empty_like(x).copy_(torch.from_numpy(reference.aggregate_transposed(_to_numpy(weights), _to_numpy(x))))

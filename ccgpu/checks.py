@@ -65,7 +65,7 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, function: str = "cca") -> None
             "check the number of output channels of the projections"
         )
     for name, x in (("k", k), ("v", v)):
-        if _computed_dtype(x) != _computed_dtype(q):
+        if x.dtype != q.dtype and _computed_dtype(x) != _computed_dtype(q):
             raise TypeError(
                 f"{function}: {name} must have q's dtype {q.dtype}, got {x.dtype}; convert one of them, or run under "
                 "torch.autocast"
@@ -83,6 +83,6 @@ def check_scale(scale: float, function: str = "cca") -> float:
             f"{function}: scale must be a number, got {type(scale).__name__}; pass a float, "
             "or multiply q by the tensor before the call"
         )
-    if not math.isfinite(scale):
+    if not -math.inf < scale < math.inf:  # torch.compile knows no isfinite of a number it traces
         raise ValueError(f"{function}: scale must be finite, got {scale}; the paper uses 1.0")
     return float(scale)

@@ -1,8 +1,10 @@
 """The backends of the op, in order of preference, and the choice among them.
 
 A backend is a module with two functions, `forward(q, k, v, scale)` and
-`backward(dout, q, k, v, out, lse, dlse, scale)`, and a `why_not(tensor)` that says why it cannot run a call, or None.
-The first one that can, runs. A backend asked for by name runs or raises; it is never replaced by another.
+`backward(dout, q, k, v, out, lse, dlse, scale)`, a module with the two stages of the op (`affinity(q, k)`,
+`aggregate(weights, v)` and its transpose `aggregate_transposed(weights, x)`), and a `why_not(call)` that says why it
+cannot run a call, or None. The first one that can, runs. A backend asked for by name runs or raises; it is never
+replaced by another.
 """
 
 from __future__ import annotations
@@ -15,9 +17,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ccgpu import bridge, torch_lines
+from ccgpu import bridge, cupy_device, cupy_lines, cupy_stages, torch_lines, torch_stages
 
 ENVIRONMENT_VARIABLE = "CCGPU_BACKEND"
+
+
+class Call(NamedTuple):
+    """What a backend may look at before it agrees to run a call."""
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    depth: int = 64  # channels of q and k; 0 in the two stages, which take any number
+    channels: int = 512  # of v
+    sizes: tuple[int, ...] = (97, 97)
 
 
 class Backend(NamedTuple):
@@ -25,7 +37,8 @@ class Backend(NamedTuple):
 
     name: str
     module: ModuleType
-    why_not: Callable[[torch.device], str | None]
+    stages: ModuleType
+    why_not: Callable[[Call], str | None]
     description: str
     automatic: bool = True
 
@@ -41,20 +54,21 @@ class BackendStatus(NamedTuple):
         return f"{self.name:<10} {'available' if self.available else 'unavailable':<12} {self.reason}"
 
 
-def _only_cpu(device: torch.device) -> str | None:
-    return None if device.type == "cpu" else f"it runs CPU tensors, and these are on {device}"
+def _only_cpu(call: Call) -> str | None:
+    return None if call.device.type == "cpu" else f"it runs CPU tensors, and these are on {call.device}"
 
 
-def _any_device(device: torch.device) -> str | None:
-    if device.type == "cuda" and not torch.cuda.is_available():
+def _any_device(call: Call) -> str | None:
+    if call.device.type == "cuda" and not torch.cuda.is_available():
         return "torch sees no CUDA device"
     return None
 
 
 BACKENDS = (
-    Backend("cpu", torch_lines, _only_cpu, "torch's matrix products, line by line, for CPU tensors"),
-    Backend("torch", torch_lines, _any_device, "torch's matrix products, line by line, for tensors on any device"),
-    Backend("reference", bridge, _only_cpu, "the NumPy definition: slow, for checking others", automatic=False),
+    Backend("cpu", torch_lines, torch_stages, _only_cpu, "torch's matrix products, line by line, for CPU tensors"),
+    Backend("cupy", cupy_lines, cupy_stages, cupy_device.why_not, "CUDA kernels, compiled by CuPy at the first call"),
+    Backend("torch", torch_lines, torch_stages, _any_device, "torch's matrix products, line by line, on any device"),
+    Backend("reference", bridge, bridge, _only_cpu, "the NumPy definition: slow, for checking", automatic=False),
 )
 
 
@@ -76,8 +90,14 @@ def check_name(name: str | None, function: str = "cca", argument: str = "backend
     )
 
 
-def choose(tensor: Tensor, name: str | None = None) -> Backend:
-    """Return the backend for a call on `tensor`'s device: the named one, CCGPU_BACKEND's, or the first that can run.
+def choose(q: Tensor, name: str | None = None, v: Tensor | None = None, function: str = "cca") -> Backend:
+    """Return the backend for a call: the named one, CCGPU_BACKEND's, or the first that can run.
+
+    Args:
+        q: queries (B, D, *S); for a stage, any of its maps.
+        name: of a backend.
+        v: values (B, C, *S); None for a stage, which takes any number of channels.
+        function: which the messages name.
 
     Raises:
         ValueError: no backend of that name.
@@ -87,28 +107,41 @@ def choose(tensor: Tensor, name: str | None = None) -> Backend:
     if name is None:
         name = os.environ.get(ENVIRONMENT_VARIABLE) or None  # an empty variable is an unset one
         source = ENVIRONMENT_VARIABLE
-    check_name(name, argument=source)
+    check_name(name, function, source)
+    shape = q.shape
+    depth, channels = (0, shape[1]) if v is None else (shape[1], v.shape[1])
+    call = Call(q.device, q.dtype, depth, channels, shape[2:])
     if name is None:
         for backend in BACKENDS:
-            if backend.automatic and backend.why_not(tensor.device) is None:
+            if backend.automatic and backend.why_not(call) is None:
                 return backend
-        reasons = "; ".join(f"{b.name}: {b.why_not(tensor.device)}" for b in BACKENDS)
+        reasons = "; ".join(f"{b.name}: {b.why_not(call)}" for b in BACKENDS)
         raise RuntimeError(
-            f"cca: a backend must be able to run on {tensor.device}, got none ({reasons}); move the tensors"
+            f"{function}: a backend must be able to run on {call.device}, got none ({reasons}); move the tensors"
         )
     backend = next(b for b in BACKENDS if b.name == name)
-    reason = backend.why_not(tensor.device)
+    reason = backend.why_not(call)
     if reason is not None:
-        able = [b.name for b in BACKENDS if b.why_not(tensor.device) is None]
-        raise RuntimeError(f"cca: {source}={name!r} cannot run this call: {reason}; use one of {able} or leave it out")
+        able = [b.name for b in BACKENDS if b.why_not(call) is None]
+        raise RuntimeError(
+            f"{function}: {source}={name!r} cannot run this call: {reason}; use one of {able} or leave it out"
+        )
     return backend
 
 
-def backends(device: str | torch.device | None = None) -> list[BackendStatus]:
+def backends(
+    device: str | torch.device | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    depth: int = 64,
+    channels: int = 512,
+    sizes: tuple[int, ...] = (97, 97),
+) -> list[BackendStatus]:
     """List the backends in order of preference, each with the reason why it cannot run where it cannot.
 
     Args:
         device: the device of the tensors in question; by default the current CUDA device if there is one, else the CPU.
+        dtype, depth, channels, sizes: the call in question: its dtype, the channels of q and k and those of v, the map.
 
     Returns:
         One `BackendStatus(name, available, reason)` a backend; an available one's reason says what it is.
@@ -120,6 +153,6 @@ def backends(device: str | torch.device | None = None) -> list[BackendStatus]:
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    where = torch.device(device)
-    reasons = [(backend, backend.why_not(where)) for backend in BACKENDS]
+    call = Call(torch.device(device), dtype, depth, channels, sizes)
+    reasons = [(backend, backend.why_not(call)) for backend in BACKENDS]
     return [BackendStatus(b.name, why is None, b.description if why is None else why) for b, why in reasons]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
+from ccgpu import arrays
 from ccgpu import autograd as autograd  # registers torch.ops.ccgpu
 from ccgpu.checks import check_inputs, check_scale
 from ccgpu.dispatch import check_name
@@ -64,7 +66,7 @@ def cca(
         inputs), contiguous.
 
     Raises:
-        TypeError: an input is no tensor, has an integer or complex dtype, or the dtypes differ.
+        TypeError: an input is no tensor, has an integer or complex dtype, or the dtypes or kinds of arrays differ.
         ValueError: rank, shapes, devices, scale or the backend's name are wrong.
         RuntimeError: the backend asked for cannot run the call.
 
@@ -72,6 +74,9 @@ def cca(
     Saved for backward: q, k, v, out, lse. Deterministic: the same bits on every run. Works under autocast (inputs take
     its dtype, float64 stays), torch.func.vmap, torch.compile(fullgraph=True) and torch.export. A NaN or infinity in an
     input reaches the positions that attend to it, and no others.
+
+    CuPy arrays are taken as well, all three: they are computed in place in memory on CuPy's current stream, without
+    autograd, and out (and lse) are CuPy arrays.
 
     Source: Huang et al., CCNet: Criss-Cross Attention for Semantic Segmentation, section 3.2, equations 1 and 2.
 
@@ -82,6 +87,11 @@ def cca(
         >>> float(lse[0, 0, 0].exp().round())  # equal energies: 3 + 4 - 1 positions of weight 1/6
         6.0
     """
+    if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
+        kind = arrays.kind_of("cca", q=q, k=k, v=v)
+        if kind is not None:
+            options = {"scale": scale, "return_lse": return_lse, "backend": backend}
+            return arrays.call(kind, functools.partial(cca, **options), q, k, v)
     check_inputs(q, k, v)
     scale = check_scale(scale)
     check_name(backend)

@@ -1,8 +1,8 @@
 """Which CUDA kernels compute a call, how they are cut to it, and their source: everything but the launch itself.
 
-A configuration is one compiled kernel: arithmetic, tiles of a line that a block holds, channels of q and k. Sizes of the
-map, batch and channels of v are arguments, so another image size needs another kernel only where it falls into another
-class of line lengths (`TILE_CLASSES`, in units of 16 positions). `cuda/schedule.cuh` says what items and phases are.
+A configuration is one compiled kernel: arithmetic, tiles of a line that a block holds, channels of q and k. Sizes of
+the map, batch and channels of v are arguments, so another image size needs another kernel only where its lines fall into
+another class of lengths (`TILE_CLASSES`, in units of 16 positions). `cuda/schedule.cuh` says what items and phases are.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class Configuration(NamedTuple):
 
     @property
     def threads(self) -> int:
+        """Threads of a block: a warp for every `row_tiles` tiles."""
         return 32 * math.ceil(self.tiles / self.row_tiles)
 
     @property
@@ -87,7 +88,11 @@ class Configuration(NamedTuple):
         if self.kernel == "forward":
             return 2 * max(depth, chunk) + 2 * chunk + ITEM_BYTES
         if self.kernel == "backward":
-            late = rows * UNIT * (_units(rows * kind.sheet) + _units(min(self.depth, 32 if kind.size == 8 else 64) * kind.size))
+            late = (
+                rows
+                * UNIT
+                * (_units(rows * kind.sheet) + _units(min(self.depth, 32 if kind.size == 8 else 64) * kind.size))
+            )
             return 2 * depth + max(5 * chunk, late) + 2 * rows * kind.sum + ITEM_BYTES
         return 4 * chunk + ITEM_BYTES
 
@@ -154,7 +159,7 @@ def configuration(kernel: str, arithmetic: str, tiles: int, depth: int, limits: 
     forward = kernel == "forward"
     held = next(d for d in DEPTHS if d >= depth) if kernel in ("forward", "backward") else 0
     row_tiles = (kind.forward_rows if forward else kind.rows) if tiles >= 4 else 1
-    # What a thread needs at most, as compiled (docs/kernels.md); a multiprocessor has 65,536 registers.
+    # What a thread needs at most (docs/results/kernels-registers.csv); a multiprocessor has 65,536 registers.
     registers = 168 if forward and kind.size == 2 and tiles <= 7 and held <= 64 else 255
     by_registers = max(1, 65536 // (registers * 32 * math.ceil(tiles / row_tiles)))
     choices = []

@@ -147,7 +147,9 @@ def plan(
         phases = sum(axis.segments for axis in group)
         blocks = (images + (phases - 1) * lag) * sum(axis.segments**2 * axis.lines for axis in group)
         if blocks >= 2**31 or math.prod(sizes) >= 2**31 or images * math.prod(sizes) >= 2**32:
-            raise ValueError(f"plan: a call must have fewer than 2^31 lines, got {images} images of {sizes}; split the batch")
+            raise ValueError(
+                f"plan: a call must have fewer than 2^31 lines, got {images} images of {sizes}; split the batch"
+            )
         padded = group + [Axis(0, 0, 0, 0, 0)] * (3 - len(group))
         numbers = _TAIL.pack(
             images,

@@ -115,3 +115,72 @@ def backward(
                     dq[here] += scale * de * k[there]
                     dk[there] += scale * de * q[here]
     return dq, dk, dv
+
+
+def affinity(q: Array, k: Array) -> Array:
+    """Return the energies of every position with the positions of its criss-cross.
+
+    For every position u and the j-th position i_j(u) that `neighbours` yields for it:
+
+        energies[b, j, u] = q_u . k_{i_j(u)}
+
+    Args:
+        q, k: (B, D, *S) with one, two or three axes S.
+
+    Returns:
+        energies (B, K, *S), float64, with K = sum(S) - len(S) + 1.
+    """
+    q, k = (np.asarray(x, dtype=np.float64) for x in (q, k))
+    sizes = q.shape[2:]
+    energies = np.full((q.shape[0], sum(sizes) - len(sizes) + 1, *sizes), np.nan)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for b in range(q.shape[0]):
+            for u in np.ndindex(*sizes):
+                energies[_at(u, b)] = [np.dot(q[_at(u, b)], k[_at(i, b)]) for i in neighbours(u, sizes)]
+    return energies
+
+
+def aggregate(weights: Array, v: Array) -> Array:
+    """Return the weighted sum over each position's criss-cross, in the order of `neighbours`.
+
+        out_u = sum_j weights[b, j, u] v_{i_j(u)}
+
+    Args:
+        weights: (B, K, *S) with K = sum(S) - len(S) + 1.
+        v: (B, C, *S).
+
+    Returns:
+        out (B, C, *S), float64.
+    """
+    weights, v = (np.asarray(x, dtype=np.float64) for x in (weights, v))
+    sizes = v.shape[2:]
+    out = np.full(v.shape, np.nan)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for b in range(v.shape[0]):
+            for u in np.ndindex(*sizes):
+                around = zip(weights[_at(u, b)], neighbours(u, sizes), strict=True)
+                out[_at(u, b)] = sum(w * v[_at(i, b)] for w, i in around)
+    return out
+
+
+def aggregate_transposed(weights: Array, x: Array) -> Array:
+    """Return the transpose of `aggregate`, for the same weights, applied to x.
+
+        y_i = sum over all u and j with i_j(u) = i of weights[b, j, u] x_u
+
+    Args:
+        weights: (B, K, *S) with K = sum(S) - len(S) + 1.
+        x: (B, C, *S).
+
+    Returns:
+        y (B, C, *S), float64.
+    """
+    weights, x = (np.asarray(a, dtype=np.float64) for a in (weights, x))
+    sizes = x.shape[2:]
+    y = np.zeros(x.shape)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for b in range(x.shape[0]):
+            for u in np.ndindex(*sizes):
+                for w, i in zip(weights[_at(u, b)], neighbours(u, sizes), strict=True):
+                    y[_at(i, b)] += w * x[_at(u, b)]
+    return y

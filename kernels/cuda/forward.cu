@@ -166,18 +166,16 @@ template <class F> INLINE void forward(const Arguments &a) {
         const bool inside = row < item.queries && owned(m);
         const Sum empty = -infinity(Sum()), ln2 = (Sum)LN_2_DOUBLE, log2e = (Sum)LOG2_E_DOUBLE;
         Sum *lse = (Sum *)a.lse + start + (u64)(item.query + row) * item.inner;
-        const Sum own = largest[m][h] == empty ? empty : (largest[m][h] + logarithm2(total[m][h])) * ln2;
+        const Sum own = ((largest[m][h] == empty ? 0 : largest[m][h]) + logarithm2(total[m][h])) * ln2;
         Sum merged = own;
         before[m][h] = 0;
         if (!item.first) {
-          const Sum other = inside ? load_global<Sum>(lse) : 0;
-          const Sum top = max(other, own);
-          merged = top == empty ? empty : top + logarithm2(power2((other - top) * log2e) + power2((own - top) * log2e)) * ln2;
-          if (other != other)
-            merged = other;
+          const Sum other = inside ? load_global<Sum>(lse) : 0, top = max(other, own);
+          if (own != empty || other != empty)
+            merged = top + logarithm2(power2((other - top) * log2e) + power2((own - top) * log2e)) * ln2;
           before[m][h] = other == empty ? 0 : power2((other - merged) * log2e);
         }
-        factor[m][h] = own == empty ? 0 : power2((own - merged) * log2e) / total[m][h];
+        factor[m][h] = total[m][h] == 0 ? 0 : power2((own - merged) * log2e) / total[m][h];
         if (item.last && merged == empty) // no weight anywhere: 0 / 0
           factor[m][h] = __longlong_as_double(0x7ff8000000000000ll);
         __syncwarp(); // the four threads of a row have read lse before one of them writes it

@@ -3,14 +3,17 @@
 import ast
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 
 import ccgpu
-from ccgpu import dispatch
+from ccgpu import cupy_device, dispatch
+from ccgpu.dispatch import Call
 
 Q = torch.randn(1, 2, 3, 4)
+META = torch.empty(1, 2, 3, 4, device="meta")
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +49,7 @@ def test_first_that_can_run(ran):
 
 
 def test_other_devices_take_the_torch_formulation():
-    meta = torch.empty(1, device="meta")
-    assert dispatch.choose(meta).name == "torch"
+    assert dispatch.choose(META, v=META).name == "torch"
 
 
 @pytest.mark.parametrize("name", ["cpu", "torch", "reference"])
@@ -73,26 +75,30 @@ def test_bad_environment_variable_is_named(monkeypatch):
         ccgpu.cca(Q, Q, Q)
 
 
-@pytest.mark.parametrize("name", ["cpu", "reference"])
+@pytest.mark.parametrize("name", ["cpu", "cupy", "reference"])
 def test_named_backend_that_cannot_run_raises(name):
-    meta = torch.empty(1, device="meta")
     with pytest.raises(
-        RuntimeError, match=rf"backend='{name}' cannot run this call: .*on meta; use one of \['torch'\]"
+        RuntimeError, match=rf"affinity: backend='{name}' cannot run this call: .*on meta; use one of \['torch'\]"
     ):
-        dispatch.choose(meta, name)
+        dispatch.choose(META, name, function="affinity")
 
 
 def test_backends_lists_all_with_reasons(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(cupy_device, "_REASONS", {0: "no such thing"})
     on_cpu, on_cuda = ccgpu.backends("cpu"), ccgpu.backends("cuda")
-    assert [b.name for b in on_cpu] == [b.name for b in on_cuda] == ["cpu", "torch", "reference"]
-    assert [b.available for b in on_cpu] == [True, True, True]
-    assert [b.available for b in on_cuda] == [False, True, False]
+    assert [b.name for b in on_cpu] == [b.name for b in on_cuda] == ["cpu", "cupy", "torch", "reference"]
+    assert [b.available for b in on_cpu] == [True, False, True, True]
+    assert [b.available for b in on_cuda] == [False, False, True, False]
     assert "on cuda" in on_cuda[0].reason
+    assert on_cuda[1].reason == "no such thing"
     assert "unavailable" in str(on_cuda[0])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(cupy_device, "_REASONS", {})
     assert not any(b.available for b in ccgpu.backends("cuda"))
     assert "no CUDA device" in ccgpu.backends("cuda")[1].reason
+    assert "no CUDA device" in ccgpu.backends("cuda")[2].reason
 
 
 def test_reference_backend_differs_in_bits_only():
@@ -116,4 +122,88 @@ def test_import_is_light():
 def test_no_backend_for_a_device(monkeypatch):
     monkeypatch.setattr(dispatch, "BACKENDS", tuple(b for b in dispatch.BACKENDS if b.name != "torch"))
     with pytest.raises(RuntimeError, match=r"cca: a backend must be able to run on meta, got none \(cpu: it runs CPU"):
-        dispatch.choose(torch.empty(1, device="meta"))
+        dispatch.choose(META)
+
+
+# The CUDA kernels, on a device that is not there ----------------------------------------------------------------------
+
+CUDA = torch.device("cuda", 0)
+
+
+def status(name="cupy", **call):
+    return next(b for b in ccgpu.backends("cuda", **call) if b.name == name)
+
+
+def test_cupy_is_the_first_choice_for_cuda_tensors(gpu):
+    assert [b.name for b in ccgpu.backends() if b.available] == ["cupy", "torch"]
+    tensor = types.SimpleNamespace(device=CUDA, dtype=torch.float16, shape=torch.Size((2, 64, 9, 9)))
+    assert dispatch.choose(tensor, v=tensor).name == "cupy"
+    assert dispatch.choose(tensor, "torch", tensor).name == "torch"
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        assert status(dtype=dtype, depth=256, sizes=(2000, 3, 5)).available
+
+
+def test_cupy_leaves_what_it_has_no_kernel_for(gpu):
+    wide = types.SimpleNamespace(device=CUDA, dtype=torch.float32, shape=torch.Size((2, 300, 9, 9)))
+    assert dispatch.choose(wide, v=wide).name == "torch"
+    assert dispatch.choose(wide).name == "cupy"  # a stage, which takes any number of channels
+    with pytest.raises(
+        RuntimeError, match=r"'cupy' cannot run this call: its kernels hold at most 256 .* these have 300"
+    ):
+        dispatch.choose(wide, "cupy", wide)
+    assert status(dtype=torch.int32).reason == "it has no kernels for torch.int32"
+
+
+def test_cupy_is_not_installed(gpu, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert status().reason == 'CuPy is not installed; pip install "ccgpu[cuda12]"'
+    assert status("torch").available
+    monkeypatch.setattr(cupy_device, "_REASONS", {})
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert status().reason.endswith('"ccgpu[cuda13]"')
+
+
+def test_cupy_cannot_be_imported(gpu, monkeypatch):
+    def fail(name):
+        raise ImportError("libcudart.so.12: no such file\nand more")
+
+    monkeypatch.setattr(cupy_device.importlib, "import_module", fail)
+    assert status().reason.startswith("CuPy cannot be imported (libcudart.so.12: no such file); pip install")
+
+
+def test_cupy_sees_no_device(gpu, monkeypatch):
+    def fail():
+        raise RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
+
+    monkeypatch.setattr(sys.modules["cupy"].cuda.runtime, "getDeviceCount", fail)
+    assert status().reason.startswith("CuPy sees no CUDA device (cudaErrorInsufficientDriver: CUDA driver")
+    monkeypatch.setattr(cupy_device, "_REASONS", {})
+    monkeypatch.setattr(sys.modules["cupy"].cuda.runtime, "getDeviceCount", lambda: 0)
+    assert status().reason == "CuPy sees no CUDA device"
+
+
+def test_cupy_of_another_cuda_finds_no_compiler(gpu, monkeypatch):
+    def fail():
+        raise RuntimeError("CuPy failed to load libnvrtc.so.12: OSError")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(sys.modules["cupy"].cuda.nvrtc, "getVersion", fail)
+    reason = status().reason
+    assert "CuPy finds no NVRTC, the compiler of CUDA 12 (CuPy failed to load libnvrtc.so.12" in reason
+    assert 'torch has CUDA 13.0; pip install "ccgpu[cuda13]"' in reason
+
+
+def test_old_gpu_and_rocm_are_named(gpu, monkeypatch):
+    gpu.capability = (7, 0)
+    assert status().reason == "its kernels need compute capability 7.5, and this GPU has 7.0"
+    monkeypatch.setattr(cupy_device, "_REASONS", {})
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    assert "ROCm" in status().reason
+
+
+def test_reasons_are_found_out_once_for_each_device(gpu, monkeypatch):
+    counted = []
+    monkeypatch.setattr(cupy_device, "_device_reason", lambda index: counted.append(index))
+    for index in (0, 1, 0, 1):
+        assert cupy_device.why_not(Call(torch.device("cuda", index))) is None
+    assert counted == [0, 1]

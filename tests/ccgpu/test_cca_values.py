@@ -1,8 +1,4 @@
-"""cca against the NumPy reference: values and gradients, every backend, any shape, layout, dtype and magnitude.
-
-Tolerance: the error is at most 2 times (values) or 3 times (gradients) that of the plain einsum formulation in the same
-dtype, plus a floor of a few units in the last place of the result's magnitude.
-"""
+"""cca against the NumPy reference: values and gradients, every backend, any shape, layout, dtype and magnitude."""
 
 import math
 
@@ -10,125 +6,31 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import ccgpu
 from ccgpu import torch_lines
 from ccgpu.kernels import reference
+from tests.ccgpu.problems import (
+    Problem,
+    attend,
+    attend_plainly,
+    check_backend,
+    check_errors,
+    expected,
+    layouts,
+    problems,
+    run,
+    truth_in_float64,
+)
 
 BACKENDS = [b.name for b in ccgpu.backends("cpu") if b.available and b.name != "reference"]
-SIZES = st.one_of(
-    st.tuples(st.integers(1, 13)),
-    st.tuples(st.integers(1, 7), st.integers(1, 7)),
-    st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4)),
-)
-EPSILON = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
-
-
-def plain(q, k, v, scale):
-    """The einsum formulation, every step in the dtype of its inputs: what plain PyTorch gives."""
-    axes = q.ndim - 2
-    energies = []
-    for axis in range(axes):
-        lines_q, lines_k = (x.movedim(1, -1).movedim(1 + axis, -2) for x in (q, k))
-        line = scale * torch.einsum("...id,...jd->...ij", lines_q, lines_k)
-        if axis != axes - 1:
-            line = line + torch.diag(torch.full((line.shape[-1],), -math.inf, dtype=line.dtype))
-        energies.append(line.movedim(-2, 1 + axis))
-    joint = torch.cat(energies, -1)
-    weights = torch.softmax(joint, -1).split([e.shape[-1] for e in energies], -1)
-    out = 0
-    for axis, w in enumerate(weights):
-        lines_v = v.movedim(1, -1).movedim(1 + axis, -2)
-        out = out + torch.einsum("...ij,...jc->...ic", w.movedim(1 + axis, -2), lines_v).movedim(-2, 1 + axis)
-    return out.movedim(-1, 1), torch.logsumexp(joint, -1)
-
-
-def layouts(x, layout):
-    """The same values in another memory layout."""
-    if layout == "channels_last":
-        return x.movedim(1, -1).contiguous().movedim(-1, 1)
-    if layout == "reversed":  # strides grow from the first axis to the last
-        return x.permute(*range(x.ndim - 1, -1, -1)).contiguous().permute(*range(x.ndim - 1, -1, -1))
-    if layout == "sliced":  # every second channel of a wider map, an offset into it
-        wide = torch.full((x.shape[0], 2 * x.shape[1] + 1, *x.shape[2:]), math.nan, dtype=x.dtype)
-        wide[:, 1::2] = x
-        return wide[:, 1::2]
-    return x.contiguous()
-
-
-@st.composite
-def problems(draw, dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16)):
-    sizes = draw(SIZES)
-    batch, d, c = draw(st.integers(0, 3)), draw(st.integers(1, 9)), draw(st.integers(1, 9))
-    dtype = draw(st.sampled_from(dtypes))
-    small = dtype == torch.float16
-    magnitude = draw(st.sampled_from([1.0, 1e-3, 8.0] if small else [1.0, 1e-30, 1e-3, 30.0, 1e4]))
-    energy = draw(st.sampled_from([1.0, 1e-3, 30.0]))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    q, k = (energy**0.5 * torch.randn(batch, d, *sizes, generator=generator, dtype=torch.float64) for _ in "qk")
-    v, dout = (magnitude * torch.randn(batch, c, *sizes, generator=generator, dtype=torch.float64) for _ in "vd")
-    dlse = torch.randn(batch, *sizes, generator=generator, dtype=torch.float64)
-    layout = draw(st.tuples(*[st.sampled_from(["contiguous", "channels_last", "reversed", "sliced"])] * 3))
-    tensors = tuple(layouts(x.to(dtype), kind) for x, kind in zip((q, k, v), layout, strict=True))
-    return (
-        tensors,
-        dout.to(dtype),
-        dlse.to(torch_lines.energy_dtype(dtype)),
-        draw(st.sampled_from([1.0, 0.3, -2.0])),
-    )
-
-
-def run(function, tensors, dout, dlse):
-    leaves = tuple(x.detach().requires_grad_() for x in tensors)
-    out, lse = function(*leaves)
-    return (out, lse, *torch.autograd.grad((out, lse), leaves, (dout, dlse.to(lse.dtype))))
-
-
-def expected(tensors, dout, dlse, scale):
-    arrays = [x.detach().double().numpy() for x in tensors]
-    out, lse = reference.forward(*arrays, scale)
-    gradients = reference.backward(dout.double().numpy(), *arrays, out, lse, dlse.double().numpy(), scale)
-    return tuple(torch.from_numpy(x) for x in (out, lse, *gradients))
-
-
-def largest(x):
-    return float(x.detach().double().abs().max()) if x.numel() else 0.0
-
-
-def check_errors(ours, theirs, truth, problem):
-    tensors, dout, dlse, scale = problem
-    q, k, v = (largest(x) for x in tensors)
-    unit, wide = EPSILON[tensors[0].dtype], EPSILON[torch_lines.energy_dtype(tensors[0].dtype)]
-    # What nobody can avoid: an energy is rounded in proportion to its terms, and weights recomputed from lse by as much
-    # again; dE = w (dout . v - delta + dlse) is rounded in proportion to the terms that cancel in it, and
-    # delta = dout . out has the rounding of the saved out.
-    absolute = [x.detach().double().abs().flatten(2) for x in tensors[:2]]
-    energy = abs(scale) * largest(torch.einsum("bdi,bdj->bij", *absolute))
-    denergy = largest(dout) * v * tensors[2].shape[1] + largest(dlse)
-    cancelled = {"dq": abs(scale) * k * denergy, "dk": abs(scale) * q * denergy * sum(tensors[0].shape[2:])}
-    for name, a, b, t in zip(("out", "lse", "dq", "dk", "dv"), ours, theirs, truth, strict=True):
-        error, plain_error = largest(a.double() - t), largest(b.double() - t)
-        size = max(largest(t), largest(b))
-        floor = unit * cancelled.get(name, 0.0) + (1 if name == "out" else 2) * wide * energy * size
-        floor += 4 * (wide if name == "lse" else unit) * size + torch.finfo(tensors[0].dtype).tiny
-        factor = 2 if name in ("out", "lse") else 3
-        assert error <= factor * plain_error + floor, f"{name}: {error:.3g}, plain {plain_error:.3g}, floor {floor:.3g}"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(problem=problems())
 @settings(max_examples=150, deadline=None)
 def test_cca_matches_reference(backend, problem):
-    tensors, dout, dlse, scale = problem
-    ours = run(lambda *x: ccgpu.cca(*x, scale=scale, return_lse=True, backend=backend), tensors, dout, dlse)
-    theirs = run(lambda *x: plain(*x, scale), tensors, dout, dlse)
-    check_errors(ours, theirs, expected(tensors, dout, dlse, scale), problem)
-    out, lse = ours[:2]
-    assert out.dtype == tensors[2].dtype
-    assert out.stride() == torch.empty_like(tensors[2]).stride()
-    assert lse.dtype == torch_lines.energy_dtype(out.dtype)
-    assert lse.is_contiguous()
+    check_backend(problem, backend)
 
 
 @pytest.mark.slow
@@ -136,7 +38,7 @@ def test_cca_matches_reference(backend, problem):
 @given(problem=problems())
 @settings(max_examples=3000, deadline=None)
 def test_cca_matches_reference_sweep(backend, problem):
-    test_cca_matches_reference.hypothesis.inner_test(backend, problem)
+    check_backend(problem, backend)
 
 
 @pytest.mark.parametrize("limits", ["one query", "one line", "recomputed", "slabs"])
@@ -150,13 +52,11 @@ def test_cca_matches_reference_however_it_is_cut_up(limits, problem):
         "recomputed": torch_lines.Limits(piece=2**20, kept=0, slab=2),
         "slabs": torch_lines.Limits(piece=8 * 100, kept=2**20, slab=2),
     }[limits]
-    tensors, dout, dlse, scale = problem
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch_lines, "CPU_LIMITS", cut)
         patch.setattr(torch_lines, "SMALL_IMAGE_ENERGIES", 10)
-        ours = run(lambda *x: ccgpu.cca(*x, scale=scale, return_lse=True, backend="cpu"), tensors, dout, dlse)
-    theirs = run(lambda *x: plain(*x, scale), tensors, dout, dlse)
-    check_errors(ours, theirs, expected(tensors, dout, dlse, scale), problem)
+        ours = attend(problem, "cpu")
+    check_errors(ours, attend_plainly(problem), expected(problem), problem)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -168,11 +68,8 @@ def test_cca_middle_sizes(sizes, dtype):
     v, dout = (torch.randn(2, 24, *sizes, generator=generator, dtype=torch.float64) for _ in "vd")
     tensors, dout = tuple(x.to(dtype) for x in (q, k, v)), dout.to(dtype)
     dlse = torch.randn(2, *sizes, generator=generator)
-    ours = run(lambda *x: ccgpu.cca(*x, return_lse=True), tensors, dout, dlse)
-    theirs = run(lambda *x: plain(*x, 1.0), tensors, dout, dlse)
-    wide = tuple(x.double() for x in tensors)
-    truth = tuple(x.detach() for x in run(lambda *x: plain(*x, 1.0), wide, dout.double(), dlse.double()))
-    check_errors(ours, theirs, truth, (tensors, dout, dlse, 1.0))
+    problem = Problem(tensors, dout, dlse, 1.0)
+    check_errors(attend(problem), attend_plainly(problem), truth_in_float64(problem), problem)
 
 
 # Properties -----------------------------------------------------------------------------------------------------------

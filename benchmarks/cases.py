@@ -1,0 +1,127 @@
+"""What is measured: shapes and dtypes, their inputs, and what no implementation can go below."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import ccgpu
+
+Inputs = tuple[Tensor, Tensor, Tensor]
+LAYOUTS = ("NCHW", "channels_last")
+STEPS = ("forward", "backward", "forward+backward")
+# "tf32" is float32 whose products may be rounded to TF32; "float32" is float32 throughout.
+DTYPES = ("bfloat16", "float16", "float32", "tf32", "float64")
+
+
+class Case(NamedTuple):
+    """One shape and dtype: q, k (batch, query, *sizes) and v (batch, channels, *sizes)."""
+
+    batch: int
+    sizes: tuple[int, ...]
+    dtype: str
+    query: int = 64
+    channels: int = 512
+
+    def __str__(self) -> str:
+        return f"B={self.batch} {'x'.join(map(str, self.sizes))} D={self.query} C={self.channels} {self.dtype}"
+
+    @property
+    def shape(self) -> str:
+        """The batch and the map, as in the records: 8x97x97."""
+        return "x".join(map(str, (self.batch, *self.sizes)))
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of the tensors."""
+        return torch.float32 if self.dtype == "tf32" else getattr(torch, self.dtype)
+
+    @property
+    def positions(self) -> int:
+        """The number of positions in all images."""
+        return self.batch * math.prod(self.sizes)
+
+    @property
+    def input_bytes(self) -> int:
+        """The bytes of q, k and v."""
+        return (2 * self.query + self.channels) * self.positions * self.torch_dtype.itemsize
+
+    def minimum_bytes(self) -> dict[str, int]:
+        """Return the bytes each step must read and write: every input once, every result once.
+
+        Forward reads q, k, v and writes out. Backward reads q, k, v, out and dout and writes dq, dk and dv.
+        """
+        unit = self.positions * self.torch_dtype.itemsize
+        forward = (2 * self.query + 2 * self.channels) * unit
+        backward = (4 * self.query + 4 * self.channels) * unit
+        return dict(zip(STEPS, (forward, backward, forward + backward), strict=True))
+
+    def flops(self) -> dict[str, int]:
+        """Return the FLOPs of each step by the op's own formula; running on no device costs nothing."""
+        q, k, v = (torch.empty(shape, device="meta", requires_grad=True) for shape in self.shapes())
+        counts = []
+        for gradients in (False, True):
+            with FlopCounterMode(display=False) as counter:
+                out = ccgpu.cca(q, k, v)
+                if gradients:
+                    torch.autograd.grad(out, (q, k, v), torch.empty_like(out))
+            counts.append(counter.get_total_flops())
+        forward, both = counts
+        return dict(zip(STEPS, (forward, both - forward, both), strict=True))
+
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Return the shapes of q, k and v."""
+        q, v = ((self.batch, n, *self.sizes) for n in (self.query, self.channels))
+        return q, q, v
+
+    def inputs(self, seed: int, device: torch.device, layout: str) -> tuple[Inputs, Tensor]:
+        """Return q, k, v, whose energies have unit variance, and a gradient of out."""
+        generator = torch.Generator(device).manual_seed(seed)
+        shapes = (*self.shapes(), self.shapes()[2])
+        factors = (self.query**-0.25, self.query**-0.25, 1.0, 1.0)
+        tensors = []
+        for shape, factor in zip(shapes, factors, strict=True):
+            x = torch.randn(shape, generator=generator, device=device).mul_(factor).to(self.torch_dtype)
+            tensors.append(in_layout(x, layout))
+        q, k, v, dout = tensors
+        return (q, k, v), dout
+
+
+def in_layout(x: Tensor, layout: str) -> Tensor:
+    """Return x (B, channels, *S) contiguous, or with the channels last in memory, whatever the number of axes."""
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if layout == "channels_last" else x.contiguous()
+
+
+def suite() -> list[Case]:
+    """Return the cases of the full measurement, the most telling first."""
+    hot = Case(8, (97, 97), "bfloat16")
+    shapes = [
+        (1, (97, 97)),
+        (2, (97, 97)),
+        (1, (129, 257)),
+        (1, (256, 256)),
+        (1, (65, 129)),
+        (1, (5, 60, 80)),
+    ]
+    # Every dtype at the hot shape and every shape in bfloat16 come before the rest of the grid.
+    first = [hot, *(Case(b, s, hot.dtype) for b, s in shapes)]
+    others = [Case(8, (97, 97), dtype) for dtype in ("float16", "tf32", "float32")]
+    rest = [Case(b, s, dtype) for dtype in ("float16", "tf32", "float32") for b, s in shapes]
+    return first + others + rest
+
+
+@contextmanager
+def precision(case: Case) -> Iterator[None]:
+    """Allow or forbid TF32 in torch's matrix products, as the case says."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if case.dtype == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

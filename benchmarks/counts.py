@@ -1,0 +1,277 @@
+"""What the CUDA kernels move and compute for a line, counted on a CPU: `python -m benchmarks.counts`.
+
+The shipped sources run on the machine of tests/cuda_on_cpu (it needs g++; the first run compiles for some minutes), two
+lines of N positions at a time. Where memory is read and how much is computed does not depend on the values, so an item
+of work costs the same for every line, and a call costs its items. Each row of docs/results/kernels-counts.csv is an
+item: of the first phase, which only writes results, or of a later one, which adds to them. The script also prints, in
+markdown, what that means for a whole call at the rates below. Nothing here is a time that was measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ccgpu.kernels.configurations import ARITHMETICS, KERNELS, TILE, Configuration, Limits, source
+from ccgpu.kernels.plans import Launch, Pointers, plan
+from tests.cuda_on_cpu import device
+
+RECORD = Path(__file__).resolve().parents[1] / "docs" / "results" / "kernels-counts.csv"
+
+N, DEPTH, CHANNELS, IMAGES = 97, 64, 512, 8  # the hot case: CCNet's crop of 769 pixels at an eighth, batch 8
+H100 = Limits((9, 0), 227 * 1024)
+COUNTED = [(kernel, arithmetic) for arithmetic in ("bf16", "tf32", "f32") for kernel in ("forward", "backward")]
+COUNTED += [(kernel, "bf16") for kernel in KERNELS[2:]]
+
+MULTIPROCESSORS = 132
+COPY = 3.0e12  # bytes/s, reads and writes together, of a large copy on an H100, measured
+CLOCK = 1.755e9  # Hz, assumed: one wavefront of shared memory and 128 multiply-adds a clock and multiprocessor
+# FLOP/s. bf16: a large matrix product on an H100, measured. tf32: half of it, by the ratio of the data sheet.
+RATES = {"bf16": 798e12, "tf32": 399e12, "f32": MULTIPROCESSORS * 128 * 2 * CLOCK}
+MULTIPLY_ADDS = {"bf16": 16 * 8 * 16, "tf32": 16 * 8 * 8}  # of one instruction
+
+
+class Item(NamedTuple):
+    """What one line costs in one phase. Wavefronts are cycles of shared memory; conflicts are among them."""
+
+    kernel: str
+    arithmetic: str
+    phase: str  # "first" or "later"
+    positions: int  # of the line
+    depth: int  # channels of q and k
+    channels: int  # of v
+    entry: str
+    threads: int
+    shared_bytes: int
+    blocks: int  # on a multiprocessor
+    minimum_bytes: int  # each operand of the line read once, each result written once
+    bytes_read: int
+    bytes_written: int
+    matrix_multiplies: int
+    multiply_adds: int
+    matrix_load_wavefronts: int
+    load_wavefronts: int
+    store_wavefronts: int
+    copy_wavefronts: int
+    conflicts: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes read and written."""
+        return self.bytes_read + self.bytes_written
+
+    @property
+    def wavefronts(self) -> int:
+        """Cycles of shared memory."""
+        return self.matrix_load_wavefronts + self.load_wavefronts + self.store_wavefronts + self.copy_wavefronts
+
+
+def arrays_of(launch: Launch, sizes: tuple[int, int], depth: int, channels: int) -> dict[str, np.ndarray]:
+    """Return zeros for what a kernel reads and writes on one image, channels last."""
+    configuration = launch.configuration
+    kind = ARITHMETICS[configuration.arithmetic]
+    element = {2: np.uint16, 4: np.float32, 8: np.float64}[kind.size]
+    total = {4: np.float32, 8: np.float64}[kind.sum]
+    shallow, wide, scalars, weights = (*sizes, depth), (*sizes, channels), sizes, (*sizes, sum(sizes) - 1)
+    fused: dict[str, tuple[int, ...]] = {"q": shallow, "k": shallow, "v": wide, "out": wide, "lse": scalars}
+    gradients = {"dout": wide, "delta": scalars, "dq": shallow, "dk": shallow, "dv": wide}
+    summed: dict[str, tuple[int, ...]] = {"v": wide, "out": wide, "weights": weights}
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {
+        "forward": fused,
+        "backward": {**fused, **gradients},
+        "affinity": {"q": shallow, "k": shallow, "weights": weights},
+        "aggregate": summed,
+        "aggregate_transposed": summed,
+    }
+    types = dict.fromkeys(("lse", "delta", "weights"), total)
+    return {name: np.zeros(shape, types.get(name, element)) for name, shape in shapes[configuration.kernel].items()}
+
+
+def minimum_bytes(kernel: str, arithmetic: str, first: bool, n: int, depth: int, channels: int) -> int:
+    """Return the bytes that a line of n positions must read and write in a phase.
+
+    In the stages a line holds n^2 energies or weights, less the diagonal where it leaves the positions themselves out:
+    that is so on all axes but the last, here in the first phase.
+    """
+    kind = ARITHMETICS[arithmetic]
+    d, c, s = depth * kind.size, channels * kind.size, kind.sum
+    again = not first
+    return {
+        # q, k, v; out and lse, read before they are written where there are results already
+        "forward": n * (2 * d + c + (c + s) * (1 + again)),
+        # q, k, v, dout, lse; first out is read and delta written, later delta read; dq, dk, dv
+        "backward": n * (2 * d + 2 * c + s + (s if again else c + s) + (2 * d + c) * (1 + again)),
+        "affinity": n * 2 * d + (n * n - n * first) * s,
+        "aggregate": n * (c + c * (1 + again)) + (n * n - n * first) * s,
+        "aggregate_transposed": n * (c + c * (1 + again)) + (n * n - n * first) * s,
+    }[kernel]
+
+
+def multiply_adds(configuration: Configuration, depth: int, channels: int) -> int:
+    """Return the multiply-adds of an item: padding, and tiles that a last warp repeats, included."""
+    rows, warps = TILE * configuration.tiles, configuration.threads // 32
+    repeated = TILE * configuration.row_tiles * warps  # rows that the warps work on together
+    chunk = configuration.chunk_units * 16 // ARITHMETICS[configuration.arithmetic].size
+    wide, shallow = (chunk * -(-x // chunk) for x in (channels, depth))
+    return {
+        "forward": repeated * rows * (2 * configuration.depth + wide),  # energies twice, values
+        # energies, dP, dv and dk by the rows of keys; dq by those of queries, of which none is repeated
+        "backward": repeated * rows * (2 * configuration.depth + 2 * wide) + rows * rows * configuration.depth,
+        "affinity": repeated * rows * shallow,
+        "aggregate": repeated * rows * wide,
+        "aggregate_transposed": repeated * rows * wide,
+    }[configuration.kernel]
+
+
+def count(kernel: str, arithmetic: str, first: bool, n: int, depth: int, channels: int) -> Item:
+    """Run one phase of a kernel on two lines of n positions and return what one of them costs.
+
+    The map is (n, 2) for the first phase and (2, n) for a later one: lines of two positions belong to another launch.
+
+    Raises:
+        RuntimeError: two lines do not cost twice what one does, or the matrix instructions are not those expected.
+    """
+    sizes = (n, 2) if first else (2, n)
+    launches = plan(kernel, arithmetic, 1, sizes, depth, channels, H100)
+    launch = launches[0 if first else -1]
+    configuration = launch.configuration
+    text = source(configuration, primitives=device.HERE / "primitives.cuh")
+    arrays = arrays_of(launch, sizes, depth, channels)
+    counters = np.zeros(launch.counters, np.int32)
+    pointers = Pointers(**{name: array.ctypes.data for name, array in arrays.items()})
+    counts = device.compile(text, [configuration.entry]).launch(
+        configuration.entry,
+        launch.blocks,
+        configuration.threads,
+        launch.arguments(pointers, counters.ctypes.data),
+        configuration.shared_bytes,
+        [*((name, array, True) for name, array in arrays.items()), ("counters", counters, True)],
+        count=True,
+        check_races=False,
+    )
+    shared = [getattr(counts, kind) for kind in device.KINDS]
+    numbers = [counts.bytes_read, counts.bytes_written, counts.matrix_multiplies, *(x.wavefronts for x in shared)]
+    if launch.blocks != 2 or any(x % 2 for x in numbers):
+        raise RuntimeError(f"count: two lines must cost twice what one does, got {numbers} in {launch.blocks} items")
+    read, written, products, matrix_loads, loads, stores, copies = (x // 2 for x in numbers)
+    expected = multiply_adds(configuration, depth, channels)
+    if arithmetic in MULTIPLY_ADDS and products * MULTIPLY_ADDS[arithmetic] != expected:
+        raise RuntimeError(f"count: {configuration.entry} must form {expected} products, got {products} instructions")
+    return Item(
+        kernel,
+        arithmetic,
+        "first" if first else "later",
+        n,
+        depth,
+        channels,
+        configuration.entry,
+        configuration.threads,
+        configuration.shared_bytes,
+        configuration.blocks,
+        minimum_bytes(kernel, arithmetic, first, n, depth, channels),
+        read,
+        written,
+        products,
+        expected,
+        matrix_loads,
+        loads,
+        stores,
+        copies,
+        sum(x.conflicts for x in shared) // 2,
+    )
+
+
+class Prediction(NamedTuple):
+    """A call on `IMAGES` maps of N x N at the rates above: times in microseconds."""
+
+    minimum_mb: float  # every tensor of the call once
+    counted_mb: float  # what the kernel asks of the L2 cache
+    memory: float  # of minimum_mb
+    shared: float
+    products: float
+
+    @property
+    def least(self) -> float:
+        """If all overlaps."""
+        return max(self.memory, self.shared, self.products)
+
+    @property
+    def most(self) -> float:
+        """If nothing overlaps, still without latencies and the last, partly filled wave of blocks."""
+        return self.memory + self.shared + self.products
+
+
+def predict(first: Item, later: Item) -> Prediction:
+    """Return what the two phases of a call cost together."""
+    size, s = ARITHMETICS[first.arithmetic].size, ARITHMETICS[first.arithmetic].sum
+    positions, lines = IMAGES * N * N, IMAGES * N  # lines of one axis
+    per_position = {
+        "forward": (2 * DEPTH + 2 * CHANNELS) * size + s,
+        "backward": (4 * DEPTH + 4 * CHANNELS) * size + 2 * s,  # lse is read; delta is written, and stays in L2 at best
+        "affinity": 2 * DEPTH * size + (2 * N - 1) * s,
+    }.get(first.kernel, 2 * CHANNELS * size + (2 * N - 1) * s)
+    minimum = positions * per_position
+    flops = 2 * lines * (first.multiply_adds + later.multiply_adds)
+    return Prediction(
+        minimum / 1e6,
+        lines * (first.bytes + later.bytes) / 1e6,
+        minimum / COPY * 1e6,
+        lines * (first.wavefronts + later.wavefronts) / (MULTIPROCESSORS * CLOCK) * 1e6,
+        flops / RATES[first.arithmetic] * 1e6,
+    )
+
+
+def tables(items: Sequence[Item]) -> str:
+    """Return the items and the calls they make up, in markdown."""
+    lines = [
+        "| kernel | phase | bytes / least | read KB | written KB | matrix loads | loads | stores | copies | conflicts "
+        "| products |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for x in items:
+        products = f"{x.matrix_multiplies:,} mma" if x.matrix_multiplies else f"{x.multiply_adds / 1e6:.1f} M FMA"
+        lines.append(
+            f"| {x.kernel}, {x.arithmetic} | {x.phase} | {x.bytes / x.minimum_bytes:.3f} | {x.bytes_read / 1e3:.1f} "
+            f"| {x.bytes_written / 1e3:.1f} | {x.matrix_load_wavefronts:,} | {x.load_wavefronts:,} "
+            f"| {x.store_wavefronts:,} | {x.copy_wavefronts:,} | {x.conflicts:,} | {products} |"
+        )
+    lines += [
+        "",
+        "| call | least MB | counted MB | memory us | shared memory us | products us | predicted us | measured us |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for first, later in zip(items[::2], items[1::2], strict=True):
+        p = predict(first, later)
+        lines.append(
+            f"| {first.kernel}, {first.arithmetic} | {p.minimum_mb:.0f} | {p.counted_mb:.0f} | {p.memory:.0f} "
+            f"| {p.shared:.0f} | {p.products:.0f} | {p.least:.0f} to {p.most:.0f} | not yet run on a GPU |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Count, write the record, print the tables."""
+    flags = argparse.ArgumentParser(prog="python -m benchmarks.counts", description="Count what the CUDA kernels do.")
+    flags.add_argument("--out", type=Path, default=RECORD, metavar="CSV", help="the record (%(default)s)")
+    arguments = flags.parse_args(argv)
+    items = []
+    for kernel, arithmetic in COUNTED:
+        for first in (True, False):
+            items.append(count(kernel, arithmetic, first, N, DEPTH, CHANNELS))
+            print(items[-1].entry, items[-1].phase, file=sys.stderr, flush=True)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.out.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Item._fields)
+        writer.writerows(items)
+    print(tables(items))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Why the CUDA kernels cannot run a call, in words."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ccgpu.cupy_launch import LAUNCHER
+from ccgpu.cupy_lines import NAMES
+from ccgpu.kernels import configurations
+
+if TYPE_CHECKING:
+    from ccgpu.dispatch import Call
+
+_REASONS: dict[int, str | None] = {}  # what stands against a device, found out once
+
+
+def _extra() -> str:
+    """Return the command that installs the CuPy for this torch."""
+    major = (torch.version.cuda or "12").split(".")[0]
+    return f'pip install "ccgpu[cuda{major}]"'
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _library_reason(cupy: Any) -> str | None:
+    """Return what is missing beside CuPy itself: a device, or the compiler."""
+    try:
+        devices = cupy.cuda.runtime.getDeviceCount()
+    except RuntimeError as error:
+        return f"CuPy sees no CUDA device ({_first_line(error)}); {_extra()} gives the CuPy for this torch"
+    if devices == 0:
+        return "CuPy sees no CUDA device"
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except (RuntimeError, OSError, ImportError) as error:
+        built = cupy.cuda.runtime.runtimeGetVersion() // 1000
+        return (
+            f"CuPy finds no NVRTC, the compiler of CUDA {built} ({_first_line(error)}), and torch has CUDA "
+            f"{torch.version.cuda}; {_extra()} gives the CuPy for this torch"
+        )
+    return None
+
+
+def _device_reason(index: int) -> str | None:
+    if torch.version.hip is not None:
+        return "it needs CUDA, and this torch is built for ROCm"
+    try:
+        cupy = importlib.import_module("cupy")
+    except (ImportError, OSError, RuntimeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            return f"CuPy is not installed; {_extra()}"
+        return f"CuPy cannot be imported ({_first_line(error)}); {_extra()} gives the CuPy for this torch"
+    return _library_reason(cupy)
+
+
+def why_not(call: Call) -> str | None:
+    """Return why the kernels cannot run a call, or None: where the tensors are, CuPy, the device, dtype, channels."""
+    if call.device.type != "cuda":
+        return f"it runs CUDA tensors, and these are on {call.device}"
+    index = call.device.index
+    if index is None or index not in _REASONS:
+        if not torch.cuda.is_available():
+            return "torch sees no CUDA device"
+        index = torch.cuda.current_device() if index is None else index
+        if index not in _REASONS:
+            _REASONS[index] = _device_reason(index)
+    reason = _REASONS[index]
+    if reason is not None:
+        return reason
+    if call.dtype not in NAMES:
+        return f"it has no kernels for {call.dtype}"
+    return configurations.why_not(NAMES[call.dtype], call.depth, LAUNCHER.limits(torch.device("cuda", index)))

@@ -1,0 +1,175 @@
+"""torch.ops.ccgpu.affinity, aggregate and aggregate_transposed: schemas and every rule torch asks for.
+
+The three are linear in each argument, and closed under differentiation. With A affinity, G aggregate and T aggregate
+transposed, so that y = T(w, x) is y_i = sum over (u, j) with i_j(u) = i of w[j, u] x_u:
+
+    E = A(q, k):    dq = G(dE, k),    dk = T(dE, q)
+    out = G(w, v):  dw = A(dout, v),  dv = T(w, dout)
+    y = T(w, x):    dw = A(x, dy),    dx = G(w, dy)
+
+So derivatives of any order come from the same kernels. As in `autograd`, the ops are opaque to torch.compile,
+torch.export and FakeTensor, and the backend is chosen when the op runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ccgpu.autograd import _fold
+from ccgpu.checks import AUTOCAST_DEVICES
+from ccgpu.dispatch import choose
+from ccgpu.torch_lines import energy_dtype
+from ccgpu.torch_stages import empty_energies
+
+_LIBRARY = torch.library.Library("ccgpu", "FRAGMENT")
+for _schema in (
+    "affinity(Tensor q, Tensor k, str? backend) -> Tensor",
+    "aggregate(Tensor weights, Tensor v, str? backend) -> Tensor",
+    "aggregate_transposed(Tensor weights, Tensor x, str? backend) -> Tensor",
+):
+    _LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+AFFINITY, AGGREGATE, TRANSPOSED = "ccgpu::affinity", "ccgpu::aggregate", "ccgpu::aggregate_transposed"
+
+
+def _affinity(q: Tensor, k: Tensor, backend: str | None) -> Tensor:
+    return choose(q, backend, function="affinity").stages.affinity(q, k)
+
+
+def _aggregate(weights: Tensor, v: Tensor, backend: str | None) -> Tensor:
+    return choose(v, backend, function="aggregate").stages.aggregate(weights, v)
+
+
+def _aggregate_transposed(weights: Tensor, x: Tensor, backend: str | None) -> Tensor:
+    return choose(x, backend, function="aggregate_transposed").stages.aggregate_transposed(weights, x)
+
+
+_LIBRARY.impl("affinity", _affinity, "CompositeExplicitAutograd")
+_LIBRARY.impl("aggregate", _aggregate, "CompositeExplicitAutograd")
+_LIBRARY.impl("aggregate_transposed", _aggregate_transposed, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake(AFFINITY, lib=_LIBRARY)
+def _affinity_fake(q: Tensor, k: Tensor, backend: str | None) -> Tensor:
+    return empty_energies(q)
+
+
+@torch.library.register_fake(AGGREGATE, lib=_LIBRARY)
+@torch.library.register_fake(TRANSPOSED, lib=_LIBRARY)
+def _aggregate_fake(weights: Tensor, values: Tensor, backend: str | None) -> Tensor:
+    return torch.empty_like(values)
+
+
+# Derivatives ----------------------------------------------------------------------------------------------------------
+
+
+def _save_both(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    first, second, ctx.backend = inputs
+    ctx.save_for_backward(first, second)
+
+
+def _as_computed(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which autocast lowers nothing: a derivative keeps the dtype its op ran in."""
+    if device.type in AUTOCAST_DEVICES and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def _affinity_derivative(ctx: Any, denergies: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    q, k = ctx.saved_tensors
+    dq = dk = None
+    with _as_computed(q.device):
+        if ctx.needs_input_grad[0]:
+            dq = torch.ops.ccgpu.aggregate(denergies, k, ctx.backend)
+        if ctx.needs_input_grad[1]:
+            dk = torch.ops.ccgpu.aggregate_transposed(denergies, q, ctx.backend)
+    return dq, dk, None
+
+
+def _aggregate_derivative(ctx: Any, dout: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    weights, v = ctx.saved_tensors
+    dweights = dv = None
+    with _as_computed(v.device):
+        if ctx.needs_input_grad[0]:
+            dweights = torch.ops.ccgpu.affinity(dout, v, ctx.backend)
+        if ctx.needs_input_grad[1]:
+            dv = torch.ops.ccgpu.aggregate_transposed(weights, dout, ctx.backend)
+    return dweights, dv, None
+
+
+def _transposed_derivative(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    weights, x = ctx.saved_tensors
+    dweights = dx = None
+    with _as_computed(x.device):
+        if ctx.needs_input_grad[0]:
+            dweights = torch.ops.ccgpu.affinity(x, dy, ctx.backend)
+        if ctx.needs_input_grad[1]:
+            dx = torch.ops.ccgpu.aggregate(weights, dy, ctx.backend)
+    return dweights, dx, None
+
+
+torch.library.register_autograd(AFFINITY, _affinity_derivative, setup_context=_save_both, lib=_LIBRARY)
+torch.library.register_autograd(AGGREGATE, _aggregate_derivative, setup_context=_save_both, lib=_LIBRARY)
+torch.library.register_autograd(TRANSPOSED, _transposed_derivative, setup_context=_save_both, lib=_LIBRARY)
+
+
+# Autocast -------------------------------------------------------------------------------------------------------------
+
+
+def _autocast(device_type: str) -> None:
+    """Register: under autocast q, k and v take its dtype, float64 stays; weights stay wide where they are."""
+
+    def lower(x: Tensor) -> Tensor:
+        return x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(device_type))
+
+    def affinity(q: Tensor, k: Tensor, backend: str | None) -> Tensor:
+        q, k = lower(q), lower(k)
+        with torch.autocast(device_type, enabled=False):
+            return torch.ops.ccgpu.affinity(q, k, backend)
+
+    def aggregate(weights: Tensor, v: Tensor, backend: str | None) -> Tensor:
+        weights, v = weights if weights.dtype == energy_dtype(v.dtype) else lower(weights), lower(v)
+        with torch.autocast(device_type, enabled=False):
+            return torch.ops.ccgpu.aggregate(weights, v, backend)
+
+    _LIBRARY.impl("affinity", affinity, f"Autocast{device_type.upper()}")
+    _LIBRARY.impl("aggregate", aggregate, f"Autocast{device_type.upper()}")
+
+
+for _device_type in AUTOCAST_DEVICES:
+    _autocast(_device_type)
+
+
+# vmap -----------------------------------------------------------------------------------------------------------------
+
+
+def _map(op: Any) -> Callable[..., tuple[Tensor, int]]:
+    def rule(info: Any, in_dims: tuple[int | None, ...], a: Tensor, b: Tensor, backend: str | None) -> Any:
+        size = info.batch_size
+        output = op(_fold(a, in_dims[0], size), _fold(b, in_dims[1], size), backend)
+        return output.unflatten(0, (size, output.shape[0] // size)), 0
+
+    return rule
+
+
+torch.library.register_vmap(AFFINITY, _map(torch.ops.ccgpu.affinity), lib=_LIBRARY)
+torch.library.register_vmap(AGGREGATE, _map(torch.ops.ccgpu.aggregate), lib=_LIBRARY)
+torch.library.register_vmap(TRANSPOSED, _map(torch.ops.ccgpu.aggregate_transposed), lib=_LIBRARY)
+
+
+# FLOPs, for torch.utils.flop_counter ----------------------------------------------------------------------------------
+
+
+@register_flop_formula([torch.ops.ccgpu.affinity, torch.ops.ccgpu.aggregate, torch.ops.ccgpu.aggregate_transposed])
+def _flops(first: torch.Size, second: torch.Size, *args: Any, **kwargs: Any) -> int:
+    """Return the multiply-adds, counted as two, of all lines' products: S_1 + S_2 + ... a position and channel.
+
+    The second argument of all three ops has the channels: k, v or x.
+    """
+    return 2 * prod(second) * sum(second[2:])

@@ -1,0 +1,102 @@
+"""The two stages of criss-cross attention as public operations: energies, and sums over the criss-cross."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ccgpu import stage_ops as stage_ops  # registers torch.ops.ccgpu.affinity, aggregate and aggregate_transposed
+from ccgpu.dispatch import check_name
+from ccgpu.stage_checks import check_affinity, check_aggregate
+
+
+def affinity(q: Tensor, k: Tensor, *, backend: str | None = None) -> Tensor:
+    """Return the energies of each position with the positions in its own row and column (and line in time).
+
+    The first stage of `ccgpu.cca`: for every position u and the j-th position i_j(u) of its criss-cross,
+
+        energies[b, j, u] = q_u . k_{i_j(u)}
+
+    j runs axis by axis, the first axis (T or H) first, on each from 0 to its end; u itself is counted on the last axis
+    (W) only. So in 2D, where u = (y, x), the channels 0 to H - 2 are (0, x), ..., (y - 1, x), (y + 1, x), ...,
+    (H - 1, x), and the channels H - 1 to H + W - 2 are (y, 0), ..., (y, W - 1), u itself being channel H - 1 + x.
+
+    Args:
+        q: queries (B, D, *S) with S = (L,), (H, W) or (T, H, W); B may be 0, the sizes 1; any strides. channels_last is
+            the fastest layout. For scaled energies, scale q before.
+        k: keys, of q's shape, dtype (float32, bfloat16, float16 or float64) and device.
+        backend: the name of a backend (see `ccgpu.backends()`), which runs or raises; None takes the environment
+            variable CCGPU_BACKEND, or else the first backend that can run.
+
+    Returns:
+        energies (B, K, *S), K = sum(S) - len(S) + 1 (H + W - 1 in 2D), float32 (float64 for float64 inputs), always in
+        channels-last memory: the K energies of a position stand side by side.
+
+    Raises:
+        TypeError: an input is no tensor, has an integer or complex dtype, or the dtypes differ.
+        ValueError: rank, shapes, devices or the backend's name are wrong.
+        RuntimeError: the backend asked for cannot run the call.
+
+    Differentiable in q and k, to any order. Saved for backward: q and k. Deterministic. Works under autocast (q and k
+    take its dtype, float64 stays), torch.func.vmap, torch.compile(fullgraph=True) and torch.export.
+
+    `aggregate(affinity(scale * q, k).softmax(1), v)` is `cca(q, k, v, scale=scale)`, which needs no memory for the
+    energies; the stages are for looking at the energies and for another function in the place of the softmax.
+
+    Source: Huang et al., CCNet: Criss-Cross Attention for Semantic Segmentation, section 3.2, equation 1.
+
+    Example:
+        >>> import torch, ccgpu
+        >>> k = torch.arange(6.0).view(1, 1, 2, 3)  # [[0, 1, 2], [3, 4, 5]]
+        >>> energies = ccgpu.affinity(torch.ones(1, 1, 2, 3), k)
+        >>> energies.shape
+        torch.Size([1, 4, 2, 3])
+        >>> energies[0, :, 0, 1]  # of (0, 1): below it (1, 1); its row (0, 0), (0, 1), (0, 2)
+        tensor([4., 0., 1., 2.])
+    """
+    check_affinity(q, k)
+    check_name(backend, "affinity")
+    return torch.ops.ccgpu.affinity(q, k, backend)
+
+
+def aggregate(weights: Tensor, v: Tensor, *, backend: str | None = None) -> Tensor:
+    """Sum the values in each position's own row and column (and line in time), weighted.
+
+    The second stage of `ccgpu.cca`: for every position u, over the positions i_j(u) of its criss-cross in the order of
+    `affinity`,
+
+        out_u = sum_j weights[b, j, u] v_{i_j(u)}
+
+    The weights are any numbers; they need not sum to one.
+
+    Args:
+        weights: (B, K, *S), K = sum(S) - len(S) + 1, in v's dtype or in its energy dtype (float32; float64 for float64
+            values); any strides, channels-last memory is the fastest.
+        v: values (B, C, *S) with S = (L,), (H, W) or (T, H, W), float32, bfloat16, float16 or float64; any strides.
+        backend: as in `affinity`.
+
+    Returns:
+        out (B, C, *S) in v's dtype and memory format.
+
+    Raises:
+        TypeError: an input is no tensor, has an integer or complex dtype, or the dtypes do not fit.
+        ValueError: rank, shapes, devices or the backend's name are wrong.
+        RuntimeError: the backend asked for cannot run the call.
+
+    Differentiable in weights and v, to any order. Saved for backward: weights and v. Deterministic. Works under
+    autocast (v takes its dtype and so do the weights, but float32 weights and float64 stay), torch.func.vmap,
+    torch.compile(fullgraph=True) and torch.export. A NaN or infinity in v reaches the positions that attend to it, and
+    no others.
+
+    Source: Huang et al., CCNet: Criss-Cross Attention for Semantic Segmentation, section 3.2, equation 2.
+
+    Example:
+        >>> import torch, ccgpu
+        >>> q, k, v = torch.randn(3, 1, 8, 5, 6).unbind()
+        >>> weights = ccgpu.affinity(q, k).softmax(1)
+        >>> torch.allclose(ccgpu.aggregate(weights, v), ccgpu.cca(q, k, v), atol=1e-5)
+        True
+    """
+    check_aggregate(weights, v)
+    check_name(backend, "aggregate")
+    return torch.ops.ccgpu.aggregate(weights, v, backend)

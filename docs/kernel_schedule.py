@@ -1,0 +1,89 @@
+"""What the sources say of the order of work and of places in shared memory, for the pictures of docs/kernels.md."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.counts import CHANNELS, DEPTH, H100
+from ccgpu.kernels.configurations import FOLDER
+from ccgpu.kernels.plans import Launch, Pointers, plan
+from tests.cuda_on_cpu import device
+
+BEFORE = 0.3  # the part of an item, in `simulate`, that comes before it waits
+
+
+class Item(NamedTuple):
+    """One item of work, as kernels/cuda/schedule.cuh gives it to a ticket; `query` and `key` are segments."""
+
+    exists: bool
+    image: int
+    axis: int
+    wanted: int
+    query: int
+    key: int
+
+
+KERNELS = """
+extern "C" __global__ void order(const __grid_constant__ Arguments a) {
+  const Item x = item_of(a, blockIdx.x);
+  const int span = a.axis[x.axis].span, row[6] = {x.exists, x.image, x.axis, x.wanted, x.query / span, x.key / span};
+  for (int i = 0; i < 6; i++)
+    store_global<int>((int *)a.out + blockIdx.x * 6 + i, row[i]);
+}
+extern "C" __global__ void swizzle(const __grid_constant__ Arguments a) {
+  for (int row = 0; row < 8; row++)
+    for (int unit = 0; unit < 8; unit++)
+      store_global<int>((int *)a.out + row * 8 + unit, offset<8>(row, unit) / 16 - row * 8);
+}
+"""
+
+
+def look_up(entry: str, launch: Launch, shape: tuple[int, int]) -> np.ndarray:
+    """Return the int32 array that one of KERNELS writes, with the shipped headers in front of it, on the CPU."""
+    headers = "".join((FOLDER / name).read_text() for name in ("tiles.cuh", "schedule.cuh"))
+    lines = [line for line in headers.splitlines() if not line.startswith(("#pragma once", "#include"))]
+    text = "\n".join(['#include "primitives.cuh"', *lines, KERNELS])
+    out = np.zeros(shape, np.int32)
+    arguments = launch.arguments(Pointers(out=out.ctypes.data), 0)
+    blocks = launch.blocks if entry == "order" else 1
+    device.compile(text, ["order", "swizzle"]).launch(entry, blocks, 1, arguments, 0, [("out", out, True)])
+    return out
+
+
+def order(images: int, sizes: tuple[int, ...], lag: int | None = None) -> list[Item]:
+    """Return the items of a forward call, which must be one launch, in the order of tickets."""
+    chosen = {} if lag is None else {"lag": lag}
+    (launch,) = plan("forward", "bf16", images, sizes, DEPTH, CHANNELS, H100, **chosen)
+    rows = look_up("order", launch, (launch.blocks, 6)).tolist()
+    return [Item(bool(exists), *rest) for exists, *rest in rows]
+
+
+def places() -> list[list[int]]:
+    """Return where the 8 units of rows 0 ... 7 of a tile of 128-byte rows lie, in units from the row's start."""
+    (launch,) = plan("forward", "bf16", 1, (2, 2), DEPTH, CHANNELS, H100)
+    return look_up("swizzle", launch, (8, 8)).tolist()
+
+
+def simulate(items: list[Item], slots: int) -> list[tuple[int, float, float, float]]:
+    """Return (slot, begin, end of waiting, end) of each item if an item takes one unit of time and its wait.
+
+    Blocks begin in the order of tickets, as slots become free.
+    """
+    free = [0.0] * slots
+    ends: dict[int, list[float]] = {}
+    times = []
+    for item in items:
+        slot = min(range(slots), key=lambda s: free[s])
+        begin = free[slot]
+        if not item.exists:
+            times.append((slot, begin, begin, begin))
+            continue
+        done = sorted(ends.setdefault(item.image, []))
+        ready = done[item.wanted - 1] if item.wanted else 0.0
+        resumed = max(begin + BEFORE, ready)
+        free[slot] = resumed + 1 - BEFORE
+        ends[item.image].append(free[slot])
+        times.append((slot, begin, resumed, free[slot]))
+    return times

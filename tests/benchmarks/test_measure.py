@@ -1,0 +1,147 @@
+"""What the benchmark counts and how it takes turns, on the CPU."""
+
+import time
+
+import pytest
+import torch
+
+from benchmarks import measure
+from benchmarks.cases import Case, in_layout, precision, suite
+from benchmarks.measure import Clock, Step, Timing, interleaved, quantiles, step, temporaries
+
+
+def test_quantiles_of_known_numbers():
+    assert quantiles([float(n) for n in range(11)]) == Timing(5.0, 2.0, 8.0, 11)
+    assert quantiles([3.0]) == Timing(3.0, 3.0, 3.0, 1)
+
+
+def test_steps_take_turns_and_go_round_the_sets():
+    order = []
+    steps = {name: Step(lambda number, name=name: order.append((name, number)), lambda state: None) for name in "ab"}
+    interleaved(steps, 4)
+    timed = order[2 * measure.WARM_UPS :]
+    assert timed == [("a", 0), ("b", 1), ("a", 2), ("b", 3), ("a", 4), ("b", 5), ("a", 6), ("b", 7)]
+
+
+def test_preparation_is_not_timed():
+    timing = interleaved({"": Step(lambda number: time.sleep(0.05), lambda state: None)}, 3)[""]
+    assert timing.median < 0.025
+
+
+def test_a_slow_step_sits_out_and_a_failing_one_is_left_out():
+    def fails():
+        raise ValueError("too large")
+
+    results = interleaved({"slow": step(lambda: time.sleep(0.02)), "fails": step(fails)}, 50, share=0.03)
+    assert isinstance(results["fails"], ValueError)
+    assert results["slow"].turns == measure.FEWEST
+
+
+def test_a_step_that_fails_later_is_left_out_too():
+    calls = []
+
+    def fails_later():
+        calls.append(None)
+        if len(calls) > measure.WARM_UPS + 1:
+            raise MemoryError
+
+    assert isinstance(interleaved({"": step(fails_later)}, 5)[""], MemoryError)
+
+
+def test_temporaries_are_the_peak_without_results():
+    def call():
+        x = torch.empty(10_000)  # freed before the result exists twice over
+        y = torch.empty(30_000)
+        del x
+        return y
+
+    assert temporaries(step(call), Clock()) == 4 * 10_000
+
+
+def test_rates_are_of_this_machine():
+    assert 1e8 < measure.copy_rate(turns=2) < 1e13
+    assert 1e9 < measure.matrix_rate(turns=1) < 1e14
+
+
+def test_minimum_bytes_and_flops_of_the_hot_case():
+    case = suite()[0]
+    assert (case.batch, case.sizes, case.dtype) == (8, (97, 97), "bfloat16")
+    assert case.minimum_bytes()["forward"] == 173_426_688 // 1
+    assert case.minimum_bytes()["backward"] == 2 * case.minimum_bytes()["forward"]
+    assert case.flops()["forward"] == 2 * 8 * 97 * 97 * 194 * (64 + 512)
+    assert case.flops()["backward"] == 2 * 8 * 97 * 97 * 194 * (3 * 64 + 2 * 512)
+    assert case.input_bytes == 8 * 97 * 97 * (2 * 64 + 512) * 2
+
+
+def test_suite_has_every_shape_in_every_dtype_once():
+    cases = suite()
+    shapes = {(c.batch, c.sizes) for c in cases}
+    assert shapes == {
+        *((b, (97, 97)) for b in (1, 2, 8)),
+        *((1, s) for s in ((65, 129), (129, 257), (256, 256), (5, 60, 80))),
+    }
+    assert len(cases) == len(set(cases)) == 4 * len(shapes)
+    assert {c.dtype for c in cases} == {"bfloat16", "float16", "float32", "tf32"}
+
+
+def test_inputs_are_the_same_values_in_every_layout():
+    case = Case(2, (3, 4, 5), "bfloat16", 6, 7)
+    (q, k, v), dout = case.inputs(3, torch.device("cpu"), "NCHW")
+    last, dout_last = case.inputs(3, torch.device("cpu"), "channels_last")
+    assert q.dtype == torch.bfloat16
+    assert all(torch.equal(a, b) for a, b in zip((q, k, v, dout), (*last, dout_last), strict=True))
+    assert v.is_contiguous()
+    assert last[2].movedim(1, -1).is_contiguous()
+    assert not torch.equal(q, k)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "channels_last"])
+def test_layout_of_four_axes_is_torchs(layout):
+    x = torch.randn(2, 3, 4, 5)
+    memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    assert in_layout(x, layout).is_contiguous(memory_format=memory)
+
+
+def test_precision_is_put_back():
+    before = torch.get_float32_matmul_precision()
+    with precision(Case(1, (2, 2), "tf32")):
+        assert torch.get_float32_matmul_precision() == "high"
+        with precision(Case(1, (2, 2), "float32")):
+            assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_a_gpu_waits_for_the_host_and_preparation_is_outside(monkeypatch):
+    """The order of what is asked of a GPU, by one that only notes it."""
+    asked = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            asked.append("record")
+
+        def synchronize(self):
+            asked.append("wait for the event")
+
+        def elapsed_time(self, end):
+            return 5.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: asked.append(cycles))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: asked.append("wait"))
+    clock = Clock(torch.device("cuda"))
+    measured = Step(lambda number: asked.append(f"prepare {number}"), lambda state: asked.append("run"))
+    assert clock.seconds(measured, 4, head_start=1e-3) == 5e-3
+    assert asked == ["prepare 4", "wait", 2_000_000, "record", "run", "record", "wait for the event"]
+
+
+def test_temporaries_on_a_gpu_are_the_bytes_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    numbers = {"requested_bytes.all.current": 100, "requested_bytes.all.peak": 1500}
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda: numbers)
+    clock = Clock(torch.device("cuda"))
+    assert temporaries(step(lambda: (torch.empty(100), torch.empty(10))), clock) == 1500 - 100 - 440

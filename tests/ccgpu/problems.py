@@ -1,0 +1,172 @@
+"""Problems for cca and what their results are held to: used on every device, by every test of values.
+
+Tolerance: the error is at most 2 times (values) or 3 times (gradients) that of the plain einsum formulation in the same
+dtype, plus a floor of a few units in the last place of the result's magnitude.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+import ccgpu
+from ccgpu import torch_lines
+from ccgpu.kernels import reference
+
+SIZES = st.one_of(
+    st.tuples(st.integers(1, 13)),
+    st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4)),
+)
+EPSILON = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
+
+
+def plain(q, k, v, scale):
+    """The einsum formulation, every step in the dtype of its inputs: what plain PyTorch gives."""
+    axes = q.ndim - 2
+    energies = []
+    for axis in range(axes):
+        lines_q, lines_k = (x.movedim(1, -1).movedim(1 + axis, -2) for x in (q, k))
+        line = scale * torch.einsum("...id,...jd->...ij", lines_q, lines_k)
+        if axis != axes - 1:
+            line = line + torch.diag(line.new_full((line.shape[-1],), -math.inf))
+        energies.append(line.movedim(-2, 1 + axis))
+    joint = torch.cat(energies, -1)
+    weights = torch.softmax(joint, -1).split([e.shape[-1] for e in energies], -1)
+    out = 0
+    for axis, w in enumerate(weights):
+        lines_v = v.movedim(1, -1).movedim(1 + axis, -2)
+        out = out + torch.einsum("...ij,...jc->...ic", w.movedim(1 + axis, -2), lines_v).movedim(-2, 1 + axis)
+    return out.movedim(-1, 1), torch.logsumexp(joint, -1)
+
+
+class Problem(NamedTuple):
+    """q, k, v in three layouts, the gradients of out and lse, and the scale."""
+
+    tensors: tuple[Tensor, Tensor, Tensor]
+    dout: Tensor
+    dlse: Tensor
+    scale: float
+    layout: tuple[str, str, str] = ("contiguous",) * 3
+
+    def on(self, device):
+        """Return the problem on a device, in the same layouts: a copy between devices closes gaps."""
+        tensors = tuple(layouts(x.to(device), kind) for x, kind in zip(self.tensors, self.layout, strict=True))
+        return self._replace(tensors=tensors, dout=self.dout.to(device), dlse=self.dlse.to(device))
+
+
+def layouts(x, layout):
+    """The same values in another memory layout."""
+    if layout == "channels_last":
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
+    if layout == "reversed":  # strides grow from the first axis to the last
+        return x.permute(*range(x.ndim - 1, -1, -1)).contiguous().permute(*range(x.ndim - 1, -1, -1))
+    if layout == "sliced":  # every second channel of a wider map, an offset into it
+        wide = x.new_full((x.shape[0], 2 * x.shape[1] + 1, *x.shape[2:]), math.nan)
+        wide[:, 1::2] = x
+        return wide[:, 1::2]
+    return x.contiguous()
+
+
+@st.composite
+def problems(draw, dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16)):
+    sizes = draw(SIZES)
+    batch, d, c = draw(st.integers(0, 3)), draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    dtype = draw(st.sampled_from(dtypes))
+    small = dtype == torch.float16
+    magnitude = draw(st.sampled_from([1.0, 1e-3, 8.0] if small else [1.0, 1e-30, 1e-3, 30.0, 1e4]))
+    energy = draw(st.sampled_from([1.0, 1e-3, 30.0]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    q, k = (energy**0.5 * torch.randn(batch, d, *sizes, generator=generator, dtype=torch.float64) for _ in "qk")
+    v, dout = (magnitude * torch.randn(batch, c, *sizes, generator=generator, dtype=torch.float64) for _ in "vd")
+    dlse = torch.randn(batch, *sizes, generator=generator, dtype=torch.float64)
+    layout = draw(st.tuples(*[st.sampled_from(["contiguous", "channels_last", "reversed", "sliced"])] * 3))
+    tensors = tuple(layouts(x.to(dtype), kind) for x, kind in zip((q, k, v), layout, strict=True))
+    dlse = dlse.to(torch_lines.energy_dtype(dtype))
+    return Problem(tensors, dout.to(dtype), dlse, draw(st.sampled_from([1.0, 0.3, -2.0])), layout)
+
+
+def run(function, tensors, dout, dlse):
+    """Return out, lse, dq, dk, dv."""
+    leaves = tuple(x.detach().requires_grad_() for x in tensors)
+    out, lse = function(*leaves)
+    return (out, lse, *torch.autograd.grad((out, lse), leaves, (dout, dlse.to(lse.dtype))))
+
+
+def expected(problem):
+    """Return the same by the NumPy reference in float64."""
+    tensors, dout, dlse, scale = problem[:4]
+    arrays = [x.detach().double().numpy() for x in tensors]
+    out, lse = reference.forward(*arrays, scale)
+    gradients = reference.backward(dout.double().numpy(), *arrays, out, lse, dlse.double().numpy(), scale)
+    return tuple(torch.from_numpy(x) for x in (out, lse, *gradients))
+
+
+def largest(x):
+    return float(x.detach().double().abs().max()) if x.numel() else 0.0
+
+
+def check_errors(ours, theirs, truth, problem, unit=None):
+    """Raise unless ours are as near to the truth as theirs, but for what the dtype costs anybody.
+
+    `unit` is the relative rounding of every factor where it is not the dtype's: in TF32.
+    """
+    tensors, dout, dlse, scale = problem[:4]
+    q, k, v = (largest(x) for x in tensors)
+    wide = EPSILON[torch_lines.energy_dtype(tensors[0].dtype)] if unit is None else unit
+    unit = EPSILON[tensors[0].dtype] if unit is None else unit
+    # What nobody can avoid: an energy is rounded in proportion to its terms, and weights recomputed from lse by as much
+    # again; dE = w (dout . v - delta + dlse) is rounded in proportion to the terms that cancel in it, and
+    # delta = dout . out has the rounding of the saved out.
+    absolute = [x.detach().double().abs().flatten(2) for x in tensors[:2]]
+    energy = abs(scale) * largest(torch.einsum("bdi,bdj->bij", *absolute))
+    denergy = largest(dout) * v * tensors[2].shape[1] + largest(dlse)
+    cancelled = {"dq": abs(scale) * k * denergy, "dk": abs(scale) * q * denergy * sum(tensors[0].shape[2:])}
+    for name, a, b, t in zip(("out", "lse", "dq", "dk", "dv"), ours, theirs, truth, strict=True):
+        a, b, t = (x.detach().cpu().double() for x in (a, b, t))
+        error, plain_error = largest(a - t), largest(b - t)
+        size = max(largest(t), largest(b))
+        floor = unit * cancelled.get(name, 0.0) + (1 if name == "out" else 2) * wide * energy * size
+        floor += 4 * (wide if name == "lse" else unit) * size + torch.finfo(tensors[0].dtype).tiny
+        factor = 2 if name in ("out", "lse") else 3
+        assert error <= factor * plain_error + floor, f"{name}: {error:.3g}, plain {plain_error:.3g}, floor {floor:.3g}"
+
+
+def attend(problem, backend=None):
+    """Return out, lse, dq, dk, dv by a backend of ours."""
+    tensors, dout, dlse, scale = problem[:4]
+    return run(lambda *x: ccgpu.cca(*x, scale=scale, return_lse=True, backend=backend), tensors, dout, dlse)
+
+
+def attend_plainly(problem):
+    """Return the same by the einsum formulation, on the problem's device and in its dtype."""
+    tensors, dout, dlse, scale = problem[:4]
+    return run(lambda *x: plain(*x, scale), tensors, dout, dlse)
+
+
+def truth_in_float64(problem):
+    """Return the same by the einsum formulation in float64: for maps too large for the reference's loops."""
+    tensors, dout, dlse = tuple(x.double() for x in problem.tensors), problem.dout.double(), problem.dlse.double()
+    return attend_plainly(Problem(tensors, dout, dlse, problem.scale))
+
+
+def check_backend(problem, backend, device="cpu", unit=None):
+    """Raise unless a backend computes the problem right, and returns dtype and layout as documented."""
+    there = problem.on(device)
+    ours = attend(there, backend)
+    check_errors(ours, attend_plainly(there), expected(problem), problem, unit)
+    check_form(ours, there)
+
+
+def check_form(results, problem):
+    """Raise unless out has v's dtype and format, lse that of energies, and the gradients those of q, k and v."""
+    (out, lse, *gradients), tensors = results, problem.tensors
+    assert out.dtype == tensors[2].dtype
+    assert out.stride() == torch.empty_like(tensors[2]).stride()
+    assert lse.dtype == torch_lines.energy_dtype(out.dtype)
+    assert lse.is_contiguous()
+    for gradient, x in zip(gradients, tensors, strict=True):
+        assert gradient.dtype == x.dtype
+        assert gradient.shape == x.shape

@@ -1,0 +1,168 @@
+"""Problems for affinity and aggregate and what their results are held to: used on every device.
+
+Tolerance: the error is at most 2 times (values) or 3 times (gradients) that of the plain einsum formulation in the same
+dtype, plus a floor, element by element, of a few units in the last place of the sum of the terms' magnitudes.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+import ccgpu
+from ccgpu import torch_lines
+from ccgpu.kernels import reference
+from tests.ccgpu.problems import EPSILON, SIZES, layouts
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def criss_cross(sizes):
+    """The number of positions in a criss-cross."""
+    return sum(sizes) - len(sizes) + 1
+
+
+def transposed(weights, x, backend=None):
+    return torch.ops.ccgpu.aggregate_transposed(weights, x, backend)
+
+
+def inputs(sizes, dtype=torch.float64, batch=2, d=3, c=4, grad=True):
+    """q, k, v and weights."""
+    generator = torch.Generator().manual_seed(len(sizes))
+    tensors = (
+        torch.randn(batch, n, *sizes, generator=generator, dtype=torch.float64) for n in (d, d, c, criss_cross(sizes))
+    )
+    return tuple(x.to(dtype).requires_grad_(grad) for x in tensors)
+
+
+def staged(q, k, v, scale=1.0):
+    return ccgpu.aggregate(ccgpu.affinity(scale * q, k).softmax(1), v)
+
+
+def plain_affinity(q, k):
+    """Energies by einsum, every step in the dtype of its inputs."""
+    axes, energies = q.ndim - 2, []
+    for axis in range(axes):
+        lines_q, lines_k = (x.movedim(1, -1).movedim(1 + axis, -2) for x in (q, k))
+        line = torch.einsum("...id,...jd->...ij", lines_q, lines_k)
+        n = line.shape[-1]
+        if axis != axes - 1:
+            line = line[..., ~torch.eye(n, dtype=torch.bool, device=lines_q.device)].unflatten(-1, (n, n - 1))
+        energies.append(line.movedim(-2, 1 + axis))
+    return torch.cat(energies, -1).movedim(-1, 1)
+
+
+def plain_aggregate(weights, v):
+    """Weighted sums by einsum, every step in v's dtype."""
+    sizes = v.shape[2:]
+    parts = weights.to(v.dtype).movedim(1, -1).split([*(n - 1 for n in sizes[:-1]), sizes[-1]], -1)
+    out = 0
+    for axis, (n, part) in enumerate(zip(sizes, parts, strict=True)):
+        lines_w, lines_v = part.movedim(1 + axis, -2), v.movedim(1, -1).movedim(1 + axis, -2)
+        if axis != len(sizes) - 1:
+            full = lines_w.new_zeros((*lines_w.shape[:-1], n))
+            full[..., ~torch.eye(n, dtype=torch.bool, device=lines_w.device)] = lines_w.flatten(-2)
+            lines_w = full
+        out = out + torch.einsum("...ij,...jc->...ic", lines_w, lines_v).movedim(-2, 1 + axis)
+    return out.movedim(-1, 1)
+
+
+class Problem(NamedTuple):
+    """Two maps of as many channels, and weights (or gradients of energies) in their dtype or the energies'."""
+
+    maps: tuple[Tensor, Tensor]
+    weights: Tensor
+    layout: tuple[str, str, str]
+
+    def on(self, device):
+        """Return the problem on a device, in the same layouts: a copy between devices closes gaps."""
+        a, b, weights = (
+            layouts(x.to(device), kind) for x, kind in zip((*self.maps, self.weights), self.layout, strict=True)
+        )
+        return self._replace(maps=(a, b), weights=weights)
+
+
+@st.composite
+def problems(draw, dtypes=DTYPES):
+    sizes, dtype = draw(SIZES), draw(st.sampled_from(dtypes))
+    batch, channels = draw(st.integers(0, 3)), draw(st.integers(1, 9))
+    magnitudes = [1.0, 1e-2, 8.0] if dtype == torch.float16 else [1.0, 1e-10, 30.0, 1e4]
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    wide = torch_lines.energy_dtype(dtype) if draw(st.booleans()) else dtype
+    shapes = [(batch, channels, *sizes)] * 2 + [(batch, criss_cross(sizes), *sizes)]
+    a, b, weights = (
+        (draw(st.sampled_from(magnitudes)) * torch.randn(shape, generator=generator, dtype=torch.float64)).to(kind)
+        for shape, kind in zip(shapes, (dtype, dtype, wide), strict=True)
+    )
+    layout = draw(st.tuples(*[st.sampled_from(["contiguous", "channels_last", "reversed", "sliced"])] * 3))
+    return Problem((a, b), weights, layout).on("cpu")
+
+
+def numpy(*tensors):
+    return [x.detach().double().cpu().numpy() for x in tensors]
+
+
+def check(name, ours, plain, function, *arguments, factor):
+    """Compare with the reference `function` of the tensors `arguments`."""
+    arrays = numpy(*arguments)
+    truth, scale = function(*arrays), function(*(np.abs(a) for a in arrays))
+    assert ours.shape == truth.shape, name
+    error, plain_error = (np.abs(x.detach().double().cpu().numpy() - truth) for x in (ours, plain))
+    floor = 4 * EPSILON[ours.dtype] * scale + torch.finfo(ours.dtype).tiny
+    if ours.dtype == torch.float16:
+        floor += 2.0**-24  # its subnormal numbers
+    allowed = factor * plain_error.max(initial=0.0) + floor
+    assert (error <= allowed).all(), f"{name}: {np.max(error - allowed):.3g} too much"
+
+
+def check_affinity(backend, problem):
+    (q, k), denergies, _ = problem
+    denergies = denergies.to(torch_lines.energy_dtype(q.dtype))
+    q, k = q.detach().requires_grad_(), k.detach().requires_grad_()
+    energies = ccgpu.affinity(q, k, backend=backend)
+    assert energies.dtype == torch_lines.energy_dtype(q.dtype)
+    assert energies.movedim(1, -1).is_contiguous()
+    plain = plain_affinity(q, k)
+    check("energies", energies, plain, reference.affinity, q, k, factor=2)
+    dq, dk = torch.autograd.grad(energies, (q, k), denergies)
+    plain_dq, plain_dk = torch.autograd.grad(plain, (q, k), denergies.to(plain.dtype))
+    assert dq.dtype == dk.dtype == q.dtype
+    check("dq", dq, plain_dq, reference.aggregate, denergies, k, factor=3)
+    check("dk", dk, plain_dk, reference.aggregate_transposed, denergies, q, factor=3)
+
+
+def check_aggregate(backend, problem):
+    (v, dout), weights, _ = problem
+    v, weights = v.detach().requires_grad_(), weights.detach().requires_grad_()
+    out = ccgpu.aggregate(weights, v, backend=backend)
+    assert out.dtype == v.dtype
+    assert out.stride() == torch.empty_like(v).stride()
+    plain = plain_aggregate(weights, v)
+    check("out", out, plain, reference.aggregate, weights, v, factor=2)
+    dweights, dv = torch.autograd.grad(out, (weights, v), dout)
+    plain_dweights, plain_dv = torch.autograd.grad(plain, (weights, v), dout)
+    assert dweights.dtype == weights.dtype
+    assert dv.dtype == v.dtype
+    check("dweights", dweights, plain_dweights, reference.affinity, dout, v, factor=3)
+    check("dv", dv, plain_dv, reference.aggregate_transposed, weights, dout, factor=3)
+
+
+def check_transposed(backend, problem):
+    (x, dy), weights, _ = problem
+    x, weights = x.detach().requires_grad_(), weights.detach().requires_grad_()
+    y = transposed(weights, x, backend)
+    assert y.dtype == x.dtype
+    assert y.stride() == torch.empty_like(x).stride()
+    v = torch.zeros_like(x).requires_grad_()
+    (plain,) = torch.autograd.grad(plain_aggregate(weights, v), v, x, create_graph=True)
+    check("y", y, plain, reference.aggregate_transposed, weights, x, factor=2)
+    dweights, dx = torch.autograd.grad(y, (weights, x), dy)
+    plain_dweights, plain_dx = torch.autograd.grad(plain, (weights, x), dy)
+    assert dweights.dtype == weights.dtype
+    check("dweights", dweights, plain_dweights, reference.affinity, x, dy, factor=3)
+    check("dx", dx, plain_dx, reference.aggregate, weights, dy, factor=3)
+
+
+CHECKS = {"affinity": check_affinity, "aggregate": check_aggregate, "transposed": check_transposed}

@@ -1,0 +1,73 @@
+"""A launcher of the shipped kernels whose device is the CPU: what `ccgpu.cupy_lines.Bridge` takes in CuPy's place."""
+
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from ccgpu.kernels import configurations
+from ccgpu.kernels.configurations import Limits
+from ccgpu.kernels.plans import Pointers
+
+H100 = Limits((9, 0), 227 * 1024)
+WRITTEN = {
+    "forward": ("out", "lse"),
+    "backward": ("delta", "dq", "dk", "dv"),
+    "affinity": ("weights",),
+    "aggregate": ("out",),
+    "aggregate_transposed": ("out",),
+}
+
+
+def memory(x):
+    """Return the bytes of a dense tensor as an array."""
+    return np.frombuffer((ctypes.c_char * x.nbytes).from_address(x.data_ptr()), np.uint8)
+
+
+def build(machine, configuration, sanitize=False):
+    """Compile a configuration for the CPU, where it makes no difference how many blocks share a multiprocessor."""
+    alike = configuration._replace(blocks=1)
+    source = configurations.source(alike, primitives=machine.HERE / "primitives.cuh")
+    return alike, machine.compile(source, [alike.entry], sanitize=sanitize)
+
+
+def build_all(machine, chosen):
+    """Compile several configurations side by side."""
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda configuration: build(machine, configuration), chosen))
+
+
+class MachineLauncher:
+    """Runs launches on the CPU, on memory beside which nothing may be touched, results filled with NaN before.
+
+    `launched` and `counts` have an entry for each launch.
+    """
+
+    def __init__(self, machine, limits=H100, sanitize=False, **options):
+        self._machine, self._limits, self._sanitize, self._options = machine, limits, sanitize, options
+        self.launched, self.counts = [], []
+
+    def limits(self, device):
+        return self._limits
+
+    def launch(self, launches, tensors, counters, scale):
+        pointers = Pointers(**{name: x.data_ptr() for name, x in tensors.items()})
+        written = WRITTEN[launches[0].configuration.kernel]
+        for name in written:
+            memory(tensors[name])[:] = 0xFF  # NaN in every dtype
+        for number, launch in enumerate(launches):
+            configuration, library = build(self._machine, launch.configuration, self._sanitize)
+            buffers = [(name, memory(x), name in written) for name, x in tensors.items()]
+            buffers.append(("counters", memory(counters[number]), True))
+            self.launched.append(launch)
+            self.counts.append(
+                library.launch(
+                    configuration.entry,
+                    launch.blocks,
+                    configuration.threads,
+                    launch.arguments(pointers, counters[number].data_ptr(), scale),
+                    configuration.shared_bytes,
+                    buffers,
+                    **self._options,
+                )
+            )

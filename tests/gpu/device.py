@@ -1,0 +1,80 @@
+"""The device under test, its backends and its arithmetics."""
+
+import warnings
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+import ccgpu
+
+DEVICE = torch.device("cuda")
+BACKENDS = [b.name for b in ccgpu.backends("cuda") if b.name not in ("cpu", "reference")]
+
+
+class Arithmetic(NamedTuple):
+    """How products are formed: the dtype, and the relative rounding of a factor where it is not the dtype's."""
+
+    dtype: torch.dtype
+    unit: float | None = None
+
+
+ARITHMETICS = {
+    "float64": Arithmetic(torch.float64),
+    "float32": Arithmetic(torch.float32),
+    # 10 bits behind the point; cuBLAS cuts off what the kernels round.
+    "tf32": Arithmetic(torch.float32, 2.0**-10),
+    "bfloat16": Arithmetic(torch.bfloat16),
+    "float16": Arithmetic(torch.float16),
+}
+
+
+@contextmanager
+def precision(name):
+    """Allow TF32 for "tf32", forbid it for every other arithmetic."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def poisoned_memory():
+    """Give out memory full of NaN, so that what a kernel did not write, or read too early, shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of cuBLAS, that its workspace is not fixed
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def inputs(sizes, d=16, c=24, dtype=torch.float32, batch=2, seed=0, last=True, device=DEVICE):
+    """Return q, k, v and a gradient of out, the channels last in memory or not."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = []
+    for channels in (d, d, c, c):
+        x = torch.randn(batch, channels, *sizes, generator=generator, dtype=torch.float64)
+        x = (x * channels**-0.25 if len(tensors) < 2 else x).to(dtype).to(device)
+        tensors.append(x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x)
+    return tuple(tensors[:3]), tensors[3]
+
+
+def gradients(tensors, dout, backend=None, function=None):
+    """Return out, lse, dq, dk, dv; the gradient of lse is all ones."""
+    leaves = tuple(x.detach().requires_grad_() for x in tensors)
+    attend = ccgpu.cca if function is None else function
+    out, lse = attend(*leaves, return_lse=True, backend=backend)
+    return (out.detach(), lse.detach(), *torch.autograd.grad((out, lse), leaves, (dout, torch.ones_like(lse))))
+
+
+def same_bits(first, second):
+    """Tell whether two lists of tensors are equal in every bit, NaN and the sign of zero included."""
+    return all(
+        a.shape == b.shape and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+        for a, b in zip(first, second, strict=True)
+    )

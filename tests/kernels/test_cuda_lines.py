@@ -1,0 +1,319 @@
+"""The shipped CUDA source, run by a machine on the CPU, against the NumPy reference: every kernel and arithmetic.
+
+Sizes lie around the edges of tiles (16 positions) and of blocks; a GPU with little shared memory cuts lines into many
+segments. Threads run in several orders, results and shared memory are NaN before, memory ends where the arrays end.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ccgpu import torch_stages
+from ccgpu.cupy_lines import Bridge
+from ccgpu.cupy_stages import Stages
+from ccgpu.kernels import configurations, plans
+from ccgpu.kernels.configurations import ARITHMETICS, Limits
+from ccgpu.torch_lines import energy_dtype
+from tests.ccgpu.problems import Problem, attend_plainly, check_errors, expected, run, truth_in_float64
+from tests.cuda_on_cpu.launcher import H100, MachineLauncher, build_all
+
+DTYPE = {
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+    "tf32": torch.float32,
+    "f32": torch.float32,
+    "f64": torch.float64,
+}
+DTYPE |= {"bf16_fma": torch.bfloat16, "f16_fma": torch.float16}
+TF32_UNIT = 2.0**-10
+# The tiles of the blocks that are compiled here. Fewer are allowed in some examples: then lines are cut into segments.
+# float16 and the 16-bit multiply-adds differ from others by their conversions only.
+TILES = {"bf16": (1, 2, 4), "f16": (1, 2), "tf32": (1, 2, 4), "f32": (1, 2, 4), "f64": (1, 2)}
+TILES |= {"bf16_fma": (1, 2), "f16_fma": (1, 2)}
+STAGED = ["bf16", "tf32", "f32", "f64"]
+EDGES = [1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33]
+
+
+def limits(arithmetic):
+    return Limits((7, 5) if arithmetic.endswith("_fma") else (9, 0), H100.shared_bytes)
+
+
+@contextlib.contextmanager
+def most_tiles(held):
+    """Let blocks hold so many tiles, and no other number."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plans, "plan", plans.plan.__wrapped__)
+        patch.setattr(plans, "classes", lambda *arguments: held)
+        yield
+
+
+class Attention(torch.autograd.Function):
+    """The bridge's two functions, so that results come out as they do from cca."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, scale, bridge):
+        out, lse = bridge.forward(q, k, v, scale)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.scale, ctx.bridge = scale, bridge
+        return out, lse
+
+    @staticmethod
+    def backward(ctx, dout, dlse):
+        q, k, v, out, lse = ctx.saved_tensors
+        return (*ctx.bridge.backward(dout, q, k, v, out, lse, dlse, ctx.scale), None, None)
+
+
+def attend(problem, bridge):
+    """Return out, lse, dq, dk, dv by the kernels."""
+    return run(lambda *x: Attention.apply(*x, problem.scale, bridge), problem.tensors, problem.dout, problem.dlse)
+
+
+def random_problem(dtype, batch, sizes, depth, channels, scale=1.0, seed=0, energy=1.0, magnitude=1.0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(n, factor):
+        x = factor * torch.randn(batch, *sizes, n, generator=generator, dtype=torch.float64)
+        return x.to(dtype).movedim(-1, 1)
+
+    part = energy**0.5 * depth**-0.25
+    q, k, v, dout = draw(depth, part), draw(depth, part), draw(channels, magnitude), draw(channels, magnitude)
+    dlse = torch.randn(batch, *sizes, generator=generator, dtype=torch.float64).to(energy_dtype(dtype))
+    return Problem((q, k, v), dout, dlse, scale)
+
+
+@st.composite
+def problems(draw, dtype):
+    long, short = st.sampled_from(EDGES), st.integers(1, 3)
+    sizes = draw(
+        st.one_of(
+            st.tuples(long),
+            st.tuples(long, short),
+            st.tuples(short, long),
+            st.tuples(st.integers(4, 18), st.integers(4, 18)),
+            st.tuples(short, short, long),
+            st.tuples(long, short, short),
+            st.tuples(short, long, short),
+        )
+    )
+    return random_problem(
+        dtype,
+        draw(st.integers(1, 3)),
+        sizes,
+        draw(st.integers(1, 16)),
+        draw(st.sampled_from([1, 3, 8, 24, 40, 64, 65, 72])),
+        draw(st.sampled_from([1.0, 0.3, -2.0])),
+        draw(st.integers(0, 2**31)),
+        draw(st.sampled_from([1.0, 1e-3, 30.0])),
+        draw(st.sampled_from([1.0, 1e-3, 8.0])),
+    )
+
+
+ORDERS = st.one_of(st.sampled_from(["forward", "reverse"]), st.integers(0, 2**31))
+
+
+def check(problem, arithmetic, ours):
+    positions = problem.dout[0, 0].numel()
+    truth = expected(problem) if positions * problem.dout.shape[0] <= 64 else truth_in_float64(problem)
+    check_errors(ours, attend_plainly(problem), truth, problem, TF32_UNIT if arithmetic == "tf32" else None)
+
+
+@pytest.fixture
+def tf32(request):
+    """Multiply float32 in TF32 where the test's arithmetic is that."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if request.getfixturevalue("arithmetic") == "tf32" else "highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture(scope="module")
+def machine(cuda_on_cpu):
+    """The machine, with the kernels of the small tests compiled."""
+    build_all(
+        cuda_on_cpu,
+        [
+            configurations.configuration(kernel, arithmetic, n, 16, limits(arithmetic))
+            for arithmetic in ARITHMETICS
+            for kernel in configurations.KERNELS
+            for n in TILES[arithmetic]
+            if kernel in ("forward", "backward") or arithmetic in STAGED
+        ],
+    )
+    return cuda_on_cpu
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("arithmetic", list(ARITHMETICS))
+@given(data=st.data())
+@settings(max_examples=110, deadline=None)
+def test_kernels_match_reference(machine, arithmetic, data):
+    problem = data.draw(problems(DTYPE[arithmetic]))
+    held = data.draw(st.sampled_from([TILES[arithmetic], TILES[arithmetic][:1]]))
+    launcher = MachineLauncher(machine, limits(arithmetic), order=data.draw(ORDERS))
+    with most_tiles(held):
+        check(problem, arithmetic, attend(problem, Bridge(launcher)))
+    assert {launch.configuration.arithmetic for launch in launcher.launched} == {arithmetic}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("arithmetic", list(ARITHMETICS))
+@given(data=st.data())
+@settings(max_examples=1500, deadline=None)
+def test_kernels_match_reference_sweep(machine, arithmetic, data):
+    test_kernels_match_reference.hypothesis.inner_test(machine, arithmetic, data)
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("arithmetic", STAGED)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_stages_match_reference(machine, arithmetic, data):
+    problem = data.draw(problems(DTYPE[arithmetic]))
+    held = data.draw(st.sampled_from([TILES[arithmetic], TILES[arithmetic][:1]]))
+    launcher = MachineLauncher(machine, limits(arithmetic), order=data.draw(ORDERS))
+    stages, (q, k, v) = Stages(launcher), problem.tensors
+    neighbours = sum(q.shape[2:]) - (q.ndim - 3)
+    weights = torch.randn(q.shape[0], neighbours, *q.shape[2:], dtype=energy_dtype(q.dtype))
+    with most_tiles(held):
+        ours = stages.affinity(q, k), stages.aggregate(weights, v), stages.aggregate_transposed(weights, v)
+    truth = (
+        torch_stages.affinity(q.double(), k.double()),
+        torch_stages.aggregate(weights.double(), v.double()),
+        torch_stages.aggregate_transposed(weights.double(), v.double()),
+    )
+    # A product's factors are rounded to the unit (what is in memory is exact), the sum once more.
+    unit = TF32_UNIT if arithmetic == "tf32" else torch.finfo(q.dtype).eps
+    bounds = (
+        torch_stages.affinity(q.double().abs(), k.double().abs()),
+        torch_stages.aggregate(weights.double().abs(), v.double().abs()),
+        torch_stages.aggregate_transposed(weights.double().abs(), v.double().abs()),
+    )
+    for name, a, b, size in zip(("affinity", "aggregate", "transposed"), ours, truth, bounds, strict=True):
+        assert a.shape == b.shape
+        error, bound = (a.double() - b).abs(), 4 * unit * size + torch.finfo(q.dtype).tiny
+        assert bool((error <= bound).all()), f"{name}: {float((error - bound).max()):.3g}"
+
+
+# Whole blocks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("arithmetic", ["bf16", "tf32", "f32", "f64"])
+@pytest.mark.parametrize("sizes", [(3, 97), (2, 129), (2, 300)])
+def test_long_lines(cuda_on_cpu, arithmetic, sizes):
+    """Lines of several tiles a warp, and lines in several segments, with 40 channels of q and k."""
+    problem = random_problem(DTYPE[arithmetic], 1, sizes, 40, 72, seed=sizes[1])
+    check(problem, arithmetic, attend(problem, Bridge(MachineLauncher(cuda_on_cpu, limits(arithmetic)))))
+
+
+@pytest.mark.parametrize("arithmetic", ["bf16", "f64"])
+@pytest.mark.parametrize("depth", [100, 250])
+def test_many_channels_of_queries(cuda_on_cpu, arithmetic, depth):
+    problem = random_problem(DTYPE[arithmetic], 1, (5, 6), depth, 24)
+    check(problem, arithmetic, attend(problem, Bridge(MachineLauncher(cuda_on_cpu, limits(arithmetic)))))
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse", 1, 2])
+def test_order_of_blocks_makes_no_difference(machine, order):
+    """Blocks take their work by ticket, so any may come first; the results are the same bits."""
+    problem = random_problem(torch.bfloat16, 3, (20, 18), 16, 72)
+    first = attend(problem, Bridge(MachineLauncher(machine)))
+    again = attend(problem, Bridge(MachineLauncher(machine, block_order=order, order=order)))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_what_is_not_finite_stays_on_its_lines(machine, which, bad):
+    """A NaN or infinity reaches the positions that attend to it, as in the reference, and no others."""
+    problem = random_problem(torch.float32, 1, (4, 19), 8, 8)
+    problem.tensors[which][0, 2, 1, 17] = bad
+    out, lse = Bridge(MachineLauncher(machine)).forward(*problem.tensors, 1.0)
+    truth = expected(problem)
+    for a, b in ((out, truth[0]), (lse, truth[1])):
+        torch.testing.assert_close(a.double(), b, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+def test_no_weight_at_all_is_nan_and_minus_infinity(machine):
+    q, k, v = (torch.ones(1, n, 3, 4) for n in (4, 4, 8))
+    k[...] = -float("inf")
+    out, lse = Bridge(MachineLauncher(machine)).forward(q, k, v, 1.0)
+    assert bool(out.isnan().all())
+    assert bool((lse == -float("inf")).all())
+
+
+# Traffic --------------------------------------------------------------------------------------------------------------
+
+
+def minimum_bytes(kernel, problem):
+    """Return the bytes that the phases of a kernel must read and write: each its lines, and what the last one left."""
+    q, _, v = problem.tensors
+    depth, channels = (x.shape[1] * x.element_size() for x in (q, v))
+    positions, phases, number = problem.dlse.numel(), q.ndim - 2, problem.dlse.element_size()
+    if kernel == "forward":
+        result = channels + number
+        return positions * (phases * (2 * depth + channels) + (phases - 1) * result), positions * phases * result
+    result, inputs = 2 * depth + channels, 2 * depth + 2 * channels + number
+    return (
+        positions * (phases * inputs + channels + number + (phases - 1) * (result + number)),
+        positions * (phases * result + number),
+    )
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("arithmetic", ["bf16", "tf32"])
+def test_hot_kernels_move_no_byte_twice_and_meet_no_bank_conflict(cuda_on_cpu, arithmetic):
+    """97x97 with 64 channels of q and k, as in CCNet; of v, whose chunks are all alike, only one or two."""
+    problem = random_problem(DTYPE[arithmetic], 1, (97, 97), 64, 64)
+    launcher = MachineLauncher(cuda_on_cpu, count=True, check_races=False)
+    attend(problem, Bridge(launcher))
+    assert [launch.configuration.tiles for launch in launcher.launched] == [7, 7]
+    for launch, counts in zip(launcher.launched, launcher.counts, strict=True):
+        read, written = minimum_bytes(launch.configuration.kernel, problem)
+        assert read <= counts.bytes_read <= 1.1 * read
+        assert counts.bytes_written == written
+        for kind in ("matrix_loads", "loads", "stores", "copies"):
+            assert getattr(counts, kind).wavefronts > 0
+            assert getattr(counts, kind).conflicts == 0, kind
+
+
+# AddressSanitizer -----------------------------------------------------------------------------------------------------
+
+SANITIZED = """
+import torch
+from ccgpu import torch_stages
+from ccgpu.cupy_lines import Bridge
+from ccgpu.cupy_stages import Stages
+from tests.cuda_on_cpu import device
+from tests.cuda_on_cpu.launcher import MachineLauncher
+from tests.kernels.test_cuda_lines import attend, random_problem
+
+launcher = MachineLauncher(device, sanitize=True)
+for sizes in ((5, 14), (2, 3, 7)):
+    problem = random_problem(torch.bfloat16, 2, sizes, 9, 70)
+    attend(problem, Bridge(launcher))
+q, k, v = problem.tensors
+stages = Stages(launcher)
+energies = stages.affinity(q, k)
+stages.aggregate(energies, v)
+stages.aggregate_transposed(energies, v)
+print(len(launcher.counts), "launches")
+"""
+
+
+def test_kernels_under_address_sanitizer(cuda_on_cpu):
+    runtime = cuda_on_cpu.sanitizer_runtime()
+    if runtime is None:
+        pytest.skip("g++ has no libasan here")
+    environment = {**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
+    command = [sys.executable, "-c", SANITIZED]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "launches" in result.stdout
