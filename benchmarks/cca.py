@@ -75,7 +75,7 @@ def chosen(every: Sequence[Candidate], only: Sequence[str] | None, without: Sequ
 def rates_of(case: Case, device: torch.device, turns: int = 9) -> dict[str, float]:
     """Return the bytes/s of a copy and the FLOP/s of a matrix product of the case's dtype on this device, now."""
     clock = measure.Clock(device)
-    with precision(case):
+    with precision(case.dtype):
         return {"copy": measure.copy_rate(clock, turns), "matrix": measure.matrix_rate(clock, case.torch_dtype, turns)}
 
 

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return subprocess.run(line).returncode
     shape = (arguments.batch, tuple(arguments.size), arguments.dtype)
     case = Case(*shape, arguments.query_channels, arguments.channels)
-    with precision(case):
+    with precision(case.dtype):
         forward, both = calls(case, device, arguments.backend, arguments.layout)
         for _ in range(3):
             both()

@@ -215,7 +215,7 @@ def measure_case(
     """Measure a case; return its rows, and what should have run and agreed and did not."""
     # Compilers begin anew with every case: past a few shapes, dynamo would give up on a function.
     torch._dynamo.reset()
-    with precision(case):
+    with precision(case.dtype):
         measurement = Measurement(case, device, deadline, say)
         for candidate in candidates:
             for layout in candidate.layouts:
@@ -230,7 +230,7 @@ def measure_host(case: Case, candidates: Sequence[Candidate], device: torch.devi
     clock = Clock(device)
     sets = make_sets(case, device, "channels_last", 2)
     rows: list[Row] = []
-    with precision(case):
+    with precision(case.dtype):
         for candidate in candidates:
             if candidate.why_not is not None or candidate.compiled:
                 continue

@@ -113,16 +113,18 @@ torch.library.register_autograd(BACKWARD, _backward_derivative, setup_context=_b
 # Autocast -------------------------------------------------------------------------------------------------------------
 
 
-def _autocast(device_type: str) -> None:
-    """Register: under autocast all inputs take its dtype, as in torch's matrix products; float64 stays float64."""
+def lowered(x: Tensor, device_type: str) -> Tensor:
+    """Return x in autocast's dtype; float64 stays float64."""
+    return x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(device_type))
 
-    def lower(x: Tensor, dtype: torch.dtype) -> Tensor:
-        return x if x.dtype == torch.float64 else x.to(dtype)
+
+def _autocast(device_type: str) -> None:
+    """Register: under autocast all inputs take its dtype, as in torch's matrix products."""
 
     def kernel(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str | None) -> tuple[Tensor, Tensor]:
-        dtype = torch.get_autocast_dtype(device_type)
+        inputs = [lowered(x, device_type) for x in (q, k, v)]
         with torch.autocast(device_type, enabled=False):
-            return torch.ops.ccgpu.cca_forward(*(lower(x, dtype) for x in (q, k, v)), scale, backend)
+            return torch.ops.ccgpu.cca_forward(*inputs, scale, backend)
 
     _LIBRARY.impl("cca_forward", kernel, f"Autocast{device_type.upper()}")
 
@@ -134,7 +136,7 @@ for _device_type in AUTOCAST_DEVICES:
 # vmap -----------------------------------------------------------------------------------------------------------------
 
 
-def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
+def fold(x: Tensor, dim: int | None, size: int) -> Tensor:
     """Move the mapped axis into the batch: (B, ...) -> (size * B, ...)."""
     x = x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
     return x.flatten(0, 1)
@@ -143,7 +145,7 @@ def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
 def _map(op: Any, tensors: int) -> Any:
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         size = info.batch_size
-        folded = [_fold(x, dim, size) for x, dim in zip(args[:tensors], in_dims, strict=False)]
+        folded = [fold(x, dim, size) for x, dim in zip(args[:tensors], in_dims, strict=False)]
         outputs = op(*folded, *args[tensors:])
         return tuple(x.unflatten(0, (size, x.shape[0] // size)) for x in outputs), (0,) * len(outputs)
 

@@ -1,4 +1,4 @@
-"""What `ccgpu.cca` accepts, and the messages for everything else.
+"""What `ccgpu.cca` accepts, the messages for everything else, and the checks it shares with the two stages.
 
 Every message has the form *function: argument must be X, got Y; do Z.* The checks look at shapes, dtypes and devices
 only, so they are traced away by torch.compile and cost a microsecond or two.
@@ -15,11 +15,12 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
-def _shape(x: Tensor) -> str:
+def shape_of(x: Tensor) -> str:
+    """Return x's shape as it stands in messages."""
     return str(tuple(x.shape))
 
 
-def _computed_dtype(x: Tensor) -> torch.dtype:
+def computed_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype that the op will see: autocast's where it is on, which leaves float64 alone."""
     kind = x.device.type
     if x.dtype != torch.float64 and kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
@@ -27,53 +28,79 @@ def _computed_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
+def check_tensor(name: str, x: Tensor, function: str) -> None:
+    """Raise TypeError unless x is a dense tensor of one of the four dtypes."""
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"{function}: {name} must be a torch.Tensor, got {type(x).__module__}.{type(x).__qualname__}; "
+            "convert it with torch.as_tensor or torch.from_dlpack"
+        )
+    if x.dtype not in DTYPES:
+        raise TypeError(
+            f"{function}: {name} must be float32, bfloat16, float16 or float64, got {x.dtype}; "
+            f"convert it, for example {name}.float()"
+        )
+    if x.layout != torch.strided:
+        raise TypeError(f"{function}: {name} must be a dense (strided) tensor, got {x.layout}; use {name}.to_dense()")
+
+
+def check_axes(name: str, x: Tensor, function: str, channels: str) -> None:
+    """Raise ValueError unless x has one to three spatial axes; `channels` is the letter of its channel axis."""
+    if x.ndim not in (3, 4, 5):
+        raise ValueError(
+            f"{function}: {name} must be (B, {channels}, L), (B, {channels}, H, W) or (B, {channels}, T, H, W), "
+            f"got {x.ndim} axes {shape_of(x)}; "
+            "add or flatten axes so that one to three spatial axes follow batch and channels"
+        )
+
+
+def check_key_shape(k: Tensor, q: Tensor, function: str) -> None:
+    """Raise ValueError unless k has q's shape."""
+    if k.shape != q.shape:
+        raise ValueError(
+            f"{function}: k must have q's shape {shape_of(q)}, got {shape_of(k)}; "
+            "queries and keys share channels and map size"
+        )
+
+
+def check_dtype(name: str, x: Tensor, q: Tensor, function: str) -> None:
+    """Raise TypeError unless x and q are computed in one dtype."""
+    if x.dtype != q.dtype and computed_dtype(x) != computed_dtype(q):
+        raise TypeError(
+            f"{function}: {name} must have q's dtype {q.dtype}, got {x.dtype}; convert one of them, or run under "
+            "torch.autocast"
+        )
+
+
+def check_device(name: str, x: Tensor, other_name: str, other: Tensor, function: str) -> None:
+    """Raise ValueError unless x and the other tensor are on one device."""
+    if x.device != other.device:
+        raise ValueError(
+            f"{function}: {name} must be on {other_name}'s device {other.device}, got {x.device}; "
+            f"move it with {name}.to({other_name}.device)"
+        )
+
+
 def check_inputs(q: Tensor, k: Tensor, v: Tensor, function: str = "cca") -> None:
     """Raise TypeError or ValueError unless q, k (B, D, *S) and v (B, C, *S) agree."""
     for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f"{function}: {name} must be a torch.Tensor, got {type(x).__module__}.{type(x).__qualname__}; "
-                "convert it with torch.as_tensor or torch.from_dlpack"
-            )
-        if x.dtype not in DTYPES:
-            raise TypeError(
-                f"{function}: {name} must be float32, bfloat16, float16 or float64, got {x.dtype}; "
-                f"convert it, for example {name}.float()"
-            )
-        if x.layout != torch.strided:
-            raise TypeError(
-                f"{function}: {name} must be a dense (strided) tensor, got {x.layout}; use {name}.to_dense()"
-            )
-    if q.ndim not in (3, 4, 5):
-        raise ValueError(
-            f"{function}: q must be (B, D, L), (B, D, H, W) or (B, D, T, H, W), got {q.ndim} axes {_shape(q)}; "
-            "add or flatten axes so that one to three spatial axes follow batch and channels"
-        )
-    if k.shape != q.shape:
-        raise ValueError(
-            f"{function}: k must have q's shape {_shape(q)}, got {_shape(k)}; "
-            "queries and keys share channels and map size"
-        )
+        check_tensor(name, x, function)
+    check_axes("q", q, function, "D")
+    check_key_shape(k, q, function)
     if v.ndim != q.ndim or v.shape[0] != q.shape[0] or v.shape[2:] != q.shape[2:]:
         wanted = ", ".join(str(n) for n in (q.shape[0], "C", *q.shape[2:]))
         raise ValueError(
-            f"{function}: v must have q's batch and map size ({wanted}), got {_shape(v)}; only the channels C are free"
+            f"{function}: v must have q's batch and map size ({wanted}), got {shape_of(v)}; "
+            "only the channels C are free"
         )
     if q.shape[1] == 0 or v.shape[1] == 0:
         raise ValueError(
-            f"{function}: q, k and v must have at least one channel, got {_shape(q)} and {_shape(v)}; "
+            f"{function}: q, k and v must have at least one channel, got {shape_of(q)} and {shape_of(v)}; "
             "check the number of output channels of the projections"
         )
     for name, x in (("k", k), ("v", v)):
-        if x.dtype != q.dtype and _computed_dtype(x) != _computed_dtype(q):
-            raise TypeError(
-                f"{function}: {name} must have q's dtype {q.dtype}, got {x.dtype}; convert one of them, or run under "
-                "torch.autocast"
-            )
-        if x.device != q.device:
-            raise ValueError(
-                f"{function}: {name} must be on q's device {q.device}, got {x.device}; move it with {name}.to(q.device)"
-            )
+        check_dtype(name, x, q, function)
+        check_device(name, x, "q", q, function)
 
 
 def check_scale(scale: float, function: str = "cca") -> float:

@@ -9,6 +9,8 @@ replaced by another.
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from collections.abc import Callable
 from types import ModuleType
@@ -20,6 +22,7 @@ from torch import Tensor
 from ccgpu import bridge, cupy_device, cupy_lines, cupy_stages, torch_lines, torch_stages
 
 ENVIRONMENT_VARIABLE = "CCGPU_BACKEND"
+LOGGER = logging.getLogger("ccgpu")
 
 
 class Call(NamedTuple):
@@ -40,6 +43,7 @@ class Backend(NamedTuple):
     stages: ModuleType
     why_not: Callable[[Call], str | None]
     description: str
+    made_for: str | None = None  # the kind of device; None: any
     automatic: bool = True
 
 
@@ -65,10 +69,14 @@ def _any_device(call: Call) -> str | None:
 
 
 BACKENDS = (
-    Backend("cpu", torch_lines, torch_stages, _only_cpu, "torch's matrix products, line by line, for CPU tensors"),
-    Backend("cupy", cupy_lines, cupy_stages, cupy_device.why_not, "CUDA kernels, compiled by CuPy at the first call"),
+    Backend(
+        "cpu", torch_lines, torch_stages, _only_cpu, "torch's matrix products, line by line, for CPU tensors", "cpu"
+    ),
+    Backend(
+        "cupy", cupy_lines, cupy_stages, cupy_device.why_not, "CUDA kernels, compiled by CuPy at the first call", "cuda"
+    ),
     Backend("torch", torch_lines, torch_stages, _any_device, "torch's matrix products, line by line, on any device"),
-    Backend("reference", bridge, bridge, _only_cpu, "the NumPy definition: slow, for checking", automatic=False),
+    Backend("reference", bridge, bridge, _only_cpu, "the NumPy definition: slow, for checking", "cpu", automatic=False),
 )
 
 
@@ -113,8 +121,13 @@ def choose(q: Tensor, name: str | None = None, v: Tensor | None = None, function
     call = Call(q.device, q.dtype, depth, channels, shape[2:])
     if name is None:
         for backend in BACKENDS:
-            if backend.automatic and backend.why_not(call) is None:
+            if not backend.automatic:
+                continue
+            reason = backend.why_not(call)
+            if reason is None:
                 return backend
+            if backend.made_for == call.device.type:
+                _say_once(backend.name, reason)
         reasons = "; ".join(f"{b.name}: {b.why_not(call)}" for b in BACKENDS)
         raise RuntimeError(
             f"{function}: a backend must be able to run on {call.device}, got none ({reasons}); move the tensors"
@@ -127,6 +140,12 @@ def choose(q: Tensor, name: str | None = None, v: Tensor | None = None, function
             f"{function}: {source}={name!r} cannot run this call: {reason}; use one of {able} or leave it out"
         )
     return backend
+
+
+@functools.cache
+def _say_once(name: str, reason: str) -> None:
+    """Say that the backend for this kind of device is passed over: the next ones are slower."""
+    LOGGER.warning("ccgpu: backend %r cannot run, a slower one does: %s", name, reason)
 
 
 def backends(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ccgpu.autograd import _fold
+from ccgpu.autograd import fold, lowered
 from ccgpu.checks import AUTOCAST_DEVICES
 from ccgpu.dispatch import choose
 from ccgpu.torch_lines import energy_dtype
@@ -81,42 +81,42 @@ def _as_computed(device: torch.device) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def _affinity_derivative(ctx: Any, denergies: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-    q, k = ctx.saved_tensors
-    dq = dk = None
-    with _as_computed(q.device):
-        if ctx.needs_input_grad[0]:
-            dq = torch.ops.ccgpu.aggregate(denergies, k, ctx.backend)
-        if ctx.needs_input_grad[1]:
-            dk = torch.ops.ccgpu.aggregate_transposed(denergies, q, ctx.backend)
-    return dq, dk, None
+def _derivative(of_first: Callable[..., Tensor], of_second: Callable[..., Tensor]) -> Callable[..., Any]:
+    """Return the derivative rule of an op of two tensors.
+
+    Args:
+        of_first, of_second: (gradient, first, second, backend) -> the gradient of that tensor, as the formulas above.
+    """
+
+    def rule(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        first, second = ctx.saved_tensors
+        with _as_computed(second.device):
+            dfirst = of_first(gradient, first, second, ctx.backend) if ctx.needs_input_grad[0] else None
+            dsecond = of_second(gradient, first, second, ctx.backend) if ctx.needs_input_grad[1] else None
+        return dfirst, dsecond, None
+
+    return rule
 
 
-def _aggregate_derivative(ctx: Any, dout: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-    weights, v = ctx.saved_tensors
-    dweights = dv = None
-    with _as_computed(v.device):
-        if ctx.needs_input_grad[0]:
-            dweights = torch.ops.ccgpu.affinity(dout, v, ctx.backend)
-        if ctx.needs_input_grad[1]:
-            dv = torch.ops.ccgpu.aggregate_transposed(weights, dout, ctx.backend)
-    return dweights, dv, None
-
-
-def _transposed_derivative(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-    weights, x = ctx.saved_tensors
-    dweights = dx = None
-    with _as_computed(x.device):
-        if ctx.needs_input_grad[0]:
-            dweights = torch.ops.ccgpu.affinity(x, dy, ctx.backend)
-        if ctx.needs_input_grad[1]:
-            dx = torch.ops.ccgpu.aggregate(weights, dy, ctx.backend)
-    return dweights, dx, None
-
-
-torch.library.register_autograd(AFFINITY, _affinity_derivative, setup_context=_save_both, lib=_LIBRARY)
-torch.library.register_autograd(AGGREGATE, _aggregate_derivative, setup_context=_save_both, lib=_LIBRARY)
-torch.library.register_autograd(TRANSPOSED, _transposed_derivative, setup_context=_save_both, lib=_LIBRARY)
+_ops = torch.ops.ccgpu
+for _name, _of_first, _of_second in (
+    (
+        AFFINITY,
+        lambda de, q, k, backend: _ops.aggregate(de, k, backend),
+        lambda de, q, k, backend: _ops.aggregate_transposed(de, q, backend),
+    ),
+    (
+        AGGREGATE,
+        lambda dout, w, v, backend: _ops.affinity(dout, v, backend),
+        lambda dout, w, v, backend: _ops.aggregate_transposed(w, dout, backend),
+    ),
+    (
+        TRANSPOSED,
+        lambda dy, w, x, backend: _ops.affinity(x, dy, backend),
+        lambda dy, w, x, backend: _ops.aggregate(w, dy, backend),
+    ),
+):
+    torch.library.register_autograd(_name, _derivative(_of_first, _of_second), setup_context=_save_both, lib=_LIBRARY)
 
 
 # Autocast -------------------------------------------------------------------------------------------------------------
@@ -125,16 +125,14 @@ torch.library.register_autograd(TRANSPOSED, _transposed_derivative, setup_contex
 def _autocast(device_type: str) -> None:
     """Register: under autocast q, k and v take its dtype, float64 stays; weights stay wide where they are."""
 
-    def lower(x: Tensor) -> Tensor:
-        return x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(device_type))
-
     def affinity(q: Tensor, k: Tensor, backend: str | None) -> Tensor:
-        q, k = lower(q), lower(k)
+        q, k = (lowered(x, device_type) for x in (q, k))
         with torch.autocast(device_type, enabled=False):
             return torch.ops.ccgpu.affinity(q, k, backend)
 
     def aggregate(weights: Tensor, v: Tensor, backend: str | None) -> Tensor:
-        weights, v = weights if weights.dtype == energy_dtype(v.dtype) else lower(weights), lower(v)
+        weights = weights if weights.dtype == energy_dtype(v.dtype) else lowered(weights, device_type)
+        v = lowered(v, device_type)
         with torch.autocast(device_type, enabled=False):
             return torch.ops.ccgpu.aggregate(weights, v, backend)
 
@@ -152,7 +150,7 @@ for _device_type in AUTOCAST_DEVICES:
 def _map(op: Any) -> Callable[..., tuple[Tensor, int]]:
     def rule(info: Any, in_dims: tuple[int | None, ...], a: Tensor, b: Tensor, backend: str | None) -> Any:
         size = info.batch_size
-        output = op(_fold(a, in_dims[0], size), _fold(b, in_dims[1], size), backend)
+        output = op(fold(a, in_dims[0], size), fold(b, in_dims[1], size), backend)
         return output.unflatten(0, (size, output.shape[0] // size)), 0
 
     return rule

@@ -125,7 +125,7 @@ def _exponentials(axis: Axis, piece: int, q: Tensor, k: Tensor, offset: Tensor, 
     return exponentials
 
 
-def _add_product(target: Tensor, a: Tensor, b: Tensor, *, write: bool) -> None:
+def add_product(target: Tensor, a: Tensor, b: Tensor, *, write: bool) -> None:
     """Add a @ b to target (lines, n, channels), or write it there."""
     if write:
         torch.bmm(a, b, out=target)
@@ -205,7 +205,7 @@ def _is_native(x: Tensor, dtype: torch.dtype) -> bool:
     return x.dtype == dtype and x.movedim(1, -1).is_contiguous()
 
 
-def _channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
+def channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return x (B, channels, *S) as contiguous (B, *S, channels) in `dtype`: x itself where it has that layout."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     if x.ndim in formats:  # torch's change of format is 2.5 times faster than its strided copy
@@ -213,7 +213,7 @@ def _channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype).movedim(1, -1).contiguous()
 
 
-class _Result:
+class Result:
     """A (B, channels, *S) result and the channels-last array that is written: the same memory where layouts agree."""
 
     def __init__(self, target: Tensor, dtype: torch.dtype) -> None:
@@ -232,7 +232,7 @@ class _Result:
             target.copy_(source)
 
 
-class _Plan:
+class Plan:
     """How one call is cut up: groups of images, pieces of energies, slabs of channels."""
 
     def __init__(self, q: Tensor, v: Tensor, *others: Tensor) -> None:
@@ -273,22 +273,22 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tens
     a channels-last copy of q and k and of a slab of v and out where the inputs have another layout or half precision.
     """
     out = torch.empty_like(v)
-    plan = _Plan(q, v)
+    plan = Plan(q, v)
     lse = torch.empty((q.shape[0], *plan.sizes), dtype=plan.wide, device=q.device)
     if out.numel() == 0:
         return out, lse
     for images in plan.groups():
-        qs, ks = (_channels_last(x[images], plan.products) for x in (q, k))
+        qs, ks = (channels_last(x[images], plan.products) for x in (q, k))
         axes = plan.axes(images)
         softmax = _Softmax(axes, qs if scale == 1.0 else qs * scale, ks, plan.wide, keep=plan.fits(1))
         lse[images] = softmax.lse()
         for slab in plan.slabs(1):
-            values, target = _channels_last(v[images, slab], plan.products), _Result(out[images, slab], plan.products)
+            values, target = channels_last(v[images, slab], plan.products), Result(out[images, slab], plan.products)
             for number, axis in enumerate(axes):
                 total = axis.accumulator(target.array)
                 pieces = (softmax.weights(number), axis.keys(axis.arrange(values)), axis.queries(total))
                 for weights, value, here in zip(*pieces, strict=True):
-                    _add_product(here, weights.to(plan.products), value, write=axis.writes())
+                    add_product(here, weights.to(plan.products), value, write=axis.writes())
                 axis.add_to(target.array, total)
             target.finish()
             del values, target, total, pieces, value, here  # before the next slab's are made
@@ -302,17 +302,17 @@ def backward(
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     if v.numel() == 0:
         return dq.zero_(), dk.zero_(), dv.zero_()
-    plan = _Plan(q, v, dout)
+    plan = Plan(q, v, dout)
     slabs = plan.slabs(2)
     for images in plan.groups():
-        qs, ks = (_channels_last(x[images], plan.products) for x in (q, k))
-        dqs, dks = _Result(dq[images], plan.products), _Result(dk[images], plan.products)
+        qs, ks = (channels_last(x[images], plan.products) for x in (q, k))
+        dqs, dks = Result(dq[images], plan.products), Result(dk[images], plan.products)
         delta = _delta(dout[images], out[images], plan.wide).sub_(dlse[images])
         inputs = (qs if scale == 1.0 else qs * scale, ks, lse[images].unsqueeze(-1), delta.unsqueeze(-1))
         lines = [_BackwardLines(axis, *inputs) for axis in plan.axes(images)]
         for slab in slabs:
-            values, douts = (_channels_last(x[images, slab], plan.products) for x in (v, dout))
-            dvs = _Result(dv[images, slab], plan.products)
+            values, douts = (channels_last(x[images, slab], plan.products) for x in (v, dout))
+            dvs = Result(dv[images, slab], plan.products)
             for line in lines:
                 line.add_slab(values, douts, dvs.array, last=slab is slabs[-1], gradients=(dqs.array, dks.array))
             dvs.finish()
@@ -351,15 +351,15 @@ class _BackwardLines:
                 q, k, lse = self._q[piece], self._k[piece], self._lse[piece]
                 weights = _exponentials(axis, piece, q, k, lse, find=False)
                 dweights = torch.bmm(do, value.transpose(1, 2))
-            _add_product(dvs[piece], weights.to(do.dtype).transpose(1, 2), do, write=axis.writes(piece))
+            add_product(dvs[piece], weights.to(do.dtype).transpose(1, 2), do, write=axis.writes(piece))
             if not last:
                 if not earlier:
                     self._weights.append(weights)
                     self._dweights.append(dweights)
                 continue
             denergies = dweights.to(weights.dtype).sub_(self._delta[piece]).mul_(weights).to(do.dtype)
-            _add_product(dqs[piece], denergies, self._k[piece], write=axis.writes())
-            _add_product(dks[piece], denergies.transpose(1, 2), self._q[piece], write=axis.writes(piece))
+            add_product(dqs[piece], denergies, self._k[piece], write=axis.writes())
+            add_product(dks[piece], denergies.transpose(1, 2), self._q[piece], write=axis.writes(piece))
         axis.add_to(dv, sums[0])
         if last:
             axis.add_to(gradients[0], sums[1])

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ccgpu.torch_lines import Axis, _add_product, _channels_last, _Plan, _Result, energy_dtype
+from ccgpu.torch_lines import Axis, Plan, Result, add_product, channels_last, energy_dtype
 
 
 def positions(sizes: torch.Size | tuple[int, ...]) -> int:
@@ -37,9 +37,9 @@ def affinity(q: Tensor, k: Tensor) -> Tensor:
     energies = empty_energies(q)
     if energies.numel() == 0:
         return energies
-    plan = _Plan(q, k)
+    plan = Plan(q, k)
     for images in plan.groups():
-        qs, ks = (_channels_last(x[images], plan.products) for x in (q, k))
+        qs, ks = (channels_last(x[images], plan.products) for x in (q, k))
         everything = energies[images].movedim(1, -1)
         for axis, first in zip(plan.axes(images), _first_channels(plan.sizes), strict=True):
             own = everything[..., first : first + axis.length - (not axis.first)]
@@ -72,12 +72,12 @@ def _sums(weights: Tensor, values: Tensor, *, transpose: bool) -> Tensor:
     sums = torch.empty_like(values)
     if sums.numel() == 0:
         return sums
-    plan = _Plan(values, values)
+    plan = Plan(values, values)
     for images in plan.groups():
-        own = _channels_last(weights[images], plan.products)
+        own = channels_last(weights[images], plan.products)
         for slab in plan.slabs(1):
-            source = _channels_last(values[images, slab], plan.products)
-            target = _Result(sums[images, slab], plan.products)
+            source = channels_last(values[images, slab], plan.products)
+            target = Result(sums[images, slab], plan.products)
             for axis, matrices in _weight_matrices(plan, images, own):
                 _add_lines(axis, matrices, source, target.array, transpose=transpose)
             target.finish()
@@ -91,14 +91,14 @@ def _add_lines(axis: Axis, matrices: Iterator[Tensor], source: Tensor, target: T
     into, out_of = (axis.keys, axis.queries) if transpose else (axis.queries, axis.keys)
     for piece, (here, matrix, line) in enumerate(zip(into(total), matrices, out_of(lines), strict=True)):
         if transpose:
-            _add_product(here, matrix.transpose(1, 2), line, write=axis.writes(piece))
+            add_product(here, matrix.transpose(1, 2), line, write=axis.writes(piece))
         else:
-            _add_product(here, matrix, line, write=axis.writes())
+            add_product(here, matrix, line, write=axis.writes())
     axis.add_to(target, total)
 
 
 def _first_channels(sizes: tuple[int, ...]) -> list[int]:
-    """Return the first of K channels of every axis that `_Plan.axes` lists, in its order: the last axis first."""
+    """Return the first of K channels of every axis that `Plan.axes` lists, in its order: the last axis first."""
     firsts = [sum(sizes[:axis]) - axis for axis in range(len(sizes))]
     return [firsts[-1], *(first for first, size in zip(firsts[:-1], sizes, strict=False) if size > 1)]
 
@@ -109,7 +109,7 @@ def _before_centre(axis: Axis, piece: int, like: Tensor) -> Tensor:
     return torch.arange(axis.length - 1, device=like.device) < queries.unsqueeze(1)
 
 
-def _weight_matrices(plan: _Plan, images: slice, weights: Tensor) -> Iterator[tuple[Axis, Iterator[Tensor]]]:
+def _weight_matrices(plan: Plan, images: slice, weights: Tensor) -> Iterator[tuple[Axis, Iterator[Tensor]]]:
     """Yield every axis with its pieces' weights, one after another, as matrices (lines, queries, N).
 
     Args:

@@ -1,8 +1,8 @@
 """Which CUDA kernels compute a call, how they are cut to it, and their source: everything but the launch itself.
 
 A configuration is one compiled kernel: arithmetic, tiles of a line that a block holds, channels of q and k. Sizes of
-the map, batch and channels of v are arguments, so another image size needs another kernel only where its lines fall into
-another class of lengths (`TILE_CLASSES`, in units of 16 positions). `cuda/schedule.cuh` says what items and phases are.
+the map, batch and channels of v are arguments: another image size needs another kernel only where its lines are of
+another class (`TILE_CLASSES`, in units of 16 positions). `cuda/schedule.cuh` says what items and phases are.
 """
 
 from __future__ import annotations

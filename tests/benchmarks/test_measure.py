@@ -104,9 +104,9 @@ def test_layout_of_four_axes_is_torchs(layout):
 
 def test_precision_is_put_back():
     before = torch.get_float32_matmul_precision()
-    with precision(Case(1, (2, 2), "tf32")):
+    with precision("tf32"):
         assert torch.get_float32_matmul_precision() == "high"
-        with precision(Case(1, (2, 2), "float32")):
+        with precision("float32"):
             assert torch.get_float32_matmul_precision() == "highest"
     assert torch.get_float32_matmul_precision() == before
 

@@ -58,7 +58,7 @@ class Problem(NamedTuple):
 
 
 def layouts(x, layout):
-    """The same values in another memory layout."""
+    """The same values in another memory layout; "expanded" repeats the first ones along the first spatial axis."""
     if layout == "channels_last":
         return x.movedim(1, -1).contiguous().movedim(-1, 1)
     if layout == "reversed":  # strides grow from the first axis to the last
@@ -67,6 +67,11 @@ def layouts(x, layout):
         wide = x.new_full((x.shape[0], 2 * x.shape[1] + 1, *x.shape[2:]), math.nan)
         wide[:, 1::2] = x
         return wide[:, 1::2]
+    if layout == "misaligned":  # channels_last, one element into its storage
+        storage = x.new_full((x.numel() + 1,), math.nan)
+        return storage[1:].view(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1).copy_(x)
+    if layout == "expanded":
+        return x[:, :, :1].expand_as(x)
     return x.contiguous()
 
 
@@ -102,6 +107,23 @@ def expected(problem):
     out, lse = reference.forward(*arrays, scale)
     gradients = reference.backward(dout.double().numpy(), *arrays, out, lse, dlse.double().numpy(), scale)
     return tuple(torch.from_numpy(x) for x in (out, lse, *gradients))
+
+
+def check_compiled_once(block, inputs):
+    """Raise unless `block` compiles as one graph for maps of all sizes, with the gradients that it has uncompiled.
+
+    `inputs(sizes)` returns the arguments of block, leaves; block returns a number.
+    """
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend=counter)
+    for sizes in [(6, 5), (8, 7), (5, 9), (11, 6)]:  # unlike B, D and C, which torch would take for the same symbol
+        ours, plain = inputs(sizes), inputs(sizes)
+        compiled(*ours).backward()
+        block(*plain).backward()
+        for a, b in zip(ours, plain, strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
+    assert counter.frame_count == 1
 
 
 def largest(x):

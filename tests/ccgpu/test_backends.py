@@ -207,3 +207,19 @@ def test_reasons_are_found_out_once_for_each_device(gpu, monkeypatch):
     for index in (0, 1, 0, 1):
         assert cupy_device.why_not(Call(torch.device("cuda", index))) is None
     assert counted == [0, 1]
+
+
+def test_passing_over_the_kernels_is_said_once(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cupy_device, "_REASONS", {})
+    dispatch._say_once.cache_clear()
+    on_cuda = types.SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32, shape=torch.Size((1, 8, 3, 4)))
+    for _ in range(2):
+        assert dispatch.choose(on_cuda, None, on_cuda).name == "torch"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "'cupy' cannot run, a slower one does: CuPy" in record.getMessage()
+    caplog.clear()
+    assert dispatch.choose(torch.zeros(1, 8, 3, 4)).name == "cpu"
+    assert not caplog.records

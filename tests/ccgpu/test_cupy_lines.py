@@ -1,7 +1,7 @@
-"""The bridge to the kernels, with CPU tensors and something else than a GPU behind the launcher.
+"""The bridge to the kernels, with CPU tensors and NumPy's reference behind the launcher.
 
-Once NumPy's reference, which reads and writes the memory as the kernels do: layouts, padding, alignment and dtypes are
-checked exactly. And once the kernels themselves, run by the machine of `tests/cuda_on_cpu`.
+The reference reads and writes the memory as the kernels do, so layouts, padding, alignment and dtypes are checked
+exactly. One test puts the kernels themselves there; tests/kernels/test_cuda_lines.py tries all of them.
 """
 
 import struct
@@ -19,6 +19,9 @@ from ccgpu.cupy_stages import Stages
 from ccgpu.kernels import reference
 from ccgpu.kernels.configurations import Limits
 from ccgpu.torch_lines import energy_dtype
+from ccgpu.torch_stages import empty_energies
+from tests.ccgpu.problems import Problem, attend_plainly, check_errors, check_form, expected, layouts
+from tests.ccgpu.stage_problems import criss_cross, numpy
 from tests.cuda_on_cpu.launcher import WRITTEN, MachineLauncher
 
 DTYPES = list(cupy_lines.NAMES)
@@ -76,64 +79,13 @@ class ReferenceLauncher:
         return {"delta": delta, **dict(zip(("dq", "dk", "dv"), gradients, strict=True))}
 
     def _affinity(self, a, scale):
-        return {"weights": affinity(a["q"], a["k"])}
+        return {"weights": reference.affinity(a["q"], a["k"])}
 
     def _aggregate(self, a, scale):
-        return {"out": aggregate(a["weights"], a["v"])}
+        return {"out": reference.aggregate(a["weights"], a["v"])}
 
     def _aggregate_transposed(self, a, scale):
-        return {"out": aggregate_transposed(a["weights"], a["v"])}
-
-
-# The two stages by their definition: indices of the neighbours, one loop over them.
-
-
-def neighbours(sizes):
-    """Return the flat positions that each position attends to, (positions, K)."""
-    around = [list(reference.neighbours(u, sizes)) for u in np.ndindex(*sizes)]
-    return np.array([[np.ravel_multi_index(i, sizes) for i in row] for row in around])
-
-
-def affinity(q, k):
-    sizes = q.shape[2:]
-    q, k = (x.reshape(*x.shape[:2], -1) for x in (q, k))
-    energies = [(q * k[:, :, places]).sum(1) for places in neighbours(sizes).T]
-    return np.stack(energies, 1).reshape(q.shape[0], -1, *sizes)
-
-
-def aggregate(weights, v):
-    flat, w = (x.reshape(*x.shape[:2], -1) for x in (v, weights))
-    out = sum(w[:, j, None] * flat[:, :, places] for j, places in enumerate(neighbours(v.shape[2:]).T))
-    return out.reshape(v.shape)
-
-
-def aggregate_transposed(weights, x):
-    flat, w = (y.reshape(*y.shape[:2], -1) for y in (x, weights))
-    out = np.zeros_like(flat)
-    for j, places in enumerate(neighbours(x.shape[2:]).T):
-        for u, i in enumerate(places):
-            out[:, :, i] += w[:, j, None, u] * flat[:, :, u]
-    return out.reshape(x.shape)
-
-
-def layout(x, kind):
-    """The same values in another memory layout."""
-    if kind == "channels_last":
-        return x.movedim(1, -1).contiguous().movedim(-1, 1)
-    if kind == "reversed":
-        order = range(x.ndim - 1, -1, -1)
-        return x.permute(*order).contiguous().permute(*order)
-    if kind == "sliced":  # every second channel of a wider map
-        wide = torch.full((x.shape[0], 2 * x.shape[1] + 1, *x.shape[2:]), torch.nan, dtype=x.dtype)
-        wide[:, 1::2] = x
-        return wide[:, 1::2]
-    if kind == "misaligned":  # channels_last, one element into its storage
-        storage = torch.full((x.numel() + 1,), torch.nan, dtype=x.dtype)
-        last = storage[1:].view(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1)
-        return last.copy_(x)
-    if kind == "expanded":
-        return x[:, :, :1].expand_as(x)
-    return x.contiguous()
+        return {"out": reference.aggregate_transposed(a["weights"], a["v"])}
 
 
 LAYOUTS = ["contiguous", "channels_last", "reversed", "sliced", "misaligned", "expanded"]
@@ -154,11 +106,11 @@ def problems(draw):
     shapes = [(batch, n, *sizes) for n in (depth, depth, channels, channels)]
     kinds = draw(st.tuples(*[st.sampled_from(LAYOUTS)] * 5))
     tensors = [
-        layout(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype), kind)
+        layouts(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype), kind)
         for shape, kind in zip(shapes, kinds, strict=False)
     ]
     dlse = torch.randn(batch, 1, *sizes, generator=generator, dtype=torch.float64).to(energy_dtype(dtype))
-    return *tensors, layout(dlse, kinds[4])[:, 0], draw(st.sampled_from([1.0, -0.5]))
+    return *tensors, layouts(dlse, kinds[4])[:, 0], draw(st.sampled_from([1.0, -0.5]))
 
 
 def check(name, ours, truth, like):
@@ -167,8 +119,8 @@ def check(name, ours, truth, like):
     assert ours.dtype == like.dtype, name
     # The reference's result rounded once; beside that, sums over padded channels have another order.
     unit = torch.finfo(ours.dtype).eps
-    atol = unit * float(truth.abs().max()) + 1e-13 if truth.numel() else 0.0
-    torch.testing.assert_close(ours.double(), truth, rtol=unit, atol=atol, msg=lambda m: f"{name}: {m}")
+    atol = unit * np.abs(truth).max(initial=0.0) + 1e-13
+    np.testing.assert_allclose(ours.double().numpy(), truth, rtol=unit, atol=atol, err_msg=name)
 
 
 @given(problem=problems())
@@ -184,10 +136,10 @@ def test_bridge_hands_over_every_layout(problem):
     arrays = [x.double().numpy() for x in (q, k, v)]
     truth, truth_lse = reference.forward(*arrays, scale)
     wide = reference.backward(dout.double().numpy(), *arrays, truth, truth_lse, dlse.double().numpy(), scale)
-    check("out", out, torch.from_numpy(truth), torch.empty_like(v))
-    check("lse", lse, torch.from_numpy(truth_lse), torch.empty(lse.shape, dtype=energy_dtype(q.dtype)))
+    check("out", out, truth, torch.empty_like(v))
+    check("lse", lse, truth_lse, torch.empty(lse.shape, dtype=energy_dtype(q.dtype)))
     for name, ours, theirs, x in zip(("dq", "dk", "dv"), gradients, wide, (q, k, v), strict=True):
-        check(name, ours, torch.from_numpy(theirs), torch.empty_like(x))
+        check(name, ours, theirs, torch.empty_like(x))
     assert len(launcher.launched) == (2 if q.shape[0] else 0)
     for x, y in zip((q, k, v, dout, dlse), before, strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=0)
@@ -206,7 +158,7 @@ def test_channels_last_passes_without_a_copy(sizes, dtype):
     launcher = Recorder()
     launcher.sizes = sizes
     bridge = Bridge(launcher)
-    q, k, v, dout = (layout(torch.randn(2, n, *sizes).to(dtype), "channels_last") for n in (8, 8, 16, 16))
+    q, k, v, dout = (layouts(torch.randn(2, n, *sizes).to(dtype), "channels_last") for n in (8, 8, 16, 16))
     out, lse = bridge.forward(q, k, v, 1.0)
     assert launcher.addresses == {
         name: x.data_ptr() for name, x in {"q": q, "k": k, "v": v, "out": out, "lse": lse}.items()
@@ -284,94 +236,56 @@ def test_tf32_follows_the_newer_settings_too():
     assert arithmetic_of(torch.float32) == "tf32"
 
 
-# The kernels behind the bridge ----------------------------------------------------------------------------------------
-
-# In units of the result's largest element: what the arithmetic loses on these small maps, several times over.
-KERNEL_TOLERANCE = {"bf16": 6e-2, "f16": 8e-3, "tf32": 8e-3, "f32": 1e-5, "f64": 1e-12}
+# The stages and the kernels -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sizes", [(7,), (5, 4), (1, 6), (2, 3, 4)])
-@pytest.mark.parametrize("arithmetic", list(KERNEL_TOLERANCE))
-@pytest.mark.usefixtures("_float32_settings")
-def test_kernels_behind_the_bridge(cuda_on_cpu, arithmetic, sizes):
-    """Forward and backward on every layout, with channels that fill 16 bytes and with some that do not."""
-    dtypes = {"bf16": torch.bfloat16, "f16": torch.float16, "f64": torch.float64}
-    dtype = dtypes.get(arithmetic, torch.float32)
-    torch.set_float32_matmul_precision("high" if arithmetic == "tf32" else "highest")
-    generator = torch.Generator().manual_seed(len(sizes))
+@pytest.mark.parametrize("sizes", [(7,), (5, 4), (1, 6), (6, 1), (2, 3, 4)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_stages_on_every_layout(dtype, sizes):
+    """With channels that fill 16 bytes and with some that do not; weights as wide as energies, or in the dtype of v."""
+    generator = torch.Generator().manual_seed(1)
     for turn, (depth, channels) in enumerate([(16, 32), (5, 9)]):
+        shapes = [(2, n, *sizes) for n in (depth, depth, channels, criss_cross(sizes))]
+        for shift in range(len(LAYOUTS)):
+            kinds = [LAYOUTS[(shift + turn + n) % len(LAYOUTS)] for n in range(4)]
+            dtypes = (dtype, dtype, dtype, dtype if shift % 2 else energy_dtype(dtype))
+            q, k, v, weights = (
+                layouts(torch.randn(shape, generator=generator, dtype=torch.float64).to(wanted), kind)
+                for shape, kind, wanted in zip(shapes, kinds, dtypes, strict=True)
+            )
+            launcher = ReferenceLauncher()
+            launcher.sizes = sizes
+            stages, arrays = Stages(launcher), numpy(q, k, v, weights)
+            check("affinity", stages.affinity(q, k), reference.affinity(*arrays[:2]), empty_energies(q))
+            for name in ("aggregate", "aggregate_transposed"):
+                truth = getattr(reference, name)(arrays[3], arrays[2])
+                check(name, getattr(stages, name)(weights, v), truth, torch.empty_like(v))
+            kernels = [launch.configuration.kernel for launch in launcher.launched]
+            assert kernels == ["affinity", "aggregate", "aggregate_transposed"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_on_every_layout(cuda_on_cpu, dtype):
+    generator = torch.Generator().manual_seed(2)
+    for turn, (sizes, depth, channels) in enumerate([((5, 4), 16, 32), ((2, 3, 4), 5, 9)]):
         shapes = [(2, n, *sizes) for n in (depth, depth, channels, channels)]
         for shift in range(len(LAYOUTS)):
             kinds = [LAYOUTS[(shift + turn + n) % len(LAYOUTS)] for n in range(4)]
             q, k, v, dout = (
-                layout(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype), kind)
+                layouts(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype), kind)
                 for shape, kind in zip(shapes, kinds, strict=True)
             )
+            problem = Problem((q, k, v), dout, torch.randn(2, *sizes, generator=generator), 0.5)
             launcher = MachineLauncher(cuda_on_cpu)
             bridge = Bridge(launcher)
             out, lse = bridge.forward(q, k, v, 0.5)
-            dlse = torch.randn(lse.shape, generator=generator, dtype=lse.dtype)
-            ours = (out, lse, *bridge.backward(dout, q, k, v, out, lse, dlse, 0.5))
-            assert {launch.configuration.arithmetic for launch in launcher.launched} == {arithmetic}
-            arrays = [x.double().numpy() for x in (q, k, v)]
-            truth = reference.forward(*arrays, 0.5)
-            truth += reference.backward(dout.double().numpy(), *arrays, *truth, dlse.double().numpy(), 0.5)
-            for name, a, b, like in zip(("out", "lse", "dq", "dk", "dv"), ours, truth, (v, lse, q, k, v), strict=True):
-                assert a.stride() == torch.empty_like(like).stride()
-                error = np.abs(a.double().numpy() - b).max() / max(1.0, np.abs(b).max())
-                assert error <= KERNEL_TOLERANCE[arithmetic], f"{name} {kinds} {depth} {channels}: {error:.3g}"
+            ours = (out, lse, *bridge.backward(dout, q, k, v, out, lse, problem.dlse, 0.5))
+            check_errors(ours, attend_plainly(problem), expected(problem), problem)
+            check_form(ours, problem)
+            assert [launch.configuration.kernel for launch in launcher.launched] == ["forward", "backward"]
 
 
-def check_stages(launcher, q, k, v, energies, tolerance):
-    """The three stages of the bridge against their definitions; energies (B, K, *S) serve as weights."""
-    stages = Stages(launcher)
-    arrays = [x.double().numpy() for x in (q, k, v, energies)]
-    ours = (stages.affinity(q, k), stages.aggregate(energies, v), stages.aggregate_transposed(energies, v))
-    truth = (affinity(*arrays[:2]), aggregate(arrays[3], arrays[2]), aggregate_transposed(arrays[3], arrays[2]))
-    for name, a, b in zip(("affinity", "aggregate", "aggregate_transposed"), ours, truth, strict=True):
-        error = np.abs(a.double().numpy() - b).max() / max(1.0, np.abs(b).max())
-        assert error <= tolerance, f"{name}: {error:.3g}"
-    assert ours[0].dtype == energy_dtype(q.dtype)
-    assert ours[0].movedim(1, -1).is_contiguous()
-    assert ours[1].stride() == ours[2].stride() == torch.empty_like(v).stride()
-    assert ours[1].dtype == ours[2].dtype == v.dtype
-    assert [launch.configuration.kernel for launch in launcher.launched] == [
-        "affinity",
-        "aggregate",
-        "aggregate_transposed",
-    ]
-
-
-STAGE_SIZES = [(7,), (5, 4), (1, 6), (6, 1), (2, 3, 4)]
-
-
-# The kernels of two dtypes only: each takes three compilations, and the bridge treats all dtypes alike.
-@pytest.mark.parametrize("sizes", STAGE_SIZES)
-@pytest.mark.parametrize(
-    ("behind", "dtype"),
-    [*(("reference", dtype) for dtype in DTYPES), ("kernels", torch.float32), ("kernels", torch.bfloat16)],
-)
-def test_stages_on_every_layout(request, behind, dtype, sizes):
-    generator = torch.Generator().manual_seed(1)
-    arithmetic = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.float64: "f64"}[dtype]
-    k_count = sum(sizes) - len(sizes) + 1
-    for turn, (depth, channels) in enumerate([(16, 32), (5, 9)]):
-        shapes = [(2, n, *sizes) for n in (depth, depth, channels)]
-        for shift, weights_dtype in ((0, energy_dtype(dtype)), (1, dtype), (2, dtype), (3, dtype), (4, dtype)):
-            kinds = [LAYOUTS[(shift + turn + n) % len(LAYOUTS)] for n in range(4)]
-            shapes_and_weights = [*shapes, (2, k_count, *sizes)]
-            q, k, v, weights = (
-                layout(torch.randn(shape, generator=generator, dtype=torch.float64).to(kind_dtype), kind)
-                for shape, kind, kind_dtype in zip(
-                    shapes_and_weights, kinds, (dtype, dtype, dtype, weights_dtype), strict=True
-                )
-            )
-            if behind == "kernels":
-                launcher = MachineLauncher(request.getfixturevalue("cuda_on_cpu"))
-            else:
-                launcher = ReferenceLauncher()
-                launcher.sizes = sizes
-            check_stages(launcher, q, k, v, weights, KERNEL_TOLERANCE[arithmetic])
+# The bridge behind cca ------------------------------------------------------------------------------------------------
 
 
 class Behind:
@@ -398,7 +312,7 @@ def test_op_runs_on_the_bridge_with_autograd(behind_cca, last):
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, n, 3, 4, generator=generator, dtype=torch.float64) for n in (5, 5, 6))
     if last:
-        q, k, v = (layout(x, "channels_last") for x in (q, k, v))
+        q, k, v = (layouts(x, "channels_last") for x in (q, k, v))
     leaves = tuple(x.requires_grad_() for x in (q, k, v))
     assert torch.autograd.gradcheck(lambda *x: ccgpu.cca(*x, return_lse=True), leaves)
     torch.library.opcheck(torch.ops.ccgpu.cca_forward, (*leaves, 1.0, None))
@@ -439,7 +353,7 @@ def test_temporaries_of_native_calls_are_counters_and_delta():
                 sizes.append(tuple(result.shape))
             return result
 
-    q, v = (layout(torch.randn(2, n, 3, 4), "channels_last") for n in (8, 16))
+    q, v = (layouts(torch.randn(2, n, 3, 4), "channels_last") for n in (8, 16))
     out, lse = Bridge(launcher).forward(q, q, v, 1.0)
     launcher.launch = lambda *arguments: None
     with Counting():

@@ -8,14 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import ccgpu
 from benchmarks.measure import peak_bytes
 from ccgpu import bridge, torch_lines
+from tests.ccgpu.problems import check_compiled_once, layouts
 from tests.ccgpu.stage_problems import inputs, staged, transposed
 
 BACKENDS = [b.name for b in ccgpu.backends("cpu") if b.available]
 RANKS = [(5,), (3, 4), (2, 3, 3)]
-
-
-def channels_last(x):
-    return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 @pytest.mark.parametrize("sizes", RANKS)
@@ -55,25 +52,12 @@ def test_opcheck(sizes, dtype):
         (ops.aggregate_transposed, wide, v),
     ):
         torch.library.opcheck(op, (*arguments, None), rtol=1e-2, atol=1e-2)
-        last = [channels_last(x.detach()).requires_grad_() for x in arguments]
+        last = [layouts(x.detach(), "channels_last").requires_grad_() for x in arguments]
         torch.library.opcheck(op, (*last, None), rtol=1e-2, atol=1e-2)
 
 
 def test_compile_without_graph_break_and_with_dynamic_sizes():
-    torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-
-    def block(q, k, v):
-        return staged(q * 2, k, v, 0.5).relu().sum()
-
-    compiled = torch.compile(block, fullgraph=True, dynamic=True, backend=counter)
-    for sizes in [(6, 5), (8, 7), (5, 9), (11, 6)]:  # unlike B, D and C, which torch would take for the same symbol
-        ours, plain = inputs(sizes)[:3], inputs(sizes)[:3]
-        compiled(*ours).backward()
-        block(*plain).backward()
-        for a, b in zip(ours, plain, strict=True):
-            torch.testing.assert_close(a.grad, b.grad)
-    assert counter.frame_count == 1
+    check_compiled_once(lambda q, k, v: staged(q * 2, k, v, 0.5).relu().sum(), lambda sizes: inputs(sizes)[:3])
 
 
 def test_compile_with_inductor():
@@ -174,7 +158,7 @@ def test_flop_counter_counts_as_for_cca():
 
 
 def test_temporaries_are_small_beside_the_energies():
-    q, k, v = (channels_last(torch.randn(1, 16, 128, 128)) for _ in "qkv")
+    q, k, v = (layouts(torch.randn(1, 16, 128, 128), "channels_last") for _ in "qkv")
     energies = ccgpu.affinity(q, k)
     calls = {
         "affinity": (lambda: ccgpu.affinity(q, k), energies),

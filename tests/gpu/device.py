@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 import ccgpu
+from tests.ccgpu.problems import layouts
 
 DEVICE = torch.device("cuda")
 BACKENDS = [b.name for b in ccgpu.backends("cuda") if b.name not in ("cpu", "reference")]
@@ -30,17 +31,6 @@ ARITHMETICS = {
 
 
 @contextmanager
-def precision(name):
-    """Allow TF32 for "tf32", forbid it for every other arithmetic."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
 def poisoned_memory():
     """Give out memory full of NaN, so that what a kernel did not write, or read too early, shows."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -60,7 +50,7 @@ def inputs(sizes, d=16, c=24, dtype=torch.float32, batch=2, seed=0, last=True, d
     for channels in (d, d, c, c):
         x = torch.randn(batch, channels, *sizes, generator=generator, dtype=torch.float64)
         x = (x * channels**-0.25 if len(tensors) < 2 else x).to(dtype).to(device)
-        tensors.append(x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x)
+        tensors.append(layouts(x, "channels_last") if last else x)
     return tuple(tensors[:3]), tensors[3]
 
 

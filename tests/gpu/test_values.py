@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ccgpu
+from benchmarks.cases import precision
 from ccgpu.kernels import reference
 from tests.ccgpu.problems import (
     Problem,
@@ -20,7 +21,7 @@ from tests.ccgpu.problems import (
     problems,
     truth_in_float64,
 )
-from tests.gpu.device import ARITHMETICS, DEVICE, gradients, inputs, poisoned_memory, precision
+from tests.gpu.device import ARITHMETICS, DEVICE, gradients, inputs, poisoned_memory
 
 # One below, at and above multiples of 16, where the kernels change: by tiles, configurations, and to lines in parts.
 LENGTHS = [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 79, 80, 81, 97, 112, 113, 128, 129, 144, 145, 192, 193, 256, 257]
@@ -46,10 +47,7 @@ def test_cca_matches_reference(backend, name, data):
 @given(data=st.data())
 @settings(max_examples=1500, deadline=None)
 def test_cca_matches_reference_sweep(backend, name, data):
-    arithmetic = ARITHMETICS[name]
-    problem = data.draw(problems(dtypes=(arithmetic.dtype,)))
-    with precision(name), poisoned_memory():
-        check_backend(problem, backend, DEVICE, arithmetic.unit)
+    test_cca_matches_reference.hypothesis.inner_test(backend, name, data)
 
 
 def check_size(backend, name, sizes, d, c, batch=2, layout="channels_last", seed=0):

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.cases import precision
 from ccgpu import torch_stages
 from ccgpu.cupy_lines import Bridge
 from ccgpu.cupy_stages import Stages
@@ -21,6 +22,7 @@ from ccgpu.kernels import configurations, plans
 from ccgpu.kernels.configurations import ARITHMETICS, Limits
 from ccgpu.torch_lines import energy_dtype
 from tests.ccgpu.problems import Problem, attend_plainly, check_errors, expected, run, truth_in_float64
+from tests.ccgpu.stage_problems import criss_cross
 from tests.cuda_on_cpu.launcher import H100, MachineLauncher, build_all
 
 DTYPE = {
@@ -126,10 +128,8 @@ def check(problem, arithmetic, ours):
 @pytest.fixture
 def tf32(request):
     """Multiply float32 in TF32 where the test's arithmetic is that."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if request.getfixturevalue("arithmetic") == "tf32" else "highest")
-    yield
-    torch.set_float32_matmul_precision(before)
+    with precision(request.getfixturevalue("arithmetic")):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +179,7 @@ def test_stages_match_reference(machine, arithmetic, data):
     held = data.draw(st.sampled_from([TILES[arithmetic], TILES[arithmetic][:1]]))
     launcher = MachineLauncher(machine, limits(arithmetic), order=data.draw(ORDERS))
     stages, (q, k, v) = Stages(launcher), problem.tensors
-    neighbours = sum(q.shape[2:]) - (q.ndim - 3)
-    weights = torch.randn(q.shape[0], neighbours, *q.shape[2:], dtype=energy_dtype(q.dtype))
+    weights = torch.randn(q.shape[0], criss_cross(q.shape[2:]), *q.shape[2:], dtype=energy_dtype(q.dtype))
     with most_tiles(held):
         ours = stages.affinity(q, k), stages.aggregate(weights, v), stages.aggregate_transposed(weights, v)
     truth = (

@@ -101,7 +101,7 @@ def rows_for(version, *todo):
 
 
 def test_written_rows_take_their_places(tmp_path):
-    path, (a, b, c) = tmp_path / "table.csv", jobs()[:3]
+    path, (a, b, c) = tmp_path / "table.csv", tabled(jobs())[:3]
     gone = Resources("13.0.88", "sm_75", "cca_of_old", 32, 9, 0, 0, 0, 0, 1, 1)
     registers.write_table(rows_for("13.0.88", c, a), path)
     with path.open("a") as file:
@@ -113,7 +113,7 @@ def test_written_rows_take_their_places(tmp_path):
 
 
 def test_rows_of_two_compilers_are_not_mixed(tmp_path):
-    path, (a, b) = tmp_path / "table.csv", jobs()[:2]
+    path, (a, b) = tmp_path / "table.csv", tabled(jobs())[:2]
     registers.write_table(rows_for("13.0.88", a), path)
     before = path.read_text()
     with pytest.raises(ValueError, match=r"one NVRTC, got 13\.0\.88 and 13\.5\.37; compile them all"):
