@@ -65,6 +65,7 @@ class Configuration(NamedTuple):
     row_tiles: int
     chunk_units: int
     blocks: int  # that a multiprocessor should hold: bounds the registers
+    half_units: int = 0  # units of a row of dv that backward forms at once
 
     @property
     def threads(self) -> int:
@@ -77,7 +78,7 @@ class Configuration(NamedTuple):
         depth = f"_d{self.depth}" if self.depth else ""
         return (
             f"cca_{self.kernel}_{self.arithmetic}_n{TILE * self.tiles}{depth}"
-            f"_r{self.row_tiles}c{self.chunk_units}b{self.blocks}"
+            f"_r{self.row_tiles}c{self.chunk_units}{f'h{self.half_units}' if self.half_units else ''}b{self.blocks}"
         )
 
     @property
@@ -102,8 +103,7 @@ class Configuration(NamedTuple):
         if self.kernel in ("forward", "backward"):
             numbers.insert(1, self.depth)
         if self.kernel == "backward":
-            # A warp that owns two tiles forms dv in two halves of a chunk: registers.
-            numbers.append(max(2, self.chunk_units // self.row_tiles))
+            numbers.append(self.half_units)
         stage = {"forward": "Forward", "backward": "Backward"}.get(self.kernel, "Stage")
         shape = f"{stage}Shape<{', '.join([ARITHMETICS[self.arithmetic].type, *map(str, numbers)])}>"
         return (
@@ -170,7 +170,13 @@ def configuration(kernel: str, arithmetic: str, tiles: int, depth: int, limits: 
             continue  # 8 channels, half a product's columns
         chosen = Configuration(kernel, arithmetic, tiles, held, row_tiles, chunk_units, 1)
         by_memory = (limits.shared_bytes + 1024) // (chosen.shared_bytes + 1024)
-        choices.append(chosen._replace(blocks=min(by_registers, by_memory, 8)))
+        blocks = min(by_registers, by_memory, 8)
+        if kernel == "backward":
+            # A warp that owns two tiles forms dv in parts of a chunk; in smaller ones where registers run short: beside
+            # the sums and weights of 8 tiles, and where the compiler is told that a block is alone and spends more.
+            short = row_tiles == 2 and (tiles >= 8 or blocks == 1)
+            chosen = chosen._replace(half_units=2 if short else max(2, chunk_units // row_tiles))
+        choices.append(chosen._replace(blocks=blocks))
     # The wider chunk, unless only the narrower one lets two blocks hide each other's waiting.
     return max(choices, key=lambda c: min(c.blocks, 2))
 
