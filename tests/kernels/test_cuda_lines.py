@@ -120,9 +120,12 @@ ORDERS = st.one_of(st.sampled_from(["forward", "reverse"]), st.integers(0, 2**31
 
 
 def check(problem, arithmetic, ours):
-    positions = problem.dout[0, 0].numel()
-    truth = expected(problem) if positions * problem.dout.shape[0] <= 64 else truth_in_float64(problem)
-    check_errors(ours, attend_plainly(problem), truth, problem, TF32_UNIT if arithmetic == "tf32" else None)
+    small = problem.dout[:, :1].numel() <= 64
+    truth = expected(problem) if small else truth_in_float64(problem)
+    unit = TF32_UNIT if arithmetic == "tf32" else None
+    if arithmetic == "f64" and not small:
+        unit = 2.0**-50  # the truth is no better than the formulation to compare with, which seems to have no error
+    check_errors(ours, attend_plainly(problem), truth, problem, unit)
 
 
 @pytest.fixture
