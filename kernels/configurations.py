@@ -156,9 +156,19 @@ def configuration(kernel: str, arithmetic: str, tiles: int, depth: int, limits: 
     Its `blocks` is 0 where it does not fit the GPU.
     """
     kind = ARITHMETICS[arithmetic]
-    forward = kernel == "forward"
+    row_tiles = (kind.forward_rows if kernel == "forward" else kind.rows) if tiles >= 4 else 1
+    chosen = _fitted(kernel, arithmetic, tiles, depth, row_tiles, limits)
+    if kernel == "backward" and tiles >= 8 and chosen.blocks == 1:
+        # The sums and weights of two tiles of 128 take all registers. Where a block is alone, twice as many warps with
+        # one tile each hide more waiting.
+        return _fitted(kernel, arithmetic, tiles, depth, 1, limits)
+    return chosen
+
+
+def _fitted(kernel: str, arithmetic: str, tiles: int, depth: int, row_tiles: int, limits: Limits) -> Configuration:
+    """Return the kernel with the chunk of channels that suits a GPU."""
+    kind, forward = ARITHMETICS[arithmetic], kernel == "forward"
     held = next(d for d in DEPTHS if d >= depth) if kernel in ("forward", "backward") else 0
-    row_tiles = (kind.forward_rows if forward else kind.rows) if tiles >= 4 else 1
     # What a thread needs at most (docs/results/kernels-registers.csv); a multiprocessor has 65,536 registers.
     registers = 168 if forward and kind.size == 2 and tiles <= 7 and held <= 64 else 255
     by_registers = max(1, 65536 // (registers * 32 * math.ceil(tiles / row_tiles)))

@@ -121,7 +121,7 @@ def plan(
     depth: int,
     channels: int,
     limits: Limits,
-    lag: int = 1,
+    lag: int | None = None,
 ) -> tuple[Launch, ...]:
     """Return the launches of a call, in order on one stream.
 
@@ -133,7 +133,8 @@ def plan(
         depth: channels of q and k; channels: of v. Both multiples of 16 bytes. (affinity takes depth only, aggregate
             channels only.)
         limits: of the GPU.
-        lag: phases of other images between two phases of an image.
+        lag: steps by which a phase of an image follows the one before it. By default 1, which has other images to
+            compute meanwhile, or 0, image after image, where there are fewer of them than phases.
 
     Raises:
         ValueError: the call has more than 2^31 lines.
@@ -145,7 +146,8 @@ def plan(
     launches = []
     for i, group in enumerate(groups):
         phases = sum(axis.segments for axis in group)
-        blocks = (images + (phases - 1) * lag) * sum(axis.segments**2 * axis.lines for axis in group)
+        steps = int(phases <= images) if lag is None else lag
+        blocks = (images + (phases - 1) * steps) * sum(axis.segments**2 * axis.lines for axis in group)
         if blocks >= 2**31 or math.prod(sizes) >= 2**31 or images * math.prod(sizes) >= 2**32:
             raise ValueError(
                 f"plan: a call must have fewer than 2^31 lines, got {images} images of {sizes}; split the batch"
@@ -157,7 +159,7 @@ def plan(
             depth,
             channels,
             sum(sizes) - len(sizes) + 1,
-            lag,
+            steps,
             len(group),
             i == 0,
             i == len(groups) - 1,

@@ -131,11 +131,12 @@ template <class F> INLINE void forward(const Arguments &a) {
       for (int m = 0; m < M; m++)
 #pragma unroll
         for (int h = 0; h < 2; h++) { // the four threads of a row
-          Sum &y = pass == 0 ? largest[m][h] : total[m][h];
 #pragma unroll
           for (int mask = 1; mask < 4; mask *= 2) {
-            const Sum other = __shfl_xor_sync(~0u, y, mask);
-            y = pass == 0 ? max(y, other) : y + other;
+            if (pass == 0)
+              largest[m][h] = max(largest[m][h], __shfl_xor_sync(~0u, largest[m][h], mask));
+            else
+              total[m][h] += __shfl_xor_sync(~0u, total[m][h], mask);
           }
         }
     }

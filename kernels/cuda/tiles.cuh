@@ -7,7 +7,7 @@
 #include "primitives.cuh"
 
 // Units of a tile's row that holds at least `bytes`.
-constexpr int units(int bytes) {
+__device__ constexpr int units(int bytes) {
   return bytes <= 32 ? 2 : bytes <= 64 ? 4 : (bytes + 127) / 128 * 8;
 }
 

@@ -5,6 +5,7 @@ segments. Threads run in several orders, results and shared memory are NaN befor
 """
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -229,6 +230,24 @@ def test_order_of_blocks_makes_no_difference(machine, order):
     first = attend(problem, Bridge(MachineLauncher(machine)))
     again = attend(problem, Bridge(MachineLauncher(machine, block_order=order, order=order)))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2, 5])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_lag_makes_no_difference(machine, monkeypatch, batch, lag):
+    """Every phase of every image is computed, after the ones before it, however the images are staggered."""
+    problem = random_problem(torch.bfloat16, batch, (20, 18), 16, 24)
+    usual = attend(problem, Bridge(MachineLauncher(machine)))
+    monkeypatch.setattr(plans, "plan", functools.partial(plans.plan.__wrapped__, lag=lag))
+    launcher = MachineLauncher(machine, block_order=3)
+    assert all(torch.equal(a, b) for a, b in zip(attend(problem, Bridge(launcher)), usual, strict=True))
+    assert [launch.blocks for launch in launcher.launched] == [(batch + lag) * 38] * 2
+
+
+def test_one_image_alone_hands_out_no_ticket_without_an_item():
+    for sizes, segments in (((97, 97), 1), ((300, 300), 2)):
+        (launch,) = plans.plan("forward", "bf16", 1, sizes, 64, 512, H100)
+        assert launch.blocks == 2 * sizes[0] * segments**2
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
