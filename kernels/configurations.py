@@ -89,11 +89,8 @@ class Configuration(NamedTuple):
         if self.kernel == "forward":
             return 2 * max(depth, chunk) + 2 * chunk + ITEM_BYTES
         if self.kernel == "backward":
-            late = (
-                rows
-                * UNIT
-                * (_units(rows * kind.sheet) + _units(min(self.depth, 32 if kind.size == 8 else 64) * kind.size))
-            )
+            columns = min(self.depth, 32 if kind.size == 8 or (kind.size == 4 and self.depth > 64) else 64)
+            late = rows * UNIT * (_units(rows * kind.sheet) + _units(columns * kind.size))
             return 2 * depth + max(5 * chunk, late) + 2 * rows * kind.sum + ITEM_BYTES
         return 4 * chunk + ITEM_BYTES
 
@@ -158,9 +155,9 @@ def configuration(kernel: str, arithmetic: str, tiles: int, depth: int, limits: 
     kind = ARITHMETICS[arithmetic]
     row_tiles = (kind.forward_rows if kernel == "forward" else kind.rows) if tiles >= 4 else 1
     chosen = _fitted(kernel, arithmetic, tiles, depth, row_tiles, limits)
-    if kernel == "backward" and tiles >= 8 and chosen.blocks == 1:
-        # The sums and weights of two tiles of 128 take all registers. Where a block is alone, twice as many warps with
-        # one tile each hide more waiting.
+    if kernel == "backward" and tiles >= 8 and (chosen.blocks == 1 or chosen.depth == DEPTHS[0]):
+        # The sums and weights of two tiles of 128 take all registers, with few channels of q and k one or two more (as
+        # compiled). Where a block is alone, twice as many warps with one tile each hide more waiting, too.
         return _fitted(kernel, arithmetic, tiles, depth, 1, limits)
     return chosen
 

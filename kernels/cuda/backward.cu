@@ -17,7 +17,9 @@ template <class A_, int TILES_, int DEPTH_, int ROW_TILES_, int CHUNK_UNITS_, in
   static constexpr int SIZE = sizeof(typename A::Element);
   static constexpr int DU = units(DEPTH * SIZE), CU = CHUNK_UNITS_, CHUNK = CU * 16 / SIZE;
   static constexpr int HALF = HALF_UNITS_ * 16 / SIZE;      // channels of dv formed at once
-  static constexpr int WIDEST = SIZE == 8 ? 32 : 64, COLUMNS = DEPTH < WIDEST ? DEPTH : WIDEST; // of dq, dk at once
+  // Channels of dq and dk formed at once, as registers allow.
+  static constexpr int WIDEST = SIZE == 8 || (SIZE == 4 && DEPTH > 64) ? 32 : 64;
+  static constexpr int COLUMNS = DEPTH < WIDEST ? DEPTH : WIDEST;
   static constexpr int SU = units(ROWS * A::SHEET), RU = units(COLUMNS * SIZE);
   static constexpr int QUERY_BYTES = ROWS * 16 * DU, CHUNK_BYTES = ROWS * 16 * CU;
   static constexpr int STREAM_BYTES = 5 * CHUNK_BYTES;      // v and dout twice, and the results or out

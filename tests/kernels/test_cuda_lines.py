@@ -216,7 +216,8 @@ def test_long_lines(cuda_on_cpu, arithmetic, sizes):
     check(problem, arithmetic, attend(problem, Bridge(MachineLauncher(cuda_on_cpu, limits(arithmetic)))))
 
 
-@pytest.mark.parametrize("arithmetic", ["bf16", "f64"])
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("arithmetic", ["bf16", "f32", "f64"])
 @pytest.mark.parametrize("depth", [100, 250])
 def test_many_channels_of_queries(cuda_on_cpu, arithmetic, depth):
     problem = random_problem(DTYPE[arithmetic], 1, (5, 6), depth, 24)
