@@ -109,7 +109,7 @@ class Bridge:
         shape, device = q.shape, q.device
         limits = self._launcher.limits(device)
         launches = plan(kernel, q.dtype, shape[0], shape[2:], shape[1], v.shape[1], limits)
-        counters = torch.zeros((len(launches), shape[0] + 1), dtype=torch.int32, device=device)
+        counters = torch.zeros((len(launches), launches[0].counters), dtype=torch.int32, device=device)
         self._launcher.launch(launches, tensors, counters, scale)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
