@@ -18,7 +18,7 @@ help:
 	@echo "make demo      train a small CCNet on drawn street scenes (a few minutes on 2 cores) -> $(OUT)"
 	@echo "make test      the tests (under 10 minutes on 2 cores)"
 	@echo "make test-all  the tests and the slow sweeps"
-	@echo "make test-cuda compiles the CUDA kernels with NVRTC, without a GPU; make test-cuda-all: every configuration"
+	@echo "make test-cuda compiles the CUDA kernels with NVRTC and Numba, without a GPU; make test-cuda-all: every configuration"
 	@echo "make test-gpu  what needs a CUDA device"
 	@echo "make lint      ruff and mypy"
 	@echo "make bench     the op beside its peers"

@@ -35,20 +35,18 @@ class Candidate(NamedTuple):
         return self.name.split()[0] == OURS
 
 
-def ours(device: torch.device) -> list[Candidate]:
-    """Return the backends for tensors on the device, each module once; the slow definition is left out."""
-    modules = {b.name: b.module for b in BACKENDS if b.automatic}
+def ours(case: Case, device: torch.device) -> list[Candidate]:
+    """Return the backends made for the device or for any, each module once; the slow definition is left out."""
+    listed = ccgpu.backends(device, dtype=case.torch_dtype, depth=case.query, channels=case.channels, sizes=case.sizes)
+    reasons = {status.name: None if status.available else status.reason for status in listed}
     seen: list[object] = []
     result = []
-    for status in ccgpu.backends(device):
-        if status.name not in modules or (status.available and modules[status.name] in seen):
+    for backend in BACKENDS:
+        if not backend.automatic or backend.made_for not in (None, device.type) or backend.module in seen:
             continue
-        # A backend for the other kind of device is none that could have run here.
-        if status.name == "cpu" if device.type != "cpu" else not status.available:
-            continue
-        seen.append(modules[status.name])
-        why_not = None if status.available else status.reason
-        result.append(Candidate(f"{OURS} {status.name}", partial(_backend, status.name), why_not=why_not))
+        seen.append(backend.module)
+        run = partial(_backend, backend.name)
+        result.append(Candidate(f"{OURS} {backend.name}", run, why_not=reasons[backend.name]))
     return result
 
 
@@ -90,4 +88,4 @@ def others(case: Case, device: torch.device) -> list[Candidate]:
 
 def candidates(case: Case, device: torch.device) -> list[Candidate]:
     """Return everything that can be measured on a case, ours first."""
-    return ours(device) + others(case, device)
+    return ours(case, device) + others(case, device)

@@ -6,10 +6,10 @@ only, so they are traced away by torch.compile and cost a microsecond or two.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+
+from ccgpu.kernels.array_checks import type_name
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 AUTOCAST_DEVICES = ("cpu", "cuda")
@@ -32,7 +32,7 @@ def check_tensor(name: str, x: Tensor, function: str) -> None:
     """Raise TypeError unless x is a dense tensor of one of the four dtypes."""
     if not isinstance(x, Tensor):
         raise TypeError(
-            f"{function}: {name} must be a torch.Tensor, got {type(x).__module__}.{type(x).__qualname__}; "
+            f"{function}: {name} must be a torch.Tensor, got {type_name(x)}; "
             "convert it with torch.as_tensor or torch.from_dlpack"
         )
     if x.dtype not in DTYPES:
@@ -101,15 +101,3 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, function: str = "cca") -> None
     for name, x in (("k", k), ("v", v)):
         check_dtype(name, x, q, function)
         check_device(name, x, "q", q, function)
-
-
-def check_scale(scale: float, function: str = "cca") -> float:
-    """Return scale as a float; raise TypeError or ValueError unless it is a finite number."""
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise TypeError(
-            f"{function}: scale must be a number, got {type(scale).__name__}; pass a float, "
-            "or multiply q by the tensor before the call"
-        )
-    if not -math.inf < scale < math.inf:  # torch.compile knows no isfinite of a number it traces
-        raise ValueError(f"{function}: scale must be finite, got {scale}; the paper uses 1.0")
-    return float(scale)

@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 _REASONS: dict[int, str | None] = {}  # what stands against a device, found out once
 
 
-def _extra() -> str:
-    """Return the command that installs the CuPy for this torch."""
+def install_command() -> str:
+    """Return the command that installs CuPy and numba-cuda for this torch's CUDA."""
     major = (torch.version.cuda or "12").split(".")[0]
     return f'pip install "ccgpu[cuda{major}]"'
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -32,7 +33,7 @@ def _library_reason(cupy: Any) -> str | None:
     try:
         devices = cupy.cuda.runtime.getDeviceCount()
     except RuntimeError as error:
-        return f"CuPy sees no CUDA device ({_first_line(error)}); {_extra()} gives the CuPy for this torch"
+        return f"CuPy sees no CUDA device ({first_line(error)}); {install_command()} gives the CuPy for this torch"
     if devices == 0:
         return "CuPy sees no CUDA device"
     try:
@@ -40,8 +41,8 @@ def _library_reason(cupy: Any) -> str | None:
     except (RuntimeError, OSError, ImportError) as error:
         built = cupy.cuda.runtime.runtimeGetVersion() // 1000
         return (
-            f"CuPy finds no NVRTC, the compiler of CUDA {built} ({_first_line(error)}), and torch has CUDA "
-            f"{torch.version.cuda}; {_extra()} gives the CuPy for this torch"
+            f"CuPy finds no NVRTC, the compiler of CUDA {built} ({first_line(error)}), and torch has CUDA "
+            f"{torch.version.cuda}; {install_command()} gives the CuPy for this torch"
         )
     return None
 
@@ -53,8 +54,8 @@ def _device_reason(index: int) -> str | None:
         cupy = importlib.import_module("cupy")
     except (ImportError, OSError, RuntimeError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
-            return f"CuPy is not installed; {_extra()}"
-        return f"CuPy cannot be imported ({_first_line(error)}); {_extra()} gives the CuPy for this torch"
+            return f"CuPy is not installed; {install_command()}"
+        return f"CuPy cannot be imported ({first_line(error)}); {install_command()} gives the CuPy for this torch"
     return _library_reason(cupy)
 
 

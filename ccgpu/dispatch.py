@@ -2,9 +2,9 @@
 
 A backend is a module with two functions, `forward(q, k, v, scale)` and
 `backward(dout, q, k, v, out, lse, dlse, scale)`, a module with the two stages of the op (`affinity(q, k)`,
-`aggregate(weights, v)` and its transpose `aggregate_transposed(weights, x)`), and a `why_not(call)` that says why it
-cannot run a call, or None. The first one that can, runs. A backend asked for by name runs or raises; it is never
-replaced by another.
+`aggregate(weights, v)` and its transpose `aggregate_transposed(weights, x)`), a `why_not(call)` that says why it cannot
+run a call, or None, and a `suits(call)` that says whether it is worth while. The first one that suits a call and can
+run it, runs. A backend asked for by name runs or raises; it is never replaced by another.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ccgpu import bridge, cupy_device, cupy_lines, cupy_stages, torch_lines, torch_stages
+from ccgpu import (
+    bridge,
+    cupy_device,
+    cupy_lines,
+    cupy_stages,
+    numba_cpu_lines,
+    numba_cuda_device,
+    numba_cuda_lines,
+    torch_lines,
+    torch_stages,
+)
 
 ENVIRONMENT_VARIABLE = "CCGPU_BACKEND"
 LOGGER = logging.getLogger("ccgpu")
@@ -33,6 +43,7 @@ class Call(NamedTuple):
     depth: int = 64  # channels of q and k; 0 in the two stages, which take any number
     channels: int = 512  # of v
     sizes: tuple[int, ...] = (97, 97)
+    images: int = 1
 
 
 class Backend(NamedTuple):
@@ -45,6 +56,7 @@ class Backend(NamedTuple):
     description: str
     made_for: str | None = None  # the kind of device; None: any
     automatic: bool = True
+    suits: Callable[[Call], bool] = lambda call: True  # whether it is the faster choice for a call that it can run
 
 
 class BackendStatus(NamedTuple):
@@ -70,10 +82,27 @@ def _any_device(call: Call) -> str | None:
 
 BACKENDS = (
     Backend(
+        "numba_cpu",
+        numba_cpu_lines,
+        numba_cpu_lines,
+        numba_cpu_lines.why_not,
+        "CPU kernels, compiled by Numba at the first call",
+        "cpu",
+        suits=numba_cpu_lines.suits,
+    ),
+    Backend(
         "cpu", torch_lines, torch_stages, _only_cpu, "torch's matrix products, line by line, for CPU tensors", "cpu"
     ),
     Backend(
         "cupy", cupy_lines, cupy_stages, cupy_device.why_not, "CUDA kernels, compiled by CuPy at the first call", "cuda"
+    ),
+    Backend(
+        "numba_cuda",
+        numba_cuda_lines,
+        numba_cuda_lines,
+        numba_cuda_device.why_not,
+        "CUDA kernels in Python, compiled by Numba at the first call; on CPU tensors Numba's simulator, for tests",
+        "cuda",
     ),
     Backend("torch", torch_lines, torch_stages, _any_device, "torch's matrix products, line by line, on any device"),
     Backend("reference", bridge, bridge, _only_cpu, "the NumPy definition: slow, for checking", "cpu", automatic=False),
@@ -118,20 +147,9 @@ def choose(q: Tensor, name: str | None = None, v: Tensor | None = None, function
     check_name(name, function, source)
     shape = q.shape
     depth, channels = (0, shape[1]) if v is None else (shape[1], v.shape[1])
-    call = Call(q.device, q.dtype, depth, channels, shape[2:])
+    call = Call(q.device, q.dtype, depth, channels, shape[2:], shape[0])
     if name is None:
-        for backend in BACKENDS:
-            if not backend.automatic:
-                continue
-            reason = backend.why_not(call)
-            if reason is None:
-                return backend
-            if backend.made_for == call.device.type:
-                _say_once(backend.name, reason)
-        reasons = "; ".join(f"{b.name}: {b.why_not(call)}" for b in BACKENDS)
-        raise RuntimeError(
-            f"{function}: a backend must be able to run on {call.device}, got none ({reasons}); move the tensors"
-        )
+        return _first(call, function)
     backend = next(b for b in BACKENDS if b.name == name)
     reason = backend.why_not(call)
     if reason is not None:
@@ -142,9 +160,28 @@ def choose(q: Tensor, name: str | None = None, v: Tensor | None = None, function
     return backend
 
 
+def _first(call: Call, function: str) -> Backend:
+    """Return the first backend that suits a call and can run it; warn if it takes the place of a faster one."""
+    passed_over: list[tuple[str, str]] = []
+    for backend in BACKENDS:
+        if not backend.automatic or not backend.suits(call):
+            continue
+        reason = backend.why_not(call)
+        if reason is None:
+            if passed_over:
+                _say_once(*passed_over[0])
+            return backend
+        if backend.made_for == call.device.type:
+            passed_over.append((backend.name, reason))
+    reasons = "; ".join(f"{b.name}: {b.why_not(call)}" for b in BACKENDS)
+    raise RuntimeError(
+        f"{function}: a backend must be able to run on {call.device}, got none ({reasons}); move the tensors"
+    )
+
+
 @functools.cache
 def _say_once(name: str, reason: str) -> None:
-    """Say that the backend for this kind of device is passed over: the next ones are slower."""
+    """Say that the first choice for this kind of device is passed over: the next ones are slower."""
     LOGGER.warning("ccgpu: backend %r cannot run, a slower one does: %s", name, reason)
 
 
@@ -167,8 +204,8 @@ def backends(
 
     Example:
         >>> import ccgpu
-        >>> [b.name for b in ccgpu.backends("cpu") if b.available]
-        ['cpu', 'torch', 'reference']
+        >>> [b.name for b in ccgpu.backends("cpu") if b.available][0]
+        'numba_cpu'
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from ccgpu import arrays
 from ccgpu import autograd as autograd  # registers torch.ops.ccgpu
-from ccgpu.checks import check_inputs, check_scale
+from ccgpu.checks import check_inputs
 from ccgpu.dispatch import check_name
+from ccgpu.kernels.array_checks import check_scale
 
 
 @overload
@@ -34,15 +35,25 @@ def cca(
     return_lse: Literal[True],
     backend: str | None = ...,
 ) -> tuple[Tensor, Tensor]: ...
+@overload
 def cca(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    scale: float = ...,
+    return_lse: bool = ...,
+    backend: str | None = ...,
+) -> Any: ...
+def cca(
+    q: Any,
+    k: Any,
+    v: Any,
     *,
     scale: float = 1.0,
     return_lse: bool = False,
     backend: str | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """Attend from each position to the positions in its own row and column (and, in 3D, its own line in time).
 
     For every position u, over the positions i that share all coordinates but one with u, and u itself once:
@@ -55,7 +66,8 @@ def cca(
         q: queries (B, D, *S) with S = (L,), (H, W) or (T, H, W); B may be 0, the sizes 1; any strides. channels_last is
             the fastest layout, others are brought into it.
         k: keys, of q's shape.
-        v: values (B, C, *S). All three share one dtype (float32, bfloat16, float16 or float64) and one device.
+        v: values (B, C, *S). All three share one dtype (float32, bfloat16, float16 or float64) and one device, and are
+            arrays of one kind: torch tensors, or as below.
         scale: finite factor of the energies.
         return_lse: return lse too, for merging with other attentions.
         backend: the name of a backend (see `ccgpu.backends()`), which runs or raises; None takes the environment
@@ -66,7 +78,7 @@ def cca(
         inputs), contiguous.
 
     Raises:
-        TypeError: an input is no tensor, has an integer or complex dtype, or the dtypes or kinds of arrays differ.
+        TypeError: an input is no array, has an integer or complex dtype, or the dtypes or kinds of arrays differ.
         ValueError: rank, shapes, devices, scale or the backend's name are wrong.
         RuntimeError: the backend asked for cannot run the call.
 
@@ -75,8 +87,15 @@ def cca(
     its dtype, float64 stays), torch.func.vmap, torch.compile(fullgraph=True) and torch.export. A NaN or infinity in an
     input reaches the positions that attend to it, and no others.
 
-    CuPy arrays are taken as well, all three: they are computed in place in memory on CuPy's current stream, without
-    autograd, and out (and lse) are CuPy arrays.
+    Arrays of other libraries are taken as well, all three of one kind, and give out (and lse) of that kind, without
+    autograd or autocast. They are computed in place in memory and never written to; a copy is made of what torch cannot
+    see: axes in reverse, the other byte order, misaligned elements.
+
+    - NumPy (subclasses too, but for masked arrays): plain writable ndarrays; bfloat16 by ml_dtypes.
+    - CuPy: on CuPy's current stream.
+    - Numba device arrays: on v's stream, or the legacy default one where it has none.
+    - anything else with `__dlpack__` (JAX, ...): made by the `from_dlpack` of its array API namespace or its library; a
+      tensor where it has none.
 
     Source: Huang et al., CCNet: Criss-Cross Attention for Semantic Segmentation, section 3.2, equations 1 and 2.
 
@@ -86,14 +105,16 @@ def cca(
         >>> out, lse = ccgpu.cca(q, k, v, return_lse=True)
         >>> float(lse[0, 0, 0].exp().round())  # equal energies: 3 + 4 - 1 positions of weight 1/6
         6.0
+        >>> type(ccgpu.cca(q.numpy(), k.numpy(), v.numpy()))
+        <class 'numpy.ndarray'>
     """
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
         kind = arrays.kind_of("cca", q=q, k=k, v=v)
         if kind is not None:
-            options = {"scale": scale, "return_lse": return_lse, "backend": backend}
-            return arrays.call(kind, functools.partial(cca, **options), q, k, v)
+            operation = functools.partial(cca, scale=scale, return_lse=return_lse, backend=backend)
+            return arrays.call("cca", kind, operation, q=q, k=k, v=v)
     check_inputs(q, k, v)
-    scale = check_scale(scale)
+    scale = check_scale(scale, "cca")
     check_name(backend)
     out, lse = torch.ops.ccgpu.cca_forward(q, k, v, scale, backend)
     return (out, lse) if return_lse else out

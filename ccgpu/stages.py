@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any, overload
+
 import torch
 from torch import Tensor
 
+from ccgpu import arrays
 from ccgpu import stage_ops as stage_ops  # registers torch.ops.ccgpu.affinity, aggregate and aggregate_transposed
 from ccgpu.dispatch import check_name
 from ccgpu.stage_checks import check_affinity, check_aggregate
 
 
-def affinity(q: Tensor, k: Tensor, *, backend: str | None = None) -> Tensor:
+@overload
+def affinity(q: Tensor, k: Tensor, *, backend: str | None = ...) -> Tensor: ...
+@overload
+def affinity(q: Any, k: Any, *, backend: str | None = ...) -> Any: ...
+def affinity(q: Any, k: Any, *, backend: str | None = None) -> Any:
     """Return the energies of each position with the positions in its own row and column (and line in time).
 
     The first stage of `ccgpu.cca`: for every position u and the j-th position i_j(u) of its criss-cross,
@@ -33,12 +41,13 @@ def affinity(q: Tensor, k: Tensor, *, backend: str | None = None) -> Tensor:
         channels-last memory: the K energies of a position stand side by side.
 
     Raises:
-        TypeError: an input is no tensor, has an integer or complex dtype, or the dtypes differ.
+        TypeError: an input is no array, has an integer or complex dtype, or the dtypes or kinds of arrays differ.
         ValueError: rank, shapes, devices or the backend's name are wrong.
         RuntimeError: the backend asked for cannot run the call.
 
     Differentiable in q and k, to any order. Saved for backward: q and k. Deterministic. Works under autocast (q and k
-    take its dtype, float64 stays), torch.func.vmap, torch.compile(fullgraph=True) and torch.export.
+    take its dtype, float64 stays), torch.func.vmap, torch.compile(fullgraph=True) and torch.export. Arrays of other
+    libraries are taken and returned as in `ccgpu.cca`.
 
     `aggregate(affinity(scale * q, k).softmax(1), v)` is `cca(q, k, v, scale=scale)`, which needs no memory for the
     energies; the stages are for looking at the energies and for another function in the place of the softmax.
@@ -53,13 +62,23 @@ def affinity(q: Tensor, k: Tensor, *, backend: str | None = None) -> Tensor:
         torch.Size([1, 4, 2, 3])
         >>> energies[0, :, 0, 1]  # of (0, 1): below it (1, 1); its row (0, 0), (0, 1), (0, 2)
         tensor([4., 0., 1., 2.])
+        >>> type(ccgpu.affinity(k.numpy(), k.numpy()))
+        <class 'numpy.ndarray'>
     """
+    if not (isinstance(q, Tensor) and isinstance(k, Tensor)):
+        kind = arrays.kind_of("affinity", q=q, k=k)
+        if kind is not None:
+            return arrays.call("affinity", kind, functools.partial(affinity, backend=backend), q=q, k=k)
     check_affinity(q, k)
     check_name(backend, "affinity")
     return torch.ops.ccgpu.affinity(q, k, backend)
 
 
-def aggregate(weights: Tensor, v: Tensor, *, backend: str | None = None) -> Tensor:
+@overload
+def aggregate(weights: Tensor, v: Tensor, *, backend: str | None = ...) -> Tensor: ...
+@overload
+def aggregate(weights: Any, v: Any, *, backend: str | None = ...) -> Any: ...
+def aggregate(weights: Any, v: Any, *, backend: str | None = None) -> Any:
     """Sum the values in each position's own row and column (and line in time), weighted.
 
     The second stage of `ccgpu.cca`: for every position u, over the positions i_j(u) of its criss-cross in the order of
@@ -79,14 +98,14 @@ def aggregate(weights: Tensor, v: Tensor, *, backend: str | None = None) -> Tens
         out (B, C, *S) in v's dtype and memory format.
 
     Raises:
-        TypeError: an input is no tensor, has an integer or complex dtype, or the dtypes do not fit.
+        TypeError: an input is no array, has an integer or complex dtype, or dtypes or kinds of arrays do not fit.
         ValueError: rank, shapes, devices or the backend's name are wrong.
         RuntimeError: the backend asked for cannot run the call.
 
     Differentiable in weights and v, to any order. Saved for backward: weights and v. Deterministic. Works under
     autocast (v takes its dtype and so do the weights, but float32 weights and float64 stay), torch.func.vmap,
     torch.compile(fullgraph=True) and torch.export. A NaN or infinity in v reaches the positions that attend to it, and
-    no others.
+    no others. Arrays of other libraries are taken and returned as in `ccgpu.cca`.
 
     Source: Huang et al., CCNet: Criss-Cross Attention for Semantic Segmentation, section 3.2, equation 2.
 
@@ -97,6 +116,11 @@ def aggregate(weights: Tensor, v: Tensor, *, backend: str | None = None) -> Tens
         >>> torch.allclose(ccgpu.aggregate(weights, v), ccgpu.cca(q, k, v), atol=1e-5)
         True
     """
+    if not (isinstance(weights, Tensor) and isinstance(v, Tensor)):
+        kind = arrays.kind_of("aggregate", weights=weights, v=v)
+        if kind is not None:
+            operation = functools.partial(aggregate, backend=backend)
+            return arrays.call("aggregate", kind, operation, wide="weights", weights=weights, v=v)
     check_aggregate(weights, v)
     check_name(backend, "aggregate")
     return torch.ops.ccgpu.aggregate(weights, v, backend)

@@ -1,9 +1,42 @@
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
+
+from tests.error_table import HEADING, TABLES, report
+
+if not torch.cuda.is_available():
+    # Numba looks at this when numba.cuda is first imported: its kernels then run in a simulator, on NumPy arrays.
+    os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
+    # Each thread of a simulated block is a Python thread that waits for its turn: this makes the turns short.
+    sys.setswitchinterval(1e-5)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """On a worker of pytest-xdist: hand the tables over."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["error_tables"] = [table.contents() for table in TABLES]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Where pytest-xdist shares the tests out: take a worker's tables, unless it died before it gave any."""
+    for table, contents in zip(TABLES, getattr(node, "workeroutput", {}).get("error_tables", ()), strict=False):
+        table.merge(contents)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the tables of errors that the tests of values recorded."""
+    lines = report()
+    if lines:
+        terminalreporter.section(HEADING)
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

@@ -168,15 +168,20 @@ template <class F> INLINE void forward(const Arguments &a) {
         const Sum empty = -infinity(Sum()), ln2 = (Sum)LN_2_DOUBLE, log2e = (Sum)LOG2_E_DOUBLE;
         Sum *lse = (Sum *)a.lse + start + (u64)(item.query + row) * item.inner;
         const Sum own = ((largest[m][h] == empty ? 0 : largest[m][h]) + logarithm2(total[m][h])) * ln2;
-        Sum merged = own;
+        Sum merged = own, part = 1;
         before[m][h] = 0;
         if (!item.first) {
+          // Both parts are taken from their ratio, not from merged: what they are rounded by grows with the energies,
+          // and must not change their sum, which is 1.
           const Sum other = inside ? load_global<Sum>(lse) : 0, top = max(other, own);
-          if (own != empty || other != empty)
-            merged = top + logarithm2(power2((other - top) * log2e) + power2((own - top) * log2e)) * ln2;
-          before[m][h] = other == empty ? 0 : power2((other - merged) * log2e);
+          if (own != empty || other != empty) {
+            const Sum a = power2((own - top) * log2e), b = power2((other - top) * log2e);
+            merged = top + logarithm2(a + b) * ln2;
+            part = a / (a + b);
+            before[m][h] = b / (a + b);
+          }
         }
-        factor[m][h] = total[m][h] == 0 ? 0 : power2((own - merged) * log2e) / total[m][h];
+        factor[m][h] = total[m][h] == 0 ? 0 : part / total[m][h];
         if (item.last && merged == empty) // no weight anywhere: 0 / 0
           factor[m][h] = __longlong_as_double(0x7ff8000000000000ll);
         __syncwarp(); // the four threads of a row have read lse before one of them writes it

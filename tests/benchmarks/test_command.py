@@ -9,6 +9,7 @@ import torch
 from benchmarks import cca, plot, profile_kernels, results_file, run_case
 from benchmarks.candidates import Candidate, candidates, ours
 from benchmarks.cases import Case
+from ccgpu import cupy_device, numba_cuda_device
 
 CPU = torch.device("cpu")
 SMALL = ["--device", "cpu", "--size", "5", "6", "--query-channels", "4", "--channels", "4"]
@@ -41,6 +42,7 @@ def test_command_measures_and_records(tmp_path, capsys):
     timed = [r for r in rows if r["median_ms"] and not r["pass"].startswith("host")]
     names = {r["name"] for r in timed}
     assert names == {
+        "ccgpu numba_cpu",
         "ccgpu cpu",
         "mmcv's einsum",
         "authors' bmm",
@@ -99,6 +101,21 @@ def test_no_time_left_is_a_reason(tmp_path):
     assert not any("median_ms" in r for r in rows)
 
 
+def test_ours_are_the_backends_made_for_the_device(monkeypatch):
+    case = Case(1, (4, 4), "bfloat16", 4, 4)
+    assert [(c.name, c.why_not) for c in ours(case, CPU)] == [("ccgpu numba_cpu", None), ("ccgpu cpu", None)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(cupy_device, "_REASONS", {0: "no CuPy"})
+    monkeypatch.setattr(numba_cuda_device, "_REASONS", {0: None})
+    monkeypatch.setattr(numba_cuda_device, "simulated", lambda: False)
+    assert [(c.name, c.why_not) for c in ours(case, torch.device("cuda"))] == [
+        ("ccgpu cupy", "no CuPy"),
+        ("ccgpu numba_cuda", "it has no kernels for torch.bfloat16"),
+        ("ccgpu torch", None),
+    ]
+
+
 def wrong(q, k, v):
     return v * (q * k).sum(1, keepdim=True)
 
@@ -125,10 +142,10 @@ def forward_only(q, k, v):
 def test_what_fails_is_a_row_and_the_others_are_measured(name, function, same, why, serious):
     case = Case(1, (4, 4), "float32", 4, 4)
     peer = Candidate(name, lambda: function, layouts=("NCHW",), same_function=same)
-    rows, failed = run_case.measure_case(case, [peer, *ours(CPU)], CPU, RATES, turns=2, say=lambda line: None)
+    rows, failed = run_case.measure_case(case, [peer, *ours(case, CPU)], CPU, RATES, turns=2, say=lambda line: None)
     assert [why in r["reason"] for r in rows if r["name"] == name and r["reason"]] == [True]
     assert bool(failed) == serious
-    assert {r["pass"] for r in rows if r["name"] == "ccgpu cpu"} == {"forward", "backward", "forward+backward"}
+    assert {r["pass"] for r in rows if r["name"] == "ccgpu numba_cpu"} == {"forward", "backward", "forward+backward"}
 
 
 def row(name, shape, milliseconds, step="forward+backward", layout="NCHW", reason="", **more):

@@ -2,12 +2,16 @@
 
 import time
 
+import numpy as np
 import pytest
 import torch
 
+import ccgpu
 from benchmarks import measure
 from benchmarks.cases import Case, in_layout, precision, suite
-from benchmarks.measure import Clock, Step, Timing, interleaved, quantiles, step, temporaries
+from benchmarks.measure import Clock, Step, Timing, interleaved, peak_bytes, quantiles, step, temporaries
+
+PYTHON_OBJECTS = 50_000  # bytes that are traced together with NumPy's memory, at most
 
 
 def test_quantiles_of_known_numbers():
@@ -48,14 +52,36 @@ def test_a_step_that_fails_later_is_left_out_too():
     assert isinstance(interleaved({"": step(fails_later)}, 5)[""], MemoryError)
 
 
-def test_temporaries_are_the_peak_without_results():
+@pytest.mark.parametrize(
+    "empty", [torch.empty, lambda n: torch.from_numpy(np.empty(n, np.float32))], ids=["torch", "NumPy"]
+)
+def test_temporaries_are_the_peak_without_results(empty):
     def call():
-        x = torch.empty(10_000)  # freed before the result exists twice over
-        y = torch.empty(30_000)
+        x = empty(1_000_000)  # freed before the result exists twice over
+        y = empty(3_000_000)
         del x
         return y
 
-    assert temporaries(step(call), Clock()) == 4 * 10_000
+    assert 0 <= temporaries(step(call), Clock()) - 4_000_000 < PYTHON_OBJECTS
+    assert 0 <= peak_bytes(call) - 16_000_000 < PYTHON_OBJECTS
+
+
+def test_torchs_and_numpys_bytes_are_added():
+    def call():
+        return np.empty(250_000).nbytes + torch.empty(250_000).nbytes  # one after the other
+
+    assert 0 <= temporaries(step(call), Clock()) - 3_000_000 < PYTHON_OBJECTS
+
+
+def test_memory_from_before_is_not_counted():
+    before = np.ones(1_000_000), torch.ones(1_000_000)
+    assert peak_bytes(lambda: before[0].sum() + before[1].sum()) < PYTHON_OBJECTS
+
+
+def test_kernels_on_numpys_memory_are_counted():
+    """NCHW maps: each thread gathers lines into memory of its own."""
+    q = torch.randn(1, 16, 40, 40)
+    assert peak_bytes(lambda: ccgpu.cca(q, q, q, backend="numba_cpu")) > q.nbytes + PYTHON_OBJECTS
 
 
 def test_rates_are_of_this_machine():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ccgpu import cupy_device
+from ccgpu import cupy_device, numba_cuda_device
 from ccgpu.cupy_launch import LAUNCHER, CuPyLauncher
 from ccgpu.kernels.plans import ARGUMENT_BYTES
 
@@ -137,6 +137,7 @@ def gpu(monkeypatch):
     fake = FakeGpu()
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(fake))
     monkeypatch.setattr(cupy_device, "_REASONS", {})
+    monkeypatch.setattr(numba_cuda_device, "simulated", lambda: True)  # so that it takes no CUDA tensors
     monkeypatch.setattr(LAUNCHER, "_kernels", {})
     monkeypatch.setattr(LAUNCHER, "_limits", {})
     monkeypatch.setattr(torch.version, "cuda", "12.8")

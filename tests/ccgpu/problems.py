@@ -1,26 +1,78 @@
 """Problems for cca and what their results are held to: used on every device, by every test of values.
 
 Tolerance: the error is at most 2 times (values) or 3 times (gradients) that of the plain einsum formulation in the same
-dtype, plus a floor of a few units in the last place of the result's magnitude.
+dtype, plus a floor of a few units in the last place of the result's magnitude. tests/error_table.py keeps what backends
+came to.
 """
 
 import math
 from typing import NamedTuple
 
+import pytest
 import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import ccgpu
 from ccgpu import torch_lines
 from ccgpu.kernels import reference
+from tests import error_table
+from tests.error_table import Row, in_units
 
-SIZES = st.one_of(
-    st.tuples(st.integers(1, 13)),
-    st.tuples(st.integers(1, 7), st.integers(1, 7)),
-    st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4)),
-)
+MAPS = {rank: st.tuples(*[st.integers(1, largest)] * rank) for rank, largest in ((1, 13), (2, 7), (3, 4))}
+SIZES = st.one_of(*MAPS.values())
+# For backends that take about a second an example: so many examples, and maps no larger than these.
+FEW_EXAMPLES = 4
+SMALL_MAPS = {rank: st.tuples(*[st.integers(1, largest)] * rank) for rank, largest in ((1, 5), (2, 3), (3, 2))}
+SIMULATED = {"numba_cuda"}  # on CPU tensors, a simulator's Python threads run these kernels
+SLOW = {"reference", *SIMULATED}  # too slow for maps of hundreds of positions
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 EPSILON = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
+
+
+def name_of(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+def takers(dtype=torch.float64):
+    """The names of the backends that run CPU tensors of a dtype on this machine."""
+    return [b.name for b in ccgpu.backends("cpu", dtype=dtype) if b.available]
+
+
+def cells():
+    """Every backend for CPU tensors with each dtype that it takes and each rank: a test's parameters."""
+    return [
+        pytest.param(backend, dtype, rank, id=f"{backend}-{name_of(dtype)}-{rank}D")
+        for dtype in DTYPES
+        for backend in takers(dtype)
+        for rank in MAPS
+    ]
+
+
+def quick_cells(dtypes):
+    """Every backend that is fast enough for maps of a few hundred positions, with each of the dtypes that it takes."""
+    return [
+        pytest.param(backend, dtype, id=f"{backend}-{name_of(dtype)}")
+        for dtype in dtypes
+        for backend in takers(dtype)
+        if backend not in SLOW
+    ]
+
+
+def try_examples(check, problems, backend, dtype, rank, examples):
+    """Run check(backend, problem) on so many problems of a dtype and rank; on a few small ones in a simulator."""
+    if backend in SIMULATED:
+        examples, maps = FEW_EXAMPLES, SMALL_MAPS[rank]
+    else:
+        maps = MAPS[rank]
+
+    @settings(max_examples=examples, deadline=None)
+    @given(problem=problems((dtype,), maps))
+    def run_check(problem):
+        check(backend, problem)
+
+    run_check()
 
 
 def plain(q, k, v, scale):
@@ -76,9 +128,9 @@ def layouts(x, layout):
 
 
 @st.composite
-def problems(draw, dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16)):
-    sizes = draw(SIZES)
-    batch, d, c = draw(st.integers(0, 3)), draw(st.integers(1, 9)), draw(st.integers(1, 9))
+def problems(draw, dtypes=DTYPES, maps=SIZES):
+    sizes = draw(maps)
+    batch, d, c = draw(st.sampled_from([1, 2, 3, 0])), draw(st.integers(1, 9)), draw(st.integers(1, 9))
     dtype = draw(st.sampled_from(dtypes))
     small = dtype == torch.float16
     magnitude = draw(st.sampled_from([1.0, 1e-3, 8.0] if small else [1.0, 1e-30, 1e-3, 30.0, 1e4]))
@@ -130,10 +182,18 @@ def largest(x):
     return float(x.detach().double().abs().max()) if x.numel() else 0.0
 
 
-def check_errors(ours, theirs, truth, problem, unit=None):
+def row_of(problem, backend, dtype=None):
+    """Return the problem's row in the table of errors; `dtype` names the arithmetic where it is not the dtype's."""
+    q = problem.tensors[0]
+    on = "" if q.device.type == "cpu" else ", on the GPU"
+    return Row(backend + on, name_of(q.dtype) if dtype is None else dtype, q.ndim - 2)
+
+
+def check_errors(ours, theirs, truth, problem, unit=None, row=None):
     """Raise unless ours are as near to the truth as theirs, but for what the dtype costs anybody.
 
-    `unit` is the relative rounding of every factor where it is not the dtype's: in TF32.
+    `unit` is the relative rounding of every factor where it is not the dtype's: in TF32. `row` is where the errors are
+    recorded, before they are judged.
     """
     tensors, dout, dlse, scale = problem[:4]
     q, k, v = (largest(x) for x in tensors)
@@ -146,14 +206,19 @@ def check_errors(ours, theirs, truth, problem, unit=None):
     energy = abs(scale) * largest(torch.einsum("bdi,bdj->bij", *absolute))
     denergy = largest(dout) * v * tensors[2].shape[1] + largest(dlse)
     cancelled = {"dq": abs(scale) * k * denergy, "dk": abs(scale) * q * denergy * sum(tensors[0].shape[2:])}
-    for name, a, b, t in zip(("out", "lse", "dq", "dk", "dv"), ours, theirs, truth, strict=True):
+    units, failed = {}, []
+    for (name, limit), a, b, t in zip(error_table.CCA.limits.items(), ours, theirs, truth, strict=True):
         a, b, t = (x.detach().cpu().double() for x in (a, b, t))
         error, plain_error = largest(a - t), largest(b - t)
         size = max(largest(t), largest(b))
         floor = unit * cancelled.get(name, 0.0) + (1 if name == "out" else 2) * wide * energy * size
         floor += 4 * (wide if name == "lse" else unit) * size + torch.finfo(tensors[0].dtype).tiny
-        factor = 2 if name in ("out", "lse") else 3
-        assert error <= factor * plain_error + floor, f"{name}: {error:.3g}, plain {plain_error:.3g}, floor {floor:.3g}"
+        units[name] = in_units(error, plain_error, floor, limit)
+        if units[name] > limit:
+            failed.append(f"{name}: {error:.3g}, plain {plain_error:.3g}, floor {floor:.3g}")
+    if row is not None:
+        error_table.CCA.record(row, units)
+    assert not failed, "; ".join(failed)
 
 
 def attend(problem, backend=None):
@@ -174,11 +239,11 @@ def truth_in_float64(problem):
     return attend_plainly(Problem(tensors, dout, dlse, problem.scale))
 
 
-def check_backend(problem, backend, device="cpu", unit=None):
+def check_backend(backend, problem, device="cpu", unit=None, dtype=None):
     """Raise unless a backend computes the problem right, and returns dtype and layout as documented."""
     there = problem.on(device)
     ours = attend(there, backend)
-    check_errors(ours, attend_plainly(there), expected(problem), problem, unit)
+    check_errors(ours, attend_plainly(there), expected(problem), problem, unit, row_of(there, backend, dtype))
     check_form(ours, there)
 
 

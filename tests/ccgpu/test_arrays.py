@@ -1,6 +1,8 @@
-"""Arrays of other libraries in `ccgpu.cca`: the same memory, the library's stream, and no mixing."""
+"""Arrays with `__dlpack__` in `ccgpu.cca`, kinds that mix, and an example of each kind.
 
-import contextlib
+tests/ccgpu/test_numpy_arrays.py has NumPy's arrays, tests/ccgpu/test_device_arrays.py CuPy's and Numba's.
+"""
+
 import subprocess
 import sys
 import types
@@ -11,156 +13,208 @@ import torch
 
 import ccgpu
 from ccgpu import arrays
-
-
-class ndarray:
-    """A CuPy array on the CPU: what DLPack and the bridge see of one."""
-
-    def __init__(self, tensor, index=0):
-        self.tensor = tensor
-        self.device = Device(index)
-        self.strides = tuple(s * tensor.element_size() for s in tensor.stride())
-        self.copies = 0
-
-    def copy(self):
-        self.copies += 1
-        return ndarray(self.tensor.clone(), self.device.id)
-
-    def __dlpack__(self, stream=None, **options):
-        return self.tensor.__dlpack__(**options)
-
-    def __dlpack_device__(self):
-        return self.tensor.__dlpack_device__()
-
-
-class Device(contextlib.AbstractContextManager):
-    current = 0
-
-    def __init__(self, index):
-        self.id = index
-
-    def __enter__(self):
-        self._before, Device.current = Device.current, self.id
-
-    def __exit__(self, *error):
-        Device.current = self._before
+from tests.ccgpu.array_problems import inputs, record_tensors
 
 
 @pytest.fixture
-def cupy(monkeypatch):
-    """A module in the place of CuPy, and a record of torch's stream while something ran."""
-    module = types.ModuleType("cupy")
-    module.pointers = {0: 0, 1: 0x50}
-    module.entered = []
-    module.ndarray = ndarray
-    module.from_dlpack = lambda x: ndarray(torch.from_dlpack(x))
-    current = lambda: types.SimpleNamespace(ptr=module.pointers[Device.current])  # noqa: E731
-    module.cuda = types.SimpleNamespace(get_current_stream=current)
-    ndarray.__module__ = "cupy"
-    monkeypatch.setitem(sys.modules, "cupy", module)
-
-    @contextlib.contextmanager
-    def stream(which):
-        module.entered.append(which)
-        yield
-
-    monkeypatch.setattr(torch.cuda, "ExternalStream", lambda pointer, device: (pointer, str(device)))
-    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: ("default", str(device)))
-    monkeypatch.setattr(torch.cuda, "stream", stream)
-    return module
+def seen(monkeypatch):
+    return record_tensors(monkeypatch)
 
 
-def inputs(dtype=torch.float32):
-    generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(2, n, 3, 4, generator=generator).to(dtype) for n in (4, 4, 5))
+class Exporter:
+    """An array with `__dlpack__`, of a library that has no `from_dlpack`: this module."""
+
+    def __init__(self, x, device=None, error=None):
+        self.x, self.device, self.error = x, device, error
+
+    def __dlpack__(self, **options):
+        if self.error is not None:
+            raise self.error
+        return self.x.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.device or self.x.__dlpack_device__()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-def test_cupy_arrays_give_cupy_arrays(cupy, dtype):
-    tensors = inputs(dtype)
-    out, lse = ccgpu.cca(*map(ndarray, tensors), scale=0.5, return_lse=True)
-    expected, expected_lse = ccgpu.cca(*tensors, scale=0.5, return_lse=True)
-    assert type(out) is type(lse) is ndarray
-    assert torch.equal(out.tensor, expected)
-    assert torch.equal(lse.tensor, expected_lse)
-    assert type(ccgpu.cca(*map(ndarray, tensors))) is ndarray
+@pytest.fixture
+def strict():
+    return pytest.importorskip("array_api_strict", reason="array-api-strict (extra test) is not installed")
 
 
-def test_cupy_arrays_are_not_copied(cupy, monkeypatch):
-    seen = []
-    real = torch.ops.ccgpu.cca_forward
-
-    def record(q, k, v, *rest):
-        seen.extend((q, k, v))
-        seen.append(real(q, k, v, *rest))
-        return seen[-1]
-
-    monkeypatch.setattr(torch.ops.ccgpu, "cca_forward", record)
-    tensors = inputs()
-    out = ccgpu.cca(*map(ndarray, tensors))
-    assert [x.data_ptr() for x in seen[:3]] == [x.data_ptr() for x in tensors]
-    assert out.tensor.data_ptr() == seen[3][0].data_ptr()
-
-
-def test_cupys_current_stream_becomes_torchs(cupy):
-    tensors = inputs()
-    ccgpu.cca(*map(ndarray, tensors))
-    cupy.pointers[0] = 0x40
-    ccgpu.cca(*map(ndarray, tensors))
-    ccgpu.cca(*(ndarray(x, index=1) for x in tensors))
-    assert cupy.entered == [("default", "cuda:0"), (0x40, "cuda:0"), (0x50, "cuda:1")]
-    assert Device.current == 0
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_other_libraries_arrays_give_their_kind(strict, seen, dtype):
+    values = [x.numpy().astype(dtype) for x in inputs()]
+    ours = [strict.asarray(x) for x in values]
+    out, lse = ccgpu.cca(*ours, return_lse=True)
+    expected, expected_lse = ccgpu.cca(*values, return_lse=True)
+    assert type(out) is type(lse) is type(ours[0])
+    np.testing.assert_array_equal(np.from_dlpack(out), expected)
+    np.testing.assert_array_equal(np.from_dlpack(lse), expected_lse)
+    assert [x.data_ptr() for x in seen[:3]] == [np.from_dlpack(x).ctypes.data for x in ours]
+    assert np.from_dlpack(out).ctypes.data == seen[3].data_ptr()
+    weights = ccgpu.affinity(*ours[:2])
+    assert type(weights) is type(ccgpu.aggregate(weights, ours[2])) is type(ours[0])
 
 
-def test_cupy_results_carry_no_gradient(cupy):
-    tensors = inputs()
-    with torch.enable_grad():
-        assert not ccgpu.cca(*map(ndarray, tensors)).tensor.requires_grad
+def test_reversed_and_read_only_arrays_by_dlpack(strict):
+    """torch.from_dlpack ends the process at the former."""
+    values = [x.numpy() for x in inputs()]
+    expected = np.flip(ccgpu.cca(*values), 3)
+    turned = [strict.flip(strict.asarray(x), axis=3) for x in values]
+    np.testing.assert_allclose(np.from_dlpack(ccgpu.cca(*turned)), expected, rtol=1e-5, atol=1e-6)
+    frozen = values[0].copy()
+    frozen.flags.writeable = False
+    out = ccgpu.cca(strict.asarray(frozen, copy=False), *map(strict.asarray, values[1:]))
+    np.testing.assert_array_equal(np.from_dlpack(out), ccgpu.cca(*values))
 
 
-def test_reversed_cupy_array_is_copied(cupy):
-    q, k, v = map(ndarray, inputs())
-    q.strides = tuple(-s for s in q.strides)
-    ccgpu.cca(q, k, v)
-    assert (q.copies, k.copies) == (1, 0)
+def test_an_exporter_without_an_importer_gets_tensors():
+    for dtype in (torch.float32, torch.bfloat16):  # NumPy cannot share the latter
+        tensors = inputs(dtype)
+        out, lse = ccgpu.cca(*map(Exporter, tensors), return_lse=True)
+        expected, expected_lse = ccgpu.cca(*tensors, return_lse=True)
+        assert torch.equal(out, expected)
+        assert torch.equal(lse, expected_lse)
 
 
-def test_kinds_do_not_mix(cupy):
+@pytest.mark.parametrize("place", ["namespace", "library", "library.dlpack"])
+def test_where_from_dlpack_is_found(monkeypatch, place):
+    """The namespace's goes before the library's, and that before the one in its dlpack."""
+    made_by = []
+
+    class Array(Exporter):
+        pass
+
+    def importer(name):
+        def from_dlpack(x):
+            made_by.append(name)
+            return Array(x)
+
+        return types.SimpleNamespace(from_dlpack=from_dlpack, __name__=name)
+
+    names = ["namespace", "library", "library.dlpack"]
+    there = {name: importer(name) for name in names[names.index(place) :]}
+    library = there.get("library") or types.SimpleNamespace()
+    library.dlpack = there["library.dlpack"]
+    Array.__module__ = "library.arrays"
+    monkeypatch.setitem(sys.modules, "library", library)
+    if place == "namespace":
+        Array.__array_namespace__ = lambda self: there["namespace"]
+    out = ccgpu.cca(*map(Array, inputs()))
+    assert type(out) is Array
+    assert made_by == [place]
+    message = f"got q library.arrays.*Array, k torch.Tensor; convert k with {place}.from_dlpack, or q with torch"
+    with pytest.raises(TypeError, match=message):
+        ccgpu.affinity(Array(inputs()[0]), inputs()[1])
+
+
+@pytest.mark.parametrize(
+    ("exporter", "error", "message"),
+    [
+        ({"error": BufferError("not now")}, ValueError, r"\(not now\); copy it"),
+        ({"error": TypeError("no stream")}, TypeError, r"\(no stream\); copy it"),
+        ({"error": ImportError("no jaxlib")}, ValueError, r"\(no jaxlib\); copy it"),
+        ({"device": (7, 0)}, ValueError, r"\(.*\); copy it"),
+    ],
+)
+def test_what_goes_wrong_in_dlpack_is_said(exporter, error, message):
     q, k, v = inputs()
     message = (
-        r"cca: q, k, v must be arrays of one kind, got q cupy\.ndarray, k torch\.Tensor, v torch\.Tensor; "
-        r"convert k and v with cupy\.from_dlpack, or the others with torch\.from_dlpack"
+        rf"cca: k must be an array whose memory torch can share by __dlpack__, got .*\.Exporter {message} into an "
+        r"array that exports its memory, or into a tensor"
     )
+    if exporter.get("device"):
+        exporter["error"] = BufferError("unknown device")
+    with pytest.raises(error, match=message) as caught:
+        ccgpu.cca(Exporter(q), Exporter(k, **exporter), Exporter(v))
+    assert caught.value.__cause__ is not None
+
+
+def test_negative_strides_on_another_device_are_refused_before_torch_sees_them():
+    q, k, v = (Exporter(x, device=(14, 0)) for x in inputs())
+    k.strides = (60, -1, 4, 1)
+    k.error = AssertionError("torch would end the process here")
+    message = r"cca: k must be an array .*\(torch has no negative strides, these are \(60, -1, 4, 1\)\); copy it"
+    q.device = v.device = None
+    with pytest.raises(ValueError, match=message):
+        ccgpu.cca(q, k, v)
+
+
+def test_checks_in_the_librarys_words(strict):
+    q, k, v = (strict.asarray(x.numpy()) for x in inputs())
+    convert = r"array_api_strict\.astype\({}, array_api_strict\.float32\)"
+    with pytest.raises(TypeError, match=r"cca: k must be float32, .*got int64; .*example " + convert.format("k")):
+        ccgpu.cca(q, strict.astype(k, strict.int64), v)
+    with pytest.raises(TypeError, match=r"cca: v must have q's dtype float32, got float64; .* " + convert.format("v")):
+        ccgpu.cca(q, k, strict.astype(v, strict.float64))
+    with pytest.raises(TypeError, match=r"cca: q must be float32, .*got int64; .*example q to float32 in tests"):
+        ccgpu.cca(*[Exporter(inputs()[0].long())] * 3)
+
+
+# Kinds together -------------------------------------------------------------------------------------------------------
+
+
+def test_libraries_that_speak_dlpack_do_not_mix(strict):
+    q, k, _ = inputs()
+    message = r"convert q with array_api_strict\.from_dlpack$"  # the exporter's library makes none
     with pytest.raises(TypeError, match=message):
-        ccgpu.cca(ndarray(q), k, v)
-    with pytest.raises(TypeError, match=r"v numpy\.ndarray; convert v with cupy"):
-        ccgpu.cca(ndarray(q), ndarray(k), v.numpy())
+        ccgpu.affinity(Exporter(q), strict.asarray(k.numpy()))
 
 
-def test_checks_hold_for_cupy_arrays(cupy):
+def test_no_arrays_keep_their_message():
     q, k, v = inputs()
-    with pytest.raises(ValueError, match=r"cca: k must have q's shape"):
-        ccgpu.cca(ndarray(q), ndarray(k[..., :3]), ndarray(v))
-    with pytest.raises(ValueError, match="cca: scale must be finite"):
-        ccgpu.cca(ndarray(q), ndarray(k), ndarray(v), scale=np.inf)
-    with pytest.raises(ValueError, match="cca: backend must be one of"):
-        ccgpu.cca(ndarray(q), ndarray(k), ndarray(v), backend="gpu")
-
-
-def test_other_arguments_keep_their_message(cupy):
-    q, k, v = inputs()
-    with pytest.raises(TypeError, match=r"cca: q must be a torch\.Tensor, got numpy\.ndarray; "):
-        ccgpu.cca(q.numpy(), k, v)
+    with pytest.raises(TypeError, match=r"cca: v must be a torch\.Tensor, got builtins\.list; "):
+        ccgpu.cca(q, k, v.tolist())
+    with pytest.raises(TypeError, match=r"affinity: q must be a torch\.Tensor, got builtins\.list; "):
+        ccgpu.affinity(q.tolist(), k.tolist())
     assert arrays.kind_of("cca", q=q, k=k, v=v) is None
 
 
-def test_calls_with_tensors_do_not_import_cupy():
-    """Not even where it is installed."""
+def test_calls_import_no_library():
+    """Not even where it is installed. The kernels for the CPU need Numba; torch's products do not."""
     code = (
-        "import sys, torch, ccgpu; x = torch.zeros(1, 2, 3, 4); ccgpu.cca(x, x, x);"
-        "assert 'cupy' not in sys.modules\n"
+        "import os, sys, torch, ccgpu; os.environ['CCGPU_BACKEND'] = 'cpu'\n"
+        "x = torch.zeros(1, 2, 3, 4); ccgpu.cca(x, x, x); ccgpu.cca(*[x.numpy()] * 3)\n"
         "try: ccgpu.cca(x.numpy(), x, x)\n"
         "except TypeError: pass\n"
-        "assert 'cupy' not in sys.modules"
+        "assert not {'cupy', 'numba', 'numba.cuda', 'ml_dtypes', 'jax'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+# An example for each library, as a user would write it.
+EXAMPLES = {
+    "numpy": """
+        q, k, v = numpy.random.default_rng(0).standard_normal((3, 1, 8, 5, 6), dtype=numpy.float32)
+        out, lse = ccgpu.cca(q, k, v, return_lse=True)
+        assert type(out) is type(lse) is numpy.ndarray
+        """,
+    "array_api_strict": """
+        q = k = v = array_api_strict.ones((1, 8, 5, 6), dtype=array_api_strict.float32)
+        assert array_api_strict.all(ccgpu.cca(q, k, v) == 1)
+        """,
+    "jax": """
+        q = k = v = jax.numpy.ones((1, 8, 5, 6))
+        out = ccgpu.cca(q, k, v)
+        assert isinstance(out, jax.Array) and out.shape == (1, 8, 5, 6)
+        """,
+    "numba.cuda": """
+        q = k = v = numba.cuda.to_device(numpy.ones((1, 8, 5, 6), numpy.float32))
+        assert (ccgpu.cca(q, k, v).copy_to_host() == 1).all()
+        """,
+    "cupy": """
+        q, k, v = cupy.random.default_rng(0).standard_normal((3, 1, 8, 5, 6), dtype=cupy.float32)
+        with cupy.cuda.Stream():
+            out = ccgpu.cca(q, k, v)
+        assert isinstance(out, cupy.ndarray)
+        """,
+}
+
+
+@pytest.mark.parametrize("library", EXAMPLES)
+def test_example(library):
+    pytest.importorskip(library, reason=f"{library} is not installed")
+    if library == "cupy" and not torch.cuda.is_available():
+        pytest.skip("CuPy needs a CUDA device")
+    names = {"numpy": np, "ccgpu": ccgpu, library.partition(".")[0]: sys.modules[library.partition(".")[0]]}
+    exec("if True:" + EXAMPLES[library], names)

@@ -1,6 +1,7 @@
 """The choice of a backend: the first that can run, or the one asked for, never another."""
 
 import ast
+import importlib
 import subprocess
 import sys
 import types
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import ccgpu
-from ccgpu import cupy_device, dispatch
+from ccgpu import cupy_device, dispatch, numba_cpu_lines, numba_cuda_device
 from ccgpu.dispatch import Call
 
 Q = torch.randn(1, 2, 3, 4)
@@ -17,8 +18,9 @@ META = torch.empty(1, 2, 3, 4, device="meta")
 
 
 @pytest.fixture(autouse=True)
-def _no_environment(monkeypatch):
+def _two_threads_and_no_environment(monkeypatch):
     monkeypatch.delenv("CCGPU_BACKEND", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
 
 
 @pytest.fixture
@@ -45,14 +47,14 @@ def ran(monkeypatch):
 def test_first_that_can_run(ran):
     q = Q.clone().requires_grad_()
     ccgpu.cca(q, Q, Q).sum().backward()
-    assert ran == ["cpu", "cpu backward"]
+    assert ran == ["numba_cpu", "numba_cpu backward"]
 
 
 def test_other_devices_take_the_torch_formulation():
     assert dispatch.choose(META, v=META).name == "torch"
 
 
-@pytest.mark.parametrize("name", ["cpu", "torch", "reference"])
+@pytest.mark.parametrize("name", ["numba_cpu", "cpu", "torch", "reference"])
 def test_argument_forces_forward_and_backward(ran, name):
     q = Q.clone().requires_grad_()
     ccgpu.cca(q, Q, Q, backend=name).sum().backward()
@@ -66,7 +68,7 @@ def test_environment_variable_forces_and_the_argument_wins(ran, monkeypatch):
     assert ran == ["reference", "torch"]
     monkeypatch.setenv("CCGPU_BACKEND", "")
     ccgpu.cca(Q, Q, Q)
-    assert ran[-1] == "cpu"
+    assert ran[-1] == "numba_cpu"
 
 
 def test_bad_environment_variable_is_named(monkeypatch):
@@ -75,7 +77,7 @@ def test_bad_environment_variable_is_named(monkeypatch):
         ccgpu.cca(Q, Q, Q)
 
 
-@pytest.mark.parametrize("name", ["cpu", "cupy", "reference"])
+@pytest.mark.parametrize("name", ["numba_cpu", "cpu", "cupy", "numba_cuda", "reference"])
 def test_named_backend_that_cannot_run_raises(name):
     with pytest.raises(
         RuntimeError, match=rf"affinity: backend='{name}' cannot run this call: .*on meta; use one of \['torch'\]"
@@ -86,19 +88,85 @@ def test_named_backend_that_cannot_run_raises(name):
 def test_backends_lists_all_with_reasons(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(cupy_device, "_REASONS", {0: "no such thing"})
-    on_cpu, on_cuda = ccgpu.backends("cpu"), ccgpu.backends("cuda")
-    assert [b.name for b in on_cpu] == [b.name for b in on_cuda] == ["cpu", "cupy", "torch", "reference"]
-    assert [b.available for b in on_cpu] == [True, False, True, True]
-    assert [b.available for b in on_cuda] == [False, False, True, False]
-    assert "on cuda" in on_cuda[0].reason
-    assert on_cuda[1].reason == "no such thing"
-    assert "unavailable" in str(on_cuda[0])
+    monkeypatch.setattr(numba_cuda_device, "simulated", lambda: False)
+    for module in (cupy_device, numba_cuda_device):
+        monkeypatch.setattr(module, "_REASONS", {0: f"no such thing: {module.__name__}"})
+    on_cpu, on_cuda = ({b.name: b for b in ccgpu.backends(device)} for device in ("cpu", "cuda"))
+    assert list(on_cpu) == list(on_cuda) == ["numba_cpu", "cpu", "cupy", "numba_cuda", "torch", "reference"]
+    assert [b.name for b in on_cpu.values() if b.available] == ["numba_cpu", "cpu", "torch", "reference"]
+    assert [b.name for b in on_cuda.values() if b.available] == ["torch"]
+    assert "on cuda" in on_cuda["cpu"].reason
+    assert on_cuda["cupy"].reason == "no such thing: ccgpu.cupy_device"
+    assert on_cuda["numba_cuda"].reason == "no such thing: ccgpu.numba_cuda_device"
+    assert "unavailable" in str(on_cuda["cpu"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(cupy_device, "_REASONS", {})
-    assert not any(b.available for b in ccgpu.backends("cuda"))
-    assert "no CUDA device" in ccgpu.backends("cuda")[1].reason
-    assert "no CUDA device" in ccgpu.backends("cuda")[2].reason
+    for module in (cupy_device, numba_cuda_device):
+        monkeypatch.setattr(module, "_REASONS", {})
+    on_cuda = {b.name: b for b in ccgpu.backends("cuda")}
+    assert not any(b.available for b in on_cuda.values())
+    assert all("no CUDA device" in on_cuda[name].reason for name in ("cupy", "numba_cuda", "torch"))
+
+
+# The kernels for the CPU: where they are worth while, and where they cannot run ---------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "sizes", "threads", "name"),
+    [
+        (1, (100,), 2, "cpu"),  # one line for two threads
+        (2, (100,), 2, "numba_cpu"),
+        (1, (100,), 1, "numba_cpu"),
+        (1, (3, 100), 3, "numba_cpu"),  # three rows, and more columns
+        (1, (3, 100), 4, "cpu"),
+        (1, (100, 3), 4, "cpu"),
+        (1, (2, 2, 100), 4, "numba_cpu"),
+        (1, (1, 1), 2, "numba_cpu"),  # nothing to share out
+        (0, (100,), 2, "cpu"),
+    ],
+)
+def test_cpu_kernels_run_where_every_thread_has_lines(monkeypatch, images, sizes, threads, name):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    x = torch.zeros(images, 2, *sizes)
+    assert dispatch.choose(x, v=x).name == name
+    assert dispatch.choose(x).name == name  # a stage
+    assert dispatch.choose(x, "numba_cpu", x).name == "numba_cpu"
+
+
+def test_cpu_kernels_run_by_name_where_they_are_not_worth_while(ran):
+    line = torch.randn(1, 2, 9)
+    by_name, chosen = ccgpu.cca(line, line, line, backend="numba_cpu"), ccgpu.cca(line, line, line)
+    assert ran == ["numba_cpu", "cpu"]
+    torch.testing.assert_close(by_name, chosen)
+
+
+@pytest.fixture
+def numba_reason(monkeypatch):
+    """A function that finds out anew whether Numba can be used."""
+    dispatch._say_once.cache_clear()
+    numba_cpu_lines._reason.cache_clear()
+    yield lambda: next(b for b in ccgpu.backends("cpu") if b.name == "numba_cpu").reason
+    numba_cpu_lines._reason.cache_clear()
+
+
+def test_numba_that_cannot_be_used_is_passed_over_with_one_warning(numba_reason, monkeypatch, caplog):
+    def fail(name):
+        raise ImportError("Numba needs NumPy 2.4 or less\nand more")
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    reason = numba_reason()
+    assert reason.startswith("Numba cannot be used (Numba needs NumPy 2.4 or less); install a release of numba")
+    for _ in range(2):
+        assert dispatch.choose(Q, v=Q).name == "cpu"
+    (record,) = caplog.records
+    assert record.getMessage() == f"ccgpu: backend 'numba_cpu' cannot run, a slower one does: {reason}"
+    with pytest.raises(RuntimeError, match="backend='numba_cpu' cannot run this call: Numba cannot be used"):
+        dispatch.choose(Q, "numba_cpu", Q)
+
+
+def test_numba_that_compiles_nothing_is_passed_over(numba_reason, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("numba").config, "DISABLE_JIT", 1)
+    assert numba_reason() == "Numba compiles nothing, because NUMBA_DISABLE_JIT is set"
+    assert dispatch.choose(Q, v=Q).name == "cpu"
 
 
 def test_reference_backend_differs_in_bits_only():
@@ -121,7 +189,9 @@ def test_import_is_light():
 
 def test_no_backend_for_a_device(monkeypatch):
     monkeypatch.setattr(dispatch, "BACKENDS", tuple(b for b in dispatch.BACKENDS if b.name != "torch"))
-    with pytest.raises(RuntimeError, match=r"cca: a backend must be able to run on meta, got none \(cpu: it runs CPU"):
+    with pytest.raises(
+        RuntimeError, match=r"cca: a backend must be able to run on meta, got none \(numba_cpu: it runs CPU"
+    ):
         dispatch.choose(META)
 
 
@@ -213,6 +283,7 @@ def test_passing_over_the_kernels_is_said_once(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(cupy_device, "_REASONS", {})
+    monkeypatch.setattr(numba_cuda_device, "simulated", lambda: True)
     dispatch._say_once.cache_clear()
     on_cuda = types.SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32, shape=torch.Size((1, 8, 3, 4)))
     for _ in range(2):
@@ -221,5 +292,5 @@ def test_passing_over_the_kernels_is_said_once(monkeypatch, caplog):
     assert record.levelname == "WARNING"
     assert "'cupy' cannot run, a slower one does: CuPy" in record.getMessage()
     caplog.clear()
-    assert dispatch.choose(torch.zeros(1, 8, 3, 4)).name == "cpu"
+    assert dispatch.choose(torch.zeros(1, 8, 3, 4)).name == "numba_cpu"
     assert not caplog.records

@@ -27,7 +27,11 @@ Q = torch.zeros(2, 3, 4, 5)
         ((Q, Q.double(), Q), TypeError, "cca: k must have q's dtype torch.float32, got torch.float64; "),
         ((Q, Q, Q.half()), TypeError, "cca: v must have q's dtype torch.float32, got torch.float16; "),
         ((Q, Q.to("meta"), Q), ValueError, "cca: k must be on q's device cpu, got meta; "),
-        ((Q.numpy(), Q, Q), TypeError, "cca: q must be a torch.Tensor, got numpy.ndarray; "),
+        (
+            (Q.numpy(), Q, Q),
+            TypeError,
+            "cca: q, k, v must be arrays of one kind, got q numpy.ndarray, k torch.Tensor, v torch.Tensor; convert ",
+        ),
         ((Q, Q, None), TypeError, "cca: v must be a torch.Tensor, got builtins.NoneType; "),
         ((Q.to_sparse(), Q, Q), TypeError, "cca: q must be a dense"),
     ],
@@ -51,7 +55,7 @@ def test_numpy_scalar_scale_is_a_number():
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match=r"cca: backend must be one of \['cpu', .*\], got 'gpu'; "):
+    with pytest.raises(ValueError, match=r"cca: backend must be one of \['numba_cpu', .*\], got 'gpu'; "):
         ccgpu.cca(Q, Q, Q, backend="gpu")
     with pytest.raises(TypeError, match="cca: backend must be a name or None, got int; "):
         ccgpu.cca(Q, Q, Q, backend=3)

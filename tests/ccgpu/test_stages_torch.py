@@ -207,7 +207,11 @@ W = torch.zeros(2, 8, 4, 5)
         ((Q, Q.to(torch.complex64)), TypeError, "affinity: k must be float32, .*got torch.complex64; "),
         ((Q, Q.double()), TypeError, "affinity: k must have q's dtype torch.float32, got torch.float64; "),
         ((Q, Q.to("meta")), ValueError, "affinity: k must be on q's device cpu, got meta; "),
-        ((Q.numpy(), Q), TypeError, "affinity: q must be a torch.Tensor, got numpy.ndarray; "),
+        (
+            (Q.numpy(), Q),
+            TypeError,
+            "affinity: q, k must be arrays of one kind, got q numpy.ndarray, k torch.Tensor; convert ",
+        ),
         ((Q, Q.to_sparse()), TypeError, "affinity: k must be a dense"),
     ],
 )
@@ -250,7 +254,7 @@ def test_float64_is_not_mixed_under_autocast():
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match=r"affinity: backend must be one of \['cpu', .*\], got 'gpu'; "):
+    with pytest.raises(ValueError, match=r"affinity: backend must be one of \['numba_cpu', .*\], got 'gpu'; "):
         ccgpu.affinity(Q, Q, backend="gpu")
     with pytest.raises(TypeError, match="aggregate: backend must be a name or None, got int; "):
         ccgpu.aggregate(W, Q, backend=3)

@@ -7,10 +7,11 @@ from typing import NamedTuple
 import torch
 
 import ccgpu
+from ccgpu import dispatch
 from tests.ccgpu.problems import layouts
 
 DEVICE = torch.device("cuda")
-BACKENDS = [b.name for b in ccgpu.backends("cuda") if b.name not in ("cpu", "reference")]
+BACKENDS = [b.name for b in dispatch.BACKENDS if b.made_for != "cpu"]
 
 
 class Arithmetic(NamedTuple):
@@ -28,6 +29,12 @@ ARITHMETICS = {
     "bfloat16": Arithmetic(torch.bfloat16),
     "float16": Arithmetic(torch.float16),
 }
+
+
+def why_not(backend, dtype=torch.float32):
+    """Return why a backend cannot run CUDA tensors of a dtype here, with its name, or None."""
+    status = next(b for b in ccgpu.backends("cuda", dtype=dtype) if b.name == backend)
+    return None if status.available else f"{backend}: {status.reason}"
 
 
 @contextmanager

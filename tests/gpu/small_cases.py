@@ -1,4 +1,4 @@
-"""Small calls of every kernel, for a tool that watches each memory access: `python small_cases.py`."""
+"""Small calls of every kernel, for a tool that watches each memory access: `python small_cases.py BACKEND`."""
 
 import sys
 
@@ -9,30 +9,26 @@ import ccgpu
 SHAPES = [(16, 24, (33, 18)), (5, 9, (3, 17)), (64, 72, (97, 2)), (8, 8, (300,)), (8, 8, (2, 5, 19))]  # D, C, map
 
 
-def main() -> None:
-    """Run forward, backward and the two stages in every dtype on maps that end inside a tile."""
+def main(backend: str) -> None:
+    """Run forward, backward and the two stages of a backend in each of its dtypes on maps that end inside a tile."""
     torch.manual_seed(0)
     for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        if not next(b.available for b in ccgpu.backends("cuda", dtype=dtype) if b.name == backend):
+            continue
         for precision in ("highest", "high") if dtype == torch.float32 else ("highest",):
             torch.set_float32_matmul_precision(precision)
-            for d, c, sizes in (
-                (16, 24, (33, 18)),
-                (5, 9, (3, 17)),
-                (64, 72, (97, 2)),
-                (8, 8, (300,)),
-                (8, 8, (2, 5, 19)),
-            ):
+            for d, c, sizes in SHAPES:
                 # Drawn on the CPU, so that few other kernels run under the tool.
                 shapes = [(2, n, *sizes) for n in (d, d, c)]
                 q, k, v = (torch.randn(s).to(dtype).cuda().requires_grad_() for s in shapes)
-                out, lse = ccgpu.cca(q, k, v, return_lse=True, backend="cupy")
+                out, lse = ccgpu.cca(q, k, v, return_lse=True, backend=backend)
                 torch.autograd.grad((out, lse), (q, k, v), (torch.ones_like(out), torch.ones_like(lse)))
-                energies = ccgpu.affinity(q, k, backend="cupy")
-                stages = ccgpu.aggregate(energies, v, backend="cupy")
+                energies = ccgpu.affinity(q, k, backend=backend)
+                stages = ccgpu.aggregate(energies, v, backend=backend)
                 torch.autograd.grad(stages, (q, k, v), torch.ones_like(stages))
                 torch.cuda.synchronize()
-    print("ran", file=sys.stdout)
+    print("ran")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

@@ -21,9 +21,9 @@ def test_same_bits_every_time(backend, dtype, sizes):
         assert same_bits(gradients(tensors, dout, backend), first)
 
 
-def test_same_bits_under_load(backend):
+def test_same_bits_under_load(backend, half):
     """Other kernels take multiprocessors away and change which block runs when."""
-    tensors, dout = inputs((97, 97), 64, 128, torch.bfloat16)
+    tensors, dout = inputs((97, 97), 64, 128, half)
     first = gradients(tensors, dout, backend)
     other, load = torch.cuda.Stream(), torch.randn(1024, 1024, device=DEVICE)
     torch.cuda.synchronize()
@@ -35,8 +35,8 @@ def test_same_bits_under_load(backend):
     torch.cuda.synchronize()
 
 
-def test_one_image_does_not_depend_on_the_others(backend):
-    tensors, dout = inputs((33, 40), 16, 24, torch.bfloat16, batch=5)
+def test_one_image_does_not_depend_on_the_others(backend, half):
+    tensors, dout = inputs((33, 40), 16, 24, half, batch=5)
     together = gradients(tensors, dout, backend)
     alone = gradients(tuple(x[3:4] for x in tensors), dout[3:4], backend)
     for a, b in zip(together, alone, strict=True):
@@ -76,8 +76,8 @@ def test_default_stream_is_not_held_up(backend):
 
 @pytest.mark.parametrize("sizes", [(97, 97), (20, 300), (3, 20, 31)])
 @pytest.mark.parametrize("last", [True, False], ids=["channels_last", "contiguous"])
-def test_cuda_graph_replays_with_new_data(backend, sizes, last):
-    tensors, dout = inputs(sizes, 64, 72, torch.bfloat16, last=last)
+def test_cuda_graph_replays_with_new_data(backend, half, sizes, last):
+    tensors, dout = inputs(sizes, 64, 72, half, last=last)
     static = tuple(x.clone() for x in tensors)
     dstatic = dout.clone()
     stream = torch.cuda.Stream()
@@ -90,7 +90,7 @@ def test_cuda_graph_replays_with_new_data(backend, sizes, last):
     with torch.cuda.graph(graph):
         captured = gradients(static, dstatic, backend)
     for seed in (1, 2, 1):
-        fresh, dfresh = inputs(sizes, 64, 72, torch.bfloat16, last=last, seed=seed)
+        fresh, dfresh = inputs(sizes, 64, 72, half, last=last, seed=seed)
         for x, y in zip((*static, dstatic), (*fresh, dfresh), strict=True):
             x.copy_(y)
         graph.replay()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.gpu.device import why_not
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("small_cases.py")
 ERROR = 86  # the exit status that the tool is told to give where it found something
@@ -45,8 +47,12 @@ def run(tool, *arguments):
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
-def test_kernels_under_the_sanitizer(kernels, tool):
-    status, text = run(tool, str(SCRIPT))
+@pytest.mark.parametrize("name", ["cupy", "numba_cuda"])
+def test_kernels_under_the_sanitizer(name, tool):
+    reason = why_not(name)
+    if reason is not None:
+        pytest.skip(reason)
+    status, text = run(tool, str(SCRIPT), name)
     assert status == 0, text[-4000:]
     assert "ran" in text.splitlines()
     assert "ERROR SUMMARY: 0 errors" in text or "RACECHECK SUMMARY: 0 hazards" in text, text[-4000:]

@@ -64,8 +64,8 @@ def test_autocast_lowers_to_its_dtype(backend, dtype):
 @pytest.mark.parametrize("sizes", [(20,), (6, 7), (3, 4, 5)])
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("channels", [(16, 24), (3, 5)])
-def test_results_have_the_layout_of_the_inputs(backend, sizes, last, channels):
-    tensors, dout = inputs(sizes, *channels, torch.bfloat16, last=last)
+def test_results_have_the_layout_of_the_inputs(backend, half, sizes, last, channels):
+    tensors, dout = inputs(sizes, *channels, half, last=last)
     out, lse, dq, dk, dv = gradients(tensors, dout, backend)
     for result, like in zip((out, dq, dk, dv), (tensors[2], *tensors), strict=True):
         assert result.stride() == like.stride()
@@ -73,9 +73,9 @@ def test_results_have_the_layout_of_the_inputs(backend, sizes, last, channels):
 
 
 @pytest.mark.parametrize("shift", [1, 2, 4])
-def test_memory_that_begins_anywhere(backend, shift):
+def test_memory_that_begins_anywhere(backend, half, shift):
     """A tensor may begin at any element; the kernels move 16 bytes at a time."""
-    tensors, dout = inputs((9, 12), 16, 16, torch.bfloat16)
+    tensors, dout = inputs((9, 12), 16, 16, half)
     moved = []
     for x in tensors:
         room = x.new_empty(x.numel() + shift)

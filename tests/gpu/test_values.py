@@ -11,6 +11,7 @@ import ccgpu
 from benchmarks.cases import precision
 from ccgpu.kernels import reference
 from tests.ccgpu.problems import (
+    MAPS,
     Problem,
     attend,
     attend_plainly,
@@ -18,7 +19,9 @@ from tests.ccgpu.problems import (
     check_errors,
     check_form,
     layouts,
+    name_of,
     problems,
+    row_of,
     truth_in_float64,
 )
 from tests.gpu.device import ARITHMETICS, DEVICE, gradients, inputs, poisoned_memory
@@ -33,21 +36,23 @@ CHANNELS = [*FEW_CHANNELS, (8, 8), (17, 40), (40, 7), (64, 128), (128, 64), (256
 
 
 @pytest.mark.parametrize("name", ARITHMETICS)
+@pytest.mark.parametrize("rank", MAPS)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
-def test_cca_matches_reference(backend, name, data):
+@settings(max_examples=20, deadline=None)
+def test_cca_matches_reference(backend, rank, name, data):
     arithmetic = ARITHMETICS[name]
-    problem = data.draw(problems(dtypes=(arithmetic.dtype,)))
+    problem = data.draw(problems((arithmetic.dtype,), MAPS[rank]))
     with precision(name), poisoned_memory():
-        check_backend(problem, backend, DEVICE, arithmetic.unit)
+        check_backend(backend, problem, DEVICE, arithmetic.unit, name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARITHMETICS)
+@pytest.mark.parametrize("rank", MAPS)
 @given(data=st.data())
-@settings(max_examples=1500, deadline=None)
-def test_cca_matches_reference_sweep(backend, name, data):
-    test_cca_matches_reference.hypothesis.inner_test(backend, name, data)
+@settings(max_examples=500, deadline=None)
+def test_cca_matches_reference_sweep(backend, rank, name, data):
+    test_cca_matches_reference.hypothesis.inner_test(backend, rank, name, data)
 
 
 def check_size(backend, name, sizes, d, c, batch=2, layout="channels_last", seed=0):
@@ -63,7 +68,8 @@ def check_size(backend, name, sizes, d, c, batch=2, layout="channels_last", seed
     problem = Problem(tensors, dout.to(arithmetic.dtype), dlse, 1.0)
     with precision(name), poisoned_memory():
         ours = attend(problem, backend)
-        check_errors(ours, attend_plainly(problem), truth_in_float64(problem), problem, arithmetic.unit)
+        row = row_of(problem, backend, name)
+        check_errors(ours, attend_plainly(problem), truth_in_float64(problem), problem, arithmetic.unit, row)
         check_form(ours, problem)
 
 
@@ -95,17 +101,18 @@ def test_layouts(backend, name, layout):
     check_size(backend, name, (33, 20), 17, 40, layout=layout)
 
 
-def test_many_lines(backend):
+def test_many_lines(backend, half):
     """More lines than a grid's second and third axis can count, 65,535."""
-    check_size(backend, "bfloat16", (3, 2), 8, 8, batch=30_000)
+    check_size(backend, name_of(half), (3, 2), 8, 8, batch=30_000)
 
 
-def test_offsets_beyond_two_to_the_31(backend):
+def test_offsets_beyond_two_to_the_31(backend, half):
     """The last of several images lies 2^31 elements into v."""
     free, _ = torch.cuda.mem_get_info()
-    if free < 24 * 2**30:
-        pytest.skip(f"needs 24 GB of free memory, and the device has {free / 2**30:.0f}")
-    (q, k, v), dout = inputs((97, 97), 8, 512, torch.bfloat16, batch=1)
+    needed = 44 if backend == "numba_cuda" else 24  # it holds a result in float32 as well
+    if free < needed * 2**30:
+        pytest.skip(f"needs {needed} GB of free memory, and the device has {free / 2**30:.0f}")
+    (q, k, v), dout = inputs((97, 97), 8, 512, half, batch=1)
     images = 2**31 // v.numel() + 2
     many = tuple(x.repeat(images, 1, 1, 1).contiguous(memory_format=torch.channels_last) for x in (q, k, v, dout))
     assert many[2].numel() > 2**31

@@ -22,9 +22,10 @@ from ccgpu.cupy_stages import Stages
 from ccgpu.kernels import configurations, plans
 from ccgpu.kernels.configurations import ARITHMETICS, Limits
 from ccgpu.torch_lines import energy_dtype
-from tests.ccgpu.problems import Problem, attend_plainly, check_errors, expected, run, truth_in_float64
+from tests.ccgpu.problems import Problem, attend_plainly, check_errors, expected, row_of, run, truth_in_float64
 from tests.ccgpu.stage_problems import criss_cross
 from tests.cuda_on_cpu.launcher import H100, MachineLauncher, build_all
+from tests.error_table import STAGES, VALUE_LIMIT, in_units
 
 DTYPE = {
     "bf16": torch.bfloat16,
@@ -34,6 +35,9 @@ DTYPE = {
     "f64": torch.float64,
 }
 DTYPE |= {"bf16_fma": torch.bfloat16, "f16_fma": torch.float16}
+# In the table of errors: these kernels, and the arithmetics where that is another thing than the dtype.
+NAME = "cupy, on the CPU"
+DTYPE_NAMES = {"tf32": "tf32", "bf16_fma": "bfloat16 fma", "f16_fma": "float16 fma"}
 TF32_UNIT = 2.0**-10
 # The tiles of the blocks that are compiled here. Fewer are allowed in some examples: then lines are cut into segments.
 # float16 and the 16-bit multiply-adds differ from others by their conversions only.
@@ -90,24 +94,20 @@ def random_problem(dtype, batch, sizes, depth, channels, scale=1.0, seed=0, ener
     return Problem((q, k, v), dout, dlse, scale)
 
 
+LONG, SHORT, BOTH = st.sampled_from(EDGES), st.integers(1, 3), st.integers(4, 18)
+MAPS = {
+    1: st.tuples(LONG),
+    2: st.one_of(st.tuples(LONG, SHORT), st.tuples(SHORT, LONG), st.tuples(BOTH, BOTH)),
+    3: st.one_of(st.tuples(SHORT, SHORT, LONG), st.tuples(LONG, SHORT, SHORT), st.tuples(SHORT, LONG, SHORT)),
+}
+
+
 @st.composite
-def problems(draw, dtype):
-    long, short = st.sampled_from(EDGES), st.integers(1, 3)
-    sizes = draw(
-        st.one_of(
-            st.tuples(long),
-            st.tuples(long, short),
-            st.tuples(short, long),
-            st.tuples(st.integers(4, 18), st.integers(4, 18)),
-            st.tuples(short, short, long),
-            st.tuples(long, short, short),
-            st.tuples(short, long, short),
-        )
-    )
+def problems(draw, dtype, rank):
     return random_problem(
         dtype,
         draw(st.integers(1, 3)),
-        sizes,
+        draw(MAPS[rank]),
         draw(st.integers(1, 16)),
         draw(st.sampled_from([1, 3, 8, 24, 40, 64, 65, 72])),
         draw(st.sampled_from([1.0, 0.3, -2.0])),
@@ -126,7 +126,8 @@ def check(problem, arithmetic, ours):
     unit = TF32_UNIT if arithmetic == "tf32" else None
     if arithmetic == "f64" and not small:
         unit = 2.0**-50  # the truth is no better than the formulation to compare with, which seems to have no error
-    check_errors(ours, attend_plainly(problem), truth, problem, unit)
+    row = row_of(problem, NAME, DTYPE_NAMES.get(arithmetic))
+    check_errors(ours, attend_plainly(problem), truth, problem, unit, row)
 
 
 @pytest.fixture
@@ -154,10 +155,11 @@ def machine(cuda_on_cpu):
 
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("arithmetic", list(ARITHMETICS))
+@pytest.mark.parametrize("rank", MAPS)
 @given(data=st.data())
-@settings(max_examples=110, deadline=None)
-def test_kernels_match_reference(machine, arithmetic, data):
-    problem = data.draw(problems(DTYPE[arithmetic]))
+@settings(max_examples=40, deadline=None)
+def test_kernels_match_reference(machine, rank, arithmetic, data):
+    problem = data.draw(problems(DTYPE[arithmetic], rank))
     held = data.draw(st.sampled_from([TILES[arithmetic], TILES[arithmetic][:1]]))
     launcher = MachineLauncher(machine, limits(arithmetic), order=data.draw(ORDERS))
     with most_tiles(held):
@@ -168,18 +170,20 @@ def test_kernels_match_reference(machine, arithmetic, data):
 @pytest.mark.slow
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("arithmetic", list(ARITHMETICS))
+@pytest.mark.parametrize("rank", MAPS)
 @given(data=st.data())
-@settings(max_examples=1500, deadline=None)
-def test_kernels_match_reference_sweep(machine, arithmetic, data):
-    test_kernels_match_reference.hypothesis.inner_test(machine, arithmetic, data)
+@settings(max_examples=500, deadline=None)
+def test_kernels_match_reference_sweep(machine, rank, arithmetic, data):
+    test_kernels_match_reference.hypothesis.inner_test(machine, rank, arithmetic, data)
 
 
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("arithmetic", STAGED)
+@pytest.mark.parametrize("rank", MAPS)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
-def test_stages_match_reference(machine, arithmetic, data):
-    problem = data.draw(problems(DTYPE[arithmetic]))
+@settings(max_examples=20, deadline=None)
+def test_stages_match_reference(machine, rank, arithmetic, data):
+    problem = data.draw(problems(DTYPE[arithmetic], rank))
     held = data.draw(st.sampled_from([TILES[arithmetic], TILES[arithmetic][:1]]))
     launcher = MachineLauncher(machine, limits(arithmetic), order=data.draw(ORDERS))
     stages, (q, k, v) = Stages(launcher), problem.tensors
@@ -198,10 +202,14 @@ def test_stages_match_reference(machine, arithmetic, data):
         torch_stages.aggregate(weights.double().abs(), v.double().abs()),
         torch_stages.aggregate_transposed(weights.double().abs(), v.double().abs()),
     )
+    units = {}
     for name, a, b, size in zip(("affinity", "aggregate", "transposed"), ours, truth, bounds, strict=True):
         assert a.shape == b.shape
         error, bound = (a.double() - b).abs(), 4 * unit * size + torch.finfo(q.dtype).tiny
-        assert bool((error <= bound).all()), f"{name}: {float((error - bound).max()):.3g}"
+        # Whatever einsum's error is, it allows for none here.
+        units[name] = in_units(error.numpy(), 0.0, bound.numpy(), VALUE_LIMIT)
+    STAGES.record(row_of(problem, NAME, DTYPE_NAMES.get(arithmetic)), units)
+    assert max(units.values()) <= VALUE_LIMIT, units
 
 
 # Whole blocks ---------------------------------------------------------------------------------------------------------
@@ -261,6 +269,17 @@ def test_what_is_not_finite_stays_on_its_lines(machine, which, bad):
     truth = expected(problem)
     for a, b in ((out, truth[0]), (lse, truth[1])):
         torch.testing.assert_close(a.double(), b, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("arithmetic", ["bf16", "f32", "f64"])
+def test_parts_of_the_lines_sum_to_one_whatever_the_energies(machine, arithmetic):
+    """Values that are all alike come out as they are: lse may be rounded in proportion to the energies, they not."""
+    problem = random_problem(DTYPE[arithmetic], 1, (9, 13), 8, 8, energy=2000.0)
+    values = torch.full_like(problem.tensors[2], 1.5)
+    out, lse = Bridge(MachineLauncher(machine, limits(arithmetic))).forward(*problem.tensors[:2], values, 1.0)
+    assert float(lse.max()) > 1000
+    unit = torch.finfo(out.dtype).eps
+    torch.testing.assert_close(out, values, rtol=6 * unit, atol=0.0)
 
 
 def test_no_weight_at_all_is_nan_and_minus_infinity(machine):
