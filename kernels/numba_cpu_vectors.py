@@ -332,7 +332,12 @@ def exponentials(typingctx: Any, like: Any, address: Any, size: Any, offset: Any
 
         def body(place: Any, sums: list[Any]) -> list[Any]:
             here = builder.add(address, place)
-            value = _exponential(vectors, builder.fsub(vectors.load(here), offset))
+            x = vectors.load(here)
+            difference = builder.fsub(x, offset)
+            # What the difference was rounded by, exactly (Knuth's two-sum); NaN where it is infinite, and then unused.
+            other = builder.fsub(x, difference)
+            error = builder.fadd(builder.fsub(x, builder.fadd(difference, other)), builder.fsub(other, offset))
+            value = _exponential(vectors, difference, error)
             vectors.store(value, here)
             return [builder.fadd(sums[0], value)]
 
@@ -342,7 +347,8 @@ def exponentials(typingctx: Any, like: Any, address: Any, size: Any, offset: Any
     return like(like, types.int64, types.int64, like), codegen
 
 
-def _exponential(vectors: _Vectors, x: Any) -> Any:
+def _exponential(vectors: _Vectors, x: Any, error: Any) -> Any:
+    """Return exp(x + error), where error is below half a unit in x's last place."""
     builder, constant = vectors.builder, vectors.constant
     mantissa, bias, word, terms = (23, 127, _I32, 8) if vectors.size == 4 else (52, 1023, _I64, 14)
     # Adding 1.5 2^mantissa leaves the rounded number in the last bits; subtracting it gives that number back.
@@ -355,7 +361,8 @@ def _exponential(vectors: _Vectors, x: Any) -> Any:
         if vectors.size == 4
         else (6.93147180369123816490e-01, 1.90821492927058770002e-10)
     )
-    r = vectors.multiply_add(n, constant(-low), vectors.multiply_add(n, constant(-high), x))
+    r = vectors.multiply_add(n, constant(-high), x)
+    r = builder.fadd(vectors.multiply_add(n, constant(-low), r), error)
     # What the first term left out would add is below half a unit in the last place: |r| <= ln(2) / 2.
     coefficients = [1.0 / math.factorial(i) for i in range(terms)]
     value = constant(coefficients[-1])

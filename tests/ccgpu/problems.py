@@ -205,7 +205,13 @@ def check_errors(ours, theirs, truth, problem, unit=None, row=None):
     absolute = [x.detach().double().abs().flatten(2) for x in tensors[:2]]
     energy = abs(scale) * largest(torch.einsum("bdi,bdj->bij", *absolute))
     denergy = largest(dout) * v * tensors[2].shape[1] + largest(dlse)
-    cancelled = {"dq": abs(scale) * k * denergy, "dk": abs(scale) * q * denergy * sum(tensors[0].shape[2:])}
+    # dv sums weights exp(E - lse), and even without energies lse is the logarithm of the number of neighbours.
+    neighbours = sum(tensors[0].shape[2:]) - len(tensors[0].shape[2:]) + 1
+    cancelled = {
+        "dq": abs(scale) * k * denergy,
+        "dk": abs(scale) * q * denergy * sum(tensors[0].shape[2:]),
+        "dv": math.log(neighbours) / 2 * largest(dout) * wide / unit,
+    }
     units, failed = {}, []
     for (name, limit), a, b, t in zip(error_table.CCA.limits.items(), ours, theirs, truth, strict=True):
         a, b, t = (x.detach().cpu().double() for x in (a, b, t))
