@@ -46,7 +46,12 @@ def why_not(call: Call) -> str | None:
 
 
 def suits(call: Call) -> bool:
-    """Tell whether the kernels are the faster choice: each thread has lines of every axis (see docs/kernels.md)."""
+    """Tell whether the kernels are the faster choice, as measured (docs/kernels.md, "Which backend when").
+
+    They are where each thread has lines of every axis, and where nothing has to be converted: half precision is not.
+    """
+    if call.dtype not in (torch.float32, torch.float64):
+        return False
     longest = max(call.sizes, default=1)
     return longest <= 1 or call.images * math.prod(call.sizes) // longest >= torch.get_num_threads()
 

@@ -207,6 +207,13 @@ def test_suits_where_each_thread_has_lines(images, sizes, threads, faster, monke
     assert numba_cpu_lines.suits(Call(torch.device("cpu"), sizes=sizes, images=images)) == faster
 
 
+def test_suits_where_nothing_is_converted():
+    on_cpu = [
+        Call(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    ]
+    assert [numba_cpu_lines.suits(call) for call in on_cpu] == [True, True, False, False]
+
+
 ANSWER = """
     import torch, ccgpu
 
