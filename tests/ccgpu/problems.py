@@ -208,6 +208,7 @@ def check_errors(ours, theirs, truth, problem, unit=None, row=None):
     # dv sums weights exp(E - lse), and even without energies lse is the logarithm of the number of neighbours.
     neighbours = sum(tensors[0].shape[2:]) - len(tensors[0].shape[2:]) + 1
     cancelled = {
+        "lse": energy * wide / unit,
         "dq": abs(scale) * k * denergy,
         "dk": abs(scale) * q * denergy * sum(tensors[0].shape[2:]),
         "dv": math.log(neighbours) / 2 * largest(dout) * wide / unit,
