@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,20 +60,26 @@ def _device_reason(index: int) -> str | None:
     return _library_reason(cupy)
 
 
+def found_once(device: torch.device, reasons: dict[int, str | None], find: Callable[[int], str | None]) -> str | None:
+    """Return what stands against a CUDA device, by `find` of its index, which `reasons` keeps."""
+    index = device.index
+    if index is None or index not in reasons:
+        if not torch.cuda.is_available():
+            return "torch sees no CUDA device"
+        index = torch.cuda.current_device() if index is None else index
+        if index not in reasons:
+            reasons[index] = find(index)
+    return reasons[index]
+
+
 def why_not(call: Call) -> str | None:
     """Return why the kernels cannot run a call, or None: where the tensors are, CuPy, the device, dtype, channels."""
     if call.device.type != "cuda":
         return f"it runs CUDA tensors, and these are on {call.device}"
-    index = call.device.index
-    if index is None or index not in _REASONS:
-        if not torch.cuda.is_available():
-            return "torch sees no CUDA device"
-        index = torch.cuda.current_device() if index is None else index
-        if index not in _REASONS:
-            _REASONS[index] = _device_reason(index)
-    reason = _REASONS[index]
+    reason = found_once(call.device, _REASONS, _device_reason)
     if reason is not None:
         return reason
     if call.dtype not in NAMES:
         return f"it has no kernels for {call.dtype}"
+    index = torch.cuda.current_device() if call.device.index is None else call.device.index
     return configurations.why_not(NAMES[call.dtype], call.depth, LAUNCHER.limits(torch.device("cuda", index)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ccgpu.cupy_device import first_line, install_command
+from ccgpu.cupy_device import first_line, found_once, install_command
 
 if TYPE_CHECKING:
     from ccgpu.dispatch import Call
@@ -56,13 +56,7 @@ def why_not(call: Call) -> str | None:
     elif simulated():
         return f"Numba runs in its simulator ({SIMULATOR_VARIABLE}), which takes CPU tensors"
     else:
-        index = call.device.index
-        if index is None or index not in _REASONS:
-            if not torch.cuda.is_available():
-                return "torch sees no CUDA device"
-            index = torch.cuda.current_device() if index is None else index
-            if index not in _REASONS:
-                _REASONS[index] = _device_reason(index)
-        if _REASONS[index] is not None:
-            return _REASONS[index]
+        reason = found_once(call.device, _REASONS, _device_reason)
+        if reason is not None:
+            return reason
     return None if call.dtype in DTYPES else f"it has no kernels for {call.dtype}"

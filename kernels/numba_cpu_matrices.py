@@ -54,7 +54,7 @@ def copy(like: Any, source: int, source_step: int, count: int, target: int, targ
         store(target + n * target_step, load(like, source + n * source_step))
 
 
-# The large functions are compiled once, by `compile_large_functions`, and called by their symbols: inlined, each caller
+# The large functions are compiled once, by `numba_cpu_kept.prepare`, and called by their symbols: inlined, each caller
 # would take a second longer to compile.
 
 
