@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
-import tracemalloc
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-# The profiler, which counts the CPU's memory, announces every start and stop on stderr otherwise.
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+
+from ccgpu.train import activations
 
 CPU = torch.device("cpu")
 WARM_UPS = 3
@@ -158,51 +154,18 @@ def quantiles(values: list[float]) -> Timing:
 def peak_bytes(call: Callable[[], object]) -> int:
     """Return the most bytes that torch's CPU allocator and NumPy's hold at once in a call, over those held before."""
     call()
-    return _cpu_peak(step(call))[0]
+    return activations.peak_bytes(call, CPU)[0]
 
 
 def temporaries(measured: Step, clock: Clock) -> int:
     """Return the most bytes that a step, already warm, holds at once over its inputs and its results."""
-    peak, results = (_cuda_peak if clock.on_gpu else _cpu_peak)(measured)
-    return peak - results
+    state = measured.prepare(0)
+    peak, result = activations.peak_bytes(lambda: measured.run(state), clock.device)
+    return peak - _bytes(result)
 
 
 def _bytes(result: object) -> int:
     return sum(x.nbytes for x in (result if isinstance(result, tuple) else (result,)) if isinstance(x, Tensor))
-
-
-def _cuda_peak(measured: Step) -> tuple[int, int]:
-    """Bytes as asked for; what the allocator holds is rounded up, by as much as a megabyte a tensor."""
-    state = measured.prepare(0)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_stats()["requested_bytes.all.current"]
-    result = measured.run(state)
-    torch.cuda.synchronize()
-    return torch.cuda.memory_stats()["requested_bytes.all.peak"] - before, _bytes(result)
-
-
-def _cpu_peak(measured: Step) -> tuple[int, int]:
-    """The sum of what torch and what NumPy hold at most, which is more than both at once where they take turns.
-
-    Python traces NumPy's memory together with its own objects: some tens of KB.
-    """
-    state = measured.prepare(0)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        tracemalloc.start()
-        try:
-            result = measured.run(state)
-            _, traced = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-    results = _bytes(result)
-    del result
-    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak + traced, results
 
 
 def matrix_rate(clock: Clock | None = None, dtype: torch.dtype = torch.float32, turns: int = 5) -> float:

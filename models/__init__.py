@@ -1,16 +1,25 @@
-"""Networks out of `ccgpu.cca` and torch: the attention modules, dilated ResNets, CCNet."""
+"""Networks out of `ccgpu.cca` and torch: the attention modules and what they are compared with, backbones, CCNet."""
 
 from ccgpu.models.attention import RCCA, CrissCrossAttention, attention_map
-from ccgpu.models.ccnet import AuxiliaryHead, CCHead, CCNet
-from ccgpu.models.resnet import ResNet, load_imagenet
+from ccgpu.models.backbones import build_backbone, load_imagenet
+from ccgpu.models.ccnet import AuxiliaryHead, CCHead, CCNet, Outputs
+from ccgpu.models.context import ASPP, NonLocal, PyramidPooling
+from ccgpu.models.efficientnet import EfficientNetLite
+from ccgpu.models.resnet import ResNet
 
 __all__ = [
+    "ASPP",
     "RCCA",
     "AuxiliaryHead",
     "CCHead",
     "CCNet",
     "CrissCrossAttention",
+    "EfficientNetLite",
+    "NonLocal",
+    "Outputs",
+    "PyramidPooling",
     "ResNet",
     "attention_map",
+    "build_backbone",
     "load_imagenet",
 ]

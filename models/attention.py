@@ -1,18 +1,20 @@
 """Criss-cross attention as modules, and the map of what one position attends to.
 
 `CrissCrossAttention` is one loop, `RCCA` the same loop with the same weights applied several times (CCNet,
-Huang et al., ICCV 2019, sections 3.2 and 3.3). Both hold the same parameters under the same names, so their
-checkpoints interchange.
+Huang et al., ICCV 2019, sections 3.2 and 3.3). What they share with other attentions on feature maps is
+`GatedAttention`. All hold the same parameters under the same names, so their checkpoints interchange.
 """
 
 from __future__ import annotations
 
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import ccgpu
 
@@ -44,29 +46,28 @@ def check_position(function: str, at: Iterable[int], size: tuple[int, ...]) -> t
     return position
 
 
-class CrissCrossAttention(nn.Module):
-    """x + gamma * (criss-cross attention of x): every position looks along its own row and column.
-
-        out = gamma * cca(query_conv(x), key_conv(x), value_conv(x)) + x
+class GatedAttention(nn.Module, ABC):
+    """x + gamma * mix(query_conv(x), key_conv(x), value_conv(x)): what attentions on feature maps share.
 
     The three convolutions are 1x1 with bias; queries and keys have `in_channels // reduction` channels (at
-    least one), values have `in_channels`. Energies are not scaled: there is no 1/sqrt(D) in the paper.
+    least one), values have `in_channels`. A subclass says in `mix` who attends to whom.
 
     gamma is learned and starts at 0, so a fresh module is the identity. That is on purpose: inserted behind
     pretrained layers it leaves their features as they are, and training brings attention in as far as it
     lowers the loss (the gradient of gamma is not 0, only that of the three convolutions is, until gamma has
     moved). Set gamma to something else before testing attention by itself.
 
-    Takes the place of the authors' `CC_module(in_dim)` / `CrissCrossAttention(in_dim)` and of mmcv's
-    `CrissCrossAttention(in_channels)`: the parameters carry the same names (`query_conv`, `key_conv`,
-    `value_conv`, `gamma`). `load_state_dict` also takes mmcv's `gamma.scale` (shape ()) for `gamma` (shape
-    (1,)); `state_dict` writes `gamma`.
+    `load_state_dict` also takes mmcv's `gamma.scale` (shape ()) for `gamma` (shape (1,)), and the weights of
+    a module with other `dims`: a 1x1 kernel (D, C, 1, 1) is the same matrix as (D, C, 1, 1, 1). `state_dict`
+    writes gamma and the kernels of its own `dims`.
 
     Args:
         in_channels: C, channels of x and of the output; 1 or more.
         reduction: C // reduction channels for queries and keys; 1 or more. 8 in the paper.
-        dims: position axes of x: 1, 2 (pictures) or 3 (clips: every position looks along T, H and W).
-        backend: name of the backend that `ccgpu.cca` shall use; None chooses by the tensors.
+        dims: position axes of x: 1, 2 (pictures) or 3 (clips).
+        recompute: keep only x from forward to backward, and compute q, k, v and the attention once more in
+            backward: less memory for one more forward. Values and gradients are the same; there are first
+            derivatives only. It may be assigned later (`module.recompute = True`).
 
     Shape:
         x and the output: (B, C, *S) with `dims` axes in S, floating point, any memory format. The output has
@@ -75,21 +76,9 @@ class CrissCrossAttention(nn.Module):
     Raises:
         TypeError: a size is not an int.
         ValueError: a size below its range; dims not 1, 2 or 3; x with another rank or number of channels.
-
-    Source: the paper, section 3.2 and equations 1 and 2; the 3D form is that of the TPAMI version.
-
-    >>> import torch
-    >>> from ccgpu.models.attention import CrissCrossAttention
-    >>> attend = CrissCrossAttention(16)
-    >>> x = torch.randn(2, 16, 5, 7)
-    >>> torch.equal(attend(x), x)  # gamma is 0
-    True
-    >>> _ = torch.nn.init.ones_(attend.gamma)
-    >>> attend(x).shape
-    torch.Size([2, 16, 5, 7])
     """
 
-    def __init__(self, in_channels: int, *, reduction: int = 8, dims: int = 2, backend: str | None = None) -> None:
+    def __init__(self, in_channels: int, *, reduction: int, dims: int, recompute: bool) -> None:
         super().__init__()
         name = type(self).__name__
         require_int(name, "in_channels", in_channels, 1)
@@ -98,7 +87,7 @@ class CrissCrossAttention(nn.Module):
             raise ValueError(f"{name}: dims must be 1, 2 or 3, got {dims!r}; pass the number of position axes.")
         self.in_channels = in_channels
         self.dims = dims
-        self.backend = backend
+        self.recompute = recompute
         convolution = _CONVOLUTIONS[dims]
         channels = max(in_channels // reduction, 1)
         self.query_conv = convolution(in_channels, channels, kernel_size=1)
@@ -106,14 +95,24 @@ class CrissCrossAttention(nn.Module):
         self.value_conv = convolution(in_channels, in_channels, kernel_size=1)
         self.gamma = nn.Parameter(torch.zeros(1))
 
+    @abstractmethod
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the values (B, C, *S) mixed by the attention of the queries and keys (B, D, *S)."""
+
     def forward(self, x: Tensor) -> Tensor:
         """Attend once; see the class for formula and shapes."""
         self.check_input(x)
         return self.attend(x)
 
     def attend(self, x: Tensor) -> Tensor:
-        """Return gamma * cca(query_conv(x), key_conv(x), value_conv(x)) + x for an x that was checked."""
-        out = ccgpu.cca(self.query_conv(x), self.key_conv(x), self.value_conv(x), backend=self.backend)
+        """Return gamma * mix(query_conv(x), key_conv(x), value_conv(x)) + x for an x that was checked."""
+        if self.recompute:
+            # Nothing in it is random, so no generator's state has to be kept.
+            return checkpoint(self._attend, x, use_reentrant=False, preserve_rng_state=False)
+        return self._attend(x)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        out = self.mix(self.query_conv(x), self.key_conv(x), self.value_conv(x))
         # Autocast makes out 16 bit and leaves gamma at 32; without the cast the product, and so the map
         # handed to the next layer, would silently become 32 bit.
         return self.gamma.to(out.dtype) * out + x
@@ -135,7 +134,7 @@ class CrissCrossAttention(nn.Module):
 
     def extra_repr(self) -> str:
         """Name the settings that the submodules do not show."""
-        return f"dims={self.dims}" + ("" if self.backend is None else f", backend={self.backend!r}")
+        return f"dims={self.dims}" + (", recompute=True" if self.recompute else "")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         theirs, ours = f"{prefix}gamma.scale", f"{prefix}gamma"
@@ -143,7 +142,67 @@ class CrissCrossAttention(nn.Module):
         # to torch's report of unexpected and misshapen entries.
         if theirs in state_dict and ours not in state_dict and state_dict[theirs].ndim == 0:
             state_dict[ours] = state_dict.pop(theirs).reshape(1)
+        for convolution in ("query_conv", "key_conv", "value_conv"):
+            name, own = f"{prefix}{convolution}.weight", getattr(self, convolution).weight
+            weight = state_dict.get(name)
+            if isinstance(weight, Tensor) and weight.shape[:2] == own.shape[:2] and set(weight.shape[2:]) == {1}:
+                state_dict[name] = weight.reshape(own.shape)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class CrissCrossAttention(GatedAttention):
+    """x + gamma * (criss-cross attention of x): every position looks along its own row and column.
+
+        out = gamma * cca(query_conv(x), key_conv(x), value_conv(x)) + x
+
+    Energies are not scaled: there is no 1/sqrt(D) in the paper. Parameters, the start from gamma = 0 and
+    what `load_state_dict` takes: see `GatedAttention`.
+
+    Takes the place of the authors' `CC_module(in_dim)` / `CrissCrossAttention(in_dim)` and of mmcv's
+    `CrissCrossAttention(in_channels)`: the parameters carry the same names (`query_conv`, `key_conv`,
+    `value_conv`, `gamma`).
+
+    Args:
+        in_channels: C, channels of x and of the output; 1 or more.
+        reduction: C // reduction channels for queries and keys; 1 or more. 8 in the paper.
+        dims: position axes of x: 1, 2 (pictures) or 3 (clips: every position looks along T, H and W).
+        recompute: save only x for backward, see `GatedAttention`; False saves q, k, v and the output too.
+        backend: name of the backend that `ccgpu.cca` shall use; None chooses by the tensors.
+
+    Shapes and errors: as in `GatedAttention`.
+
+    Source: the paper, section 3.2 and equations 1 and 2; the 3D form is that of the TPAMI version.
+
+    >>> import torch
+    >>> from ccgpu.models.attention import CrissCrossAttention
+    >>> attend = CrissCrossAttention(16)
+    >>> x = torch.randn(2, 16, 5, 7)
+    >>> torch.equal(attend(x), x)  # gamma is 0
+    True
+    >>> _ = torch.nn.init.ones_(attend.gamma)
+    >>> attend(x).shape
+    torch.Size([2, 16, 5, 7])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        reduction: int = 8,
+        dims: int = 2,
+        recompute: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__(in_channels, reduction=reduction, dims=dims, recompute=recompute)
+        self.backend = backend
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return ccgpu.cca(q, k, v)."""
+        return ccgpu.cca(q, k, v, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        """Name the settings that the submodules do not show."""
+        return super().extra_repr() + ("" if self.backend is None else f", backend={self.backend!r}")
 
 
 class RCCA(CrissCrossAttention):
@@ -151,8 +210,8 @@ class RCCA(CrissCrossAttention):
     time.
 
         x_0 = x
-        x_r = gamma * cca(query_conv(x_{r-1}), key_conv(x_{r-1}), value_conv(x_{r-1})) + x_{r-1},    r = 1 ...
-        R out = x_R
+        x_r = gamma * cca(query_conv(x_{r-1}), key_conv(x_{r-1}), value_conv(x_{r-1})) + x_{r-1},  r = 1 ... R
+        out = x_R
 
     After R = 2 loops every position of a 2D map has information from every other (R = 3 for 3D): the first
     loop brings u' to the crossing of its row with u's column, the second brings it from there to u. R = 0 is
@@ -160,6 +219,8 @@ class RCCA(CrissCrossAttention):
 
     Args:
         in_channels: as in `CrissCrossAttention`; so are reduction, dims, backend, shapes and errors.
+        recompute: every loop saves its input alone: R maps for backward instead of about 3 R (97x97, C = 512,
+            float32, R = 2: 39 MB instead of 125).
         recurrence: R, 0 or more. It is no part of the state dict: checkpoints of any R, and of
             `CrissCrossAttention`, interchange. It may be assigned later (`module.recurrence = 3`).
 
@@ -179,9 +240,10 @@ class RCCA(CrissCrossAttention):
         *,
         reduction: int = 8,
         dims: int = 2,
+        recompute: bool = False,
         backend: str | None = None,
     ) -> None:
-        super().__init__(in_channels, reduction=reduction, dims=dims, backend=backend)
+        super().__init__(in_channels, reduction=reduction, dims=dims, recompute=recompute, backend=backend)
         require_int("RCCA", "recurrence", recurrence, 0)
         self.recurrence = recurrence
 

@@ -12,26 +12,30 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccgpu.models.attention import RCCA, attention_map, check_position, require_int
-from ccgpu.models.resnet import ResNet
+from ccgpu.models.backbones import build_backbone
+from ccgpu.models.context import CONTEXTS, LEAKY_SLOPE, build_context, convolution
 
-BACKBONES = {"resnet18": 18, "resnet50": 50, "resnet101": 101}
-# InPlaceABN's default, which the authors' heads use.
-LEAKY_SLOPE = 0.01
+# Channels of the embedding that the category consistent loss sees (TPAMI 2020, section 4.1).
+EMBEDDING_CHANNELS = 16
 
 
-def _convolution(in_channels: int, channels: int) -> nn.Sequential:
-    """3x3 convolution without bias, batch norm, leaky ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
-        nn.BatchNorm2d(channels),
-        nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
-    )
+class Outputs(NamedTuple):
+    """What a `CCNet` returns in train mode.
+
+    Class logits at the pictures' size, the auxiliary head's logits (None without that head), and the embedding at the
+    features' size (None without one).
+    """
+
+    logits: Tensor
+    auxiliary: Tensor | None = None
+    embedding: Tensor | None = None
 
 
 def _classifier(
@@ -50,23 +54,33 @@ def _classifier(
 
 
 class CCHead(nn.Module):
-    """Class logits from backbone features x: bottleneck([x, convb(cca(conva(x)))]).
+    """Class logits from backbone features x: bottleneck([x, convb(context(conva(x)))]).
 
-    conva and convb are 3x3 convolutions with norm and activation, cca is an `RCCA`, and bottleneck (3x3
-    convolution, norm, activation, dropout, 1x1 convolution) sees the features from before the attention
-    beside those after it.
+    conva and convb are 3x3 convolutions with norm and activation, context is an `RCCA` or one of the modules it is
+    compared with, and bottleneck (3x3 convolution, norm, activation, dropout, 1x1 convolution) sees the features
+    from before the context beside those after it.
 
     Args:
         in_channels: channels of x.
         num_classes: channels of the logits.
-        channels: channels of conva, the attention, convb and the bottleneck; 512 in the paper.
-        recurrence: loops of the attention. 0 leaves it out, parameters included: the paper's baseline, and
-            `cca` is None.
+        channels: channels of conva, the context, convb and the bottleneck; 512 in the paper.
+        context: "none", "rcca", "nonlocal", "psp" or "aspp"; see `ccgpu.models.context.build_context`.
+        recurrence: loops of the criss-cross attention. 0 leaves it out, parameters included, as "none" does.
+        dims: 2 for pictures. 3 for clips: criss-cross and non-local attention then look along the time too, all other
+            modules see frame by frame.
+        embedding: channels of the context's output reduced by a 1x1 convolution, for the category consistent loss
+            (16 in the paper); 0 for none.
         dropout: probability of the channel dropout.
+        nonlocal_form: "sdpa" or "materialised", how non-local attention is computed.
+        recompute: of criss-cross and non-local attention: save only each loop's input for backward.
         backend: as in `ccgpu.cca`.
 
+    Attributes:
+        cca: the `RCCA`, or None. context: another context module, or None.
+
     Shape:
-        (B, in_channels, H, W) -> (B, num_classes, H, W).
+        (B * T, in_channels, H, W) -> logits (B * T, num_classes, H, W), embedding (B * T, embedding, H, W); the frames
+        of a clip follow each other, T is the argument `frames` (1 for pictures).
 
     Source: the paper, figure 2 and section 3.1; names, activation and dropout from the authors' code.
     """
@@ -77,23 +91,54 @@ class CCHead(nn.Module):
         num_classes: int,
         *,
         channels: int = 512,
+        context: str = "rcca",
         recurrence: int = 2,
+        dims: int = 2,
+        embedding: int = 0,
         dropout: float = 0.1,
+        nonlocal_form: str = "sdpa",
+        recompute: bool = False,
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        self.conva = _convolution(in_channels, channels)
-        self.cca = RCCA(channels, recurrence, backend=backend) if recurrence != 0 else None
-        self.convb = _convolution(channels, channels)
+        self.conva = convolution(in_channels, channels)
+        module = build_context(
+            context,
+            channels,
+            recurrence=recurrence,
+            dims=dims,
+            nonlocal_form=nonlocal_form,
+            recompute=recompute,
+            backend=backend,
+        )
+        # The published files' name for the attention is "cca"; other modules do not go under it.
+        self.cca = module if isinstance(module, RCCA) else None
+        self.context = module if self.cca is None else None
+        self.convb = convolution(channels, channels)
         layers = _classifier(in_channels + channels, channels, num_classes, dropout, bias=False)
         self.bottleneck = nn.Sequential(layers)
+        self.embedding = nn.Conv2d(channels, embedding, 1) if embedding else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits; see the class for shapes."""
+    def forward(self, x: Tensor, frames: int = 1) -> tuple[Tensor, Tensor | None]:
+        """Return logits and, in train mode, the embedding (None without one); see the class for shapes."""
         attended = self.conva(x)
-        if self.cca is not None:
-            attended = self.cca(attended)
-        return self.bottleneck(torch.cat([x, self.convb(attended)], dim=1))
+        module = self.context if self.cca is None else self.cca
+        if module is not None and getattr(module, "dims", 2) == 3:
+            attended = as_frames(module(as_clips(attended, frames)))
+        elif module is not None:
+            attended = module(attended)
+        logits = self.bottleneck(torch.cat([x, self.convb(attended)], dim=1))
+        return logits, self.embedding(attended) if self.training and self.embedding is not None else None
+
+
+def as_frames(clips: Tensor) -> Tensor:
+    """Return clips (B, C, T, H, W) as pictures (B * T, C, H, W), the frames of a clip one after the other."""
+    return clips.transpose(1, 2).flatten(0, 1)
+
+
+def as_clips(pictures: Tensor, frames: int) -> Tensor:
+    """Return pictures (B * T, C, H, W) as clips (B, C, T, H, W) of T = frames: the inverse of `as_frames`."""
+    return pictures.unflatten(0, (-1, frames)).transpose(1, 2)
 
 
 class AuxiliaryHead(nn.Sequential):
@@ -118,32 +163,38 @@ class AuxiliaryHead(nn.Sequential):
 class CCNet(nn.Module):
     """Criss-cross network for semantic segmentation: images -> class logits at the images' size.
 
-        layer3, layer4 = backbone(images)
-        logits = upsample(head(layer4))
-        auxiliary_logits = upsample(auxiliary_head(layer3)),    in train mode only
+        features for the auxiliary head, features = backbone(images)
+        logits = upsample(head(features))
+        auxiliary_logits = upsample(auxiliary_head(features for it)),    in train mode only
 
-    The backbone starts from He's initialisation (`load_imagenet(net.backbone, path)` fills it), the heads
-    from torch's defaults, as the authors' do.
+    The backbone starts from its own initialisation (`ccgpu.models.backbones.load_imagenet(net.backbone, path)` fills
+    it), the heads from torch's defaults, as the authors' do.
 
     Args:
-        backbone: "resnet18", "resnet50" or "resnet101".
+        backbone: "resnet18", "resnet50", "resnet101", "efficientnet-lite0", "efficientnet-lite2" or "timm:NAME"; see
+            `ccgpu.models.backbones.build_backbone`.
         num_classes: classes, 1 or more; 19 for Cityscapes.
-        recurrence: R, loops of the attention, 0 or more; 0 is the network without attention.
-        stem: "deep" or "7x7", see `ResNet`.
+        context: "rcca", or what it is compared with: "none", "nonlocal", "psp", "aspp".
+        recurrence: R, loops of the attention, 0 or more; 0 is the network without attention. None: 2 for pictures, 3
+            for clips, which is what it takes for each position to reach every other.
+        dims: 2 for pictures; 3 for clips.
+        stem: of a ResNet, "deep" or "7x7"; None: deep.
         head_channels: channels in both heads, 1 or more; 512 in the paper.
         auxiliary: whether there is an auxiliary head.
+        embedding: channels of the embedding for the category consistent loss, 0 for none; 16 in the paper.
         dropout: probability of the heads' channel dropout, from 0 to 1.
         align_corners: how the logits are upsampled (bilinearly): corner pixels' centres kept in place (True,
             the authors' choice) or the pictures' edges (False).
-        backend: as in `ccgpu.cca`.
+        nonlocal_form, recompute, backend: see `CCHead`.
 
     Shape:
-        images: (B, 3, H, W), floating point, normalised as the backbone was trained.
-        In train mode (logits, auxiliary_logits), both (B, num_classes, H, W); with auxiliary=False, and
-        always in eval mode, logits.
+        images: (B, 3, H, W), or clips (B, 3, T, H, W) for dims=3; floating point, normalised with the backbone's mean
+        and std. In train mode `Outputs`: logits and auxiliary logits (B, num_classes, H, W), the embedding at
+        the features' size; in eval mode the logits. For clips a T stands before each H. With T = 1 a network for
+        clips computes what the network for pictures does with the same weights, and its state dict fits there.
 
     Attributes:
-        backbone: the `ResNet`. head: the `CCHead`, with the `RCCA` as head.cca (None for recurrence=0).
+        backbone: with `channels`, `mean` and `std`. head: the `CCHead`, with the `RCCA` as head.cca (None without).
         auxiliary_head: the `AuxiliaryHead`, None for auxiliary=False.
 
     Raises:
@@ -156,8 +207,9 @@ class CCNet(nn.Module):
     >>> from ccgpu.models.ccnet import CCNet
     >>> net = CCNet("resnet18", 5, head_channels=16)
     >>> images = torch.zeros(2, 3, 33, 65)
-    >>> [logits.shape for logits in net(images)]
-    [torch.Size([2, 5, 33, 65]), torch.Size([2, 5, 33, 65])]
+    >>> outputs = net(images)
+    >>> outputs.logits.shape, outputs.auxiliary.shape, outputs.embedding
+    (torch.Size([2, 5, 33, 65]), torch.Size([2, 5, 33, 65]), None)
     >>> net.eval()(images).shape
     torch.Size([2, 5, 33, 65])
     """
@@ -167,49 +219,70 @@ class CCNet(nn.Module):
         backbone: str = "resnet101",
         num_classes: int = 19,
         *,
-        recurrence: int = 2,
-        stem: str = "deep",
+        context: str = "rcca",
+        recurrence: int | None = None,
+        dims: int = 2,
+        stem: str | None = None,
         head_channels: int = 512,
         auxiliary: bool = True,
+        embedding: int = 0,
         dropout: float = 0.1,
         align_corners: bool = True,
+        nonlocal_form: str = "sdpa",
+        recompute: bool = False,
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        if backbone not in BACKBONES:
-            raise ValueError(f"CCNet: backbone must be one of {tuple(BACKBONES)}, got {backbone!r}; pass one of these.")
+        if context not in CONTEXTS:
+            raise ValueError(f"CCNet: context must be one of {CONTEXTS}, got {context!r}; pass one of these.")
+        if dims not in (2, 3):
+            raise ValueError(f"CCNet: dims must be 2 or 3, got {dims!r}; pass 2 for pictures, 3 for clips.")
+        recurrence = (2 if dims == 2 else 3) if recurrence is None else recurrence
         sizes = (
             ("num_classes", num_classes, 1),
             ("head_channels", head_channels, 1),
             ("recurrence", recurrence, 0),
+            ("embedding", embedding, 0),
         )
         for name, value, minimum in sizes:
             require_int("CCNet", name, value, minimum)
         if not 0 <= dropout <= 1:
             raise ValueError(f"CCNet: dropout must be from 0 to 1, got {dropout}; pass a probability.")
+        self.dims = dims
         self.align_corners = align_corners
-        self.backbone = ResNet(BACKBONES[backbone], stem=stem)
-        layer3, layer4 = self.backbone.channels
+        self.backbone = build_backbone(backbone, stem=stem)
+        before, last = self.backbone.channels
         self.head = CCHead(
-            layer4,
+            last,
             num_classes,
             channels=head_channels,
+            context=context,
             recurrence=recurrence,
+            dims=dims,
+            embedding=embedding,
             dropout=dropout,
+            nonlocal_form=nonlocal_form,
+            recompute=recompute,
             backend=backend,
         )
         self.auxiliary_head = (
-            AuxiliaryHead(layer3, num_classes, channels=head_channels, dropout=dropout) if auxiliary else None
+            AuxiliaryHead(before, num_classes, channels=head_channels, dropout=dropout) if auxiliary else None
         )
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Return logits, in train mode with the auxiliary logits; see the class for shapes."""
+    def forward(self, images: Tensor) -> Tensor | Outputs:
+        """Return logits, in train mode `Outputs`; see the class for shapes."""
         self._check_images(images)
-        layer3, layer4 = self.backbone(images)
-        logits = self._upsample(self.head(layer4), images)
-        if self.training and self.auxiliary_head is not None:
-            return logits, self._upsample(self.auxiliary_head(layer3), images)
-        return logits
+        frames = images.shape[2] if self.dims == 3 else 1
+        before, last = self.backbone(as_frames(images) if self.dims == 3 else images)
+        logits, embedding = self.head(last, frames)
+        if not self.training:
+            return self._full_size(logits, images, frames)
+        auxiliary = None if self.auxiliary_head is None else self.auxiliary_head(before)
+        return Outputs(
+            self._full_size(logits, images, frames),
+            None if auxiliary is None else self._full_size(auxiliary, images, frames),
+            as_clips(embedding, frames) if embedding is not None and self.dims == 3 else embedding,
+        )
 
     def attention_map(self, images: Tensor, at: Iterable[int]) -> Tensor:
         """How much the pixel `at` attends to each position of the feature map, over all loops of the head.
@@ -219,37 +292,44 @@ class CCNet(nn.Module):
         module's mode is given back afterwards, and no gradient is recorded.
 
         Args:
-            images: (B, 3, H, W), as for `forward`.
-            at: (y, x), a pixel of the images, 0 <= y < H and 0 <= x < W.
+            images: (B, 3, H, W) or (B, 3, T, H, W), as for `forward`.
+            at: (y, x), a pixel of the images, 0 <= y < H and 0 <= x < W; for clips (t, y, x).
 
         Returns:
-            (B, H', W') at the backbone's output stride; non-negative, each picture's map sums to 1.
+            (B, H', W') or (B, T, H', W') at the backbone's output stride; non-negative, each picture's or clip's map
+            sums to 1.
 
         Raises:
-            RuntimeError: the network has no attention (recurrence=0).
-            TypeError, ValueError: images of another shape, a position that is not two ints inside of them.
+            RuntimeError: the network has no criss-cross attention.
+            TypeError, ValueError: images of another shape, a position that is not ints inside of them.
         """
         if self.head.cca is None:
             raise RuntimeError(
-                "CCNet.attention_map: the network must have attention, got recurrence=0; "
-                "build it with recurrence=1 or more."
+                "CCNet.attention_map: the network must have criss-cross attention, got none; "
+                'build it with context="rcca" and recurrence=1 or more.'
             )
         self._check_images(images)
         size = tuple(images.shape[2:])
         pixel = check_position("CCNet.attention_map", at, size)
         with _evaluating(self), torch.no_grad():
-            features = self.head.conva(self.backbone(images)[1])
+            if self.dims == 3:
+                features = as_clips(self.head.conva(self.backbone(as_frames(images))[1]), images.shape[2])
+            else:
+                features = self.head.conva(self.backbone(images)[1])
         pairs = zip(pixel, size, features.shape[2:], strict=True)
         position = [_nearest(index, fine, coarse, self.align_corners) for index, fine, coarse in pairs]
         return attention_map(self.head.cca, features, position)
 
-    def _upsample(self, logits: Tensor, images: Tensor) -> Tensor:
-        return F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=self.align_corners)
+    def _full_size(self, logits: Tensor, images: Tensor, frames: int) -> Tensor:
+        """Return the heads' logits at the size of images, frame by frame or clip by clip as images are."""
+        full = F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=self.align_corners)
+        return as_clips(full, frames) if self.dims == 3 else full
 
     def _check_images(self, images: Tensor) -> None:
-        if images.ndim != 4 or images.shape[1] != 3:
+        shape = "(B, 3, H, W)" if self.dims == 2 else "(B, 3, T, H, W)"
+        if images.ndim != self.dims + 2 or images.shape[1] != 3:
             raise ValueError(
-                f"CCNet: images must be (B, 3, H, W), got shape {tuple(images.shape)}; "
+                f"CCNet: images must be {shape} for dims={self.dims}, got shape {tuple(images.shape)}; "
                 "add the batch axis with images.unsqueeze(0) or convert the pictures to three channels."
             )
         if not images.is_floating_point():

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ccgpu.models.weights import fill, read_state_dict
 
 STEMS = ("deep", "7x7")
 # Residual blocks in layer1 ... layer4 (He et al., CVPR 2016, table 1).
@@ -113,6 +113,7 @@ class ResNet(nn.Module):
     Attributes:
         channels: (channels of layer3, channels of layer4): (256, 512) for depth 18, (1024, 2048) for 50 and
             101.
+        mean, std: ImageNet's, which torchvision's files were trained with: red, green, blue, in units of 0..255.
 
     Shape:
         images (B, 3, H, W) -> (layer3, layer4), both (B, channels, H', W') at the output stride (layer3 at 16
@@ -129,6 +130,9 @@ class ResNet(nn.Module):
     >>> layer3.shape, layer4.shape
     (torch.Size([1, 256, 9, 5]), torch.Size([1, 512, 9, 5]))
     """
+
+    mean = (123.675, 116.28, 103.53)
+    std = (58.395, 57.12, 57.375)
 
     def __init__(self, depth: int, *, stem: str = "deep", output_stride: int = 8) -> None:
         super().__init__()
@@ -191,32 +195,30 @@ def load_imagenet(resnet: ResNet, path: str | os.PathLike[str]) -> None:
 
     Torchvision's files fit the 7x7 stem, those of MIT scene parsing, which the authors start from, the deep
     one. The file is a state dict written by `torch.save`, e.g. `resnet101-63fe2227.pth` or
-    `resnet101-imagenet.pth`. Its classifier (`fc.*`) is left aside and absent `num_batches_tracked` counters,
-    which old files do not have, keep their value. All else must fit exactly. Everything is checked before the
-    first weight is written: after an error resnet is unchanged. Only tensors are unpickled
-    (`weights_only=True`), so a file cannot run code.
+    `resnet101-imagenet.pth`. Its classifier (`fc.*`) is left aside; `ccgpu.models.weights.fill` says what of the
+    rest must fit.
 
     Args:
         resnet: the network to fill, on any device and of any floating dtype.
-        path: the file.
+        path: the file. ("package", which stands for an installed package elsewhere, is refused.)
 
     Raises:
         TypeError: resnet is no `ResNet` of this package.
         FileNotFoundError: there is no file at path (any other OSError of opening it passes through).
         ValueError: the file is damaged or no state dict, is of another depth or stem, or has entries that are
-            missing, surplus or of another shape or kind; all of these entries are listed.
+            missing, surplus or of another shape or kind; all of these entries are listed. Or path is "package".
     """
     if not isinstance(resnet, ResNet):
         raise TypeError(
             f"load_imagenet: resnet must be a ResNet of ccgpu, got {type(resnet).__name__}; "
             "pass the backbone, e.g. net.backbone."
         )
-    if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"load_imagenet: path must be a file, got {os.fspath(path)!r}, where there is none; "
-            "download the ImageNet weights and pass where they lie."
+    if path == "package":
+        raise ValueError(
+            "load_imagenet: source must be a file for a ResNet, got 'package', and no package holds these weights; "
+            "download a file and pass where it lies."
         )
-    loaded = _read_state_dict(path)
+    loaded = read_state_dict(path)
     loaded = {name: value for name, value in loaded.items() if not name.startswith("fc.")}
     found, wanted = _describe(loaded), f"ResNet-{resnet.depth} with a {resnet.stem} stem"
     if found is not None and found != wanted:
@@ -224,50 +226,7 @@ def load_imagenet(resnet: ResNet, path: str | os.PathLike[str]) -> None:
             f"load_imagenet: {os.fspath(path)!r} must hold a {wanted}, got a {found}; "
             "pass a file for this network or build the network for the file."
         )
-    expected = resnet.state_dict()
-    for name in expected.keys() - loaded.keys():
-        if name.endswith(".num_batches_tracked"):
-            loaded[name] = expected[name]
-    problems = _differences(loaded, expected)
-    if problems:
-        raise ValueError(
-            f"load_imagenet: {os.fspath(path)!r} must fit the {wanted} entry by entry, "
-            f"got {len(problems)} that do not (nothing was loaded):\n  "
-            + "\n  ".join(problems)
-            + "\npass a file for this network."
-        )
-    resnet.load_state_dict(loaded)
-
-
-def _read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the tensors of a file by name, or raise ValueError that says what the file is instead."""
-    with open(path, "rb") as file:
-        try:
-            content: Any = torch.load(file, map_location="cpu", weights_only=True)
-        # Cut short or with bytes changed, a file makes torch.load raise almost anything: measured were ten
-        # kinds, from RuntimeError and UnpicklingError to OSError, struct.error, UnicodeDecodeError and
-        # AssertionError.
-        except Exception as error:
-            raise ValueError(
-                f"load_imagenet: {os.fspath(path)!r} must be a state dict written by torch.save, "
-                f"got a file that cannot be read as one ({type(error).__name__} while reading); "
-                "it is damaged, cut short or holds more than tensors: fetch it again."
-            ) from error
-    if not isinstance(content, Mapping):
-        raise ValueError(
-            f"load_imagenet: {os.fspath(path)!r} must hold a state dict, got a {type(content).__name__}; "
-            "save module.state_dict()."
-        )
-    strangers = [
-        str(name) for name, value in content.items() if not isinstance(name, str) or not torch.is_tensor(value)
-    ]
-    if strangers or not content:
-        raise ValueError(
-            f"load_imagenet: {os.fspath(path)!r} must map names to tensors and nothing else, got "
-            f"{'an empty dict' if not content else 'other entries: ' + ', '.join(strangers[:8])}; "
-            "save the state dict alone (a training checkpoint often keeps it under 'state_dict' or 'model')."
-        )
-    return dict(content)
+    fill(resnet, loaded, path, wanted)
 
 
 def _describe(state: Mapping[str, Tensor]) -> str | None:
@@ -283,17 +242,3 @@ def _describe(state: Mapping[str, Tensor]) -> str | None:
     if tuple(state["conv1.weight"].shape[2:]) == (7, 7):
         return f"ResNet-{depth} with a 7x7 stem"
     return None
-
-
-def _differences(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """List what keeps loaded from filling expected, one line an entry."""
-    problems = [f"missing: {name} {tuple(expected[name].shape)}" for name in expected if name not in loaded]
-    problems += [f"surplus: {name} {tuple(loaded[name].shape)}" for name in loaded if name not in expected]
-    for name, value in expected.items():
-        if name not in loaded:
-            continue
-        if loaded[name].shape != value.shape:
-            problems.append(f"misshapen: {name} must be {tuple(value.shape)}, got {tuple(loaded[name].shape)}")
-        elif loaded[name].is_floating_point() != value.is_floating_point():
-            problems.append(f"wrong kind: {name} must be like {value.dtype}, got {loaded[name].dtype}")
-    return problems

@@ -101,9 +101,7 @@ def sum_over_processes(value: torch.Tensor) -> torch.Tensor:
 
 
 class _DifferentiableSum(torch.autograd.Function):
-    """y = sum over processes of x; dx = sum over processes of dy, because every process's y depends on every
-    x.
-    """
+    """What `differentiable_sum` is made of."""
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
@@ -112,6 +110,16 @@ class _DifferentiableSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         return sum_over_processes(gradients[0].contiguous())
+
+
+def differentiable_sum(value: torch.Tensor) -> torch.Tensor:
+    """Return the sum of `value` over all processes, differentiable.
+
+    y = sum over processes of x; dx = sum over processes of dy, because every process's y depends on every x.
+
+    Forward and backward must be run by every process. In one process it is `value` itself.
+    """
+    return _DifferentiableSum.apply(value) if dist.is_initialized() else value
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
@@ -138,9 +146,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
                 "GlobalBatchNorm2d: the global batch must hold more than 1 value a channel in train mode, "
                 f"got {count:.0f}; use a larger batch or crop."
             )
-        mean = _DifferentiableSum.apply(x.sum(dim=(0, 2, 3))) / count
+        mean = differentiable_sum(x.sum(dim=(0, 2, 3))) / count
         centred = x - mean[None, :, None, None]
-        variance = _DifferentiableSum.apply(centred.square().sum(dim=(0, 2, 3))) / count
+        variance = differentiable_sum(centred.square().sum(dim=(0, 2, 3))) / count
         self._track(mean.detach(), variance.detach() * (count / (count - 1)))
         gain = torch.rsqrt(variance + self.eps)
         if self.affine:

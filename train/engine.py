@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from ccgpu.train.distributed import sum_over_processes, world_size
-from ccgpu.train.losses import segmentation_loss
+from ccgpu.train.losses import Criterion
 from ccgpu.train.metrics import ConfusionMatrix
+from ccgpu.train.prediction import Prediction
 
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -54,8 +55,9 @@ class Precision:
         return torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
 
     def images(self, images: torch.Tensor) -> torch.Tensor:
-        """Return a batch of pictures on the device, in the memory order asked for."""
-        order = torch.channels_last if self.channels_last else torch.preserve_format
+        """Return a batch of pictures or clips on the device, in the memory order asked for."""
+        nhwc = torch.channels_last if images.ndim == 4 else torch.channels_last_3d
+        order = nhwc if self.channels_last else torch.preserve_format
         return images.to(self.device, non_blocking=True, memory_format=order)
 
 
@@ -63,13 +65,13 @@ class Precision:
 class Step:
     """One finished iteration: its number counted from 1, the losses of the global batch, the learning rate.
 
-    `interrupted` is true on every process where any of them was asked to stop.
+    `parts` are the unweighted parts of the loss by name; `interrupted` is true on every process where any of them was
+    asked to stop.
     """
 
     iteration: int
     loss: float
-    main: float
-    auxiliary: float
+    parts: Mapping[str, float]
     lr: float
     interrupted: bool
 
@@ -119,21 +121,20 @@ def train(
     *,
     precision: Precision,
     schedule: Callable[[int], float],
-    auxiliary_weight: float,
+    criterion: Criterion,
     start: int = 0,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Step]:
     """Optimise `net` and yield a `Step` after each iteration, for the caller to record, save and evaluate.
 
     Args:
-        net: (B, 3, H, W) -> logits, or (logits, auxiliary logits), all (B, classes, H, W); wrapped for
-            the processes.
+        net: pictures (B, 3, H, W) or clips (B, 3, T, H, W) -> what `criterion` takes; wrapped for the processes.
         batches: this process's samples of each iteration, "image" and "label"; one batch an iteration.
         optimiser: its learning rate is set in each iteration.
         scaler: from `precision.scaler()`.
         precision: device, autocast, memory order.
         schedule: iteration (counted from 0) -> learning rate.
-        auxiliary_weight: weight of the auxiliary head's loss.
+        criterion: the loss, of the network's outputs and the label.
         start: number of the first iteration, that of a checkpoint on resume.
         interrupted: asked in each iteration; the answer of all processes together goes into the step.
 
@@ -149,106 +150,36 @@ def train(
         label = batch["label"].to(precision.device, non_blocking=True)
         with precision.autocast():
             outputs = net(precision.images(batch["image"]))
-        loss = segmentation_loss(outputs, label, auxiliary_weight)
+        loss = criterion(outputs, label)
         # One reduction and one transfer to the host an iteration: losses of the global batch, and who wants
         # to stop.
         stop = loss.total.new_tensor(float(interrupted()))
-        parts = torch.stack([loss.total, loss.main, loss.auxiliary, stop])
-        total, main, auxiliary, stopped = (sum_over_processes(parts) / world_size()).tolist()
+        values = torch.stack([loss.total.detach(), *loss.parts.values(), stop])
+        total, *parts, stopped = (sum_over_processes(values) / world_size()).tolist()
+        named = dict(zip(loss.parts, parts, strict=True))
         if not math.isfinite(total):
             raise NonFiniteLoss(
                 f"train: the loss must be finite, got {total} in iteration {iteration + 1} at lr {lr:.3g} "
-                f"(main {main}, auxiliary {auxiliary}); try a lower --lr, --amp bf16 or off instead of fp16, "
-                "or pretrained weights (--imagenet)."
+                f"({', '.join(f'{name} {value}' for name, value in named.items())}); try a lower --lr, --amp bf16 or "
+                "off instead of fp16, or pretrained weights (--imagenet)."
             )
         optimiser.zero_grad(set_to_none=True)
         scaler.scale(loss.total).backward()
         scaler.step(optimiser)
         scaler.update()
-        yield Step(iteration + 1, total, main, auxiliary, lr, stopped > 0)
-
-
-def window_starts(size: int, crop: int, stride: int) -> list[int]:
-    """Return where windows of `crop` pixels start along an axis of `size`: every `stride`, the last at the
-    border.
-
-    Raises:
-        ValueError: crop or stride below 1, or a stride above the crop, which would leave pixels out.
-    """
-    if crop < 1 or not 1 <= stride <= crop:
-        raise ValueError(
-            f"window_starts: stride must be in 1..crop, got stride {stride} for crop {crop}; lower the stride."
-        )
-    last = max(size - crop, 0)
-    return [*range(0, last, stride), last]
+        yield Step(iteration + 1, total, named, lr, stopped > 0)
 
 
 @torch.no_grad()
-def predict_logits(
-    net: nn.Module,
-    images: torch.Tensor,
-    *,
-    mode: str = "whole",
-    crop: tuple[int, int] | None = None,
-    stride: tuple[int, int] | None = None,
-) -> torch.Tensor:
-    """Compute the logits of pictures of any size, from the whole picture or averaged over overlapping
-    windows.
-
-    sliding: logits[y, x] = mean over the windows that hold (y, x) of the window's logits there
-
-    The last window of each axis lies at the border. A picture smaller than a window is padded at the bottom
-    and right with 0, the mean colour after normalisation, and the logits are cut back.
-
-    Args:
-        net: in eval mode, (B, 3, h, w) -> (B, classes, h, w).
-        images: (B, 3, H, W).
-        mode: "whole" or "sliding"; the paper's table is sliding.
-        crop: window (height, width) in pixels, for sliding; the paper's is (769, 769).
-        stride: step (down, right) in pixels, 1 .. crop, for sliding; the authors' code has (513, 513).
-
-    Returns:
-        (B, classes, H, W) float32 or wider.
-
-    Raises:
-        ValueError: another mode, sliding without crop and stride, or a stride above the crop.
-    """
-    if mode == "whole":
-        logits = net(images)
-        return logits if logits.dtype == torch.float64 else logits.float()
-    if mode != "sliding" or crop is None or stride is None:
-        raise ValueError(
-            f"predict_logits: mode must be whole, or sliding with crop and stride, got {mode!r}, {crop}, "
-            f"{stride}; give all three."
-        )
-    height, width = images.shape[2:]
-    padding = (0, max(crop[1] - width, 0), 0, max(crop[0] - height, 0))
-    padded = nn.functional.pad(images, padding)
-    total: torch.Tensor | None = None
-    count = torch.zeros(padded.shape[2:], device=images.device)
-    for top in window_starts(padded.shape[2], crop[0], stride[0]):
-        for left in window_starts(padded.shape[3], crop[1], stride[1]):
-            window = (..., slice(top, top + crop[0]), slice(left, left + crop[1]))
-            logits = net(padded[window])
-            if total is None:
-                wide = torch.promote_types(logits.dtype, torch.float32)
-                total = torch.zeros(*logits.shape[:2], *padded.shape[2:], dtype=wide, device=images.device)
-            total[window] += logits
-            count[window] += 1
-    assert total is not None  # window_starts is never empty
-    return (total / count)[..., :height, :width]
-
-
 def evaluate(
     net: nn.Module,
     samples: Iterable[dict[str, Any]],
     *,
     num_classes: int,
     precision: Precision,
-    mode: str = "whole",
-    crop: tuple[int, int] | None = None,
-    stride: tuple[int, int] | None = None,
+    predict: Prediction,
     interrupted: Callable[[], bool] = lambda: False,
+    seen: Callable[[str, torch.Tensor], None] = lambda name, classes: None,
 ) -> ConfusionMatrix:
     """Compute the confusion matrix of `net` over all processes' samples; each process brings its own share.
 
@@ -256,13 +187,13 @@ def evaluate(
 
     Args:
         net: the network itself, not its wrapper for several processes; it is left in eval mode.
-        samples: batches of "image" (B, 3, H, W) and "label" (B, H, W); shares may have different lengths.
+        samples: batches of one picture, "image" (1, 3, H, W), "label" (1, H, W), "names"; or of one clip, with T before
+            H and "first", the number of its frames that another clip counts. Shares may have different lengths.
         num_classes: number of classes of the logits.
         precision: device, autocast, memory order.
-        mode: see `predict_logits`, as `crop` and `stride`.
-        crop: window size.
-        stride: window step.
+        predict: how a picture becomes class scores.
         interrupted: asked before each batch.
+        seen: told the name and the predicted classes (H, W) of each picture or frame.
 
     Returns:
         The matrix summed over all processes, on the CPU.
@@ -277,8 +208,15 @@ def evaluate(
         if interrupted():
             raise Interrupted("evaluate: stopped between two pictures")
         with precision.autocast():
-            logits = predict_logits(net, precision.images(batch["image"]), mode=mode, crop=crop, stride=stride)
-        confusion.update(logits.argmax(dim=1), batch["label"].to(precision.device))
+            scores = predict(net, precision.images(batch["image"]))
+        classes, label = scores.argmax(dim=1)[0], batch["label"][0]
+        if classes.ndim == 2:
+            classes, label = classes[None], label[None]
+        first = int(batch["first"][0])
+        confusion.update(classes[first:], label[first:].to(precision.device))
+        # torch's collation turns a tuple of names a sample into a tuple of samples a name.
+        for (name,), frame in zip(batch["names"][first:], classes[first:], strict=True):
+            seen(name, frame)
     total = ConfusionMatrix(num_classes)
     total.matrix += sum_over_processes(confusion.matrix).cpu()
     return total

@@ -1,13 +1,10 @@
-"""The Cityscapes label table: the one source of class names, colours and both id lookups.
+"""What the label files of a data set hold: its classes, their ids and colours, and the tables between ids.
 
-Label ids are what the ``*_gtFine_labelIds.png`` files hold. Train ids 0..18 are the classes a network
-predicts; every other label has the train id 255 and counts neither in the loss nor in the evaluation.
-
-Source: the data set's published table (cityscapesScripts, ``helpers/labels.py``); the tests compare every row
-    with it.
+A label file holds *ids*. A network predicts *train ids*: 0..K-1 in the order of the classes' names. Every
+pixel without a class has the train id 255 and counts neither in the loss nor in the evaluation.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,80 +12,67 @@ IGNORE = 255
 """Train id of every pixel without a class."""
 
 
-class Label(NamedTuple):
-    """One row of the Cityscapes table.
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """The classes of a data set; all arrays are read-only.
 
-    ``id``: value in labelIds files, -1 for what these files never hold. ``train_id``: class 0..18, 255 (-1
-    for the licence plate) where the label is no class. ``colour``: RGB, 0..255. ``ignored``: not counted in
-    the evaluation.
+    Args:
+        names: K different names, 1..255 of them; the index is the train id.
+        colours: RGB of each class, uint8 (K, 3).
+        ids: what stands for each class in the label files, K different values in 0..255.
+        void: further values that the files may hold, 0..255; their pixels have no class.
+        hint: what to do about a file with other values, for messages.
+
+    Attributes:
+        to_train: uint8 (256,), id -> train id; 255 for ``void`` and for unknown values.
+        to_file: uint8 (256,), train id -> id; for what is no class the first of ``void``, or 0 without any.
+        known: uint8, every id that a file may hold, ascending.
+
+    Raises:
+        ValueError: an argument out of its range, or of a length that does not fit the others.
     """
 
-    name: str
-    id: int
-    train_id: int
-    category: str
-    ignored: bool
-    colour: tuple[int, int, int]
+    names: tuple[str, ...]
+    colours: np.ndarray
+    ids: tuple[int, ...]
+    void: tuple[int, ...] = ()
+    hint: str = "use the label files of this data set"
+    to_train: np.ndarray = field(init=False, repr=False)
+    to_file: np.ndarray = field(init=False, repr=False)
+    known: np.ndarray = field(init=False, repr=False)
 
+    def __post_init__(self) -> None:
+        if not 1 <= len(set(self.names)) == len(self.names) <= IGNORE:
+            raise ValueError(
+                f"Labels: names must be 1..{IGNORE} different names, got {self.names}; rename or drop some."
+            )
+        all_ids = (*self.ids, *self.void)
+        if len(self.ids) != self.num_classes or len(set(all_ids)) != len(all_ids) or not set(all_ids) <= {*range(256)}:
+            raise ValueError(
+                f"Labels: ids and void must be different values in 0..255, {self.num_classes} of them ids, "
+                f"got {self.ids} and {self.void}; give each class its id in the label files."
+            )
+        colours = np.array(self.colours)
+        if colours.dtype != np.uint8 or colours.shape != (self.num_classes, 3):
+            raise ValueError(
+                f"Labels: colours must be uint8 ({self.num_classes}, 3), got {colours.dtype} {colours.shape}; "
+                "give an RGB colour for each class."
+            )
+        to_train = np.full(256, IGNORE, dtype=np.uint8)
+        to_train[list(self.ids)] = np.arange(self.num_classes)
+        to_file = np.full(256, self.void[0] if self.void else 0, dtype=np.uint8)
+        to_file[: self.num_classes] = self.ids
+        tables = {
+            "colours": colours,
+            "to_train": to_train,
+            "to_file": to_file,
+            "known": np.array(sorted(all_ids), dtype=np.uint8),
+        }
+        for name, table in tables.items():
+            table.flags.writeable = False  # shared by every reader in the process
+            object.__setattr__(self, name, table)
 
-LABELS: tuple[Label, ...] = (
-    Label("unlabeled", 0, 255, "void", True, (0, 0, 0)),
-    Label("ego vehicle", 1, 255, "void", True, (0, 0, 0)),
-    Label("rectification border", 2, 255, "void", True, (0, 0, 0)),
-    Label("out of roi", 3, 255, "void", True, (0, 0, 0)),
-    Label("static", 4, 255, "void", True, (0, 0, 0)),
-    Label("dynamic", 5, 255, "void", True, (111, 74, 0)),
-    Label("ground", 6, 255, "void", True, (81, 0, 81)),
-    Label("road", 7, 0, "flat", False, (128, 64, 128)),
-    Label("sidewalk", 8, 1, "flat", False, (244, 35, 232)),
-    Label("parking", 9, 255, "flat", True, (250, 170, 160)),
-    Label("rail track", 10, 255, "flat", True, (230, 150, 140)),
-    Label("building", 11, 2, "construction", False, (70, 70, 70)),
-    Label("wall", 12, 3, "construction", False, (102, 102, 156)),
-    Label("fence", 13, 4, "construction", False, (190, 153, 153)),
-    Label("guard rail", 14, 255, "construction", True, (180, 165, 180)),
-    Label("bridge", 15, 255, "construction", True, (150, 100, 100)),
-    Label("tunnel", 16, 255, "construction", True, (150, 120, 90)),
-    Label("pole", 17, 5, "object", False, (153, 153, 153)),
-    Label("polegroup", 18, 255, "object", True, (153, 153, 153)),
-    Label("traffic light", 19, 6, "object", False, (250, 170, 30)),
-    Label("traffic sign", 20, 7, "object", False, (220, 220, 0)),
-    Label("vegetation", 21, 8, "nature", False, (107, 142, 35)),
-    Label("terrain", 22, 9, "nature", False, (152, 251, 152)),
-    Label("sky", 23, 10, "sky", False, (70, 130, 180)),
-    Label("person", 24, 11, "human", False, (220, 20, 60)),
-    Label("rider", 25, 12, "human", False, (255, 0, 0)),
-    Label("car", 26, 13, "vehicle", False, (0, 0, 142)),
-    Label("truck", 27, 14, "vehicle", False, (0, 0, 70)),
-    Label("bus", 28, 15, "vehicle", False, (0, 60, 100)),
-    Label("caravan", 29, 255, "vehicle", True, (0, 0, 90)),
-    Label("trailer", 30, 255, "vehicle", True, (0, 0, 110)),
-    Label("train", 31, 16, "vehicle", False, (0, 80, 100)),
-    Label("motorcycle", 32, 17, "vehicle", False, (0, 0, 230)),
-    Label("bicycle", 33, 18, "vehicle", False, (119, 11, 32)),
-    Label("license plate", -1, -1, "vehicle", True, (0, 0, 142)),
-)
-
-_CLASSES = sorted((label for label in LABELS if not label.ignored), key=lambda label: label.train_id)
-
-CLASS_NAMES: tuple[str, ...] = tuple(label.name for label in _CLASSES)
-"""Names of the 19 classes; the train id is the index."""
-
-CLASS_COLOURS: np.ndarray = np.array([label.colour for label in _CLASSES], dtype=np.uint8)
-"""RGB colours of the 19 classes, uint8 (19, 3); the train id is the index."""
-
-LABEL_IDS: np.ndarray = np.array([label.id for label in LABELS if label.id >= 0], dtype=np.uint8)
-"""Every id that a labelIds file may hold, uint8 (34,)."""
-
-ID_TO_TRAIN_ID: np.ndarray = np.full(256, IGNORE, dtype=np.uint8)
-"""Label id -> train id, uint8 (256,); 255 for labels that are no class and for values outside the table."""
-
-TRAIN_ID_TO_ID: np.ndarray = np.zeros(256, dtype=np.uint8)
-"""Train id -> label id, uint8 (256,); 0 (unlabeled) for 255 and for values that are no class."""
-
-for _label in _CLASSES:
-    ID_TO_TRAIN_ID[_label.id] = _label.train_id
-    TRAIN_ID_TO_ID[_label.train_id] = _label.id
-
-for _table in (CLASS_COLOURS, LABEL_IDS, ID_TO_TRAIN_ID, TRAIN_ID_TO_ID):
-    _table.flags.writeable = False  # shared by every reader in the process
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes."""
+        return len(self.names)

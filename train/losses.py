@@ -1,25 +1,36 @@
-"""The training loss: cross-entropy over the valid pixels of the global batch, plus the auxiliary head's."""
+"""The training loss: cross-entropy of the global batch, of all or of the hard pixels, the auxiliary head's and the
+category consistent loss.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from ccgpu.train.distributed import sum_over_processes, world_size
+from ccgpu.models.ccnet import Outputs
+from ccgpu.train.consistency import category_consistent_loss
+from ccgpu.train.distributed import rank, sum_over_processes, world_size
 from ccgpu.train.labels import IGNORE
 
 # Weight of the auxiliary head's loss (Huang et al., TPAMI 2020, section 4.2; PSPNet uses the same).
 AUXILIARY_WEIGHT = 0.4
+# The authors look for the threshold of hard pixels at 1/8 of the pictures' extents.
+SHRINK = 8
 
 
 class Loss(NamedTuple):
-    """`total` is differentiable; `main` and `auxiliary` are its parts, detached and unweighted (0-d)."""
+    """`total` is differentiable; `parts` are what it is made of by name, detached, unweighted, 0-d: "main", "auxiliary"
+    (0 without that head), and with the category consistent loss "variance", "distance", "regularity".
+
+    The mean of each over the processes is that of the global batch.
+    """
 
     total: torch.Tensor
-    main: torch.Tensor
-    auxiliary: torch.Tensor
+    parts: dict[str, torch.Tensor]
 
 
 def global_cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -33,8 +44,8 @@ def global_cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Ten
     pixels.
 
     Args:
-        logits: (B, classes, H, W), floating point; computed in float32 at least.
-        label: (B, H, W) int64, 0 .. classes - 1, or 255 for ignored pixels.
+        logits: (B, classes, *S), floating point; computed in float32 at least.
+        label: (B, *S) int64, 0 .. classes - 1, or 255 for ignored pixels.
 
     Returns:
         0-d tensor; the mean of the shares over the processes is the loss of the global batch. Where no
@@ -43,36 +54,212 @@ def global_cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Ten
     Raises:
         ValueError: where the shapes do not belong together.
     """
-    if logits.ndim != 4 or label.shape != (logits.shape[0], *logits.shape[2:]):
-        raise ValueError(
-            "global_cross_entropy: label must have the shape (B, H, W) of logits (B, classes, H, W), "
-            f"got {tuple(label.shape)} for {tuple(logits.shape)}; upsample the logits first."
-        )
-    precise = logits if logits.dtype == torch.float64 else logits.float()
-    total = F.cross_entropy(precise, label, ignore_index=IGNORE, reduction="sum")
+    _check_shapes("global_cross_entropy", logits, label)
+    total = F.cross_entropy(_precise(logits), label, ignore_index=IGNORE, reduction="sum")
     valid = sum_over_processes((label != IGNORE).sum())
     return total * (world_size() / valid.clamp(min=1).to(total.dtype))
 
 
-def segmentation_loss(
-    outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor],
-    label: torch.Tensor,
-    auxiliary_weight: float = AUXILIARY_WEIGHT,
-) -> Loss:
-    """Compute total = main + auxiliary_weight * auxiliary, each a `global_cross_entropy`.
+def label_at(label: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    """Take a label at the positions of a map of another size, nearest sample, corners aligned.
+
+    position i of n' takes pixel round(i (n - 1) / (n' - 1)) of n, halves up; a lone position takes pixel 0
 
     Args:
-        outputs: what a `CCNet` in train mode returns: the logits (B, classes, H, W), or these and the
-            auxiliary head's.
-        label: (B, H, W) int64, 255 is ignored.
-        auxiliary_weight: weight of the auxiliary head's loss, 0 or more; the paper uses 0.4.
+        label: (B, *S) of any dtype.
+        size: the map's extents, one for each of S, 1 or more: those of the features, (H', W') or (T, H', W').
 
     Returns:
-        `Loss`; without an auxiliary head its `auxiliary` is 0.
+        (B, *size), of label's dtype.
+
+    Raises:
+        ValueError: another number of extents, or one below 1.
+
+    >>> import torch
+    >>> from ccgpu.train.losses import label_at
+    >>> label_at(torch.arange(9)[None], (4,))
+    tensor([[0, 3, 5, 8]])
     """
-    if isinstance(outputs, torch.Tensor):
-        main = global_cross_entropy(outputs, label)
-        return Loss(main, main.detach(), torch.zeros_like(main.detach()))
-    main = global_cross_entropy(outputs[0], label)
-    auxiliary = global_cross_entropy(outputs[1], label)
-    return Loss(main + auxiliary_weight * auxiliary, main.detach(), auxiliary.detach())
+    if label.ndim != 1 + len(size) or min(size, default=1) < 1:
+        raise ValueError(
+            f"label_at: size must be an extent of 1 or more for each axis but the first of label, got {size} for "
+            f"{tuple(label.shape)}; pass the map's shape from its third axis on."
+        )
+    axes = []
+    for extent, positions in zip(label.shape, (len(label), *size), strict=True):
+        span = max(positions - 1, 1)
+        index = torch.arange(positions, device=label.device)
+        axes.append((2 * index * (extent - 1) + span) // (2 * span))
+    return label[torch.meshgrid(*axes, indexing="ij")]
+
+
+@torch.no_grad()
+def ohem_label(logits: torch.Tensor, label: torch.Tensor, threshold: float = 0.7, kept: int = 100_000) -> torch.Tensor:
+    """Return the label with all but the hard pixels of the global batch ignored: online hard example mining.
+
+        p     = softmax(logits)[label], the probability of a pixel's true class
+        k     = kept // 64
+        limit = max(threshold, k-th smallest p at 1/8 of the size), infinity where no more than k pixels are valid there
+        hard: p <= limit
+
+    1/8 of the size is round(n / 8) positions an axis, at least 1, corners aligned: probabilities bilinear, labels
+    nearest (`label_at`). Frames of a clip are shrunk one by one. A probability that is not a number counts as hard, so
+    that the loss shows it.
+
+    One limit holds for all pictures of all processes. The authors' code finds one for each GPU: their 100000 on each of
+    four GPUs is kept=400000 here.
+
+    Nothing waits for the device; no gradient. Memory: the probabilities of one picture or clip, (classes, *S) in
+    float32.
+
+    Args:
+        logits: (B, classes, H, W) or (B, classes, T, H, W), B 1 or more, floating point, of the main head.
+        label: (B, *S) int64, 0 .. classes - 1, or 255 for ignored pixels. All processes have the same shape.
+        threshold: pixels no surer than this are always hard, 0 .. 1; the authors' is 0.7.
+        kept: about how many pixels to keep at least, 0 or more; the authors' is 100000.
+
+    Returns:
+        (B, *S) int64: label, 255 where the pixel is not hard.
+
+    Raises:
+        ValueError: shapes that do not belong together; an argument outside of its values.
+
+    Source: Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example Mining", 2016; the rule
+    for pixels is the authors' code (loss/loss.py).
+    """
+    _check_shapes("ohem_label", logits, label)
+    if logits.ndim not in (4, 5):
+        raise ValueError(
+            "ohem_label: logits must be (B, classes, H, W) or (B, classes, T, H, W), got shape "
+            f"{tuple(logits.shape)}; give the pictures both axes."
+        )
+    if not (0 <= threshold <= 1 and kept >= 0):
+        raise ValueError(
+            f"ohem_label: threshold must be from 0 to 1 and kept 0 or more, got {threshold} and {kept}; the authors' "
+            "are 0.7 and 100000."
+        )
+    found = [_true_probabilities(*picture) for picture in zip(logits, label, strict=True)]
+    small = torch.cat([sample for _, sample in found])
+    # Each process fills its row of zeros, so the sum over the processes is all rows.
+    rows = small.new_zeros(world_size(), small.numel())
+    rows[rank()] = small
+    ranked = sum_over_processes(rows).flatten().sort().values
+    valid = ranked.isfinite().sum()
+    # Place k holds the k-th smallest, place 0 what no threshold is below.
+    places = F.pad(ranked, (1, 0), value=-math.inf)
+    k = kept // SHRINK**2
+    limit = places[min(k, ranked.numel())].clamp(min=threshold)
+    limit = torch.where(valid <= k, math.inf, limit)
+    return torch.where(torch.stack([p for p, _ in found]) > limit, IGNORE, label)
+
+
+def _true_probabilities(scores: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the true class's probability at each pixel, (*S), and at 1/8 of the size, flat; there infinity where the
+    pixel is ignored.
+    """
+    frames = target.reshape(-1, *target.shape[-2:])
+    probabilities = torch.softmax(_precise(scores), dim=0).reshape(len(scores), *frames.shape)  # (K, T, H, W)
+    size = [max(round(extent / SHRINK), 1) for extent in target.shape[-2:]]
+    shrunk = F.interpolate(probabilities, size, mode="bilinear", align_corners=True)
+    sample = label_at(frames, (size[0], size[1]))
+    small = _of_class(shrunk, sample).masked_fill(sample == IGNORE, math.inf)
+    return _of_class(probabilities, frames).reshape(target.shape), small.flatten()
+
+
+def _of_class(probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return probabilities (K, *S) of the classes target (*S), of class 0 where it is ignored."""
+    return probabilities.gather(0, target.masked_fill(target == IGNORE, 0)[None])[0]
+
+
+@dataclass(frozen=True)
+class ConsistencyWeights:
+    """How `category_consistent_loss` enters the loss: its terms' weights and its arguments; defaults: the paper's.
+
+    Attributes:
+        variance, distance, regularity: weights, 0 or more.
+        delta_v, delta_d, form: see `category_consistent_loss`.
+    """
+
+    variance: float = 1.0
+    distance: float = 1.0
+    regularity: float = 0.001
+    delta_v: float = 0.5
+    delta_d: float = 1.5
+    form: str = "piecewise"
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """Compute the training loss of a network's outputs.
+
+        total = main + auxiliary_weight * auxiliary
+                + weights.variance * variance + weights.distance * distance + weights.regularity * regularity
+
+    main and auxiliary are each a `global_cross_entropy`, main of the hard pixels only where `ohem` says so; the last
+    three are the `category_consistent_loss` of the embedding, with the label taken at its positions (`label_at`).
+
+    Attributes:
+        auxiliary_weight: weight of the auxiliary head's loss, 0 or more.
+        ohem: threshold and kept of `ohem_label`; None for all pixels.
+        consistency: weights of the category consistent loss; None for none.
+
+    >>> import torch
+    >>> from ccgpu.train.losses import Criterion
+    >>> loss = Criterion()(torch.zeros(1, 4, 2, 2), torch.tensor([[[0, 1], [2, 255]]]))
+    >>> round(loss.total.item(), 4), list(loss.parts)
+    (1.3863, ['main', 'auxiliary'])
+    """
+
+    auxiliary_weight: float = AUXILIARY_WEIGHT
+    ohem: tuple[float, int] | None = None
+    consistency: ConsistencyWeights | None = None
+
+    def __call__(self, outputs: torch.Tensor | Outputs, label: torch.Tensor) -> Loss:
+        """Return the loss.
+
+        Args:
+            outputs: what a `CCNet` returns in train mode, or the logits alone: (B, classes, *S), the auxiliary head's
+                as large, the embedding (B, E, *S') of the features, floating point.
+            label: (B, *S) int64, 0 .. classes - 1, or 255 for ignored pixels.
+
+        Raises:
+            ValueError: shapes that do not belong together; `consistency` for outputs without an embedding.
+        """
+        logits, auxiliary, embedding = Outputs(outputs) if isinstance(outputs, torch.Tensor) else outputs
+        total = global_cross_entropy(logits, label if self.ohem is None else ohem_label(logits, label, *self.ohem))
+        parts = {"main": total.detach(), "auxiliary": torch.zeros_like(total.detach())}
+        if auxiliary is not None:
+            share = global_cross_entropy(auxiliary, label)
+            total = total + self.auxiliary_weight * share
+            parts["auxiliary"] = share.detach()
+        if self.consistency is not None:
+            if embedding is None:
+                raise ValueError(
+                    "Criterion: outputs must have an embedding for the category consistent loss, got none; build the "
+                    "network with CCNet(..., embedding=16)."
+                )
+            weights = self.consistency
+            terms = category_consistent_loss(
+                embedding,
+                label_at(label, tuple(embedding.shape[2:])),
+                num_classes=logits.shape[1],
+                delta_v=weights.delta_v,
+                delta_d=weights.delta_d,
+                form=weights.form,
+            )
+            total = total + weights.variance * terms.variance
+            total = total + weights.distance * terms.distance + weights.regularity * terms.regularity
+            parts |= {name: term.detach() for name, term in terms._asdict().items()}
+        return Loss(total, parts)
+
+
+def _precise(scores: torch.Tensor) -> torch.Tensor:
+    return scores if scores.dtype == torch.float64 else scores.float()
+
+
+def _check_shapes(function: str, logits: torch.Tensor, label: torch.Tensor) -> None:
+    if logits.ndim < 3 or label.shape != (logits.shape[0], *logits.shape[2:]):
+        raise ValueError(
+            f"{function}: label must have the shape (B, *S) of logits (B, classes, *S), got {tuple(label.shape)} for "
+            f"{tuple(logits.shape)}; upsample the logits first."
+        )

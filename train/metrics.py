@@ -5,7 +5,7 @@ to which the tests compare them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -158,3 +158,16 @@ def results_table(confusion: ConfusionMatrix, names: Sequence[str]) -> str:
 def _percent(share: float | torch.Tensor) -> str:
     value = float(share)
     return f"{'-':>9}" if math.isnan(value) else f"{100 * value:>9.2f}"
+
+
+# What a reader calls the scores, and how each comes from the matrix.
+SCORES: dict[str, tuple[str, Callable[[ConfusionMatrix], float]]] = {
+    "miou": ("mIoU", ConfusionMatrix.miou),
+    "pixel_accuracy": ("pixel accuracy", ConfusionMatrix.pixel_accuracy),
+    "mean_accuracy": ("mean accuracy", ConfusionMatrix.mean_accuracy),
+}
+
+
+def scores_line(confusion: ConfusionMatrix, scores: Sequence[str]) -> str:
+    """Return the named scores (keys of `SCORES`) as "mIoU 42.00 %, pixel accuracy 80.00 %"."""
+    return ", ".join(f"{SCORES[name][0]} {100 * SCORES[name][1](confusion):.2f} %" for name in scores)

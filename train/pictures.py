@@ -1,4 +1,4 @@
-"""Pictures of results: masks in the Cityscapes colours, input, truth and prediction side by side, attention
+"""Pictures of results: masks in the data set's colours, input, truth and prediction side by side, attention
 maps.
 """
 
@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
-from ccgpu.train.labels import CLASS_COLOURS, IGNORE
+from ccgpu.train.labels import IGNORE
 
-# Ignored pixels are black, as in the data set's own colour files.
+# Ignored pixels are black, as in the colour files of Cityscapes.
 IGNORE_COLOUR = (0, 0, 0)
 CAPTION_HEIGHT = 16  # pixels; Pillow's built-in font is 11 pixels high
 GAP = 4  # pixels between two pictures
@@ -22,11 +22,12 @@ MARK = (0, 255, 255)
 HEAT_OPACITY = 0.8
 
 
-def colour_mask(classes: torch.Tensor | np.ndarray) -> np.ndarray:
-    """Return a label or prediction in the Cityscapes colours.
+def colour_mask(classes: torch.Tensor | np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Return a label or prediction in the data set's colours.
 
     Args:
-        classes: (H, W) of integers, 0 .. 18, or 255 for ignored pixels (drawn black).
+        classes: (H, W) of integers, 0 .. K - 1, or 255 for ignored pixels (drawn black); on the CPU.
+        colours: uint8 (K, 3), RGB; K at most 255.
 
     Returns:
         uint8 (H, W, 3), RGB.
@@ -35,28 +36,32 @@ def colour_mask(classes: torch.Tensor | np.ndarray) -> np.ndarray:
         ValueError: another rank or values.
     """
     values = np.asarray(classes)
-    known = (values == IGNORE) | ((values >= 0) & (values < len(CLASS_COLOURS)))
+    known = (values == IGNORE) | ((values >= 0) & (values < len(colours)))
     if values.ndim != 2 or not known.all():
         raise ValueError(
-            f"colour_mask: classes must be (H, W) with values 0..{len(CLASS_COLOURS) - 1} or {IGNORE}, got "
+            f"colour_mask: classes must be (H, W) with values 0..{len(colours) - 1} or {IGNORE}, got "
             f"shape {values.shape} with values up to {values.max() if values.size else '-'}; map label ids "
             "to train ids."
         )
     table = np.zeros((IGNORE + 1, 3), dtype=np.uint8)
-    table[: len(CLASS_COLOURS)] = CLASS_COLOURS
+    table[: len(colours)] = colours
     table[IGNORE] = IGNORE_COLOUR
     return table[values.astype(np.int64)]
 
 
 def side_by_side(
-    image: np.ndarray, truth: torch.Tensor | np.ndarray, prediction: torch.Tensor | np.ndarray
+    image: np.ndarray,
+    truth: torch.Tensor | np.ndarray,
+    prediction: torch.Tensor | np.ndarray,
+    colours: np.ndarray,
 ) -> Image.Image:
     """Draw input, truth and prediction in one row, with captions.
 
     Args:
         image: uint8 (H, W, 3), RGB.
-        truth: (H, W), 0 .. 18 or 255; where it is 255 nothing is scored.
-        prediction: (H, W), 0 .. 18.
+        truth: (H, W), 0 .. K - 1 or 255; where it is 255 nothing is scored.
+        prediction: (H, W), 0 .. K - 1.
+        colours: uint8 (K, 3), RGB.
 
     Returns:
         An RGB picture of 3 W + 8 by H + 16 pixels.
@@ -64,7 +69,7 @@ def side_by_side(
     Raises:
         ValueError: sizes that differ, or values that are no class.
     """
-    panels = [image, colour_mask(truth), colour_mask(prediction)]
+    panels = [image, colour_mask(truth, colours), colour_mask(prediction, colours)]
     if len({panel.shape for panel in panels}) != 1:
         raise ValueError(
             f"side_by_side: truth and prediction must have the picture's size {image.shape[:2]}, got "

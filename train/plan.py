@@ -49,7 +49,7 @@ def read_plan(
         parser: of the command; --out, --resume and a flag for each setting are added to it.
         argv: the command line without the program's name; None for that of the process.
         settings: dataclass of `option`s, with one named "preset".
-        presets: values of each preset, None for none.
+        presets: values of each preset; those of None, the recipe, are what the help names as defaults.
         default_out: run folder where --out is not given.
 
     Raises:
@@ -66,7 +66,7 @@ def read_plan(
         metavar="PATH",
         help="continue exactly: the run folder's last checkpoint, or the checkpoint PATH",
     )
-    add_flags(parser, settings)
+    add_flags(parser, settings, presets[None])
     flags = vars(parser.parse_args(argv))
     out, resume = flags.pop("out"), flags.pop("resume")
     preset = presets[flags.get("preset")]

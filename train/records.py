@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ccgpu.train.metrics import ConfusionMatrix
+from ccgpu.train.metrics import SCORES, ConfusionMatrix
 from ccgpu.version import __version__
 
 METRICS, SETTINGS = "metrics.jsonl", "settings.json"
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Append `record` as one line of JSON; it must hold an "iteration" and no NaN."""
+    """Append `record` as one line of JSON; it must hold no NaN."""
     line = json.dumps(record, allow_nan=False)
     with open(path, "a", encoding="utf-8") as file:
         file.write(line + "\n")
@@ -59,11 +59,11 @@ def cut_records(path: Path, iteration: int) -> list[dict[str, Any]]:
     return kept
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file whole or not at all: a kill in between leaves the former one."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: a kill in between leaves the former one. Text is written as UTF-8."""
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(partial, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -77,15 +77,37 @@ def evaluation_record(iteration: int, confusion: ConfusionMatrix, names: Sequenc
     return {
         "kind": "evaluation",
         "iteration": iteration,
-        "miou": _number(confusion.miou()),
-        "pixel_accuracy": _number(confusion.pixel_accuracy()),
+        **{name: _number(score(confusion)) for name, (_, score) in SCORES.items()},
         "iou": {name: _number(value) for name, value in zip(names, iou, strict=True)},
         "matrix": confusion.matrix.tolist(),
     }
 
 
+def confusion(record: Mapping[str, Any]) -> ConfusionMatrix:
+    """Return the confusion matrix of an evaluation's record."""
+    matrix = torch.tensor(record["matrix"])
+    found = ConfusionMatrix(len(matrix))
+    found.matrix += matrix
+    return found
+
+
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def circumstances(device: torch.device) -> dict[str, Any]:
+    """Return on what something ran: commit, device, threads, versions."""
+    return {
+        "commit": commit(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "ccgpu": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any], device: torch.device, processes: int) -> None:
@@ -96,16 +118,8 @@ def write_settings(folder: Path, settings: Mapping[str, Any], device: torch.devi
         {
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "arguments": sys.argv[1:],
-            "commit": commit(),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
             "processes": processes,
-            "threads": torch.get_num_threads(),
-            "versions": {
-                "ccgpu": __version__,
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-                "python": platform.python_version(),
-            },
+            **circumstances(device),
         }
     )
     write_whole(path, json.dumps({"settings": dict(settings), "starts": starts}, indent=2) + "\n")

@@ -15,12 +15,13 @@ from tqdm import tqdm
 
 from ccgpu.models.ccnet import CCNet
 from ccgpu.train import engine, records, state
+from ccgpu.train.data_set import DataSet
 from ccgpu.train.datasets import EvaluationSet
 from ccgpu.train.distributed import is_main
 from ccgpu.train.interrupts import DeferredInterrupts
-from ccgpu.train.labels import CLASS_NAMES
-from ccgpu.train.metrics import ConfusionMatrix, results_table
+from ccgpu.train.metrics import ConfusionMatrix, results_table, scores_line
 from ccgpu.train.pictures import attention_overlay, side_by_side
+from ccgpu.train.prediction import Prediction
 from ccgpu.train.transforms import Normalise
 
 # How many evaluation pictures are drawn beside truth and prediction.
@@ -40,6 +41,7 @@ class Run:
 
     Attributes:
         out: the run folder.
+        data_set: classes, colours and official scores.
         settings: all settings, as they go into checkpoints.
         data_digest: what the order of the training samples depends on, as it goes into checkpoints.
         batch: global batch, from which the position in the sample stream follows.
@@ -49,12 +51,14 @@ class Run:
         scaler: likewise.
         val_set: the evaluation pictures.
         val_loader: this process's share of them.
-        windows: mode, crop and stride of `engine.predict_logits`.
+        normalise: what made the network's input of a picture.
+        predict: how a picture becomes class scores.
         board: TensorBoard.
         interrupts: asked during an evaluation.
     """
 
     out: Path
+    data_set: DataSet
     settings: Mapping[str, Any]
     data_digest: str
     batch: int
@@ -64,7 +68,8 @@ class Run:
     scaler: torch.amp.GradScaler
     val_set: EvaluationSet
     val_loader: DataLoader[dict[str, Any]]
-    windows: Mapping[str, Any]
+    normalise: Normalise
+    predict: Prediction
     board: records.Board
     interrupts: DeferredInterrupts
 
@@ -74,8 +79,7 @@ class Run:
             return
         values = {
             "loss": step.loss,
-            "main": step.main,
-            "auxiliary": step.auxiliary,
+            **step.parts,
             "lr": step.lr,
             "images_per_second": images_per_second,
         }
@@ -94,6 +98,7 @@ class Run:
                 "format": state.FORMAT,
                 "iteration": iteration,
                 "position": iteration * self.batch,
+                "data_set": self.data_set.name,
                 "settings": dict(self.settings),
                 "data": self.data_digest,
                 "model": self.net.state_dict(),
@@ -109,24 +114,25 @@ class Run:
         Raises:
             engine.Interrupted: where the run was asked to stop; nothing is recorded then.
         """
+        labels = self.data_set.labels
         confusion = engine.evaluate(
             self.net,
             self.val_loader,
-            num_classes=len(CLASS_NAMES),
+            num_classes=labels.num_classes,
             precision=self.precision,
+            predict=self.predict,
             interrupted=self.interrupts,
-            **self.windows,
         )
         if not is_main():
             return
         self._draw(iteration)
-        record = records.evaluation_record(iteration, confusion, CLASS_NAMES)
-        scalars = {f"evaluation/{name}": record[name] for name in ("miou", "pixel_accuracy")}
+        record = records.evaluation_record(iteration, confusion, labels.names)
+        scalars = {f"evaluation/{name}": record[name] for name in self.data_set.scores}
         scalars |= {f"iou/{name}": value for name, value in record["iou"].items()}
         self.board.scalars(iteration, scalars)
         # Last, so that an evaluation counts as done once everything of it is written.
         records.append_record(self.out / records.METRICS, record)
-        say(f"iteration {iteration}: {_scores(confusion)}")
+        say(f"iteration {iteration}: {scores_line(confusion, self.data_set.scores)}")
 
     def _draw(self, iteration: int) -> None:
         folder = self.out / "pictures"
@@ -134,11 +140,12 @@ class Run:
         for index in range(min(SHOWN, len(self.val_set))):
             sample = self.val_set[index]
             with self.precision.autocast():
-                images = self.precision.images(sample["image"][None])
-                logits = engine.predict_logits(self.net, images, **self.windows)
-            image = Normalise().denormalise(sample["image"])
-            sheet = side_by_side(image, sample["label"], logits[0].argmax(dim=0).cpu())
-            sheet.save(folder / f"{sample['name']}.png")
+                scores = self.predict(self.net, self.precision.images(sample["image"][None]))
+            image, label, classes = sample["image"], sample["label"], scores[0].argmax(dim=0).cpu()
+            if label.ndim == 3:  # a clip is shown by its last frame
+                image, label, classes = image[:, -1], label[-1], classes[-1]
+            sheet = side_by_side(self.normalise.denormalise(image), label, classes, self.data_set.labels.colours)
+            sheet.save(folder / f"{sample['names'][-1]}.png")
             self.board.picture(iteration, f"evaluation/{index}", np.asarray(sheet))
 
     def report(self) -> None:
@@ -146,11 +153,12 @@ class Run:
         evaluations = [
             record for record in records.read_records(self.out / records.METRICS) if record["kind"] == "evaluation"
         ]
-        confusion = _confusion(evaluations[-1])
-        lines = [results_table(confusion, CLASS_NAMES), "", f"trained network: {_scores(confusion)}"]
+        names, scores = self.data_set.labels.names, self.data_set.scores
+        confusion = records.confusion(evaluations[-1])
+        lines = [results_table(confusion, names), "", f"trained network: {scores_line(confusion, scores)}"]
         if evaluations[0]["iteration"] == 0:
-            lines.append(f"untrained network: {_scores(_confusion(evaluations[0]))}")
-            lines.append(f"everything is {CLASS_NAMES[0]}: {_scores(one_class_baseline(confusion))}")
+            lines.append(f"untrained network: {scores_line(records.confusion(evaluations[0]), scores)}")
+            lines.append(f"everything is {names[0]}: {scores_line(one_class_baseline(confusion), scores)}")
         text = "\n".join(lines)
         records.write_whole(self.out / RESULTS, text + "\n")
         say(f"\n{text}\n\nrun folder: {self.out} (results.txt, metrics.jsonl, settings.json, last.pt)")
@@ -161,13 +169,15 @@ class Run:
             say(f"curves: tensorboard --logdir {self.out}")
 
     def _draw_attention(self) -> Path:
-        sample = self.val_set[0]
-        image = Normalise().denormalise(sample["image"])
-        at = (image.shape[0] // 2, image.shape[1] // 2)
+        images = self.precision.images(self.val_set[0]["image"][None])
+        *frame, y, x = (side // 2 for side in images.shape[2:])
         with self.precision.autocast():
-            attention = self.net.attention_map(self.precision.images(sample["image"][None]), at=at)[0]
+            attention = self.net.attention_map(images, at=(*frame, y, x))[0]
+        image = images[0].cpu()
+        if attention.ndim == 3:  # a clip's map: what its middle frame holds of it
+            attention, image = attention[frame[0]], image[:, frame[0]]
         path = self.out / "pictures" / "attention.png"
-        overlay: Image.Image = attention_overlay(image, attention, at)
+        overlay: Image.Image = attention_overlay(self.normalise.denormalise(image), attention, (y, x))
         overlay.save(path)
         return path
 
@@ -177,14 +187,3 @@ def one_class_baseline(confusion: ConfusionMatrix, prediction: int = 0) -> Confu
     baseline = ConfusionMatrix(confusion.num_classes)
     baseline.matrix[:, prediction] = confusion.matrix.sum(dim=1)
     return baseline
-
-
-def _confusion(record: Mapping[str, Any]) -> ConfusionMatrix:
-    confusion = ConfusionMatrix(len(CLASS_NAMES))
-    confusion.matrix += torch.tensor(record["matrix"])
-    return confusion
-
-
-def _scores(confusion: ConfusionMatrix) -> str:
-    miou, accuracy = 100 * confusion.miou(), 100 * confusion.pixel_accuracy()
-    return f"mIoU {miou:.2f} %, pixel accuracy {accuracy:.2f} %"

@@ -6,19 +6,38 @@ polygon in the world; a box is up to five of them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ccgpu.train.labels import LABELS
+from ccgpu.train.cityscapes_labels import LABELS
 
 Colour = tuple[float, float, float]
 
-ID = {label.name: label.id for label in LABELS}
-"""Label ids by name."""
+# What the scenes tell apart beyond the Cityscapes labels, for data sets that do, and its Cityscapes label.
+_FINER = {"street lamp": "pole", "hedge": "vegetation", "skyline": "building", "van": "car"}
+
+ID = {label.name: label.id for label in LABELS if label.id >= 0}
+"""What the scenes are labelled with, by name: the Cityscapes ids, and further ones for what is finer."""
+
+ID |= {name: max(ID.values()) + 1 + number for number, name in enumerate(_FINER)}
+
+_NEAR = 0.3  # metres; what is nearer to the camera is cut off
+
+
+def by_id(values: Mapping[str, float], otherwise: float) -> np.ndarray:
+    """Values (256,) by the ids of a scene.
+
+    What ``values`` does not name has the value of its Cityscapes label; where that is not named either,
+    ``otherwise``.
+    """
+    table = np.full(256, otherwise)
+    for name, scene_id in ID.items():
+        table[scene_id] = values.get(name, values.get(_FINER.get(name, name), otherwise))
+    return table
 
 
 @dataclass(frozen=True)
@@ -26,8 +45,8 @@ class Camera:
     """Pinhole camera above a flat ground, looking along z.
 
     ``width``, ``height``, ``focal``, ``centre`` (column of x = 0) and ``horizon`` (row of the far ground) are
-    pixels; ``eye`` is metres above the ground; ``bend`` curves the street: it shifts what lies at z by bend *
-    z * z metres.
+    pixels; ``eye`` is metres above the ground; ``bend`` curves the street: it shifts what lies z ahead by bend
+    * z * z metres; ``z`` is where on the street the camera is, metres.
     """
 
     width: int
@@ -37,14 +56,29 @@ class Camera:
     horizon: float
     eye: float
     bend: float
+    z: float = 0.0
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Pixel positions (..., 2), column first, of world points (..., 3) with z > 0."""
-        x, y, z = points[..., 0], points[..., 1], points[..., 2]
+        """Pixel positions (..., 2), column first, of world points (..., 3) ahead of the camera."""
+        x, y, z = points[..., 0], points[..., 1], points[..., 2] - self.z
         pixels = np.empty((*points.shape[:-1], 2))
         pixels[..., 0] = self.centre + self.focal * (x / z + self.bend * z)
         pixels[..., 1] = self.horizon + self.focal * (self.eye - y) / z
         return pixels
+
+    def ahead(self, points: np.ndarray) -> np.ndarray:
+        """The part (m, 3) of a polygon (n, 3) that the camera has ahead of it, m = 0 where there is none."""
+        depth = points[:, 2] - self.z - _NEAR
+        if depth.min() >= 0:
+            return points
+        after, depth_after = np.roll(points, -1, axis=0), np.roll(depth, -1)
+        kept = []
+        for point, other, here, there in zip(points, after, depth, depth_after, strict=True):
+            if here >= 0:
+                kept.append(point)
+            if (here >= 0) != (there >= 0):
+                kept.append(point + (other - point) * (here / (here - there)))
+        return np.array(kept).reshape(-1, 3)
 
 
 @dataclass(frozen=True)
@@ -158,9 +192,15 @@ class Canvas:
 
     def polygons(self, points: np.ndarray, colours: np.ndarray | None, label: int | None, opacity: float = 1.0) -> None:
         """Fill polygons (m, n, 3) in this order, colours (m, 3) or one (1, 3); None as in ``polygon``."""
+        if (points[..., 2] < self.camera.z + _NEAR - 1e-6).any():  # what was cut ends at _NEAR, rounded
+            for index, outline in enumerate(points):
+                seen, colour = self.camera.ahead(outline), colours if colours is None else colours[index % len(colours)]
+                if len(seen) > 2:
+                    self.polygons(seen[None], colour if colour is None else colour[None], label, opacity)
+            return
         corners = self.camera.project(points).reshape(len(points), 2 * points.shape[1]).tolist()
         if colours is not None:
-            ahead = points[:, :, 2].sum(axis=1, keepdims=True) / points.shape[1]
+            ahead = points[:, :, 2].sum(axis=1, keepdims=True) / points.shape[1] - self.camera.z
             mixed = colours + (self._haze - colours) * (1 - np.exp(ahead / -self.light.sight))
             fills = np.minimum(np.maximum(np.rint(mixed), 0), 255).astype(int)
             alpha = round(255 * opacity)
@@ -228,9 +268,9 @@ class Canvas:
             faces[name] = np.array([bottom[index], bottom[after], top[after], top[index]])
         seen = {}
         for name, face in faces.items():
-            (x0, y0), (x1, y1), (x2, y2), (x3, y3) = self.camera.project(face).tolist()
-            if (x2 - x0) * (y3 - y1) - (x3 - x1) * (y2 - y0) >= 0:
-                continue  # turned away from the camera
+            x, y = self.camera.project(self.camera.ahead(face)).T
+            if x @ np.roll(y, -1) - y @ np.roll(x, -1) >= 0:
+                continue  # turned away from the camera, or behind it
             self.polygon(face, darker(colour, self._brightness(face)), label)
             if name != "top":
                 seen[name] = face

@@ -5,13 +5,17 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from ccgpu.train.scene_canvas import ID, Camera, Colour, Light
+from ccgpu.train.scene_canvas import ID, Camera, Colour, Light, by_id
 
-# How much the brightness of a surface varies (share): leaves and grass are rough, glass and paint are not.
-_GRAIN = {
-    **{"vegetation": 0.16, "terrain": 0.13, "wall": 0.08, "sidewalk": 0.05, "road": 0.05, "building": 0.05},
-    "rail track": 0.10,
-}
+GRAIN = by_id(
+    {
+        **{"vegetation": 0.16, "terrain": 0.13, "wall": 0.08, "sidewalk": 0.05, "road": 0.05, "building": 0.05},
+        "rail track": 0.10,
+    },
+    0.0,
+)
+"""How much the brightness of a surface varies (share), by id: leaves and grass are rough, glass and paint are not."""
+
 _ASPHALTS: tuple[Colour, ...] = ((92, 92, 94), (78, 78, 82), (112, 108, 104), (98, 96, 100))
 _PAVINGS: tuple[Colour, ...] = ((150, 144, 136), (134, 130, 128), (168, 156, 144), (150, 128, 116))
 _GRASSES: tuple[Colour, ...] = ((106, 124, 58), (124, 128, 66), (92, 116, 60), (134, 116, 80))
@@ -83,7 +87,7 @@ def background(
     below = row[start:]
     ahead = camera.focal * camera.eye / (below - camera.horizon)
     across = (np.arange(camera.width)[None] + 0.5 - camera.centre) * ahead / camera.focal - camera.bend * ahead**2
-    colours, ids[start:] = _ground(street, across, np.broadcast_to(ahead, across.shape), generator)
+    colours, ids[start:] = _ground(street, across, np.broadcast_to(camera.z + ahead, across.shape), generator)
     haze = 1 - np.exp(-ahead / light.sight)[..., None]
     pixels[start:] = colours + haze * (np.array(light.haze) - colours)
     ids[:start][row[:start, 0] > camera.horizon] = ID["terrain"]
@@ -91,9 +95,9 @@ def background(
 
 
 def _ground(
-    street: Street, across: np.ndarray, ahead: np.ndarray, generator: np.random.Generator
+    street: Street, across: np.ndarray, along: np.ndarray, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Colours (h, W, 3) and ids (h, W) of the ground, metres ``across`` (left is negative) and ``ahead``."""
+    """Colours (h, W, 3) and ids (h, W) of the ground, metres ``across`` (left is negative) and ``along`` it."""
     asphalt, paving, grass = (
         np.array(palette[generator.integers(len(palette))]) * generator.uniform(0.85, 1.15)
         for palette in (_ASPHALTS, _PAVINGS, _GRASSES)
@@ -110,7 +114,7 @@ def _ground(
 
     paint = np.full(3, 218.0)
     lay(np.ones_like(surfaces, dtype=bool), grass, "terrain")
-    joints = ((across % 0.9 < 0.05) | (ahead % 0.9 < 0.07)) & (ahead < 16)
+    joints = ((across % 0.9 < 0.05) | (along % 0.9 < 0.07)) & (along < 16)
     for side in (0, 1):
         out = across if side else -across
         road, (width, kind) = street.road[side], street.beside[side]
@@ -125,38 +129,39 @@ def _ground(
             rails = np.abs(np.abs(out - road - width / 2) - 0.72) < 0.09
             lay(strip & rails, np.array((176.0, 172.0, 166.0)), kind)
         if kind == "parking":
-            lay(strip & (ahead % 6 < 0.14), paint, kind)
+            lay(strip & (along % 6 < 0.14), paint, kind)
         lane = (out >= 0) & (out < road)
         lay(lane, asphalt, "road")
-        between = (np.abs((out - 1.7) % 3.4 - 1.7) > 1.62) & (out < road - 1) & (ahead % 9 < 4)
+        between = (np.abs((out - 1.7) % 3.4 - 1.7) > 1.62) & (out < road - 1) & (along % 9 < 4)
         lay(lane & (between | (np.abs(out - road + 0.23) < 0.07)), paint, "road")
     if generator.random() < 0.35:
         begin = generator.uniform(6, 14)
-        stripes = (ahead > begin) & (ahead < begin + 3) & (across % 1.0 < 0.5)
+        stripes = (along > begin) & (along < begin + 3) & (across % 1.0 < 0.5)
         lay(stripes & (across > -street.road[0]) & (across < street.road[1]), paint, "road")
     worn = 1 + 0.04 * smooth_noise(across.shape, 40, generator)
     return np.array(colours)[surfaces] * worn[..., None], np.array(labels, dtype=np.uint8)[surfaces]
 
 
-def photograph(pixels: np.ndarray, ids: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def photograph(
+    pixels: np.ndarray, grain: np.ndarray, lens: np.random.Generator, sensor: np.random.Generator
+) -> np.ndarray:
     """The picture as a camera takes it: surface grain, exposure, colour cast, vignette and sensor noise.
 
     Arguments:
         pixels: uint8 (H, W, 3).
-        ids: label ids uint8 (H, W), which tell the surfaces apart.
+        grain: how much the brightness of each pixel's surface varies (share), (H, W); see ``GRAIN``.
+        lens: decides exposure, cast and vignette, which a film's frames share.
+        sensor: decides grain and noise, which they do not; may be the same generator.
 
     Returns:
         uint8 (H, W, 3).
     """
-    shape = ids.shape
-    strength = np.zeros(256)
-    for name, value in _GRAIN.items():
-        strength[ID[name]] = value
-    grain = sum(smooth_noise(shape, cell, generator) for cell in (1.5, 4, 12)) / 1.7
-    picture = pixels / 255 * (1 + strength[ids] * grain)[..., None]
-    cast = 1 + generator.uniform(-0.06, 0.06, 3)
+    shape = grain.shape
+    rough = sum(smooth_noise(shape, cell, sensor) for cell in (1.5, 4, 12)) / 1.7
+    picture = pixels / 255 * (1 + grain * rough)[..., None]
+    cast = 1 + lens.uniform(-0.06, 0.06, 3)
     y, x = (np.linspace(-1, 1, side) for side in shape)
-    vignette = 1 - generator.uniform(0.05, 0.22) * (y[:, None] ** 2 + x**2) / 2
-    picture = picture.clip(0, None) ** generator.uniform(0.85, 1.2) * generator.uniform(0.8, 1.12) * cast
-    noise = generator.standard_normal(picture.shape) * generator.uniform(0.004, 0.022)
+    vignette = 1 - lens.uniform(0.05, 0.22) * (y[:, None] ** 2 + x**2) / 2
+    picture = picture.clip(0, None) ** lens.uniform(0.85, 1.2) * lens.uniform(0.8, 1.12) * cast
+    noise = sensor.standard_normal(picture.shape) * lens.uniform(0.004, 0.022)
     return ((picture * vignette[..., None] + noise) * 255).round().clip(0, 255).astype(np.uint8)

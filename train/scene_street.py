@@ -89,9 +89,10 @@ def leaves(
     radius: tuple[float, float],
     generator: np.random.Generator,
     number: int = 34,
+    name: str = "vegetation",
 ) -> None:
     """A cloud of leaves round (x, y, z): darker below, brighter towards the sun."""
-    label, paint = ID["vegetation"], choose(generator, _LEAVES, 0.25)
+    label, paint = ID[name], choose(generator, _LEAVES, 0.25)
     x, y, z = place
     where = facing(x, z)
     number = max(6, round(number * min(1.0, 16 / z)))  # far away, single leaves are below a pixel
@@ -126,13 +127,13 @@ def hedge(
     while z > near:
         high = generator.uniform(0.9, 2.4)
         x = side * (front + generator.uniform(0.6, 1.6))
-        leaves(canvas, (x, 0.75 * high, z), (generator.uniform(0.9, 1.5), 0.85 * high), generator, 18)
+        leaves(canvas, (x, 0.75 * high, z), (generator.uniform(0.9, 1.5), 0.85 * high), generator, 18, "hedge")
         z -= generator.uniform(0.9, 1.7) * (1 + z / 40)
 
 
 def lamp(canvas: Canvas, frame: Frame, generator: np.random.Generator) -> None:
     """A street lamp of 5 to 7 m whose arm reaches towards the road."""
-    label, paint = ID["pole"], choose(generator, _METAL)
+    label, paint = ID["street lamp"], choose(generator, _METAL)
     place, height = facing(frame.x, frame.z), generator.uniform(5, 7)
     reach = -np.sign(frame.x) * generator.uniform(0.8, 1.8)
     canvas.polygon(place.upright(bar((0, 0), (0, height), 0.2)), paint, label)

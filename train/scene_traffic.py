@@ -14,7 +14,7 @@ _PAINTS: tuple[Colour, ...] = (
     *((235, 235, 238), (190, 194, 198), (120, 124, 130), (60, 62, 68), (28, 28, 32), (165, 24, 28)),
     *((24, 52, 118), (40, 96, 62), (196, 160, 60), (120, 70, 44), (92, 132, 168)),
 )
-_CLOTHES: tuple[Colour, ...] = (
+CLOTHES: tuple[Colour, ...] = (
     *(
         (34, 36, 44),
         (60, 70, 96),
@@ -26,7 +26,7 @@ _CLOTHES: tuple[Colour, ...] = (
     ),
     *((196, 140, 40), (120, 80, 130)),
 )
-_SKINS: tuple[Colour, ...] = ((226, 184, 154), (196, 146, 112), (132, 90, 66), (88, 60, 44))
+SKINS: tuple[Colour, ...] = ((226, 184, 154), (196, 146, 112), (132, 90, 66), (88, 60, 44))
 
 
 def _wheels(canvas: Canvas, faces: dict[str, np.ndarray], length: float, radius: float, label: int) -> None:
@@ -76,7 +76,7 @@ def car(canvas: Canvas, frame: Frame, generator: np.random.Generator) -> None:
     waist, roof = generator.uniform(0.82, 0.95), generator.uniform(1.42, 1.6)
     boot = generator.uniform(0.0, 0.8)
     if generator.random() < 0.2:
-        roof, boot = 2.0, 0.0
+        roof, boot, label = 2.0, 0.0, ID["van"]
     canvas.shadow(frame, 0, length, half + 0.1)
     canvas.box(frame, (0.1, length - 0.1), half - 0.12, (0.12, 0.35), _TYRE, label)
     body = canvas.box(frame, (0, length), half, (0.3, waist), paint, label, taper=(0.05, 0.1, 0.04))
@@ -169,8 +169,8 @@ def tram(canvas: Canvas, frame: Frame, generator: np.random.Generator) -> None:
 def person(canvas: Canvas, frame: Frame, generator: np.random.Generator) -> None:
     """Someone who walks or stands, 1.5 to 1.95 m tall."""
     label, size = ID["person"], generator.uniform(0.85, 1.1)
-    coat, trousers = choose(generator, _CLOTHES), choose(generator, _CLOTHES)
-    skin, stride = choose(generator, _SKINS), generator.uniform(0.05, 0.34)
+    coat, trousers = choose(generator, CLOTHES), choose(generator, CLOTHES)
+    skin, stride = choose(generator, SKINS), generator.uniform(0.05, 0.34)
     place = facing(frame.x, frame.z)
     canvas.shadow(frame, -0.2, 0.2, 0.3 * size)
 
@@ -190,21 +190,21 @@ def person(canvas: Canvas, frame: Frame, generator: np.random.Generator) -> None
 
 def _sitting(canvas: Canvas, frame: Frame, seat: float, reach: float, generator: np.random.Generator) -> None:
     """A rider seen from the side: seat height in metres, ``reach`` metres ahead to the handlebar."""
-    label, coat, trousers = ID["rider"], choose(generator, _CLOTHES), choose(generator, _CLOTHES)
+    label, coat, trousers = ID["rider"], choose(generator, CLOTHES), choose(generator, CLOTHES)
     shoulder = (0.3 * reach + 0.1, seat + 0.58)
     for shape, colour in (
         (bar((0.0, seat), (0.36, seat - 0.25), 0.2), trousers),
         (bar((0.36, seat - 0.25), (0.16, seat - 0.66), 0.15), trousers),
         (bar((-0.05, seat - 0.02), shoulder, 0.34), coat),
         (bar(shoulder, (reach, seat + 0.15), 0.13), darker(coat, 0.85)),
-        (disc((shoulder[0] + 0.08, shoulder[1] + 0.2), 0.13, 1.2), choose(generator, _SKINS)),
+        (disc((shoulder[0] + 0.08, shoulder[1] + 0.2), 0.13, 1.2), choose(generator, SKINS)),
         (disc((shoulder[0] + 0.07, shoulder[1] + 0.27), 0.15, 0.8), choose(generator, _PAINTS)),
     ):
         canvas.polygon(frame.upright(shape), colour, label)
 
 
 def _from_behind(canvas: Canvas, frame: Frame, seat: float, generator: np.random.Generator) -> None:
-    label, coat, trousers = ID["rider"], choose(generator, _CLOTHES), choose(generator, _CLOTHES)
+    label, coat, trousers = ID["rider"], choose(generator, CLOTHES), choose(generator, CLOTHES)
     place = facing(frame.x, frame.z)
     for side in (-1, 1):
         canvas.polygon(place.upright(bar((0.1 * side, seat), (0.16 * side, seat - 0.6), 0.17)), trousers, label)

@@ -1,26 +1,23 @@
-"""Drawn street scenes in the Cityscapes folder layout: data for a first run, for tests and for a
-demonstration.
+"""Drawn street scenes, and films of them: data for a first run, for tests and for a demonstration.
 
 Each picture looks from a driver's seat down a street of random course, width, traffic, weather and light. All
-19 classes occur, and so do ids that are no class (ego vehicle, rectification border, static, parking, rail
-track), as in the real files. A picture is a function of (seed, split, index) and the size.
+19 classes of Cityscapes occur, and so do ids that are no class (ego vehicle, rectification border, static,
+parking, rail track), as in the real files.
 """
 
-import json
-import os
-import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ccgpu.train.datasets import IMAGE_SUFFIX, LABEL_SUFFIX
-from ccgpu.train.scene_canvas import ID, Camera, Canvas, Frame, choose
-from ccgpu.train.scene_ground import Street, background, photograph, weather
+from ccgpu.train.cityscapes_labels import IMAGE_SUFFIX, LABEL_SUFFIX, LABELS
+from ccgpu.train.drawn import Key, file_in, write_drawn
+from ccgpu.train.scene_canvas import ID, Camera, Canvas, Frame, by_id, choose
+from ccgpu.train.scene_ground import GRAIN, Street, background, photograph, weather
 from ccgpu.train.scene_street import (
     FRONTS,
     building,
@@ -36,25 +33,28 @@ from ccgpu.train.scene_street import (
 )
 from ccgpu.train.scene_traffic import bicycle, bus, car, motorcycle, person, tram, truck
 
-SETTINGS_FILE = "scenes.json"
-DEFAULT_SPLITS = {"train": 200, "val": 40}
+CITYSCAPES_IDS = by_id({label.name: label.id for label in LABELS}, 0).astype(np.uint8)
+"""Scene's id -> Cityscapes label id, uint8 (256,)."""
 
-_VERSION = 1  # of the drawing: another one draws other pictures from the same seed
 _SUPERSAMPLING = 2
-_SMALLEST = 32  # pixels a side; below it a person ahead is not a pixel wide
 _CITY = "drawn"
 _FARTHEST = 60.0  # metres; what lies behind is a skyline
 _LANE = 3.4  # metres
 
 Paint = Callable[[Canvas, Frame, np.random.Generator], None]
+Part = Callable[..., np.random.Generator]  # (name, number) of a part of the scene -> what decides how it looks
 
 
 class Thing(NamedTuple):
-    """What stands where; ``length`` is how many metres it extends ahead of its frame, 0 for what is flat."""
+    """What stands where when the camera is at 0, and how fast it moves along the street, in the camera's speed.
+
+    ``length`` is how many metres it extends ahead of its frame, 0 for what is flat.
+    """
 
     paint: Paint
     frame: Frame
     length: float = 0.0
+    speed: float = 0.0
 
     def span(self) -> tuple[float, float]:
         """Distance of its nearest and its farthest point in metres; a yaw of pi points at the camera."""
@@ -66,6 +66,10 @@ class Thing(NamedTuple):
         begin, (near, far) = self.span()[0], other.span()
         return begin >= far or (begin > near and abs(self.frame.x) > abs(other.frame.x))
 
+    def when(self, travelled: float) -> "Thing":
+        """The thing when the camera has come so far."""
+        return self._replace(frame=self.frame._replace(z=self.frame.z + self.speed * travelled))
+
 
 def draw_scene(size: tuple[int, int], generator: np.random.Generator, index: int) -> tuple[np.ndarray, np.ndarray]:
     """One street scene.
@@ -76,10 +80,37 @@ def draw_scene(size: tuple[int, int], generator: np.random.Generator, index: int
         index: number of the picture; three in a row show a tram, a bus and a truck.
 
     Returns:
-        uint8 (H, W, 3) RGB and Cityscapes label ids uint8 (H, W).
+        uint8 (H, W, 3) RGB and scene ids uint8 (H, W), see ``scene_canvas.ID``.
     """
+    return _draw(size, lambda name, number=0: generator, index, 0.0)
+
+
+def draw_frame(size: tuple[int, int], film: tuple[int, ...], travelled: float) -> tuple[np.ndarray, np.ndarray]:
+    """One frame of a drive through a street scene.
+
+    Each part of the scene has a generator of its own, so the same film shows the same things from wherever it
+    is seen. Only the camera's noise differs from frame to frame.
+
+    Arguments:
+        size: height and width in pixels.
+        film: numbers, 0 or more, that decide everything else; the last is the film's number, as ``index`` of
+            ``draw_scene``.
+        travelled: metres that the camera has come, 0 or more; the street ends after 60.
+
+    Returns:
+        as ``draw_scene``.
+    """
+
+    def part(name: str, number: int = 0) -> np.random.Generator:
+        return np.random.default_rng((*film, zlib.crc32(name.encode()), number))
+
+    return _draw(size, part, film[-1], travelled)
+
+
+def _draw(size: tuple[int, int], part: Part, index: int, travelled: float) -> tuple[np.ndarray, np.ndarray]:
     height, width = (side * _SUPERSAMPLING for side in size)
     large: Paint = (tram, bus, truck)[index % 3]
+    generator = part("camera")
     camera = Camera(
         width=width,
         height=height,
@@ -88,33 +119,41 @@ def draw_scene(size: tuple[int, int], generator: np.random.Generator, index: int
         horizon=height * generator.uniform(0.38, 0.48),
         eye=generator.uniform(1.25, 1.6),
         bend=generator.uniform(-0.0016, 0.0016),
+        z=travelled,
     )
-    street = _street(large is tram, generator)
-    light, zenith = weather(generator)
-    canvas = Canvas(camera, light, *background(camera, street, light, zenith, generator))
-    _skyline(canvas, generator)
-    _roadsides(canvas, street, generator)
-    things = _furniture(street, generator) + _walkers(street, generator) + _traffic(street, large, generator)
-    for thing in _farthest_first(things):
-        thing.paint(canvas, thing.frame, generator)
+    street = _street(large is tram, part("street"))
+    light, zenith = weather(part("weather"))
+    canvas = Canvas(camera, light, *background(camera, street, light, zenith, part("background")))
+    _skyline(canvas, part("skyline"))
+    _roadsides(canvas, street, part)
+    things = [
+        *_furniture(street, part("furniture")),
+        *_walkers(street, part("walkers")),
+        *_traffic(street, large, part("traffic")),
+    ]
+    things = [thing.when(travelled) for thing in things]
+    for number in _farthest_first(things):
+        things[number].paint(canvas, things[number].frame, part("thing", number))
+    generator = part("bonnet")
     if generator.random() < 0.6:
         _own_bonnet(canvas, generator)
     kept = slice(_SUPERSAMPLING // 2, None, _SUPERSAMPLING)
     ids = np.asarray(canvas.ids)[kept, kept].copy()
-    pixels = photograph(np.asarray(canvas.image.reduce(_SUPERSAMPLING)), ids, generator)
-    if generator.random() < 0.3:
+    pixels = np.asarray(canvas.image.reduce(_SUPERSAMPLING))
+    pixels = photograph(pixels, GRAIN[ids], part("lens"), part("sensor", round(1000 * travelled)))
+    if part("border").random() < 0.3:
         border = max(1, width // _SUPERSAMPLING // 128)
         ids[:, -border:], pixels[:, -border:] = ID["rectification border"], 0
     return pixels, ids
 
 
-def _farthest_first(things: list[Thing]) -> list[Thing]:
-    """Things in painting order. By distance alone, long vehicles would hide what stands at their sides."""
-    order = sorted(things, key=lambda thing: -thing.span()[0])
-    for long in [thing for thing in order if thing.length]:
-        others = [thing for thing in order if thing is not long]
-        before = [thing for thing in others if thing.behind(long)]
-        order = [*before, long, *(thing for thing in others if not thing.behind(long))]
+def _farthest_first(things: list[Thing]) -> list[int]:
+    """Numbers of the things in painting order; by distance alone, long ones would hide what stands beside them."""
+    order = sorted(range(len(things)), key=lambda number: -things[number].span()[0])
+    for long in [number for number in order if things[number].length]:
+        others = [number for number in order if number != long]
+        before = [number for number in others if things[number].behind(things[long])]
+        order = [*before, long, *(number for number in others if not things[number].behind(things[long]))]
     return order
 
 
@@ -139,38 +178,48 @@ def _skyline(canvas: Canvas, generator: np.random.Generator) -> None:
             if generator.random() < 0.6:
                 tall = generator.uniform(6, 20)
                 corners = [(0, 0, 0), (0, wide, 0), (0, wide, tall), (0, 0, tall)]
-                canvas.polygon(Frame(x, z, 0).world(corners), choose(generator, FRONTS), ID["building"])
+                canvas.polygon(Frame(x, z, 0).world(corners), choose(generator, FRONTS), ID["skyline"])
             else:
                 leaves(canvas, (x + wide / 2, 2.5, z), (wide / 1.8, generator.uniform(3, 6)), generator, 14)
             x += wide
 
 
-def _roadsides(canvas: Canvas, street: Street, generator: np.random.Generator) -> None:
+def _roadsides(canvas: Canvas, street: Street, part: Part) -> None:
     """Fronts along both sides, the farthest first, with a wall on one side and a fence on the other."""
-    first = int(generator.integers(2))
+    first = int(part("roadsides").integers(2))
     for side in (0, 1):
-        sign, edge = 2 * side - 1, street.back(side)
-        near = generator.uniform(3, 6)
-        stretches: list[tuple[str, float, float]] = []
-        while near < _FARTHEST:
-            kind = str(generator.choice(["building", "wall", "fence", "hedge"], p=(0.55, 0.12, 0.15, 0.18)))
-            if len(stretches) == 1:
-                kind = ("wall", "fence")[(side + first) % 2]
-            far = near + generator.uniform(7, 13)
-            stretches.append((kind, near, far))
-            near = far + (generator.uniform(0.5, 3) if generator.random() < 0.4 else 0)
-        stretches.insert(0, ("building", 1.2, stretches[0][1] - 0.3))
-        for kind, near, far in reversed(stretches):
-            if kind == "building":
-                building(canvas, sign, street.fronts(side), (near, far), generator)
-                continue
-            if generator.random() < 0.4:
-                building(canvas, sign, street.fronts(side) + 7, (near, far), generator)
-            hedge(canvas, sign, edge + 1.2, (near, far), generator)
-            if kind == "wall":
-                wall(canvas, sign, edge, (near, far), generator)
-            if kind == "fence":
-                fence(canvas, sign, edge, (near, far), generator)
+        kinds = ("wall", "fence")[(side + first) % 2]
+        stretches = _stretches(kinds, part("stretches", side))
+        for number, stretch in reversed([*enumerate(stretches)]):
+            _roadside(canvas, street, side, stretch, part(f"front {side}", number))
+
+
+def _stretches(second: str, generator: np.random.Generator) -> list[tuple[str, float, float]]:
+    """What lines one side of the street from where to where, the nearest first; ``second`` is the second kind."""
+    near = generator.uniform(3, 6)
+    stretches: list[tuple[str, float, float]] = []
+    while near < _FARTHEST:
+        kind = str(generator.choice(["building", "wall", "fence", "hedge"], p=(0.55, 0.12, 0.15, 0.18)))
+        far = near + generator.uniform(7, 13)
+        stretches.append((second if len(stretches) == 1 else kind, near, far))
+        near = far + (generator.uniform(0.5, 3) if generator.random() < 0.4 else 0)
+    return [("building", 1.2, stretches[0][1] - 0.3), *stretches]
+
+
+def _roadside(
+    canvas: Canvas, street: Street, side: int, stretch: tuple[str, float, float], generator: np.random.Generator
+) -> None:
+    sign, edge, (kind, near, far) = 2 * side - 1, street.back(side), stretch
+    if kind == "building":
+        building(canvas, sign, street.fronts(side), (near, far), generator)
+        return
+    if generator.random() < 0.4:
+        building(canvas, sign, street.fronts(side) + 7, (near, far), generator)
+    hedge(canvas, sign, edge + 1.2, (near, far), generator)
+    if kind == "wall":
+        wall(canvas, sign, edge, (near, far), generator)
+    if kind == "fence":
+        fence(canvas, sign, edge, (near, far), generator)
 
 
 def _furniture(street: Street, generator: np.random.Generator) -> list[Thing]:
@@ -242,7 +291,7 @@ def _traffic(street: Street, large: Paint, generator: np.random.Generator) -> li
             # A frame is the rear of a vehicle: one that comes towards the camera begins at its far end.
             length = 4.5 if paint is car else 11.5
             frame = Frame(x + generator.uniform(-0.2, 0.2), z + (length if turned else 0), np.pi if turned else 0)
-            things.append(Thing(paint, frame))
+            things.append(Thing(paint, frame, speed=-0.5 if turned else 1.0))
             z += length + generator.uniform(5, 30)
             paint = car if generator.random() < 0.9 else truck
     if street.beside[1][1] == "parking":
@@ -254,7 +303,8 @@ def _traffic(street: Street, large: Paint, generator: np.random.Generator) -> li
             across = generator.random() < 0.5
             yaw = generator.choice([0.5, -0.5]) * np.pi + generator.uniform(-0.6, 0.6) if across else 0.0
             x = generator.uniform(-street.road[0] + 1, street.road[1]) if across else street.road[1] - 0.6
-            things.append(Thing(partial(vehicle, ridden=True), Frame(float(x), generator.uniform(7, 15), float(yaw))))
+            frame = Frame(float(x), generator.uniform(7, 15), float(yaw))
+            things.append(Thing(partial(vehicle, ridden=True), frame, speed=0.0 if across else 1.0))
     return things
 
 
@@ -267,91 +317,19 @@ def _own_bonnet(canvas: Canvas, generator: np.random.Generator) -> None:
     ImageDraw.Draw(canvas.ids).ellipse(box, fill=ID["ego vehicle"])
 
 
-def write_scenes(
-    root: str | Path,
-    *,
-    splits: Mapping[str, int] | None = None,
-    size: tuple[int, int] = (256, 512),
-    seed: int = 0,
-) -> Path:
-    """Write drawn street scenes as a data set in the Cityscapes folder layout.
+def _write_cityscapes(root: Path, split: str, index: int, size: tuple[int, int], key: Key) -> None:
+    pixels, ids = draw_scene(size, np.random.default_rng((*key, index)), index)
+    name = f"{_CITY}_{index:06d}_000019"  # in the real clips too, frame 19 is the labelled one
+    for kind, picture, suffix in (
+        ("leftImg8bit", pixels, IMAGE_SUFFIX),
+        ("gtFine", CITYSCAPES_IDS[ids], LABEL_SUFFIX),
+    ):
+        Image.fromarray(picture).save(file_in(root / kind / split / _CITY, f"{name}{suffix}"))
 
-    The folder appears whole or not at all: it is written under another name beside ``root`` and renamed at
-    the end. A ``root`` that already holds the scenes of the same settings is left as it is. Licence plates,
-    whose id -1 no file can hold, keep the id of their vehicle, as in the real files.
 
-    Arguments:
-        root: the folder to write, absent, empty or with the same scenes.
-        splits: number of pictures of each split, at least 1; 200 "train" and 40 "val" by default.
-        size: height and width in pixels, each 32 or more.
-        seed: 0 or more; another seed gives other pictures.
+def draw_cityscapes(root: str | Path, splits: Mapping[str, int], size: tuple[int, int], seed: int) -> Path:
+    """Write street scenes in the Cityscapes layout; see ``drawn.write_drawn``.
 
-    Returns:
-        ``root`` as a Path.
-
-    Raises:
-        ValueError: an argument out of its range, or a ``root`` that holds something else.
-        OSError: the folder cannot be written; nothing is left of it.
+    Licence plates, whose id -1 no file can hold, keep the id of their vehicle, as in the real files.
     """
-    root = Path(root)
-    splits = {split: int(number) for split, number in (DEFAULT_SPLITS if splits is None else splits).items()}
-    if not splits or not all(name.isidentifier() for name in splits) or min(splits.values()) < 1:
-        raise ValueError(
-            f"write_scenes: splits must name at least one split with 1 or more pictures, got {splits}; "
-            'give for example {"train": 200, "val": 40}.'
-        )
-    if len(size) != 2 or min(size) < _SMALLEST:
-        raise ValueError(
-            f"write_scenes: size must be (height, width) of {_SMALLEST} or more, got {size}; draw larger pictures."
-        )
-    if seed < 0:
-        raise ValueError(f"write_scenes: seed must be 0 or more, got {seed}; choose another.")
-    settings = {
-        "version": _VERSION,
-        "splits": splits,
-        "size": [int(side) for side in size],
-        "seed": int(seed),
-    }
-    if _holds(root, settings):
-        return root
-    unfinished = root.with_name(f".{root.name}.{os.getpid()}.partial")
-    try:
-        for split, number in splits.items():
-            _write_split(unfinished, split, number, size, seed)
-        (unfinished / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
-        try:
-            unfinished.rename(root)
-        except OSError:
-            if not _holds(root, settings):  # another process may have written the same scenes meanwhile
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return root
-
-
-def _holds(root: Path, settings: dict[str, Any]) -> bool:
-    """Whether ``root`` has these scenes; False where it is absent or empty, ValueError for anything else."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return False
-    try:
-        found = json.loads((root / SETTINGS_FILE).read_text())
-    except (OSError, ValueError):
-        found = "no drawn scenes"
-    if found != settings:
-        raise ValueError(
-            f"write_scenes: root must be empty or hold the scenes {settings}, got {found} in {root}; "
-            "give another folder or remove this one."
-        )
-    return True
-
-
-def _write_split(root: Path, split: str, number: int, size: tuple[int, int], seed: int) -> None:
-    images, labels = root / "leftImg8bit" / split / _CITY, root / "gtFine" / split / _CITY
-    for folder in (images, labels):
-        folder.mkdir(parents=True)
-    for index in range(number):
-        generator = np.random.default_rng((seed, zlib.crc32(split.encode()), index))
-        pixels, ids = draw_scene(size, generator, index)
-        name = f"{_CITY}_{index:06d}_000019"  # in the real clips too, frame 19 is the labelled one
-        Image.fromarray(pixels).save(images / f"{name}{IMAGE_SUFFIX}")
-        Image.fromarray(ids).save(labels / f"{name}{LABEL_SUFFIX}")
+    return write_drawn(root, splits, size, seed, layout="cityscapes", write=_write_cityscapes)

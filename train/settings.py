@@ -1,9 +1,8 @@
 """Settings of a command: one dataclass, its flags, and what wins where flag, saved run, preset and default
 differ.
 
-A command declares a frozen dataclass whose fields are `option(...)`s. Every field becomes a flag; its help
-gives unit and the paper's value. From weakest to strongest: default < preset < saved settings (on resume) <
-explicit flag.
+A frozen dataclass declares fields that are `option(...)`s. Every field becomes a flag; its help gives the unit. From
+weakest to strongest: default < recipe and preset < saved settings (on resume) < explicit flag.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def option(
 
     Args:
         default: value without flag, preset or saved run.
-        help: one line with the unit and the paper's value.
+        help: one line with the unit.
         kind: bool (--name and --no-name), int, float or str.
         choices: the values allowed.
         count: argparse's nargs where the value is a tuple; "size" takes H W, or N for a square.
@@ -85,15 +84,22 @@ class _Size(argparse.Action):
         setattr(namespace, self.dest, (values[0], values[-1]))
 
 
-def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
-    """Add a flag for each setting; a flag the user leaves out leaves no trace in the namespace."""
+def add_flags(parser: argparse.ArgumentParser, settings: type, defaults: Mapping[str, Any]) -> None:
+    """Add a flag for each setting; a flag the user leaves out leaves no trace in the namespace.
+
+    Args:
+        parser: what to add to.
+        settings: dataclass of `option`s.
+        defaults: what the help names as the default of a setting, where it is not the dataclass's own.
+    """
     for field in dataclasses.fields(settings):
         m = field.metadata
+        default = defaults.get(field.name, field.default)
         names = [flag(field.name)]
         common: dict[str, Any] = {
             "dest": field.name,
             "default": argparse.SUPPRESS,
-            "help": f"{m['help']} (default: {_shown(field.default)})".replace("%", "%%"),
+            "help": f"{m['help']} (default: {_shown(default)})".replace("%", "%%"),
         }
         if m["kind"] is bool:
             parser.add_argument(*names, action=argparse.BooleanOptionalAction, **common)
@@ -106,9 +112,9 @@ def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and value:
         return " ".join(str(part) for part in value)
-    return "none" if value is None else str(value)
+    return "none" if value is None or value == () else str(value)
 
 
 def range_problems(settings: Any) -> list[str]:
@@ -117,7 +123,7 @@ def range_problems(settings: Any) -> list[str]:
     for field in dataclasses.fields(settings):
         least, most = field.metadata["least"], field.metadata["most"]
         value = getattr(settings, field.name)
-        numbers = value if isinstance(value, tuple) else (value,)
+        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
         if field.metadata["kind"] not in (int, float):
             continue
         low, high = -math.inf if least is None else least, math.inf if most is None else most

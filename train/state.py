@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 # Raised whenever the keys below change their meaning.
-FORMAT = 1
-KEYS = ("format", "iteration", "position", "settings", "data", "model", "optimiser", "scaler", "random")
+FORMAT = 2
+KEYS = ("format", "iteration", "position", "data_set", "settings", "data", "model", "optimiser", "scaler", "random")
 LAST, PREVIOUS, PARTIAL, ABANDONED = "last.pt", "previous.pt", "last.pt.partial", "abandoned.pt"
 
 
@@ -190,27 +190,12 @@ def _other_choice(path: Path) -> str:
     return "name another file with --resume PATH, or start anew in another --out."
 
 
-def restore(
-    checkpoint: dict[str, Any],
-    path: Path,
-    data: str,
-    net: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-) -> None:
-    """Put network, optimiser, gradient scaler and random generators where the checkpoint left them.
-
-    All names and shapes are compared before anything is copied. `data` is the digest of the training
-    pictures, on whose order the random position in the sample stream depends.
+def load_weights(checkpoint: dict[str, Any], path: Path, net: nn.Module) -> None:
+    """Copy a checkpoint's weights into `net`; all names and shapes are compared before anything is copied.
 
     Raises:
-        CheckpointError: a checkpoint of another network, number of classes or data set.
+        CheckpointError: a checkpoint of another network or number of classes.
     """
-    if checkpoint["data"] != data:
-        raise CheckpointError(
-            f"restore: the training pictures must be those that {path} was trained on, got others; name the "
-            "same --data and --train-split, or start a new run in another --out."
-        )
     own, saved = net.state_dict(), checkpoint["model"]
     differences = [f"{name} is missing" for name in own if name not in saved]
     differences += [f"{name} is surplus" for name in saved if name not in own]
@@ -222,10 +207,33 @@ def restore(
     if differences:
         shown = "; ".join(differences[:5]) + ("; ..." if len(differences) > 5 else "")
         raise CheckpointError(
-            f"restore: {path} must hold this network, got {len(differences)} difference(s): {shown}; "
+            f"load_weights: {path} must hold this network, got {len(differences)} difference(s): {shown}; "
             "use the backbone, head and number of classes the run was started with."
         )
     net.load_state_dict(saved)
+
+
+def restore(
+    checkpoint: dict[str, Any],
+    path: Path,
+    data: str,
+    net: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> None:
+    """Put network, optimiser, gradient scaler and random generators where the checkpoint left them.
+
+    `data` is the digest of the training pictures, on whose order the random position in the sample stream depends.
+
+    Raises:
+        CheckpointError: a checkpoint of another network, number of classes or data set.
+    """
+    if checkpoint["data"] != data:
+        raise CheckpointError(
+            f"restore: the training pictures must be those that {path} was trained on, got others; name the "
+            "same --data and --train-split, or start a new run in another --out."
+        )
+    load_weights(checkpoint, path, net)
     optimiser.load_state_dict(checkpoint["optimiser"])
     if scaler.is_enabled():
         scaler.load_state_dict(checkpoint["scaler"])

@@ -1,8 +1,8 @@
 """Augmentation and normalisation: pure functions of a picture, its label and a random generator.
 
-A picture is uint8 (H, W, 3) RGB, a label uint8 (H, W) of train ids. Every function changes both alike, so a
-label stays on its pixel. Nothing here holds a random state: the same arguments give the same result in any
-process.
+A picture is uint8 (H, W, 3) RGB, a label uint8 (H, W) of train ids; a clip of T frames is uint8 (T, H, W, 3) with
+uint8 (T, H, W). Every function changes all frames and their labels alike, so a label stays on its pixel. Nothing
+here holds a random state: the same arguments give the same result in any process.
 """
 
 from dataclasses import dataclass, field
@@ -20,9 +20,9 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 @dataclass(frozen=True)
 class Normalise:
-    """Picture -> network input: (value - mean) / std per channel, float32 (3, H, W).
+    """Picture or clip -> network input: (value - mean) / std per channel, float32, channels first.
 
-    Arguments:
+    Args:
         mean: subtracted, RGB in 0..255.
         std: divisor, RGB in 0..255, positive.
 
@@ -41,27 +41,27 @@ class Normalise:
             raise ValueError(f"Normalise: std must be positive, got {self.std}; give 1 to keep the scale.")
 
     def __call__(self, image: np.ndarray) -> torch.Tensor:
-        """Normalised picture.
+        """Normalised picture or clip.
 
-        Arguments:
-            image: uint8 (H, W, 3), RGB.
+        Args:
+            image: uint8 (H, W, 3) or (T, H, W, 3), RGB.
 
         Returns:
-            float32 (3, H, W), contiguous.
+            float32 (3, H, W) or (3, T, H, W), contiguous.
         """
         scaled = (image.astype(np.float32) - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+        return torch.from_numpy(np.ascontiguousarray(np.moveaxis(scaled, -1, 0)))
 
     def denormalise(self, image: torch.Tensor) -> np.ndarray:
-        """Picture of a network input, rounded and clipped to 0..255: the inverse of the call.
+        """Picture or clip of a network input, rounded and clipped to 0..255: the inverse of the call.
 
-        Arguments:
-            image: floating point (3, H, W), any device.
+        Args:
+            image: floating point (3, H, W) or (3, T, H, W), any device.
 
         Returns:
-            uint8 (H, W, 3), RGB.
+            uint8 (H, W, 3) or (T, H, W, 3), RGB.
         """
-        values = image.detach().cpu().float().numpy().transpose(1, 2, 0)
+        values = np.moveaxis(image.detach().cpu().float().numpy(), 0, -1)
         pixels = values * np.array(self.std, np.float32) + np.array(self.mean, np.float32)
         return pixels.round().clip(0, 255).astype(np.uint8)
 
@@ -73,22 +73,21 @@ def scaled_window(
     start: tuple[int, int],
     size: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a window out of the picture and label resized to ``scaled``, without resizing what lies outside of
-    it.
+    """Cut a window out of the picture or clip resized to ``scaled``, without resizing what lies outside of it.
 
     The result is resize first, cut second: pixel (y, x) looks at ((start + (y, x) + 1/2) * original / scaled
     - 1/2), bilinear (with Pillow's smoothing where the picture shrinks) for the picture, the nearest pixel
     for the label.
 
-    Arguments:
-        image: uint8 (H, W, 3).
-        label: uint8 (H, W).
+    Args:
+        image: uint8 (H, W, 3) or (T, H, W, 3).
+        label: uint8 (H, W) or (T, H, W).
         scaled: height and width after resizing.
         start: top and left of the window in the resized picture.
         size: height and width of the window; it must lie inside the resized picture.
 
     Returns:
-        uint8 (h, w, 3) and uint8 (h, w).
+        uint8 (h, w, 3) and (h, w), or (T, h, w, 3) and (T, h, w).
 
     Raises:
         ValueError: shapes that do not belong together, a window that leaves the resized picture.
@@ -99,43 +98,57 @@ def scaled_window(
         raise ValueError(
             f"scaled_window: size must lie inside the resized picture {scaled}, got {size} at {start}; cut less."
         )
-    step_y, step_x = label.shape[0] / height, label.shape[1] / width
+    original = label.shape[-2:]
+    step_y, step_x = original[0] / height, original[1] / width
     # Rounding may carry the far corner past the border, which Pillow refuses.
-    bottom = min((top + rows) * step_y, label.shape[0])
-    right = min((left + columns) * step_x, label.shape[1])
-    window = Image.fromarray(image).resize(
-        (columns, rows), Image.Resampling.BILINEAR, box=(left * step_x, top * step_y, right, bottom)
-    )
-    y = ((top + np.arange(rows) + 0.5) * step_y).astype(np.intp)
-    x = ((left + np.arange(columns) + 0.5) * step_x).astype(np.intp)
-    return np.asarray(window), label[y[:, None], x]
+    bottom = min((top + rows) * step_y, original[0])
+    right = min((left + columns) * step_x, original[1])
+    box = (left * step_x, top * step_y, right, bottom)
+    windows = [
+        np.asarray(Image.fromarray(frame).resize((columns, rows), Image.Resampling.BILINEAR, box=box))
+        for frame in image.reshape(-1, *original, 3)
+    ]
+    # In integers: a centre that lies on the border of two pixels must not depend on rounding.
+    y = (2 * (top + np.arange(rows)) + 1) * original[0] // (2 * height)
+    x = (2 * (left + np.arange(columns)) + 1) * original[1] // (2 * width)
+    return np.stack(windows).reshape(*label.shape[:-2], rows, columns, 3), label[..., y[:, None], x]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainTransform:
     """Random scale, random crop, mirror, normalise: what one training sample goes through.
 
-    The scale is uniform in [low, high]; the crop's corner is uniform over the positions inside the scaled
-    picture. Where the scaled picture is smaller than the crop, the rest at the right and the bottom is 0
-    after normalisation (the mean colour) and has the label 255. The mirror is drawn with probability 1/2.
+    The picture is resized to factor * base size. The factor is uniform in [low, high]; the base size is the picture's
+    own, or the one that ``short_sides`` or ``fit`` gives, with the picture's aspect. The crop's corner is uniform over
+    the positions inside the resized picture. Where this is smaller than the crop, the rest at the right and the bottom
+    is 0 after normalisation (the mean colour) and has the label 255. The mirror is drawn with probability 1/2. All
+    frames of a clip share what is drawn.
 
-    Arguments:
+    Args:
         crop: height and width of the result, in pixels.
         scale: lowest and highest factor.
         mirror: whether pictures are mirrored at all.
         normalise: mean and std.
+        short_sides: one of these, each as likely, is the shorter side of the base size, in pixels; none: the picture's.
+        fit: whether the base size is the largest that fits into the crop.
+        exchange: class -> class of the same thing in a mirror image, uint8 (256,) (see ``DataSet.exchange``); None:
+            the same.
 
     Raises:
-        ValueError: a crop below 1, a scale that is not positive and finite, or lowest above highest.
+        ValueError: a crop or short side below 1, a scale that is not positive and finite, or lowest above highest,
+            short sides together with fit, an exchange of another kind.
 
-    Source: CCNet, section 4.1 (scale 0.75..2.0, mirror; crop 769 x 769 on Cityscapes); padding as in the
-        authors' code.
+    Source: CCNet, section 4.1 (scale 0.75..2.0, mirror; crop 769 x 769 on Cityscapes; short sides 300..600 on ADE20K);
+        padding as in the authors' code.
     """
 
     crop: tuple[int, int] = (769, 769)
     scale: tuple[float, float] = (0.75, 2.0)
     mirror: bool = True
     normalise: Normalise = field(default_factory=Normalise)
+    short_sides: tuple[int, ...] = ()
+    fit: bool = False
+    exchange: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if len(self.crop) != 2 or min(self.crop) < 1:
@@ -143,53 +156,77 @@ class TrainTransform:
         low, high = self.scale
         if not (0 < low <= high < float("inf")):
             raise ValueError(f"TrainTransform: scale must be 0 < low <= high, got {self.scale}; give two factors.")
+        if min(self.short_sides, default=1) < 1 or (self.fit and self.short_sides):
+            raise ValueError(
+                f"TrainTransform: short_sides must be >= 1, and none with fit, got {self.short_sides} "
+                f"and fit={self.fit}; give pixels or choose one of the two."
+            )
+        if self.exchange is not None and (self.exchange.dtype != np.uint8 or self.exchange.shape != (256,)):
+            raise ValueError(
+                f"TrainTransform: exchange must be uint8 (256,), got {self.exchange.dtype} {self.exchange.shape}; "
+                "give DataSet.exchange."
+            )
 
     def __call__(
         self, image: np.ndarray, label: np.ndarray, generator: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One augmented sample.
 
-        Arguments:
-            image: uint8 (H, W, 3), RGB.
-            label: uint8 (H, W), train ids.
-            generator: gives four numbers per call (scale, top, left, mirror), whatever the settings.
+        Args:
+            image: uint8 (H, W, 3) or (T, H, W, 3), RGB.
+            label: uint8 (H, W) or (T, H, W), train ids.
+            generator: gives four numbers per call (scale, top, left, mirror), whatever the settings, and before them
+                one where there are short sides.
 
         Returns:
-            float32 (3, h, w) and int64 (h, w), with (h, w) = crop.
+            float32 (3, h, w) and int64 (h, w), or (3, T, h, w) and (T, h, w), with (h, w) = crop.
 
         Raises:
             ValueError: shapes or dtypes of image and label that do not belong together.
         """
         _check_pair("TrainTransform", image, label)
+        original = label.shape[-2:]
+        base = self._base(original, generator)
         low, high = self.scale
         factor = low + (high - low) * generator.random()
-        height, width = (max(1, round(side * factor)) for side in label.shape)
+        height, width = (max(1, round(side * base * factor)) for side in original)
         size = min(height, self.crop[0]), min(width, self.crop[1])
         top = int(generator.integers(height - size[0] + 1))
         left = int(generator.integers(width - size[1] + 1))
-        mirrored = generator.random() < 0.5
+        mirrored = generator.random() < 0.5 and self.mirror
         image, label = scaled_window(image, label, (height, width), (top, left), size)
-        padded_image = torch.zeros(3, *self.crop)
-        padded_label = torch.full(self.crop, IGNORE, dtype=torch.int64)
-        padded_image[:, : size[0], : size[1]] = self.normalise(image)
-        padded_label[: size[0], : size[1]] = torch.from_numpy(label.astype(np.int64))
-        if self.mirror and mirrored:
+        if mirrored and self.exchange is not None:
+            label = self.exchange[label]
+        frames = label.shape[:-2]
+        padded_image = torch.zeros(3, *frames, *self.crop)
+        padded_label = torch.full((*frames, *self.crop), IGNORE, dtype=torch.int64)
+        padded_image[..., : size[0], : size[1]] = self.normalise(image)
+        padded_label[..., : size[0], : size[1]] = torch.from_numpy(label.astype(np.int64))
+        if mirrored:
             padded_image, padded_label = padded_image.flip(-1), padded_label.flip(-1)
         return padded_image, padded_label
+
+    def _base(self, original: tuple[int, ...], generator: np.random.Generator) -> float:
+        """Base size over the picture's own size."""
+        if self.short_sides:
+            return self.short_sides[generator.integers(len(self.short_sides))] / min(original)
+        if self.fit:
+            return min(side / own for side, own in zip(self.crop, original, strict=True))
+        return 1.0
 
 
 @dataclass(frozen=True)
 class EvaluationTransform:
-    """Normalise only: the whole picture at its own size.
+    """Normalise only: the whole picture or clip at its own size.
 
-    Arguments:
+    Args:
         normalise: mean and std, the same as in training.
     """
 
     normalise: Normalise = field(default_factory=Normalise)
 
     def __call__(self, image: np.ndarray, label: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """One sample: float32 (3, H, W) and int64 (H, W) of uint8 (H, W, 3) and uint8 (H, W).
+        """One sample: float32 (3, H, W) and int64 (H, W) of uint8 (H, W, 3) and uint8 (H, W), or with T before H.
 
         Raises:
             ValueError: shapes or dtypes of image and label that do not belong together.
@@ -199,9 +236,9 @@ class EvaluationTransform:
 
 
 def _check_pair(caller: str, image: np.ndarray, label: np.ndarray) -> None:
-    fits = image.ndim == 3 and image.shape[2] == 3 and image.shape[:2] == label.shape and label.size > 0
+    fits = image.ndim in (3, 4) and image.shape == (*label.shape, 3) and label.size > 0
     if not fits or image.dtype != np.uint8 or label.dtype != np.uint8:
         raise ValueError(
-            f"{caller}: image and label must be uint8 (H, W, 3) and uint8 (H, W), "
+            f"{caller}: image and label must be uint8 (H, W, 3) and uint8 (H, W), or with T before H, "
             f"got {image.dtype} {image.shape} and {label.dtype} {label.shape}; decode them with read_pair."
         )

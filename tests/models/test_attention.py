@@ -10,26 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ccgpu.models.attention import RCCA, CrissCrossAttention, attention_map
-
-SIZES = {1: (7,), 2: (4, 5), 3: (2, 3, 4)}
-
-
-def make(kind: Callable[..., CrissCrossAttention], *arguments: Any, **options: Any) -> CrissCrossAttention:
-    """A float64 module with gamma 0.7 and weights large enough for peaked attention."""
-    torch.manual_seed(1)
-    module = kind(*arguments, **options).double()
-    with torch.no_grad():
-        module.gamma.fill_(0.7)
-        for convolution in (module.query_conv, module.key_conv):
-            convolution.weight.mul_(3)
-    return module
-
-
-def features(dims: int, channels: int = 8, batch: int = 2) -> Tensor:
-    return torch.randn(batch, channels, *SIZES[dims], generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+from tests.models.problems import SIZES, features, gradients, make
 
 
 def dense_weights(module: CrissCrossAttention, x: Tensor) -> Tensor:
@@ -56,11 +39,6 @@ def dense(module: CrissCrossAttention, x: Tensor, recurrence: int) -> Tensor:
     for _ in range(recurrence):
         x = dense_loop(module, x)
     return x
-
-
-def gradients(out: Tensor, x: Tensor, module: nn.Module) -> list[Tensor]:
-    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(3), dtype=out.dtype)
-    return list(torch.autograd.grad((out * weights).sum(), [x, *module.parameters()]))
 
 
 @pytest.mark.parametrize("recurrence", [1, 2, 3])
@@ -206,6 +184,33 @@ def test_state_dict_round_trip_gives_the_same_output(tmp_path: Any) -> None:
     assert torch.equal(other(x), module(x))
 
 
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("other", [1, 2, 3])
+def test_state_dict_loads_into_a_module_of_other_dims(dims: int, other: int) -> None:
+    network = nn.Sequential(make(RCCA, 8, 2, dims=dims))
+    loaded = nn.Sequential(RCCA(8, 2, dims=other).double())
+    loaded.load_state_dict(network.state_dict(), strict=True)
+    for ours, theirs in zip(loaded.parameters(), network.parameters(), strict=True):
+        assert torch.equal(ours.flatten(), theirs.flatten())
+
+
+def test_kernels_that_are_not_1x1_are_refused() -> None:
+    state = authors_state(16)
+    for shape in ((2, 16, 3, 3), (16, 2, 1, 1)):
+        with pytest.raises(RuntimeError, match=r"size mismatch for query_conv\.weight"):
+            RCCA(16, dims=3).load_state_dict({**state, "query_conv.weight": torch.zeros(shape)})
+
+
+def test_clips_of_one_frame_are_pictures() -> None:
+    pictures, clips = make(RCCA, 8, 2), RCCA(8, 2, dims=3).double()
+    clips.load_state_dict(pictures.state_dict())
+    x = features(2).requires_grad_()
+    ours, theirs = clips(x.unsqueeze(2)).squeeze(2), pictures(x)
+    torch.testing.assert_close(ours, theirs)
+    for a, b in zip(gradients(ours, x, clips), gradients(theirs, x, pictures), strict=True):
+        torch.testing.assert_close(a.flatten(), b.flatten())
+
+
 # Errors
 
 
@@ -309,22 +314,3 @@ def test_attention_map_names_a_wrong_position(at: Any, error: type[Exception], m
 def test_attention_map_refuses_other_modules() -> None:
     with pytest.raises(TypeError, match="module must be a CrissCrossAttention or RCCA, got Conv2d"):
         attention_map(nn.Conv2d(8, 8, 1), features(2), (0, 0))
-
-
-# Cost
-
-
-@pytest.mark.parametrize(("recurrence", "giga"), [(1, 8.3), (2, 16.5), (3, 24.7)])
-def test_flops_are_those_of_the_paper(recurrence: int, giga: float) -> None:
-    """The increments for 769x769; the paper counts multiply and add as two operations, as torch does."""
-    channels, size = 512, 97
-    with torch.device("meta"):
-        module, x = RCCA(channels, recurrence), torch.empty(1, channels, size, size)
-    with FlopCounterMode(display=False) as counter:
-        module(x)
-    assert counter.get_total_flops() == pytest.approx(giga * 1e9, rel=0.01)
-    # The authors' formula: 1x1 convolutions with bias, affinity, aggregation. torch leaves out the bias.
-    n, line, d = size * size, 2 * size - 1, channels // 8
-    loop = 2 * n * (channels + 1) * (2 * d + channels) + 2 * n * line * d + 2 * n * line * channels
-    biases = 2 * n * (2 * d + channels)
-    assert counter.get_total_flops() == pytest.approx(recurrence * (loop - biases), rel=0.005)

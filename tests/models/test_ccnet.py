@@ -129,7 +129,7 @@ def test_head_equals_the_papers_figure() -> None:
     merged = F.conv2d(torch.cat([x, attended], 1), bottleneck["0"].weight, padding=1)
     merged = norm_and_leaky_relu(merged, bottleneck["1"])
     expected = F.conv2d(merged, bottleneck["3"].weight, bottleneck["3"].bias)
-    torch.testing.assert_close(head(x), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(head(x)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -141,14 +141,15 @@ def test_logits_are_upsampled_head_outputs(align_corners: bool) -> None:
 
     # Two copies, because a pass in train mode moves the running statistics.
     parts = copy.deepcopy(net)
-    logits, auxiliary = net(images)
+    outputs = net(images)
     layer3, layer4 = parts.backbone(images)
-    torch.testing.assert_close(logits, upsample(parts.head(layer4)))
-    torch.testing.assert_close(auxiliary, upsample(parts.auxiliary_head(layer3)))
+    torch.testing.assert_close(outputs.logits, upsample(parts.head(layer4)[0]))
+    torch.testing.assert_close(outputs.auxiliary, upsample(parts.auxiliary_head(layer3)))
     net.eval()
-    torch.testing.assert_close(net(images), upsample(net.head(net.backbone(images)[1])))
+    coarse = net.head(net.backbone(images)[1])[0]
+    torch.testing.assert_close(net(images), upsample(coarse))
     # 33 and 49 are 8 n + 1: with corners aligned every eighth pixel is a position of the feature map.
-    same = torch.allclose(net(images)[..., ::8, ::8], net.head(net.backbone(images)[1]), atol=1e-5)
+    same = torch.allclose(net(images)[..., ::8, ::8], coarse, atol=1e-5)
     assert same == align_corners
 
 
@@ -156,19 +157,22 @@ def test_train_mode_without_auxiliary_head_gives_logits_alone() -> None:
     net = make(auxiliary=False)
     assert net.auxiliary_head is None
     assert not any(name.startswith("auxiliary_head") for name in net.state_dict())
-    assert net(pictures()).shape == (2, 5, 33, 49)
+    outputs = net(pictures())
+    assert outputs.logits.shape == (2, 5, 33, 49)
+    assert outputs.auxiliary is None
 
 
 @pytest.mark.parametrize("size", [(33, 49), (40, 31), (64, 64), (1, 9)])
 def test_logits_have_the_size_of_any_picture(size: tuple[int, int]) -> None:
-    for logits in make(3)(pictures(*size)):
+    outputs = make(3)(pictures(*size))
+    for logits in (outputs.logits, outputs.auxiliary):
         assert logits.shape == (2, 3, *size)
         assert logits.isfinite().all()
 
 
 def test_gradients_reach_every_parameter() -> None:
     net = make(recurrence=2)
-    logits, auxiliary = net(pictures())
+    logits, auxiliary, _ = net(pictures())
     labels = torch.randint(5, (2, 33, 49), generator=torch.Generator().manual_seed(3))
     (F.cross_entropy(logits, labels) + F.cross_entropy(auxiliary, labels)).backward()
     # A bias before a norm, and a shift of all of one query's energies, change nothing: their gradients are 0.
@@ -219,6 +223,80 @@ def test_dropout_drops_whole_channels_in_train_mode_alone() -> None:
     assert (seen[0] != 0).flatten(2).any(2).logical_or(empty).all()
     head.eval()(x)
     assert not (seen[1] == 0).flatten(2).all(2).any()
+
+
+# Context modules, embedding, clips
+
+
+@pytest.mark.parametrize("context", ["none", "rcca", "nonlocal", "psp", "aspp"])
+def test_any_context_takes_the_place_of_the_attention(context: str) -> None:
+    net = make(context=context)
+    module = net.head.cca if context == "rcca" else net.head.context
+    assert (module is None) == (context == "none")
+    for name, parameter in net.head.named_parameters():
+        if name.endswith("gamma"):
+            nn.init.constant_(parameter, 0.6)
+    outputs = net(pictures())
+    (outputs.logits.square().mean() + outputs.auxiliary.square().mean()).backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    assert net.eval()(pictures()).shape == (2, 5, 33, 49)
+    if module is not None:
+        features = net.head.conva(net.backbone(pictures())[1])
+        assert not torch.allclose(module(features), features, atol=1e-3)
+
+
+def test_the_embedding_is_the_reduced_output_of_the_attention_in_train_mode_alone() -> None:
+    net = make(embedding=16)
+    seen: list[Tensor] = []
+    net.head.cca.register_forward_hook(lambda module, inputs, out: seen.append(out))
+    embedding = net(pictures()).embedding
+    weight = net.head.embedding
+    torch.testing.assert_close(embedding, F.conv2d(seen[0], weight.weight, weight.bias))
+    assert embedding.shape == (2, 16, 5, 7)
+    assert isinstance(net.eval()(pictures()), Tensor)
+    assert make().head.embedding is None
+
+
+def test_a_clip_of_one_frame_is_the_network_for_pictures() -> None:
+    net = make(recurrence=3, dropout=0.0)
+    clips = make(dims=3, dropout=0.0)
+    assert clips.head.cca.recurrence == 3  # what it takes for each position to reach every other
+    clips.load_state_dict(net.state_dict())
+    images = pictures()
+    outputs, of_clips = net(images), clips(images[:, :, None])
+    torch.testing.assert_close(of_clips.logits[:, :, 0], outputs.logits)
+    torch.testing.assert_close(of_clips.auxiliary[:, :, 0], outputs.auxiliary)
+    torch.testing.assert_close(clips.eval()(images[:, :, None])[:, :, 0], net.eval()(images))
+    assert CCNet("resnet18", 5, head_channels=16).head.cca.recurrence == 2
+
+
+def test_the_frames_of_a_clip_see_each_other_through_the_attention_alone() -> None:
+    clip = torch.randn(1, 3, 4, 33, 49, generator=torch.Generator().manual_seed(6))
+    other = clip.clone()
+    other[:, :, 3] += 1
+    for context, gamma, together in (
+        ("rcca", 0.6, True),
+        ("rcca", 0.0, False),
+        ("psp", 0.0, False),
+        ("nonlocal", 0.6, True),
+    ):
+        net = make(dims=3, context=context, gamma=gamma, embedding=4).eval()
+        if context == "nonlocal":
+            nn.init.constant_(net.head.context.gamma, gamma)
+        before, after = net(clip), net(other)
+        assert before.shape == (1, 5, 4, 33, 49)
+        assert ((before[:, :, 2] - after[:, :, 2]).abs().max() > 1e-4) == together
+        assert net.train()(clip).embedding.shape == (1, 4, 4, 5, 7)
+
+
+def test_attention_map_of_a_clip() -> None:
+    net = make(dims=3, recurrence=1)
+    clip = torch.randn(1, 3, 4, 33, 49, generator=torch.Generator().manual_seed(6))
+    row = net.attention_map(clip, (2, 16, 24))
+    cross = torch.zeros(4, 5, 7, dtype=torch.bool)
+    cross[:, 2, 3], cross[2, :, 3], cross[2, 2] = True, True, True
+    assert torch.equal(row[0] > 0, cross)
+    torch.testing.assert_close(row.sum(), torch.tensor(1.0))
 
 
 # Attention maps
@@ -278,18 +356,27 @@ def test_attention_map_works_in_inference_mode() -> None:
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: CCNet("resnet34"), ValueError, "backbone must be one of .*'resnet101'.*got 'resnet34'"),
+        (lambda: CCNet("resnet34"), ValueError, "must be one of .*'resnet101'.*got 'resnet34'"),
+        (lambda: make(context="pool"), ValueError, "context must be one of .*'rcca'.*got 'pool'"),
+        (lambda: make(dims=1), ValueError, "dims must be 2 or 3, got 1"),
+        (lambda: make(embedding=-1), ValueError, "embedding must be 0 or more, got -1"),
+        (lambda: make(dims=3)(pictures()), ValueError, r"\(B, 3, T, H, W\) for dims=3, got shape \(2, 3, 33, 49\)"),
+        (
+            lambda: make(context="psp").attention_map(pictures(), (0, 0)),
+            RuntimeError,
+            "criss-cross attention, got none",
+        ),
         (lambda: make(0), ValueError, "num_classes must be 1 or more, got 0"),
         (lambda: make(2.0), TypeError, "num_classes must be an int, got float"),
         (lambda: make(recurrence=-1), ValueError, "recurrence must be 0 or more, got -1"),
         (lambda: make(head_channels=0), ValueError, "head_channels must be 1 or more"),
         (lambda: make(dropout=1.5), ValueError, "dropout must be from 0 to 1, got 1.5"),
         (lambda: make(stem="5x5"), ValueError, "stem must be one of"),
-        (lambda: make()(torch.zeros(3, 33, 33)), ValueError, r"\(B, 3, H, W\), got shape \(3, 33, 33\)"),
+        (lambda: make()(torch.zeros(3, 33, 33)), ValueError, r"\(B, 3, H, W\) for dims=2, got shape \(3, 33, 33\)"),
         (
             lambda: make()(torch.zeros(1, 1, 33, 33)),
             ValueError,
-            r"\(B, 3, H, W\), got shape \(1, 1, 33, 33\)",
+            r"\(B, 3, H, W\) for dims=2, got shape \(1, 1, 33, 33\)",
         ),
         (
             lambda: make().attention_map(pictures(), (33, 0)),
@@ -298,7 +385,7 @@ def test_attention_map_works_in_inference_mode() -> None:
         ),
         (lambda: make().attention_map(pictures(), (0, 0, 0)), ValueError, "must be a position"),
         (lambda: make().attention_map(pictures(), (0.5, 0)), TypeError, "at must be ints"),
-        (lambda: make(recurrence=0).attention_map(pictures(), (0, 0)), RuntimeError, "got recurrence=0"),
+        (lambda: make(recurrence=0).attention_map(pictures(), (0, 0)), RuntimeError, "criss-cross attention, got none"),
     ],
 )
 def test_mistakes_are_named(build: Callable[[], Any], error: type[Exception], message: str) -> None:

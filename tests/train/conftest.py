@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccgpu.train.labels import CLASS_COLOURS, TRAIN_ID_TO_ID
+from ccgpu.train.cityscapes_labels import CITYSCAPES
 
 
 @pytest.fixture(scope="session")
@@ -15,10 +15,10 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for index in range(number):
             generator = np.random.default_rng((number, index))
             classes = np.kron(generator.integers(0, 19, (4, 8)), np.ones((16, 16), dtype=np.int64))
-            ids = TRAIN_ID_TO_ID[classes].astype(np.uint8)
+            ids = CITYSCAPES.to_file[classes]
             ids[: 4 * index] = 0  # unlabelled, another share in each picture
             noise = generator.integers(0, 50, (64, 128, 1))
-            image = (CLASS_COLOURS[classes] * 0.8 + noise).astype(np.uint8)
+            image = (CITYSCAPES.colours[classes] * 0.8 + noise).astype(np.uint8)
             for kind, pixels, ending in (
                 ("leftImg8bit", image, "leftImg8bit"),
                 ("gtFine", ids, "gtFine_labelIds"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from ccgpu.train import cityscapes, engine, records
+from ccgpu.train import cityscapes, command, engine, recipe, records
 from ccgpu.train.metrics import ConfusionMatrix
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +72,7 @@ def folders(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     arguments = ("--data", str(tiny_data), *TINY, "--baselines", "--out")
     running = [start(*arguments, str(one)), start(*arguments, str(two), launcher=launcher)]
     for process in running:
-        assert "warning: batch 4 and crop 25x33 depart from the paper's recipe" in finish(process)
+        assert "warning: batch 4 and crop 25x33 depart from the recipe" in finish(process)
     return one, two
 
 
@@ -235,7 +235,14 @@ def test_a_new_run_never_overwrites_one(alone: Path, tiny_data: Path, capsys: py
         (["--recurrence", "-1"], "--recurrence must be 0 or more"),
         (["--workers", "-1"], "--workers must be 0 or more"),
         (["--seed", "-1"], "--seed must be 0 or more"),
-        (["--backbone", "vgg"], "invalid choice: 'vgg'"),
+        (["--backbone", "vgg"], "got 'vgg'"),
+        (["--context", "pool"], "invalid choice: 'pool'"),
+        (["--context", "psp", "--batch", "1"], "--batch must be 2 or more for --context psp"),
+        (["--ohem", "0.7", "0.5"], "--ohem must be a probability and a number of pixels"),
+        (["--ohem", "2", "100"], "--ohem must be a probability and a number of pixels"),
+        (["--clip", "5"], "--clip must be 1 for cityscapes, whose pictures are no films"),
+        (["--fit", "--short-sides", "300"], "--fit and --short-sides exclude each other"),
+        (["--eval-scales", "0"], "--eval-scales must be more than 0"),
         (["--amp", "fp16", "--device", "cpu"], "--amp fp16 needs a CUDA device"),
         (["--val-split", "nowhere"], "'nowhere'"),
         (["--data", "/nowhere"], "/nowhere"),
@@ -291,39 +298,38 @@ def test_a_picture_that_breaks_in_the_middle_is_named(
     flags = ["--data", str(data), *TINY, "--workers", str(workers), "--out", str(out)]
     assert cityscapes.main(flags) == 1
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("cityscapes: read_pair: file must be a whole picture, got ")
+    assert line.startswith("cityscapes: read_pair: file must be a whole PNG or JPEG picture, got ")
     assert "_leftImg8bit.png" in line
     assert line.endswith(f"continue with --resume --out {out}")
 
 
 def test_defaults_are_the_recipe_of_the_paper() -> None:
-    s = cityscapes.Settings()
+    s = recipe.Settings(**cityscapes.DATA_SET.recipe)
     assert (s.lr, s.momentum, s.weight_decay, s.power) == (1e-2, 0.9, 1e-4, 0.9)
     assert (s.batch, s.crop, s.iterations, s.scale, s.mirror) == (8, (769, 769), 60000, (0.75, 2.0), True)
-    assert (s.backbone, s.stem, s.recurrence, s.head_channels) == ("resnet101", "deep", 2, 512)
+    assert (s.backbone, s.context, s.loops, s.head_channels) == ("resnet101", "rcca", 2, 512)
     assert (s.auxiliary_weight, s.dropout) == (0.4, 0.1)
     assert (s.eval, s.eval_crop, s.eval_stride) == ("sliding", (769, 769), (513, 513))
 
 
-def test_help_names_every_setting_and_the_papers_values(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_setting_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cityscapes.main(["--help"])
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for name in cityscapes.Settings.__dataclass_fields__:
+    for name in recipe.Settings.__dataclass_fields__:
         assert "--" + name.replace("_", "-") in text
-    assert "learning rate of SGD at the start; paper: 0.01 (default: 0.01)" in text
+    assert "learning rate of SGD at the start (default: 0.01)" in text
 
 
 def test_evaluation_due() -> None:
-    s = cityscapes.Settings(iterations=10, eval_every=4)
-    assert [i for i in range(11) if cityscapes.evaluation_due(s, i)] == [4, 8, 10]
-    s = cityscapes.Settings(iterations=10, eval_every=0, baselines=True)
-    assert [i for i in range(11) if cityscapes.evaluation_due(s, i)] == [0, 10]
+    s = recipe.Settings(iterations=10, eval_every=4)
+    assert [i for i in range(11) if command.evaluation_due(s, i)] == [4, 8, 10]
+    s = recipe.Settings(iterations=10, eval_every=0, baselines=True)
+    assert [i for i in range(11) if command.evaluation_due(s, i)] == [0, 10]
 
 
 def test_presets_hold_settings_the_command_has() -> None:
-    for values in cityscapes.PRESETS.values():
-        settings = cityscapes.Settings(**values)
-        cityscapes.check_settings(settings, 1, torch.device("cpu"))
+    for values in command.presets(cityscapes.DATA_SET).values():
+        recipe.check_settings(recipe.Settings(**values), cityscapes.DATA_SET, 1, torch.device("cpu"))
     assert set(engine.AMP_DTYPES) == {"off", "bf16", "fp16"}

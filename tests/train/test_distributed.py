@@ -11,7 +11,7 @@ from torch import nn
 
 from ccgpu.train import distributed, engine
 from ccgpu.train.distributed import GlobalBatchNorm2d, GlobalDropout2d, convert_for_global_batch
-from ccgpu.train.losses import segmentation_loss
+from ccgpu.train.losses import Criterion
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,8 +22,10 @@ import sys
 import torch
 import ccgpu
 from torch import nn
+from ccgpu.models.ccnet import Outputs
 from ccgpu.train import distributed, engine
-from ccgpu.train.losses import segmentation_loss
+from ccgpu.train.losses import ConsistencyWeights, Criterion, ohem_label
+from ccgpu.train.prediction import Prediction
 
 
 def network():
@@ -44,6 +46,56 @@ def batch(step):
     return images, label
 
 
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Conv2d(3, 6, 3, padding=1)
+        self.logits, self.auxiliary = nn.Conv2d(6, 5, 1), nn.Conv2d(6, 5, 1)
+        self.embedding = nn.Conv2d(6, 3, 1, stride=2)
+
+    def forward(self, images):
+        x = torch.tanh(self.trunk(images))
+        return Outputs(3 * self.logits(x), self.auxiliary(x), 6 * self.embedding(x))
+
+
+def labels():
+    generator = torch.Generator().manual_seed(5)
+    mixed = torch.randint(0, 5, (4, 17, 25), generator=generator)
+    mixed[torch.rand(mixed.shape, generator=generator) < 0.3] = 255
+    mixed[1] = 255
+    apart = mixed.where(mixed == 255, mixed % 3)
+    apart[2:] = 255
+    apart[2:, :9, :9] = 3
+    apart[3, 4, 8] = 4  # a class with a single pixel
+    half = mixed.clone()
+    half[2:] = 255
+    return {"mixed": mixed, "no class in both": apart, "one process without a pixel": half,
+            "no pixel": torch.full_like(mixed, 255)}
+
+
+def losses(rank, world):
+    images = torch.randn(4, 3, 17, 25, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    own = slice(rank * 4 // world, (rank + 1) * 4 // world)
+    saved = {}
+    for name, label in labels().items():
+        for form in ("piecewise", "quadratic"):
+            torch.manual_seed(0)
+            net = Heads().double()
+            model = distributed.wrap(net, torch.device("cpu"))
+            weights = ConsistencyWeights(0.7, 1.3, 0.9, delta_v=0.5, delta_d=1.5, form=form)
+            outputs = model(images[own])
+            hard = ohem_label(outputs.logits, label[own], 0.1, 64 * 3)
+            loss = Criterion(ohem=(0.1, 64 * 3), consistency=weights)(outputs, label[own])
+            loss.total.backward()
+            values = torch.stack([loss.total.detach(), *loss.parts.values()])
+            saved[name, form] = {
+                "values": distributed.sum_over_processes(values) / world, "own": values, "parts": list(loss.parts),
+                "gradients": [p.grad for p in net.parameters()], "hard": hard,
+                "valid": int((label[own] != 255).sum()),
+            }
+    return saved
+
+
 def main(path):
     with distributed.processes(torch.device("cpu")):
         rank, world = distributed.rank(), distributed.world_size()
@@ -60,17 +112,22 @@ def main(path):
         precision = engine.Precision(torch.device("cpu"))
         steps = engine.train(
             model, batches, optimiser, precision.scaler(), precision=precision, schedule=lambda _: 0.1,
-            auxiliary_weight=0.4, interrupted=lambda: rank == world - 1,
+            criterion=Criterion(), interrupted=lambda: rank == world - 1,
         )
         steps = [(s.loss, s.interrupted) for s in steps]
         drawn = [batch(0), batch(1)]
-        samples = [{"image": x[i : i + 1], "label": y[i : i + 1]} for x, y in drawn for i in range(4)]
+        samples = [
+            {"image": x[i : i + 1], "label": y[i : i + 1], "names": [("a",)], "first": torch.tensor([0])}
+            for x, y in drawn for i in range(4)
+        ]
         samples = samples[:7]  # does not divide by two
-        confusion = engine.evaluate(net, samples[rank::world], num_classes=5, precision=precision)
+        confusion = engine.evaluate(
+            net, samples[rank::world], num_classes=5, precision=precision, predict=Prediction()
+        )
         saved = {
             "steps": steps, "weights": net.state_dict(), "draw": torch.rand(2), "matrix": confusion.matrix,
             "seen": sum(int((s["label"] != 255).sum()) for s in samples), "world": world, "main": distributed.is_main(),
-            "kinds": [type(module).__name__ for module in net],
+            "kinds": [type(module).__name__ for module in net], "losses": losses(rank, world),
         }
         torch.save(saved, f"{path}/{world}-{rank}.pt")
 
@@ -137,6 +194,33 @@ def test_a_stop_asked_of_one_process_reaches_all_of_them(results: dict[str, dict
     for saved in results.values():
         assert all(interrupted for _, interrupted in saved["steps"])
     assert [results[key]["main"] for key in ("1-0", "2-0", "2-1")] == [True, True, False]
+
+
+def test_two_processes_have_the_losses_and_gradients_of_one(results: dict[str, dict]) -> None:
+    alone = results["1-0"]["losses"]
+    assert len(alone) == 8
+    for case, expected in alone.items():
+        assert expected["parts"] == ["main", "auxiliary", "variance", "distance", "regularity"]
+        assert (expected["values"] != 0).all() or case[0] == "no pixel"
+        assert all(g.any() for g in expected["gradients"]) or case[0] == "no pixel"
+        for key in ("2-0", "2-1"):
+            got = results[key]["losses"][case]
+            torch.testing.assert_close(got["values"], expected["values"], rtol=1e-12, atol=1e-14, msg=f"{case} {key}")
+            # Every process returns the consistency of the global batch itself.
+            torch.testing.assert_close(got["own"][3:], expected["values"][3:], rtol=1e-12, atol=1e-14)
+            for gradient, reference in zip(got["gradients"], expected["gradients"], strict=True):
+                torch.testing.assert_close(gradient, reference, rtol=1e-9, atol=1e-12, msg=f"{case} {key}")
+
+
+def test_two_processes_keep_the_hard_pixels_of_one(results: dict[str, dict]) -> None:
+    alone = results["1-0"]["losses"]
+    for case, expected in alone.items():
+        shares = [results[key]["losses"][case] for key in ("2-0", "2-1")]
+        assert torch.equal(torch.cat([share["hard"] for share in shares]), expected["hard"])
+        kept = int((expected["hard"] != 255).sum())
+        assert 0 < kept < expected["valid"] or case[0] == "no pixel"
+    unequal = [results[key]["losses"]["one process without a pixel", "piecewise"]["valid"] for key in ("2-0", "2-1")]
+    assert unequal[0] > unequal[1] == 0
 
 
 @pytest.mark.parametrize("options", [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}])
@@ -233,8 +317,9 @@ def test_choose_device_errors() -> None:
 def test_single_process_helpers() -> None:
     value = torch.tensor([1.0, 2.0], requires_grad=True)
     assert torch.equal(distributed.sum_over_processes(value), value.detach())
+    assert distributed.differentiable_sum(value) is value
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     net = nn.Conv2d(3, 2, 1)
     assert distributed.wrap(net, torch.device("cpu")) is net
-    assert segmentation_loss(net(torch.randn(1, 3, 2, 2)), torch.zeros(1, 2, 2).long()).total.requires_grad
+    assert Criterion()(net(torch.randn(1, 3, 2, 2)), torch.zeros(1, 2, 2).long()).total.requires_grad
     assert engine.AMP_DTYPES["off"] is None

@@ -6,97 +6,20 @@ import torch
 from torch import nn
 
 from ccgpu.train import engine
-from ccgpu.train.datasets import EvaluationSet, StreamSampler, TrainStream, find_pairs
-from ccgpu.train.engine import Precision, evaluate, poly, predict_logits, train, window_starts
+from ccgpu.train.cityscapes import find_pairs
+from ccgpu.train.cityscapes_labels import CITYSCAPES
+from ccgpu.train.datasets import EvaluationSet, StreamSampler, TrainStream
+from ccgpu.train.engine import Precision, evaluate, poly, train
+from ccgpu.train.losses import Criterion
+from ccgpu.train.prediction import Prediction
 from ccgpu.train.transforms import EvaluationTransform, Normalise, TrainTransform
 
 CPU = Precision(torch.device("cpu"))
 
 
-@pytest.mark.parametrize(
-    ("size", "crop", "stride", "starts"),
-    [
-        (1024, 769, 513, [0, 255]),
-        (2048, 769, 513, [0, 513, 1026, 1279]),
-        (10, 4, 3, [0, 3, 6]),
-        (11, 4, 3, [0, 3, 6, 7]),
-        (4, 4, 4, [0]),
-        (3, 4, 2, [0]),
-        (5, 4, 1, [0, 1]),
-        (9, 3, 3, [0, 3, 6]),
-    ],
-)
-def test_window_starts_table(size: int, crop: int, stride: int, starts: list[int]) -> None:
-    assert window_starts(size, crop, stride) == starts
-
-
-@pytest.mark.parametrize("size", range(1, 15))
-@pytest.mark.parametrize("crop", [1, 3, 4])
-def test_window_starts_cover_every_pixel_within_the_border(size: int, crop: int) -> None:
-    for stride in range(1, crop + 1):
-        starts = window_starts(size, crop, stride)
-        assert len(set(starts)) == len(starts)
-        covered = {pixel for start in starts for pixel in range(start, start + crop)}
-        assert covered == set(range(max(size, crop)))
-
-
-@pytest.mark.parametrize(("crop", "stride"), [(4, 5), (4, 0), (0, 0)])
-def test_window_starts_refuse_gaps(crop: int, stride: int) -> None:
-    with pytest.raises(ValueError, match=f"stride must be in 1..crop, got stride {stride} for crop {crop}"):
-        window_starts(10, crop, stride)
-
-
-@pytest.mark.parametrize("size", [(5, 6), (9, 7), (10, 3), (2, 2), (1, 20), (13, 8)])
-@pytest.mark.parametrize("stride", [(1, 1), (3, 2), (5, 4)])
-def test_predict_logits_of_a_pointwise_network_is_the_same_whole_and_sliding(
-    size: tuple[int, int], stride: tuple[int, int]
-) -> None:
-    torch.manual_seed(0)
-    net = nn.Conv2d(3, 4, 1).double()
-    images = torch.randn(2, 3, *size, dtype=torch.float64)
-    whole = predict_logits(net, images)
-    sliding = predict_logits(net, images, mode="sliding", crop=(5, 4), stride=stride)
-    assert sliding.shape == (2, 4, *size)
-    assert whole.requires_grad is False
-    torch.testing.assert_close(sliding, whole, rtol=1e-12, atol=1e-12)
-
-
-class WindowMean(nn.Module):
-    """Logits that depend on the whole window, so that averages over windows show."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images + images.mean(dim=(2, 3), keepdim=True)
-
-
-def test_predict_logits_sliding_averages_over_the_windows_that_hold_a_pixel() -> None:
-    images = torch.randn(1, 2, 7, 6, dtype=torch.float64)
-    got = predict_logits(WindowMean(), images, mode="sliding", crop=(4, 5), stride=(3, 2))
-    for y in range(7):
-        for x in range(6):
-            seen = [
-                images[0, :, y, x] + images[0, :, top : top + 4, left : left + 5].mean(dim=(1, 2))
-                for top in (0, 3)
-                for left in (0, 1)
-                if top <= y < top + 4 and left <= x < left + 5
-            ]
-            torch.testing.assert_close(got[0, :, y, x], torch.stack(seen).mean(dim=0))
-
-
-def test_predict_logits_pads_small_pictures_with_zero_and_cuts_back() -> None:
-    images = torch.randn(1, 2, 3, 9, dtype=torch.float64)
-    got = predict_logits(WindowMean(), images, mode="sliding", crop=(5, 9), stride=(5, 9))
-    expected = images + images.sum(dim=(2, 3), keepdim=True) / 45
-    torch.testing.assert_close(got, expected)
-
-
-def test_predict_logits_errors() -> None:
-    net, images = nn.Identity(), torch.zeros(1, 3, 8, 8)
-    with pytest.raises(ValueError, match="mode must be whole, or sliding with crop and stride, got 'tiles'"):
-        predict_logits(net, images, mode="tiles")
-    with pytest.raises(ValueError, match="give all three"):
-        predict_logits(net, images, mode="sliding", crop=(4, 4))
-    with pytest.raises(ValueError, match=r"stride must be in 1\.\.crop, got stride 5 for crop 4"):
-        predict_logits(net, images, mode="sliding", crop=(4, 4), stride=(5, 4))
+def sample(image: torch.Tensor, label: torch.Tensor, names: tuple[str, ...] = ("a",), first: int = 0) -> dict[str, Any]:
+    """A batch of one, as torch's collation makes it."""
+    return {"image": image, "label": label, "names": [(name,) for name in names], "first": torch.tensor([first])}
 
 
 def test_evaluate_counts_by_label_and_prediction() -> None:
@@ -104,19 +27,34 @@ def test_evaluate_counts_by_label_and_prediction() -> None:
     for (y, x), prediction in {(0, 0): 0, (0, 1): 2, (1, 0): 1, (1, 1): 2}.items():
         logits[0, prediction, y, x] = 1
     samples = [
-        {"image": logits, "label": torch.tensor([[[0, 0], [1, 255]]])},
-        {"image": logits, "label": torch.tensor([[[2, 2], [1, 1]]])},
+        sample(logits, torch.tensor([[[0, 0], [1, 255]]])),
+        sample(logits, torch.tensor([[[2, 2], [1, 1]]]), ("b",)),
     ]
     net = nn.Sequential(nn.Dropout(0.9)).train()
-    confusion = evaluate(net, samples, num_classes=3, precision=CPU)
+    seen = {}
+    confusion = evaluate(net, samples, num_classes=3, precision=CPU, predict=Prediction(), seen=seen.__setitem__)
     assert confusion.matrix.tolist() == [[1, 0, 1], [0, 2, 1], [1, 0, 1]]
     assert not net.training
+    assert {name: classes.tolist() for name, classes in seen.items()} == {name: [[0, 2], [1, 2]] for name in "ab"}
+
+
+def test_evaluate_counts_the_frames_of_a_clip_from_its_first_on() -> None:
+    logits = torch.zeros(1, 2, 3, 1, 2)
+    logits[0, 1] = torch.tensor([1.0, -1.0])  # class 1 left, class 0 right, in each of three frames
+    label = torch.tensor([[[[1, 1]], [[0, 0]], [[1, 255]]]])
+    seen = {}
+    clip = sample(logits, label, ("a", "b", "c"), first=1)
+    confusion = evaluate(
+        nn.Identity(), [clip], num_classes=2, precision=CPU, predict=Prediction(), seen=seen.__setitem__
+    )
+    assert confusion.matrix.tolist() == [[1, 1], [0, 1]]
+    assert {name: classes.tolist() for name, classes in seen.items()} == {"b": [[1, 0]], "c": [[1, 0]]}
 
 
 def test_evaluate_stops_when_asked() -> None:
-    samples = [{"image": torch.zeros(1, 2, 2, 2), "label": torch.zeros(1, 2, 2).long()}]
+    samples = [sample(torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2).long())]
     with pytest.raises(engine.Interrupted):
-        evaluate(nn.Identity(), samples, num_classes=2, precision=CPU, interrupted=lambda: True)
+        evaluate(nn.Identity(), samples, num_classes=2, precision=CPU, predict=Prediction(), interrupted=lambda: True)
 
 
 def steps_of(net: nn.Module, batches: list[dict[str, Any]], lr: float = 0.5, **options: Any) -> list[engine.Step]:
@@ -130,7 +68,7 @@ def steps_of(net: nn.Module, batches: list[dict[str, Any]], lr: float = 0.5, **o
             CPU.scaler(),
             precision=CPU,
             schedule=schedule,
-            auxiliary_weight=0.4,
+            criterion=Criterion(),
             **options,
         )
     )
@@ -158,7 +96,8 @@ def test_train_takes_the_steps_of_sgd_with_momentum_decay_and_the_poly_schedule(
         assert step.iteration == iteration + 1
         assert step.lr == pytest.approx(lr, rel=1e-12)
         assert step.loss == pytest.approx(loss.item(), rel=1e-5)
-        assert (step.main, step.auxiliary, step.interrupted) == (step.loss, 0.0, False)
+        assert step.parts["main"] == step.loss
+        assert not step.interrupted
         assert parameter.grad is not None
         velocity = 0.9 * velocity + parameter.grad + 0.01 * weight
         weight = weight - lr * velocity
@@ -183,7 +122,7 @@ def test_train_goes_back_to_train_mode_after_the_caller_evaluated() -> None:
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
     for _ in train(
         net, [batch_of(0), batch_of(1)], optimiser, CPU.scaler(),
-        precision=CPU, schedule=lambda _: 0.1, auxiliary_weight=0.4,
+        precision=CPU, schedule=lambda _: 0.1, criterion=Criterion(),
     ):  # fmt: skip
         net.eval()
     assert modes == [True, True]
@@ -201,7 +140,7 @@ def test_train_stops_at_a_loss_that_is_not_finite_with_the_weights_before_it() -
         CPU.scaler(),
         precision=CPU,
         schedule=lambda _: 0.1,
-        auxiliary_weight=0.4,
+        criterion=Criterion(),
     )
     next(steps)
     before = net.weight.detach().clone()
@@ -224,7 +163,7 @@ def test_train_under_bf16_autocast_follows_float32() -> None:
         optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
         steps = train(
             net, [batch_of(s) for s in range(3)], optimiser, precision.scaler(),
-            precision=precision, schedule=lambda _: 0.1, auxiliary_weight=0.4,
+            precision=precision, schedule=lambda _: 0.1, criterion=Criterion(),
         )  # fmt: skip
         losses.append([step.loss for step in steps])
     assert losses[0] != losses[1]
@@ -232,8 +171,9 @@ def test_train_under_bf16_autocast_follows_float32() -> None:
 
 
 def test_load_batches_is_the_same_with_a_worker_and_leaves_the_random_state_alone(tiny_data: Path) -> None:
-    pairs = find_pairs(tiny_data, "train")
-    stream = TrainStream(pairs, TrainTransform((24, 32), (0.75, 2.0), True, Normalise()), seed=3, length=40)
+    clips = [(pair,) for pair in find_pairs(tiny_data, "train")]
+    transform = TrainTransform((24, 32), (0.75, 2.0), True, Normalise())
+    stream = TrainStream(clips, CITYSCAPES, transform, seed=3, length=40)
     before = torch.get_rng_state()
     seen = []
     for workers in (0, 1):
@@ -241,7 +181,7 @@ def test_load_batches_is_the_same_with_a_worker_and_leaves_the_random_state_alon
         loader = engine.load_batches(stream, batches=order, workers=workers, device=torch.device("cpu"))
         seen.append(list(loader))
     assert torch.equal(torch.get_rng_state(), before)
-    assert [batch["name"] for batch in seen[0]] == [batch["name"] for batch in seen[1]]
+    assert [batch["names"] for batch in seen[0]] == [batch["names"] for batch in seen[1]]
     for alone, worker, positions in zip(*seen, StreamSampler(4, 7, 2), strict=True):
         assert torch.equal(alone["image"], worker["image"])
         assert torch.equal(alone["label"], worker["label"])
@@ -249,9 +189,10 @@ def test_load_batches_is_the_same_with_a_worker_and_leaves_the_random_state_alon
 
 
 def test_load_batches_of_an_evaluation_set(tiny_data: Path) -> None:
-    data = EvaluationSet(find_pairs(tiny_data, "val"), EvaluationTransform(Normalise()))
+    clips = [((pair,), 0) for pair in find_pairs(tiny_data, "val")]
+    data = EvaluationSet(clips, CITYSCAPES, EvaluationTransform(Normalise()))
     loader = engine.load_batches(data, batches=[[0], [2]], workers=0, device=torch.device("cpu"))
-    assert [batch["name"][0] for batch in loader] == [data[0]["name"], data[2]["name"]]
+    assert [batch["names"][0] for batch in loader] == [data[0]["names"], data[2]["names"]]
 
 
 def test_poly_table() -> None:

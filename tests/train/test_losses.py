@@ -1,37 +1,48 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ccgpu.train.losses import AUXILIARY_WEIGHT, global_cross_entropy, segmentation_loss
+from ccgpu.models.ccnet import Outputs
+from ccgpu.train.losses import (
+    AUXILIARY_WEIGHT,
+    ConsistencyWeights,
+    Criterion,
+    global_cross_entropy,
+    label_at,
+    ohem_label,
+)
+from tests.train.consistency_reference import consistency_loop
 
 
 def cross_entropy_loop(logits: torch.Tensor, label: torch.Tensor) -> float:
     total, count = 0.0, 0
-    batch, _, height, width = logits.shape
-    for b in range(batch):
-        for y in range(height):
-            for x in range(width):
-                true = int(label[b, y, x])
-                if true == 255:
-                    continue
-                scores = logits[b, :, y, x].tolist()
-                total += math.log(sum(math.exp(score) for score in scores)) - scores[true]
-                count += 1
+    for b in range(len(label)):
+        for position in np.ndindex(*label.shape[1:]):
+            true = int(label[(b, *position)])
+            if true == 255:
+                continue
+            scores = logits[(b, slice(None), *position)].tolist()
+            total += math.log(sum(math.exp(score) for score in scores)) - scores[true]
+            count += 1
     return total / max(count, 1)
 
 
-def random_case(seed: int, ignored: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
+def random_case(seed: int, ignored: float = 0.3, size: tuple[int, ...] = (3, 4)) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(2, 5, 3, 4, generator=generator, dtype=torch.float64) * 3
-    label = torch.randint(0, 5, (2, 3, 4), generator=generator)
-    label[torch.rand(2, 3, 4, generator=generator) < ignored] = 255
+    logits = torch.randn(2, 5, *size, generator=generator, dtype=torch.float64) * 3
+    label = torch.randint(0, 5, (2, *size), generator=generator)
+    label[torch.rand(2, *size, generator=generator) < ignored] = 255
     return logits, label
 
 
+@pytest.mark.parametrize("size", [(3, 4), (7,), (2, 3, 2)])
 @pytest.mark.parametrize("seed", range(3))
-def test_global_cross_entropy_equals_a_plain_loop(seed: int) -> None:
-    logits, label = random_case(seed)
+def test_global_cross_entropy_equals_a_plain_loop(seed: int, size: tuple[int, ...]) -> None:
+    logits, label = random_case(seed, size=size)
     assert global_cross_entropy(logits, label).item() == pytest.approx(cross_entropy_loop(logits, label), rel=1e-12)
 
 
@@ -70,20 +81,287 @@ def test_global_cross_entropy_refuses_logits_of_another_size() -> None:
         global_cross_entropy(logits[..., :3], label)
 
 
-def test_segmentation_loss_adds_the_weighted_auxiliary_loss() -> None:
+@settings(max_examples=50, deadline=None)
+@given(extents=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 14)), min_size=1, max_size=3))
+def test_label_at_takes_the_nearest_pixel_with_corners_aligned(extents: list[tuple[int, int]]) -> None:
+    shape, size = zip(*extents, strict=True)
+    label = torch.arange(2 * math.prod(shape)).reshape(2, *shape)
+    got = label_at(label, size)
+    assert got.shape == (2, *size)
+    for position in np.ndindex(*size):
+        at = [
+            math.floor(i * (n - 1) / (m - 1) + 0.5) if m > 1 else 0
+            for i, n, m in zip(position, shape, size, strict=True)
+        ]
+        assert torch.equal(got[(slice(None), *position)], label[(slice(None), *at)])
+    assert torch.equal(label_at(label, shape), label)
+
+
+@pytest.mark.parametrize("size", [(3,), (2, 3, 4), (0, 3)])
+def test_label_at_refuses_other_axes(size: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"label_at: size must be an extent .* for \(1, 4, 5\)"):
+        label_at(torch.zeros(1, 4, 5).long(), size)
+
+
+def test_label_at_features_of_a_picture() -> None:
+    label = torch.arange(769).expand(1, 769, 769)
+    assert label_at(label, (97, 97))[0, 0].tolist() == list(range(0, 769, 8))
+
+
+def interpolation(positions: int, extent: int) -> np.ndarray:
+    """Weights (positions, extent) of linear interpolation with corners aligned."""
+    weights = np.zeros((positions, extent))
+    for i in range(positions):
+        at = i * (extent - 1) / (positions - 1) if positions > 1 else 0.0
+        low = min(int(at), extent - 1)
+        weights[i, low] += 1 - (at - low)
+        weights[i, min(low + 1, extent - 1)] += at - low
+    return weights
+
+
+def authors_rule(logits: np.ndarray, label: np.ndarray, threshold: float, kept: int) -> tuple[np.ndarray, float]:
+    """The authors' algorithm restated: each pixel's true-class probability, and the limit."""
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probability = odds / odds.sum(axis=1, keepdims=True)
+    height, width = label.shape[1:]
+    rows, columns = (interpolation(max(round(n / 8), 1), n) for n in (height, width))
+    zoomed = np.einsum("yh,bkhw,xw->bkyx", rows, probability, columns)
+    small = label_at(torch.from_numpy(label), (len(rows), len(columns))).numpy()
+    pred = np.array([zoomed[b, c, y, x] for (b, y, x), c in np.ndenumerate(small) if c != 255])
+    min_kept = kept // 64
+    if min_kept >= len(pred):
+        limit = 1.0
+    else:
+        limit = threshold
+        if min_kept > 0:
+            limit = max(threshold, np.partition(pred, min_kept - 1)[min_kept - 1])
+    true = np.take_along_axis(probability, np.where(label == 255, 0, label)[:, None], axis=1)[:, 0]
+    return true, limit
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    batch=st.integers(1, 3),
+    classes=st.integers(1, 5),
+    threshold=st.sampled_from([0.0, 0.2, 0.7, 1.0]),
+    kept=st.integers(0, 64 * 30),
+    ignored=st.sampled_from([0.0, 0.4, 1.0]),
+    sharpness=st.sampled_from([0.3, 3.0, 30.0]),
+    seed=st.integers(0, 2**31),
+)
+def test_ohem_keeps_the_pixels_of_the_authors_rule(
+    size: tuple[int, int],
+    batch: int,
+    classes: int,
+    threshold: float,
+    kept: int,
+    ignored: float,
+    sharpness: float,
+    seed: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(batch, classes, *size, generator=generator, dtype=torch.float64) * sharpness
+    label = torch.randint(0, classes, (batch, *size), generator=generator)
+    label[torch.rand(label.shape, generator=generator) < ignored] = 255
+    got = ohem_label(logits, label, threshold, kept)
+    true, limit = authors_rule(logits.numpy(), label.numpy(), threshold, kept)
+    close = np.abs(true - limit) < 1e-12  # rounding decides there
+    expected = torch.from_numpy(np.where(true <= limit, label.numpy(), 255))
+    assert got.dtype == torch.int64
+    decided = torch.from_numpy(~close | (label.numpy() == 255) | (limit == 1.0))
+    assert torch.equal(got[decided], expected[decided])
+    assert torch.logical_or(got == label, got == 255).all()
+
+
+@pytest.mark.parametrize("size", [(16, 24), (20, 36), (47, 106), (97, 115)])
+def test_ohem_shrinks_as_scipy_zoom_does(size: tuple[int, int]) -> None:
+    zoom = pytest.importorskip("scipy.ndimage").zoom
+    rng = np.random.default_rng(0)
+    maps, label = rng.random((3, *size)), rng.integers(0, 9, size)
+    # mode="nearest": by default scipy puts 0 where a position is beyond the border by a rounding error.
+    zoomed = zoom(maps, (1, 1 / 8, 1 / 8), order=1, mode="nearest")
+    rows, columns = (interpolation(round(n / 8), n) for n in size)
+    np.testing.assert_allclose(np.einsum("yh,khw,xw->kyx", rows, maps, columns), zoomed, rtol=1e-12)
+    nearest = zoom(label, (1 / 8, 1 / 8), order=0, mode="nearest")
+    assert np.array_equal(label_at(torch.from_numpy(label)[None], (len(rows), len(columns)))[0].numpy(), nearest)
+
+
+def sureness(p: torch.Tensor) -> torch.Tensor:
+    """Logits of two classes that give class 1 the probability p."""
+    return torch.stack([torch.log1p(-p), torch.log(p)], dim=1)
+
+
+def test_ohem_limit_comes_from_an_eighth_of_the_size() -> None:
+    # 24x24 pixels, 3x3 positions at rows and columns 0, 12, 23 (11.5 lies between two pixels of one probability).
+    p = torch.full((1, 24, 24), 0.99, dtype=torch.float64)
+    label = torch.ones(1, 24, 24).long()
+    spots = {(0, 0): 0.75, (0, 23): 0.8, (23, 0): 0.85, (23, 23): 0.9}
+    for (y, x), value in spots.items():
+        p[0, y, x] = value
+    p[0, 5, 5], p[0, 5, 6], p[0, 5, 7] = 0.1, 0.82, 0.7
+    everything = {**spots, (5, 5): 0.1, (5, 6): 0.82, (5, 7): 0.7}
+    for k, limit in ((0, 0.7), (1, 0.75), (2, 0.8), (3, 0.85), (4, 0.9)):
+        for kept in (64 * k, 64 * k + 63):
+            hard = (ohem_label(sureness(p), label, 0.7 + 1e-9, kept) == 1)[0].nonzero().tolist()
+            assert sorted(hard) == sorted([y, x] for (y, x), value in everything.items() if value <= limit + 1e-9)
+    assert int((ohem_label(sureness(p), label, 0.8 + 1e-9, 64) == 1).sum()) == 4
+    for kept in (64 * 8, 64 * 9, 10**9):
+        assert int((ohem_label(sureness(p), label, 0.7, kept) == 1).sum()) == 24 * 24
+
+
+def test_ohem_keeps_all_where_no_more_than_k_pixels_are_valid() -> None:
+    p = torch.full((1, 24, 24), 0.99, dtype=torch.float64)
+    label = torch.ones(1, 24, 24).long()
+    p[0, 20, 20] = 0.999  # surer than all that the limit could come from
+    label[0, :12] = 255  # a third of the 9 positions, and half of the pixels
+    assert int((ohem_label(sureness(p), label, 0.7, 64 * 6) == 1).sum()) == 12 * 24
+    label[0, 23, 23] = 255
+    assert int((ohem_label(sureness(p), label, 0.7, 64 * 5) == 1).sum()) == 12 * 24 - 1
+    p[0, 23, 0] = 0.8
+    assert (ohem_label(sureness(p), label, 0.7, 64) == 1).nonzero().tolist() == [[0, 23, 0]]
+    none = torch.full_like(label, 255)
+    assert torch.equal(ohem_label(sureness(p), none, 0.7, 64), none)
+
+
+def test_ohem_has_one_limit_for_all_pictures_and_frames() -> None:
+    logits, label = random_case(3, size=(20, 33))
+    whole = ohem_label(logits, label, 0.0, 64 * 7)
+    clips = logits.transpose(0, 1)[None], label[None]
+    assert torch.equal(ohem_label(*clips, 0.0, 64 * 7)[0], whole)
+    other = logits.clone()
+    other[1] = -other[1]
+    assert not torch.equal(ohem_label(other, label, 0.0, 64 * 7)[0], whole[0])
+
+
+def test_ohem_keeps_pixels_whose_probability_is_not_a_number() -> None:
+    logits, label = random_case(0, ignored=0.0, size=(16, 16))
+    logits[0, 2, 7, 7] = math.nan
+    for kept in (0, 64, 64 * 100):
+        hard = ohem_label(logits, label, 0.0, kept)
+        assert hard[0, 7, 7] == label[0, 7, 7]
+    assert math.isnan(Criterion(ohem=(0.0, 64))(logits, label).total.item())
+
+
+def test_ohem_of_half_precision_is_computed_in_float32() -> None:
+    logits, label = random_case(4, size=(24, 24))
+    half = logits.bfloat16()
+    expected = ohem_label(half.float(), label, 0.3, 64 * 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ohem_label(half, label, 0.3, 64 * 3), expected)
+    assert 0 < int((expected != 255).sum()) < int((label != 255).sum())
+
+
+@pytest.mark.parametrize(
+    ("logits", "arguments", "message"),
+    [
+        (torch.zeros(1, 2, 8, 9), (), r"label must have the shape .* got \(1, 8, 8\) for \(1, 2, 8, 9\)"),
+        (torch.zeros(1, 2, 8, 8), (1.1, 100), "threshold must be from 0 to 1 and kept 0 or more, got 1.1 and 100"),
+        (torch.zeros(1, 2, 8, 8), (math.nan, 100), "got nan and 100"),
+        (torch.zeros(1, 2, 8, 8), (0.7, -1), "got 0.7 and -1"),
+    ],
+)
+def test_ohem_errors(logits: torch.Tensor, arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=f"ohem_label: .*{message}"):
+        ohem_label(logits, torch.zeros(1, 8, 8).long(), *arguments)
+
+
+def test_ohem_refuses_logits_without_two_axes() -> None:
+    with pytest.raises(ValueError, match=r"ohem_label: logits must be .* got shape \(1, 2, 8\)"):
+        ohem_label(torch.zeros(1, 2, 8), torch.zeros(1, 8).long())
+
+
+def test_criterion_adds_the_weighted_auxiliary_loss() -> None:
     logits, label = random_case(7)
     other = random_case(8)[0]
-    loss = segmentation_loss((logits, other), label)
+    loss = Criterion()(Outputs(logits, other), label)
     main, auxiliary = cross_entropy_loop(logits, label), cross_entropy_loop(other, label)
     assert AUXILIARY_WEIGHT == 0.4
     assert loss.total.item() == pytest.approx(main + 0.4 * auxiliary, rel=1e-12)
-    assert loss.main.item() == pytest.approx(main, rel=1e-12)
-    assert loss.auxiliary.item() == pytest.approx(auxiliary, rel=1e-12)
-    assert segmentation_loss((logits, other), label, 0.0).total.item() == pytest.approx(main, rel=1e-12)
+    assert list(loss.parts) == ["main", "auxiliary"]
+    assert loss.parts["main"].item() == pytest.approx(main, rel=1e-12)
+    assert loss.parts["auxiliary"].item() == pytest.approx(auxiliary, rel=1e-12)
+    assert Criterion(0.0)(Outputs(logits, other), label).total.item() == pytest.approx(main, rel=1e-12)
 
 
-def test_segmentation_loss_without_auxiliary_head_is_the_main_loss() -> None:
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_criterion_without_auxiliary_head_is_the_main_loss(wrapped: bool) -> None:
     logits, label = random_case(9)
-    loss = segmentation_loss(logits, label)
-    assert loss.total.item() == loss.main.item() == pytest.approx(cross_entropy_loop(logits, label), rel=1e-12)
-    assert loss.auxiliary.item() == 0
+    loss = Criterion()(Outputs(logits) if wrapped else logits, label)
+    expected = pytest.approx(cross_entropy_loop(logits, label), rel=1e-12)
+    assert loss.total.item() == loss.parts["main"].item() == expected
+    assert loss.parts["auxiliary"].item() == 0
+
+
+@pytest.mark.parametrize("frames", [(), (3,)])
+def test_criterion_adds_the_weighted_category_consistent_loss(frames: tuple[int, ...]) -> None:
+    logits, label = random_case(10, size=(*frames, 9, 12))
+    generator = torch.Generator().manual_seed(0)
+    embedding = torch.randn(2, 4, *frames, 3, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    weights = ConsistencyWeights(2.0, 3.0, 5.0, delta_v=0.4, delta_d=1.0, form="quadratic")
+    outputs = Outputs(logits.requires_grad_(), embedding=embedding)
+    loss = Criterion(consistency=weights)(outputs, label)
+    # Rows 0, 4, 8 and columns 0, 3 (2.75), 6 (5.5), 8 (8.25), 11 of the label.
+    nearest = label[..., [0, 4, 8], :][..., [0, 3, 6, 8, 11]]
+    terms = consistency_loop(embedding.detach().numpy(), nearest.numpy(), 0.4, 1.0, "quadratic")
+    main = cross_entropy_loop(logits, label)
+    assert list(loss.parts) == ["main", "auxiliary", "variance", "distance", "regularity"]
+    assert [part.item() for part in loss.parts.values()] == pytest.approx([main, 0.0, *terms], rel=1e-12)
+    assert min(terms) > 0.01
+    expected = main + 2 * terms[0] + 3 * terms[1] + 5 * terms[2]
+    assert loss.total.item() == pytest.approx(expected, rel=1e-12)
+    assert not any(part.requires_grad or part.ndim for part in loss.parts.values())
+    loss.total.backward()
+    assert embedding.grad is not None
+    assert embedding.grad.any()
+
+
+def test_consistency_weights_are_those_of_the_paper() -> None:
+    assert ConsistencyWeights() == ConsistencyWeights(1.0, 1.0, 0.001, 0.5, 1.5, "piecewise")
+
+
+def test_criterion_asks_for_an_embedding() -> None:
+    logits, label = random_case(11)
+    for outputs in (logits, Outputs(logits, logits)):
+        with pytest.raises(ValueError, match=r"outputs must have an embedding.*CCNet\(\.\.\., embedding=16\)"):
+            Criterion(consistency=ConsistencyWeights())(outputs, label)
+
+
+def test_criterion_mines_hard_pixels_for_the_main_head_only() -> None:
+    logits, label = random_case(12, size=(24, 17))
+    other = random_case(13, size=(24, 17))[0]
+    hard = ohem_label(logits, label, 0.3, 64 * 2)
+    assert 0 < int((hard != 255).sum()) < int((label != 255).sum())
+    ours = logits.clone().requires_grad_()
+    loss = Criterion(ohem=(0.3, 64 * 2))(Outputs(ours, other), label)
+    assert loss.parts["main"].item() == pytest.approx(cross_entropy_loop(logits, hard), rel=1e-12)
+    assert loss.parts["auxiliary"].item() == pytest.approx(cross_entropy_loop(other, label), rel=1e-12)
+    loss.total.backward()
+    plain = logits.clone().requires_grad_()
+    global_cross_entropy(plain, hard).backward()
+    torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-12, atol=1e-15)
+
+
+def test_criterion_of_half_precision_outputs_is_computed_in_float32() -> None:
+    logits, label = random_case(14, size=(16, 16))
+    embedding = random_case(15, size=(2, 2))[0].bfloat16()
+    outputs = Outputs(logits.bfloat16(), logits.bfloat16(), embedding)
+    loss = Criterion(ohem=(0.7, 64), consistency=ConsistencyWeights())(outputs, label)
+    assert {part.dtype for part in (loss.total, *loss.parts.values())} == {torch.float32}
+    exact = Outputs(*(output.double() for output in outputs))
+    expected = Criterion(ohem=(0.7, 64), consistency=ConsistencyWeights())(exact, label)
+    assert loss.total.item() == pytest.approx(expected.total.item(), rel=1e-5)
+
+
+def test_criterion_compiles_into_one_graph() -> None:
+    logits, label = random_case(16, size=(24, 16))
+    embedding = random_case(17, size=(3, 2))[0]
+    criterion = Criterion(ohem=(0.3, 64 * 2), consistency=ConsistencyWeights())
+    compiled = torch.compile(criterion.__call__, fullgraph=True, dynamic=False, backend="eager")
+    gradients = []
+    for compute in (compiled, criterion):
+        outputs = Outputs(*(t.clone().requires_grad_() for t in (logits, -logits, embedding)))
+        loss = compute(outputs, label)
+        loss.total.backward()
+        gradients.append([loss.total.detach(), *loss.parts.values(), *(t.grad for t in outputs)])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)

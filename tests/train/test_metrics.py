@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ccgpu.train.labels import CLASS_NAMES, ID_TO_TRAIN_ID, LABELS, TRAIN_ID_TO_ID
+from ccgpu.train.cityscapes_labels import CITYSCAPES, LABELS
 from ccgpu.train.metrics import ConfusionMatrix, results_table
 
 
@@ -158,24 +158,24 @@ def test_scores_equal_the_official_evaluation(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     # Wall and train occur nowhere, truck only in predictions, bus only in labels; ignored ids lie everywhere.
     ids = [row.id for row in LABELS if row.id >= 0 and row.name not in ("wall", "train", "truck")]
-    classes = [index for index, name in enumerate(CLASS_NAMES) if name not in ("wall", "train", "bus")]
+    classes = [index for index, name in enumerate(CITYSCAPES.names) if name not in ("wall", "train", "bus")]
     confusion = ConfusionMatrix(19)
     predictions, truths = [], []
     for picture in range(3):
         truth = generator.choice(ids, (40, 60)).astype(np.uint8)
-        right = ID_TO_TRAIN_ID[truth]
+        right = CITYSCAPES.to_train[truth]
         usable = np.isin(right, classes) & (generator.random(truth.shape) < 0.6)
         prediction = np.where(usable, right, generator.choice(classes, truth.shape)).astype(np.uint8)
         confusion.update(torch.from_numpy(prediction), torch.from_numpy(right))
         predictions.append(str(tmp_path / f"drawn_00000{picture}_000019_pred.png"))
         truths.append(str(tmp_path / f"drawn_00000{picture}_000019_gtFine_labelIds.png"))
-        Image.fromarray(TRAIN_ID_TO_ID[prediction]).save(predictions[-1])
+        Image.fromarray(CITYSCAPES.to_file[prediction]).save(predictions[-1])
         Image.fromarray(truth).save(truths[-1])
     official.args.evalInstLevelScore = False
     official.args.JSONOutput = False
     official.args.quiet = True
     result = official.evaluateImgLists(predictions, truths, official.args)
-    ours = dict(zip(CLASS_NAMES, confusion.iou().tolist(), strict=True))
+    ours = dict(zip(CITYSCAPES.names, confusion.iou().tolist(), strict=True))
     for name, iou in ours.items():
         assert iou == pytest.approx(result["classScores"][name], abs=1e-12, nan_ok=True)
     assert confusion.miou() == pytest.approx(result["averageScoreClasses"], abs=1e-12)

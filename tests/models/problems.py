@@ -1,0 +1,48 @@
+"""Attention modules, inputs, gradients, and what is kept for backward: shared by the tests of attention and context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ccgpu.models.attention import GatedAttention
+
+Module = TypeVar("Module", bound=GatedAttention)
+SIZES = {1: (7,), 2: (4, 5), 3: (2, 3, 4)}
+
+
+def make(kind: Callable[..., Module], *arguments: Any, **options: Any) -> Module:
+    """A float64 module with gamma 0.7 and weights large enough for peaked attention."""
+    torch.manual_seed(1)
+    module = kind(*arguments, **options).double()
+    with torch.no_grad():
+        module.gamma.fill_(0.7)
+        for convolution in (module.query_conv, module.key_conv):
+            convolution.weight.mul_(3)
+    return module
+
+
+def features(dims: int, channels: int = 8, batch: int = 2) -> Tensor:
+    return torch.randn(batch, channels, *SIZES[dims], generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def gradients(out: Tensor, x: Tensor, module: nn.Module) -> list[Tensor]:
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(3), dtype=out.dtype)
+    return list(torch.autograd.grad((out * weights).sum(), [x, *module.parameters()]))
+
+
+def kept(module: nn.Module, x: Tensor) -> list[Tensor]:
+    """What forward keeps for backward besides parameters, each memory once."""
+    saved: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module(x)
+    parameters = {parameter.data_ptr() for parameter in module.parameters()}
+    return [tensor for pointer, tensor in saved.items() if pointer not in parameters]

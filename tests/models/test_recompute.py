@@ -1,0 +1,78 @@
+"""Attention that is computed once more in backward: equal results, and only the loops' inputs are kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ccgpu.models.attention import RCCA
+from ccgpu.models.context import FORMS, NonLocal
+from tests.models.problems import features, gradients, kept, make
+
+
+@pytest.mark.parametrize(("dims", "recurrence"), [(1, 1), (2, 2), (3, 3)])
+def test_recomputing_keeps_the_inputs_of_the_loops_alone(dims: int, recurrence: int) -> None:
+    module, x = make(RCCA, 8, recurrence, dims=dims), features(dims).requires_grad_()
+    plain, expected = len(kept(module, x)), module(x)
+    wanted = gradients(expected, x, module)
+    inputs = [x, *(make(RCCA, 8, loops, dims=dims)(x) for loops in range(1, recurrence))]
+    module.recompute = True
+    tensors = kept(module, x)
+    assert len(tensors) == recurrence < plain
+    for tensor, its_input in zip(tensors, inputs, strict=True):
+        assert torch.equal(tensor, its_input)
+        assert tensor.untyped_storage().nbytes() == x.nbytes
+    out = module(x)
+    assert torch.equal(out, expected)
+    for ours, theirs in zip(gradients(out, x, module), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_recomputing_non_local_attention_keeps_its_input_alone(form: str) -> None:
+    results = []
+    for recompute in (False, True):
+        module, x = make(NonLocal, 8, form=form, recompute=recompute), features(2).requires_grad_()
+        assert (len(kept(module, x)) == 1) == recompute
+        out = module(x)
+        results.append([out, *gradients(out, x, module)])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_recomputing_gives_the_same_under_autocast() -> None:
+    """Also where backward runs outside of autocast, as it should."""
+    results = []
+    for recompute in (False, True):
+        module, x = make(RCCA, 8, 2, recompute=recompute).float(), features(2).float().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = module(x)
+        results.append([out, *gradients(out, x, module)])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_compiled_recomputing_keeps_the_inputs_of_the_loops_alone() -> None:
+    module, x = make(RCCA, 8, 2, recompute=True), features(2).requires_grad_()
+    # This backend splits forward from backward, and so decides what is kept, but generates no code.
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    assert sum(tensor.nbytes for tensor in kept(compiled, x)) == 2 * x.nbytes
+    ours, theirs = compiled(x), module(x)
+    torch.testing.assert_close(ours, theirs)
+    for a, b in zip(gradients(ours, x, module), gradients(theirs, x, module), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_recomputing_under_ddp_gives_the_same_gradients(tmp_path: Any) -> None:
+    module, plain, x = make(RCCA, 8, 2, recompute=True), make(RCCA, 8, 2), features(2)
+    expected = torch.autograd.grad(plain(x).square().sum(), list(plain.parameters()))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        nn.parallel.DistributedDataParallel(module)(x).square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for parameter, gradient in zip(module.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)

@@ -1,0 +1,175 @@
+"""python -m train.cost: the paper's FLOPs and memory, held to; the table; wrong flags. gamma is 0.5 throughout."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from ccgpu.models.resnet import ResNet
+from ccgpu.train import cost
+from ccgpu.train.activations import peak_bytes, saved_bytes
+from ccgpu.train.cost import (
+    CANDIDATES,
+    PAPERS_SHAPE,
+    Candidate,
+    feature_shape,
+    flops,
+    main,
+    measure,
+    prepared,
+    training_step,
+)
+
+CPU = torch.device("cpu")
+CANDIDATE = {candidate.name: candidate for candidate in CANDIDATES}
+
+
+def saved_mb(name: str) -> float:
+    return saved_bytes(*prepared(CANDIDATE[name], PAPERS_SHAPE, CPU)) / 1e6
+
+
+# The paper's numbers
+
+
+@pytest.mark.parametrize("candidate", [c for c in CANDIDATES if "gflops" in c.paper], ids=lambda c: c.name)
+def test_flops_are_those_of_the_paper(candidate: Candidate) -> None:
+    """The increments for 769x769; the paper counts multiply and add as two operations, as torch does."""
+    assert flops(candidate.build, PAPERS_SHAPE) == pytest.approx(1e9 * candidate.paper["gflops"], rel=0.01)
+
+
+@pytest.mark.parametrize("recurrence", [1, 2, 3])
+def test_flops_of_rcca_are_those_of_the_authors_formula(recurrence: int) -> None:
+    """1x1 convolutions with bias, affinity, aggregation; torch leaves out the bias."""
+    batch, channels, height, width = PAPERS_SHAPE
+    n, length, d = batch * height * width, height + width - 1, channels // 8
+    loop = 2 * n * (channels + 1) * (2 * d + channels) + 2 * n * length * d + 2 * n * length * channels
+    biases = 2 * n * (2 * d + channels)
+    counted = flops(CANDIDATE[f"RCCA R={recurrence}"].build, PAPERS_SHAPE)
+    assert counted == pytest.approx(recurrence * (loop - biases), rel=0.005)
+
+
+def test_both_forms_of_non_local_have_the_same_flops() -> None:
+    assert len({flops(CANDIDATE[f"non-local, {form}"].build, PAPERS_SHAPE) for form in ("materialised", "sdpa")}) == 1
+
+
+def test_the_paper_compares_what_rcca_keeps_with_the_peak_of_non_local() -> None:
+    two_loops, recomputed = saved_mb("RCCA R=2"), saved_mb("RCCA R=2, recompute")
+    assert two_loops == pytest.approx(CANDIDATE["RCCA R=2"].paper["saved_mb"], rel=0.05)
+    name = "non-local, materialised"
+    peak = peak_bytes(training_step(*prepared(CANDIDATE[name], PAPERS_SHAPE, CPU)), CPU)[0] / 1e6
+    assert peak == pytest.approx(CANDIDATE[name].paper["peak_mb"], rel=0.1)
+    assert peak / two_loops >= 11
+    assert peak / recomputed >= 25
+
+
+@pytest.mark.parametrize("recurrence", [1, 2, 3])
+def test_rcca_keeps_its_maps(recurrence: int) -> None:
+    """Each loop: x, q, k, v, the attention's output, lse. Those that recompute: x alone."""
+    batch, channels, height, width = PAPERS_SHAPE
+    position_bytes = 4 * (3 * channels + 2 * channels // 8 + 1)
+    positions = batch * height * width
+    assert saved_mb(f"RCCA R={recurrence}") == pytest.approx(recurrence * position_bytes * positions / 1e6, rel=1e-3)
+    if recurrence == 2:
+        assert saved_mb("RCCA R=2, recompute") == pytest.approx(2 * 4 * channels * positions / 1e6, rel=1e-3)
+
+
+# Measuring
+
+
+@pytest.mark.parametrize("size", [(769, 769), (1024, 2048), (1, 1), (40, 57)])
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_feature_shape_is_that_of_the_backbone(size: tuple[int, int], stride: int) -> None:
+    shape = feature_shape(2, 5, size, stride)
+    assert shape[:2] == (2, 5)
+    with torch.device("meta"), torch.no_grad():
+        assert shape[2:] == ResNet(50, stem="7x7", output_stride=stride).eval()(torch.empty(1, 3, *size))[1].shape[2:]
+    if stride == 8:
+        assert shape[2:] == tuple((n + 1) // 8 + 1 for n in size)
+
+
+@pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
+def test_every_module_is_measured_with_its_attention_at_work(candidate: Candidate) -> None:
+    shape = (2, 16, 5, 7)
+    module, x = prepared(candidate, shape, CPU)
+    assert not torch.equal(module(x), x)
+    gradients = training_step(module, x)()
+    assert [g.shape for g in gradients] == [x.shape, *(p.shape for p in module.parameters())]
+    assert all(gradient.any() for gradient in gradients[1:] if gradient.ndim > 1)
+    record = measure(candidate, shape, CPU, repeats=1)
+    assert record["parameters"] == sum(parameter.numel() for parameter in module.parameters())
+    assert all(value > 0 for value in record.values())
+    # At least the gradients exist when the peak is over.
+    assert record["peak_mb"] * 1e6 >= sum(gradient.nbytes for gradient in gradients)
+
+
+# The command
+
+
+def test_command_prints_a_line_and_writes_a_record_for_each_module(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "cost.jsonl"
+    assert (
+        main(["--size", "33", "49", "--channels", "16", "--repeats", "1", "--json", str(file), "--device", "cpu"]) == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert "features 1x16x5x7" in lines[0]
+    assert "paper" not in lines[1]
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [record["module"] for record in records] == [candidate.name for candidate in CANDIDATES]
+    for record, line in zip(records, lines[2:], strict=False):
+        assert line.startswith(record["module"])
+        assert f" {record['parameters']:,} " in line
+        assert len(line) == len(lines[1])
+        assert record["features"] == [1, 16, 5, 7]
+        assert {"device", "versions", "commit", "threads"} <= record.keys()
+
+
+def test_papers_numbers_stand_beside_its_case(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Measuring, tested above, takes a minute in this case: here numbers stand in for what it finds."""
+    found = dict(zip((key for key, _, _ in cost.COLUMNS), (328_321, 16.46, 125.33, 169.2, 300.04, 900.0), strict=True))
+    monkeypatch.setattr(cost, "measure", lambda *arguments: found)
+    assert main(["--contexts", "rcca", "nonlocal", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split().count("paper") == 3
+    rows = {line[:24].strip(): line[24:].split() for line in lines[2:] if line.startswith(("RCCA", "non-local"))}
+    assert rows["RCCA R=2"] == ["328,321", "16.5", "16.5", "125.3", "127", "169.2", "300.0", "900.0"]
+    assert rows["non-local, materialised"] == ["328,321", "16.5", "108", "125.3", "169.2", "1411", "300.0", "900.0"]
+    assert len(rows) == 6
+    assert "1411 MB of the non-local block is a peak" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "0", "769"], "cost: --size must be 1 or more, got 0"),
+        (["--channels", "0"], "cost: --channels must be 1 or more, got 0"),
+        (["--batch", "-1"], "cost: --batch must be 1 or more, got -1"),
+        (["--repeats", "0"], "cost: --repeats must be 1 or more, got 0"),
+        (["--json", "{folder}/none/cost.jsonl"], "cost: .*No such file or directory"),
+        (["--json", "{folder}"], "cost: .*Is a directory"),
+    ],
+)
+def test_wrong_values_are_told_in_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([argument.format(folder=tmp_path) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert re.match(message, captured.err)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--stride", "4"], ["--contexts", "ocr"], ["--size", "769"], ["--channels", "x"]]
+)
+def test_unknown_flags_have_exit_status_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2

@@ -1,0 +1,118 @@
+"""Train CCNet on ADE20K (SceneParse150): `python -m train.ade20k --data PATH`.
+
+20210 pictures for training, 2000 for validation, 150 classes (`ade20k_classes.py`). From the paper (Huang et al., TPAMI
+2020), known at second hand: the short side of a training picture is one of 300, 375, 450, 525, 600; the category
+consistent loss is on; 45.76 % mIoU on the validation set with ResNet-101. Crop, batch, learning rate and number of
+steps are those of mmsegmentation's CCNet (512x512, 16, 0.01, 160000), as the paper's are not known. The evaluation is
+ours: whole pictures at the middle one of the short sides. Without `--data` the pictures are drawn street scenes
+(`scenes.py`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ccgpu.train import command
+from ccgpu.train.ade20k_classes import LABELS
+from ccgpu.train.data_set import DataSet
+from ccgpu.train.drawn import Key, file_in, varied, write_drawn
+from ccgpu.train.pairs import Pair, find_by_name
+from ccgpu.train.scene_canvas import by_id
+from ccgpu.train.scenes import draw_scene
+
+# What is what in a drawn scene; a train, ego vehicle or rail track is no class.
+_DRAWN = {
+    **{name: name for name in ("building", "sky", "sidewalk", "person", "car", "fence", "wall", "road", "pole")},
+    **{name: name for name in ("truck", "bus", "van", "bicycle", "traffic light")},
+    **{"parking": "road", "terrain": "grass", "vegetation": "tree", "hedge": "plant", "skyline": "skyscraper"},
+    **{"street lamp": "streetlight", "traffic sign": "signboard", "static": "box", "rider": "person"},
+    "motorcycle": "minibike",
+}
+_DRAWN_IDS = by_id(
+    {thing: LABELS.ids[LABELS.names.index(name)] for thing, name in _DRAWN.items()}, LABELS.void[0]
+).astype(np.uint8)
+
+
+def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
+    """Return the pictures of a split ("training", "validation"), sorted by name.
+
+        root/images/SPLIT/NAME.jpg
+        root/annotations/SPLIT/NAME.png
+
+    The root may also be the folder that holds ADEChallengeData2016/. See `pairs.find_by_name` for what it raises; with
+    labelled=False no label files are looked for ("testing" has none).
+    """
+    unpacked = Path(root) / "ADEChallengeData2016"
+    root = unpacked if unpacked.is_dir() else Path(root)
+    return find_by_name("find_pairs", root / "images" / split, root / "annotations" / split if labelled else None)
+
+
+def draw(root: str | Path, splits: Mapping[str, int], size: tuple[int, int], seed: int) -> Path:
+    """Write drawn street scenes of up to `size`, in this layout; see `drawn.write_drawn`."""
+    return write_drawn(root, splits, size, seed, layout="ade20k", write=_write)
+
+
+def _write(root: Path, split: str, index: int, size: tuple[int, int], key: Key) -> None:
+    generator = np.random.default_rng((*key, index))
+    pixels, ids = draw_scene(varied(size, generator), generator, index)
+    name = f"ADE_drawn_{index:08d}"
+    Image.fromarray(pixels).save(file_in(root / "images" / split, f"{name}.jpg"), quality=95)
+    Image.fromarray(_DRAWN_IDS[ids]).save(file_in(root / "annotations" / split, f"{name}.png"))
+
+
+DATA_SET = DataSet(
+    name="ade20k",
+    labels=LABELS,
+    layout="ADEChallengeData2016/ or the folder that holds it, with images/ and annotations/.",
+    find_pairs=find_pairs,
+    draw=draw,
+    source="Sizes and losses are the paper's, crop, batch and schedule mmsegmentation's.",
+    recipe={
+        "train_split": ("training",),
+        "val_split": ("validation",),
+        "scenes_size": (384, 512),
+        "ccl": True,
+        "iterations": 160000,
+        "batch": 16,
+        "crop": (512, 512),
+        "short_sides": (300, 375, 450, 525, 600),
+        "scale": (1.0, 1.0),
+        "eval": "whole",
+        "eval_short_side": 450,
+        "eval_every": 16000,
+    },
+    # As much work as the demo of cityscapes.py: a few minutes on two CPU cores.
+    demo={
+        "scenes": (160, 24),
+        "scenes_size": (128, 192),
+        "backbone": "resnet18",
+        "head_channels": 64,
+        "iterations": 360,
+        "batch": 4,
+        "crop": (97, 129),
+        "short_sides": (97, 113, 129, 145, 161),
+        "lr": 0.04,
+        "channels_last": True,
+        "eval_short_side": None,
+        "baselines": True,
+        "eval_every": 0,
+        "save_every": 120,
+        "log_every": 10,
+        "workers": 0,
+    },
+    scores=("miou", "pixel_accuracy"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see `command.main` for the exit status."""
+    return command.main(DATA_SET, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

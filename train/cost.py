@@ -1,0 +1,266 @@
+"""What each context module costs: parameters, FLOPs, memory and time, beside the paper's numbers.
+
+    python -m train.cost                                  # the paper's case: 769x769 pictures, 512 channels
+    python -m train.cost --size 1024 2048 --contexts rcca nonlocal --json cost.jsonl
+
+Every module sees features x (B, C, H, W) of the size that a ResNet makes of the pictures, float32, channels last (as
+the recipes train), gamma 0.5. Norms use running statistics, as in evaluation: PSP and ASPP could not take those of
+one picture. 1 MB is 10^6 bytes, 1 GFLOP 10^9 multiplications and additions, each counted.
+
+GFLOPs    of forward, as torch's FLOP counter sees it: convolutions and matrix products.
+saved     what forward keeps for backward, parameters aside. x counts: with the module in its place, the layer behind
+          keeps the module's output where it would have kept x, so this is what a network's memory grows by.
+peak      the most that forward and backward hold over x, the parameters and the gradient that backward begins with:
+          what is saved (x aside), temporaries, and the gradients of x and of the parameters.
+times     medians, each after a warm-up: forward without a graph, and forward and backward.
+
+On the CPU torch has no fused kernel for the non-local block's shapes, so its sdpa form holds N x N matrices there too.
+
+Which is which in the paper: its memory of the loops (53, 127, 208 MB) is what they keep (62.7, 125.3, 188.0 MB by the
+shapes), its 1411 MB of the non-local block is a peak: that block keeps one N x N matrix of 354 MB and holds four of
+them in backward. Its ratio of 11 compares the one with the other; the table gives both for every module.
+
+Source: Huang et al., CCNet, ICCV 2019, the ablations of loops and against non-local: increments for a 769x769 picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ccgpu.models.attention import RCCA
+from ccgpu.models.context import ASPP, NonLocal, PyramidPooling
+from ccgpu.models.resnet import ResNet
+from ccgpu.train import records
+from ccgpu.train.activations import peak_bytes, saved_bytes
+from ccgpu.train.distributed import choose_device
+
+PAPERS_SHAPE = (1, 512, 97, 97)
+
+
+class Candidate(NamedTuple):
+    """A module to be measured, and what the paper says of it: column -> number, at `PAPERS_SHAPE`."""
+
+    context: str
+    name: str
+    build: Callable[[int], nn.Module]
+    paper: Mapping[str, float] = {}
+
+
+CANDIDATES = (
+    Candidate("rcca", "RCCA R=1", lambda channels: RCCA(channels, 1), {"gflops": 8.3, "saved_mb": 53}),
+    Candidate("rcca", "RCCA R=2", lambda channels: RCCA(channels, 2), {"gflops": 16.5, "saved_mb": 127}),
+    Candidate("rcca", "RCCA R=3", lambda channels: RCCA(channels, 3), {"gflops": 24.7, "saved_mb": 208}),
+    Candidate("rcca", "RCCA R=2, recompute", lambda channels: RCCA(channels, 2, recompute=True)),
+    Candidate(
+        "nonlocal",
+        "non-local, materialised",
+        lambda channels: NonLocal(channels, form="materialised"),
+        {"gflops": 108, "peak_mb": 1411},
+    ),
+    Candidate("nonlocal", "non-local, sdpa", lambda channels: NonLocal(channels, form="sdpa"), {"gflops": 108}),
+    Candidate("psp", "PSP", PyramidPooling),
+    Candidate("aspp", "ASPP", ASPP),
+)
+CONTEXTS = tuple(dict.fromkeys(candidate.context for candidate in CANDIDATES))
+
+# Key of the record, heading, digits behind the point; the paper's number follows where it has one.
+COLUMNS = (
+    ("parameters", "parameters", 0),
+    ("gflops", "GFLOPs", 1),
+    ("saved_mb", "saved MB", 1),
+    ("peak_mb", "peak MB", 1),
+    ("forward_ms", "forward ms", 1),
+    ("forward_backward_ms", "fwd+bwd ms", 1),
+)
+PAPERS_COLUMNS = ("gflops", "saved_mb", "peak_mb")
+
+
+def feature_shape(batch: int, channels: int, size: Sequence[int], stride: int) -> tuple[int, int, int, int]:
+    """Return (B, C, H, W) of the features that a ResNet makes of (H, W) pictures; n becomes (n + 1) // 8 + 1 at
+    stride 8.
+    """
+    with torch.device("meta"), torch.no_grad():
+        _, features = ResNet(18, output_stride=stride).eval()(torch.empty(1, 3, *size))
+    return (batch, channels, features.shape[2], features.shape[3])
+
+
+def flops(build: Callable[[int], nn.Module], shape: Sequence[int]) -> int:
+    """Return the multiplications and additions of a module's forward on (B, C, H, W) features; nothing is computed.
+
+    On the meta device `scaled_dot_product_attention` counts as the two matrix products that it is. On the CPU torch
+    has a fused kernel for D = C that its counter does not know, so counting there would miss them.
+    """
+    with torch.device("meta"), torch.no_grad():
+        module, x = build(shape[1]).eval(), torch.empty(*shape)
+        with FlopCounterMode(display=False) as counter:
+            module(x)
+    return counter.get_total_flops()
+
+
+def prepared(candidate: Candidate, shape: Sequence[int], device: torch.device) -> tuple[nn.Module, Tensor]:
+    """Return the module, ready to be measured, and its input, a leaf of the graph."""
+    torch.manual_seed(0)
+    module = candidate.build(shape[1]).to(device).eval()
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        elif name == "gamma":
+            nn.init.constant_(parameter, 0.5)
+    x = torch.randn(*shape, device=device).to(memory_format=torch.channels_last).requires_grad_()
+    return module, x
+
+
+def training_step(module: nn.Module, x: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    """Return forward and backward as a call that returns the gradients of x and of the parameters."""
+    gradient = torch.ones_like(x)
+    return lambda: torch.autograd.grad(module(x), [x, *module.parameters()], gradient)
+
+
+def milliseconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Return the median time of a call that is warm."""
+    times = []
+    for _ in range(repeats):
+        _wait(device)
+        start = time.perf_counter()
+        call()
+        _wait(device)
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(candidate: Candidate, shape: Sequence[int], device: torch.device, repeats: int) -> dict[str, Any]:
+    """Return what a candidate costs on (B, C, H, W) features: a value for each of `COLUMNS`."""
+    module, x = prepared(candidate, shape, device)
+    step = training_step(module, x)
+    step()  # the first call compiles kernels and fills caches
+    peak, _ = peak_bytes(step, device)
+    both = milliseconds(step, device, repeats)
+    with torch.no_grad():
+        module(x)
+        forward = milliseconds(lambda: module(x), device, repeats)
+    return {
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "gflops": flops(candidate.build, shape) / 1e9,
+        "saved_mb": saved_bytes(module, x) / 1e6,
+        "peak_mb": peak / 1e6,
+        "forward_ms": forward,
+        "forward_backward_ms": both,
+    }
+
+
+def heading(paper: bool) -> str:
+    """Return the first line of the table; `paper` adds the columns of the paper's numbers."""
+    cells = [f"{'module':<24}"]
+    for key, name, _ in COLUMNS:
+        cells.append(f"{name:>{_width(name)}}")
+        if paper and key in PAPERS_COLUMNS:
+            cells.append(f"{'paper':>6}")
+    return "  ".join(cells)
+
+
+def line(candidate: Candidate, record: Mapping[str, Any], paper: bool) -> str:
+    """Return a candidate's line of the table."""
+    cells = [f"{candidate.name:<24}"]
+    for key, name, digits in COLUMNS:
+        cells.append(f"{record[key]:>{_width(name)},.{digits}f}")
+        if paper and key in PAPERS_COLUMNS:
+            cells.append(f"{candidate.paper.get(key, ''):>6}")
+    return "  ".join(cells)
+
+
+def _width(name: str) -> int:
+    return max(len(name), 8)
+
+
+def circumstances(arguments: argparse.Namespace, shape: Sequence[int], device: torch.device) -> dict[str, Any]:
+    """Return what all records of a run have in common."""
+    return {
+        "picture": list(arguments.size),
+        "features": list(shape),
+        "dtype": "float32",
+        "memory_format": "channels_last",
+        "repeats": arguments.repeats,
+        **records.circumstances(device),
+    }
+
+
+def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line.
+
+    Raises:
+        ValueError: a number below 1.
+        OSError: --json is no file that can be written.
+    """
+    parser = argparse.ArgumentParser(prog="cost", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--size", type=int, nargs=2, default=(769, 769), metavar=("H", "W"), help="pictures, pixels (default: 769 769)")
+    add("--channels", type=int, default=512, metavar="C", help="of the features (default: 512)")
+    add("--stride", type=int, choices=(8, 16, 32), default=8, help="output stride of the ResNet (default: 8)")
+    add("--batch", type=int, default=1, metavar="B", help="pictures (default: 1)")
+    add("--contexts", nargs="+", choices=CONTEXTS, default=CONTEXTS, help="modules to measure (default: all)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run (default: auto)")
+    add("--repeats", type=int, default=5, metavar="N", help="times that each step is timed (default: 5)")
+    add("--json", type=Path, metavar="FILE", help="append a line of JSON for each module")
+    flags = parser.parse_args(argv)
+    numbers = {"--size": min(flags.size), "--channels": flags.channels, "--batch": flags.batch}
+    for flag, number in {**numbers, "--repeats": flags.repeats}.items():
+        if number < 1:
+            raise ValueError(f"{flag} must be 1 or more, got {number}")
+    if flags.json is not None:
+        flags.json.open("a").close()  # fails now rather than behind minutes of measuring
+    return flags
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 measured, 1 out of memory, 2 wrong flags, 130 stopped."""
+    try:
+        flags = read_flags(argv)
+        device = choose_device(flags.device)
+    except (ValueError, OSError) as error:
+        return fail(str(error), 2)
+    shape = feature_shape(flags.batch, flags.channels, flags.size, flags.stride)
+    paper = shape == PAPERS_SHAPE and tuple(flags.size) == (769, 769)
+    common = circumstances(flags, shape, device)
+    height, width = flags.size
+    print(f"{height}x{width} pictures, features {'x'.join(map(str, shape))}, float32, {common['device']}", flush=True)
+    print(heading(paper))
+    for candidate in (candidate for candidate in CANDIDATES if candidate.context in flags.contexts):
+        try:
+            record = measure(candidate, shape, device, flags.repeats)
+        except torch.OutOfMemoryError:
+            return fail(f"{candidate.name}: out of device memory; choose others by --contexts, or a smaller --size", 1)
+        except KeyboardInterrupt:
+            return fail("stopped", 130)
+        print(line(candidate, record, paper), flush=True)
+        if flags.json is not None:
+            records.append_record(flags.json, {"kind": "cost", "module": candidate.name, **record, **common})
+    print("\nMB: 10^6 bytes. GFLOPs: 10^9 multiplications and additions of forward.")
+    print("saved: kept from forward to backward, x included. peak: of forward and backward, over x and the parameters.")
+    if paper:
+        print("The paper's memory of RCCA is what is saved; its 1411 MB of the non-local block is a peak.")
+    return 0
+
+
+def fail(message: str, status: int) -> int:
+    """Print an error and return the exit status."""
+    print(f"cost: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""Evaluate a trained network: `python -m train.evaluate --checkpoint RUN/last.pt --data PATH`.
+
+Whole pictures or sliding windows, several scales (`--ms`), mirror images (`--flip`); the data set is the one that the
+checkpoint was trained on. `--save-predictions DIR` writes the label files that a test server wants, also for
+pictures without labels (`--unlabelled`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ccgpu.models.ccnet import CCNet
+from ccgpu.train import distributed, engine, records, state
+from ccgpu.train.command import BAD_INPUT, build_network, load_evaluation
+from ccgpu.train.data_set import DataSet
+from ccgpu.train.films import evaluation_clips
+from ccgpu.train.interrupts import DeferredInterrupts
+from ccgpu.train.metrics import results_table, scores_line
+from ccgpu.train.pairs import BadPicture, check_pairs
+from ccgpu.train.prediction import AVERAGES, MODES, Prediction
+from ccgpu.train.recipe import Settings, prediction
+from ccgpu.train.run import say
+from ccgpu.train.submission import save_prediction
+from ccgpu.train.transforms import Normalise
+
+# Huang et al., TPAMI 2020, section 4.2.
+MULTI_SCALE = (0.75, 1.0, 1.25)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 finished, 1 failed, 2 bad input, 130 or 143 stopped."""
+    flags = read_flags(argv)
+    try:
+        device = distributed.choose_device(flags.device)
+        with distributed.processes(device):
+            return evaluate(flags, device)
+    except BadPicture as error:
+        return fail(str(error).splitlines()[-1].rpartition("BadPicture: ")[2], 1)
+    except BAD_INPUT as error:
+        return fail(str(error), 2)
+    except torch.OutOfMemoryError as error:
+        return fail(f"out of device memory ({error}); use --mode sliding or --amp bf16", 1)
+    except KeyboardInterrupt:
+        return fail("stopped", 130)
+
+
+def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line; what is left out is None and comes from the checkpoint's settings."""
+    parser = argparse.ArgumentParser(
+        prog="evaluate", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, metavar="FILE", help="checkpoint of a run, RUN/last.pt")
+    add("--data", type=Path, metavar="PATH", help="the data set's folder (default: the run's)")
+    add("--data-set", metavar="MODULE", help="module with a DATA_SET (default: the one of the checkpoint)")
+    add("--split", nargs="+", metavar="NAME", help="splits to evaluate on (default: the run's)")
+    add("--unlabelled", action="store_true", help="the pictures have no labels: save predictions, score nothing")
+    add("--mode", choices=MODES, help="whole pictures or sliding windows (default: the run's)")
+    add("--crop", type=int, nargs="+", metavar="N", help="window in pixels, H W or N (default: the run's)")
+    add("--stride", type=int, nargs="+", metavar="N", help="window step in pixels, H W or N (default: the run's)")
+    add(
+        "--ms",
+        type=float,
+        nargs="*",
+        metavar="S",
+        help=f"average over these scales, {' '.join(map(str, MULTI_SCALE))} where none are given (default: the run's)",
+    )
+    add("--flip", action=argparse.BooleanOptionalAction, help="average with the mirrored picture (default: the run's)")
+    add("--average", choices=AVERAGES, help="what is averaged (default: the run's)")
+    add("--save-predictions", type=Path, metavar="DIR", help="write each prediction as a file of label ids")
+    add("--record", type=Path, metavar="FILE", help="append the scores to this file of JSON lines")
+    add("--amp", choices=tuple(engine.AMP_DTYPES), help="autocast (default: the run's)")
+    add("--channels-last", action=argparse.BooleanOptionalAction, help="NHWC memory order (default: the run's)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run (default: auto)")
+    add("--workers", type=int, default=4, help="loader processes (default: 4)")
+    return parser.parse_args(argv)
+
+
+def fail(message: str, status: int) -> int:
+    """Print an error on the first process and return the exit status."""
+    if distributed.is_main():
+        print(f"evaluate: {message}", file=sys.stderr)
+    return status
+
+
+def evaluate(flags: argparse.Namespace, device: torch.device) -> int:
+    """Evaluate as the flags say; see `main` for the exit status."""
+    if flags.workers < 0:
+        raise ValueError(f"--workers must be 0 or more, got {flags.workers}")
+    if flags.unlabelled and flags.save_predictions is None:
+        raise ValueError("--unlabelled must come with --save-predictions DIR: without labels there is nothing to score")
+    checkpoint = state.read_checkpoint(flags.checkpoint)
+    data_set = find_data_set(checkpoint["data_set"] if flags.data_set is None else flags.data_set)
+    settings = evaluation_settings(checkpoint["settings"], flags)
+    predict = prediction(settings, data_set)
+    precision = engine.Precision(device, settings.amp, settings.channels_last)
+    net = build_network(settings, data_set, device, pretrained=False)
+    state.load_weights(checkpoint, flags.checkpoint, net)
+    root = data_folder(flags, settings)
+    found = [data_set.find_pairs(root, split, not flags.unlabelled) for split in settings.val_split]
+    check_pairs([pair for pairs in found for pair in pairs])
+    clips = [clip for pairs in found for clip in evaluation_clips(pairs, settings.clip, data_set.film)]
+    normalise = Normalise(net.backbone.mean, net.backbone.std)
+    _, loader = load_evaluation(clips, data_set, normalise, settings.clip, flags.workers, device)
+    what = f"{flags.checkpoint}, iteration {checkpoint['iteration']}: {data_set.name}, {len(clips)} inputs"
+    say(f"{what}, {describe(predict)}")
+    if flags.save_predictions is not None and distributed.is_main():
+        flags.save_predictions.mkdir(parents=True, exist_ok=True)
+    distributed.wait_for_all()
+    return score(flags, checkpoint["iteration"], settings, data_set, net, loader, precision, predict)
+
+
+def score(
+    flags: argparse.Namespace,
+    iteration: int,
+    settings: Settings,
+    data_set: DataSet,
+    net: CCNet,
+    loader: Any,
+    precision: engine.Precision,
+    predict: Prediction,
+) -> int:
+    """Predict, save, print and record; return the exit status."""
+    bar = tqdm(total=len(loader), unit="input", disable=not distributed.is_main(), mininterval=10.0)
+
+    def seen(name: str, classes: torch.Tensor) -> None:
+        bar.update(1 / settings.clip)
+        if flags.save_predictions is not None:
+            save_prediction(flags.save_predictions, name, classes.cpu().numpy(), data_set.labels)
+
+    with DeferredInterrupts() as interrupts, bar:
+        try:
+            confusion = engine.evaluate(
+                net,
+                loader,
+                num_classes=data_set.labels.num_classes,
+                precision=precision,
+                predict=predict,
+                interrupted=interrupts,
+                seen=seen,
+            )
+        except engine.Interrupted:
+            return fail("stopped", interrupts.exit_status)
+    if not distributed.is_main():
+        return 0
+    if not flags.unlabelled:
+        say(f"\n{results_table(confusion, data_set.labels.names)}\n\n{scores_line(confusion, data_set.scores)}")
+    if flags.record is not None and not flags.unlabelled:
+        record = records.evaluation_record(iteration, confusion, data_set.labels.names)
+        how = {"checkpoint": str(flags.checkpoint), "split": list(settings.val_split), **dataclasses.asdict(predict)}
+        records.append_record(flags.record, {**record, "data_set": data_set.name, **how, "commit": records.commit()})
+    if flags.save_predictions is not None:
+        say(f"predictions: {flags.save_predictions}")
+    return 0
+
+
+def find_data_set(name: str) -> DataSet:
+    """Return the DATA_SET of a module: ccgpu.train.NAME for a plain name, the module itself for a dotted one.
+
+    Raises:
+        ValueError: no such module, or one without a `DataSet` of that name.
+    """
+    module = name if "." in name else f"ccgpu.train.{name}"
+    try:
+        found = getattr(importlib.import_module(module), "DATA_SET", None)
+    except ImportError as error:
+        raise ValueError(
+            f"evaluate: --data-set must be a module that can be imported, got {module!r} ({error}); name one."
+        ) from error
+    if not isinstance(found, DataSet):
+        raise ValueError(f"evaluate: --data-set must be a module with a DATA_SET, got {module!r}; name another.")
+    return found
+
+
+def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace) -> Settings:
+    """Return the run's settings with what the flags change in its evaluation.
+
+    Raises:
+        ValueError: settings of another version, or values out of range.
+    """
+    known = {field.name for field in dataclasses.fields(Settings)}
+    if set(saved) != known:
+        raise ValueError(
+            f"evaluate: --checkpoint must have this version's settings, got a difference in "
+            f"{sorted(set(saved) ^ known)}; evaluate it with the version of ccgpu that wrote it."
+        )
+    changes: dict[str, Any] = {
+        "val_split": None if flags.split is None else tuple(flags.split),
+        "eval": flags.mode,
+        "eval_crop": _size("--crop", flags.crop),
+        "eval_stride": _size("--stride", flags.stride),
+        "eval_scales": None if flags.ms is None else tuple(flags.ms) or MULTI_SCALE,
+        "eval_flip": flags.flip,
+        "eval_average": flags.average,
+        "amp": flags.amp,
+        "channels_last": flags.channels_last,
+    }
+    return Settings(**{**saved, **{name: value for name, value in changes.items() if value is not None}})
+
+
+def _size(flag: str, values: list[int] | None) -> tuple[int, int] | None:
+    if values is not None and (len(values) > 2 or min(values) < 1):
+        raise ValueError(f"{flag} must be H W, or N for a square, in pixels, got {' '.join(map(str, values))}")
+    return None if values is None else (values[0], values[-1])
+
+
+def data_folder(flags: argparse.Namespace, settings: Settings) -> Path:
+    """Return --data, or the folder that the run was trained on, or the run's drawn pictures.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    if flags.data is not None:
+        return flags.data
+    folder = flags.checkpoint.parent / "scenes" if settings.data is None else Path(settings.data)
+    if not folder.is_dir():
+        raise ValueError(f"evaluate: --data must name the data set's folder, got nothing, and {folder} is not there")
+    return folder
+
+
+def describe(predict: Prediction) -> str:
+    """Return in words how pictures are predicted."""
+    scales = f"scales {', '.join(map(str, predict.scales))}"
+    base = f"short side {predict.short_side}, " if predict.short_side is not None else ""
+    base += f"largest in {predict.fit}, " if predict.fit is not None else ""
+    window = "" if predict.mode == "whole" else f" windows of {predict.crop} every {predict.stride}"
+    return (
+        f"{predict.mode}{window}, {base}{scales}{', mirrored too' if predict.flip else ''}, mean of {predict.average}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

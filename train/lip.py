@@ -1,0 +1,135 @@
+"""Train CCNet on LIP (Look into Person, single people): `python -m train.lip --data PATH`.
+
+30462 pictures for training, 10000 for validation, 20 classes. From the paper (Huang et al., TPAMI 2020), known at
+second hand: the category consistent loss is on; on the validation set 55.47 % mIoU, 88.01 % of the pixels right,
+63.91 % in the mean over the classes. The rest is the recipe of CE2P (Ruan et al., AAAI 2019), on which its numbers are
+probably built: 473x473, scale 0.75 to 1.25, 150 epochs, learning rate 0.007, weight decay 0.0005. Ours: 28 pictures a
+step, and that they keep their shape, where CE2P stretches them to the crop's. Without `--data` the people are drawn
+(`scene_people.py`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ccgpu.train import command
+from ccgpu.train.data_set import DataSet
+from ccgpu.train.drawn import Key, file_in, varied, write_drawn
+from ccgpu.train.labels import Labels
+from ccgpu.train.pairs import Pair, find_by_name
+from ccgpu.train.scene_people import PARTS, draw_people
+
+LABELS = Labels(
+    names=(
+        *("background", "hat", "hair", "glove", "sunglasses", "upper-clothes", "dress", "coat", "socks", "pants"),
+        *("jumpsuits", "scarf", "skirt", "face", "left-arm", "right-arm", "left-leg", "right-leg", "left-shoe"),
+        "right-shoe",
+    ),
+    colours=np.array(
+        [
+            *([0, 0, 0], [128, 0, 0], [255, 0, 0], [0, 85, 0], [170, 0, 51], [255, 85, 0], [0, 0, 85], [0, 119, 221]),
+            *([85, 85, 0], [0, 85, 85], [85, 51, 0], [52, 86, 128], [0, 128, 0], [0, 0, 255], [51, 170, 221]),
+            *([0, 255, 255], [85, 255, 170], [170, 255, 85], [255, 255, 0], [255, 170, 0]),
+        ],
+        dtype=np.uint8,
+    ),
+    ids=tuple(range(20)),
+    void=(255,),
+    hint="use the grey label files of train_segmentations/ and val_segmentations/",
+)
+"""Colours of the data set's authors (LIP_JPPNet, also in CE2P's evaluate.py)."""
+
+_DRAWN_IDS = np.array([LABELS.ids[LABELS.names.index(part)] for part in PARTS], dtype=np.uint8)
+_GREY = 0.1  # share of the drawn pictures without colour; LIP has some, too
+
+
+def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
+    """Return the pictures of a split, sorted by name.
+
+        root/SPLIT_images/NAME.jpg
+        root/SPLIT_segmentations/NAME.png
+
+    or one folder down, as the archives have them: in TrainVal_images/ and TrainVal_parsing_annotations/. See
+    `pairs.find_by_name` for what it raises; with labelled=False no label files are looked for.
+    """
+    images = _folder(Path(root), "TrainVal_images", f"{split}_images")
+    labels = _folder(Path(root), "TrainVal_parsing_annotations", f"{split}_segmentations") if labelled else None
+    return find_by_name("find_pairs", images, labels)
+
+
+def _folder(root: Path, archive: str, name: str) -> Path:
+    return root / archive / name if (root / archive / name).is_dir() else root / name
+
+
+def draw(root: str | Path, splits: Mapping[str, int], size: tuple[int, int], seed: int) -> Path:
+    """Write drawn people of up to `size`, in this layout; see `drawn.write_drawn`."""
+    return write_drawn(root, splits, size, seed, layout="lip", write=_write)
+
+
+def _write(root: Path, split: str, index: int, size: tuple[int, int], key: Key) -> None:
+    generator = np.random.default_rng((*key, index))
+    pixels, parts = draw_people(varied(size, generator), generator)
+    picture = Image.fromarray(pixels)
+    if generator.random() < _GREY:
+        picture = picture.convert("L")
+    name = f"drawn_{index:06d}"
+    picture.save(file_in(root / f"{split}_images", f"{name}.jpg"), quality=95)
+    Image.fromarray(_DRAWN_IDS[parts]).save(file_in(root / f"{split}_segmentations", f"{name}.png"))
+
+
+DATA_SET = DataSet(
+    name="lip",
+    labels=LABELS,
+    layout="a folder with {train,val}_images/ and {train,val}_segmentations/, or with the archives' folders of them.",
+    find_pairs=find_pairs,
+    draw=draw,
+    source="The losses are the paper's, sizes and schedule those of CE2P.",
+    recipe={
+        "scenes_size": (320, 208),
+        "ccl": True,
+        "iterations": 163190,  # 150 epochs
+        "batch": 28,
+        "crop": (473, 473),
+        "fit": True,
+        "scale": (0.75, 1.25),
+        "lr": 7e-3,
+        "weight_decay": 5e-4,
+        "eval": "whole",
+        "eval_fit": (473, 473),
+        "eval_every": 10880,  # 10 epochs
+    },
+    # As much work as the demo of cityscapes.py: a few minutes on two CPU cores.
+    demo={
+        "scenes": (160, 24),
+        "scenes_size": (144, 96),
+        "backbone": "resnet18",
+        "head_channels": 64,
+        "iterations": 360,
+        "batch": 4,
+        "crop": (129, 97),
+        "lr": 0.04,
+        "channels_last": True,
+        "eval_fit": (129, 97),
+        "baselines": True,
+        "eval_every": 0,
+        "save_every": 120,
+        "log_every": 10,
+        "workers": 0,
+    },
+    scores=("miou", "pixel_accuracy", "mean_accuracy"),
+    mirrored=((14, 15), (16, 17), (18, 19)),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see `command.main` for the exit status."""
+    return command.main(DATA_SET, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

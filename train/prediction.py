@@ -1,0 +1,226 @@
+"""Prediction as papers report it: whole pictures or sliding windows, several scales, mirror images, one average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Network = Callable[[Tensor], Tensor]
+MODES, AVERAGES = ("whole", "sliding"), ("logits", "probabilities")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How a picture becomes class scores at its full size: pictures -> scores, the mean over n passes.
+
+        scores = 1/n sum over scales s and, with flip, m in (plain, mirrored):
+                 full(m(logits(m(picture resized to round(s * base)))))             average "logits"
+                 softmax(full(m(logits(m(picture resized to round(s * base))))))    average "probabilities"
+
+    m is the mirror image along the width, its own inverse. base is the picture's size, or the one that short_side or
+    fit gives, with the picture's aspect. `full` resizes logits to the picture's size. What has its size already is
+    not resampled: at one scale of 1, without flip, the logits are the network's, bit for bit.
+
+    Resizing is bilinear between the pictures' edges (align_corners=False), for the logits as for the pictures, so
+    that the way back is the inverse of the way there and a score stays on its pixel. (CCNet's own upsampling has
+    align_corners=True: its feature positions lie on pixels 0, 8, 16, ..., which is another grid.) Pictures that
+    shrink are smoothed (antialias), as in training; logits are not.
+
+    sliding: logits[y, x] = mean over the windows that hold (y, x) of the window's logits there
+
+    Windows of one pass are averaged as logits for either average. The last window of each axis lies at the border. A
+    picture smaller than a window is padded at the bottom and right with 0, the mean colour after normalisation, and
+    the logits are cut back. Crop and stride are pixels of the resized picture and the same at every scale, as in the
+    authors' code.
+
+    Memory: one pass at a time, one window at a time, the sum of the passes.
+
+    Attributes:
+        mode: "whole" or "sliding"; the paper's table is sliding.
+        crop: window (height, width) in pixels, for sliding; the paper's is (769, 769). Ignored for whole.
+        stride: step (down, right) in pixels, 1 .. crop, for sliding; the authors' is (513, 513). Ignored for whole.
+        scales: factors of the base size, positive; CCNet's multi-scale evaluation has (0.75, 1.0, 1.25) and
+            flip.
+        flip: whether each scale is seen mirrored, too.
+        average: of "logits", as the authors do, or of "probabilities", as mmsegmentation does.
+        short_side: the shorter side of the base size in pixels, 1 or more.
+        fit: (height, width) in pixels; the base size is the largest that fits into it. At most one of the two.
+        mirrored: pairs of classes that a mirror image exchanges, as left and right arm: with flip, the scores of
+            the mirrored picture are exchanged back.
+
+    Raises:
+        ValueError: an attribute outside of these values.
+
+    Source: the authors' evaluate.py (windows, scales and averaged logits; it turns mirrored scores along the height
+        and does not resize those of another scale, which is not followed here); mmsegmentation's test-time
+        augmentation.
+
+    >>> import torch
+    >>> from ccgpu.train.prediction import Prediction
+    >>> images = torch.rand(1, 3, 9, 13)
+    >>> net = torch.nn.Conv2d(3, 5, 1)
+    >>> torch.equal(Prediction()(net, images), net(images))
+    True
+    >>> prediction = Prediction("sliding", crop=(6, 6), stride=(4, 4), scales=(0.75, 1.25), flip=True)
+    >>> prediction(net, images).shape
+    torch.Size([1, 5, 9, 13])
+    """
+
+    mode: str = "whole"
+    crop: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    average: str = "logits"
+    short_side: int | None = None
+    fit: tuple[int, int] | None = None
+    mirrored: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (("mode", self.mode, MODES), ("average", self.average, AVERAGES)):
+            if value not in choices:
+                raise ValueError(f"Prediction: {name} must be one of {choices}, got {value!r}; pass one of these.")
+        if self.mode == "sliding":
+            if self.crop is None or self.stride is None:
+                raise ValueError(
+                    f"Prediction: crop and stride must be given for mode sliding, got {self.crop} and {self.stride}; "
+                    "give both as (height, width) in pixels."
+                )
+            for crop, stride in zip(self.crop, self.stride, strict=True):
+                window_starts(crop, crop, stride)
+        if not self.scales or not all(math.isfinite(scale) and scale > 0 for scale in self.scales):
+            raise ValueError(
+                f"Prediction: scales must be one or more positive numbers, got {self.scales}; (1.0,) is the base size."
+            )
+        if self.short_side is not None and self.fit is not None:
+            raise ValueError(
+                f"Prediction: short_side and fit must not both be given, got {self.short_side} and {self.fit}; "
+                "leave one out."
+            )
+        sides = self.fit if self.short_side is None else (self.short_side,)
+        if sides is not None and min(sides) < 1:
+            raise ValueError(
+                f"Prediction: short_side and fit must be 1 pixel or more, got {self.short_side} and {self.fit}; "
+                "enlarge them."
+            )
+        exchanged = [index for pair in self.mirrored for index in pair]
+        if len(set(exchanged)) != 2 * len(self.mirrored):
+            raise ValueError(
+                f"Prediction: mirrored must be pairs of different classes, got {self.mirrored}; name each class once."
+            )
+
+    @torch.no_grad()
+    def __call__(self, net: Network, images: Tensor) -> Tensor:
+        """Return the scores of pictures or clips of any size.
+
+        Args:
+            net: in eval mode, pictures (B, 3, h, w) or clips (B, 3, T, h, w) -> logits of the same size with the
+                classes in place of the channels.
+            images: (B, 3, H, W) or (B, 3, T, H, W), normalised.
+
+        Returns:
+            (B, classes, H, W) or (B, classes, T, H, W), float32 or wider, on the images' device: logits, or
+            probabilities, which sum to 1 over the classes; not differentiable.
+
+        Raises:
+            IndexError: `mirrored` names a class that the logits do not have.
+        """
+        size = images.shape[-2:]
+        base = self._base_size(*size)
+        total: Tensor | None = None
+        for scale in self.scales:
+            seen = _resize(images, [max(1, round(scale * side)) for side in base], antialias=True)
+            for mirrored in (False, True) if self.flip else (False,):
+                scores = self._pass(net, seen, size, mirrored)
+                # A copy, because the sum must not go into a tensor that the network may still hold.
+                total = scores.clone() if total is None else total.add_(scores)
+                del scores  # the next pass needs the memory
+        assert total is not None  # there is at least one scale
+        return total.div_(len(self.scales) * (1 + self.flip))
+
+    def _pass(self, net: Network, seen: Tensor, size: Sequence[int], mirrored: bool) -> Tensor:
+        """Scores at `size` of the resized picture `seen`, plain or mirrored."""
+        if mirrored:
+            logits = self._exchange(self._logits(net, seen.flip(-1)).flip(-1))
+        else:
+            logits = self._logits(net, seen)
+        full = _resize(logits, size)
+        return full.softmax(dim=1) if self.average == "probabilities" else full
+
+    def _base_size(self, height: int, width: int) -> tuple[float, float]:
+        new, old = 1, 1
+        if self.short_side is not None:
+            new, old = self.short_side, min(height, width)
+        if self.fit is not None:
+            new, old = min(zip(self.fit, (height, width), strict=True), key=lambda sides: sides[0] / sides[1])
+        # Multiplied first, so that the side that was asked for is exact and s * base is rounded as it is written.
+        return height * new / old, width * new / old
+
+    def _logits(self, net: Network, images: Tensor) -> Tensor:
+        """Logits of one pass at the size of `images`, float32 or wider."""
+        if self.mode == "whole":
+            logits = net(images)
+            return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        assert self.crop is not None  # for sliding, see __post_init__
+        assert self.stride is not None
+        return _sliding_logits(net, images, self.crop, self.stride)
+
+    def _exchange(self, scores: Tensor) -> Tensor:
+        """Scores with the classes of each pair of `mirrored` exchanged."""
+        if not self.mirrored:
+            return scores
+        order = list(range(scores.shape[1]))
+        for one, other in self.mirrored:
+            order[one], order[other] = other, one
+        return scores[:, order]
+
+
+def window_starts(size: int, crop: int, stride: int) -> list[int]:
+    """Return where windows of `crop` pixels start along an axis of `size`: every `stride`, the last at the border.
+
+    Raises:
+        ValueError: crop or stride below 1, or a stride above the crop, which would leave pixels out.
+    """
+    if crop < 1 or not 1 <= stride <= crop:
+        raise ValueError(
+            f"window_starts: stride must be in 1..crop, got stride {stride} for crop {crop}; lower the stride."
+        )
+    last = max(size - crop, 0)
+    return [*range(0, last, stride), last]
+
+
+def _sliding_logits(net: Network, images: Tensor, crop: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (0, max(crop[1] - width, 0), 0, max(crop[0] - height, 0)))
+    size = padded.shape[-2:]
+    total: Tensor | None = None
+    count = torch.zeros(size, device=images.device)
+    for top in window_starts(size[0], crop[0], stride[0]):
+        for left in window_starts(size[1], crop[1], stride[1]):
+            window = (..., slice(top, top + crop[0]), slice(left, left + crop[1]))
+            logits = net(padded[window])
+            if total is None:
+                wide = torch.promote_types(logits.dtype, torch.float32)
+                total = torch.zeros(*logits.shape[:-2], *size, dtype=wide, device=images.device)
+            total[window] += logits
+            count[window] += 1
+    assert total is not None  # window_starts is never empty
+    return total.div_(count)[..., :height, :width]
+
+
+def _resize(maps: Tensor, size: Sequence[int], *, antialias: bool = False) -> Tensor:
+    """Resize the last two axes bilinearly, edges on edges; every picture, channel and frame by itself."""
+    if maps.shape[-2:] == tuple(size):
+        return maps
+    if antialias and size[1] == 1 and maps.shape[-2] != size[0]:
+        # torch 2.13 on the CPU gives wrong rows where the new width is 1: the height follows by itself, on its side.
+        narrow = _resize(maps, (maps.shape[-2], 1), antialias=True)
+        return _resize(narrow.transpose(-2, -1), (1, size[0]), antialias=True).transpose(-2, -1)
+    # Interpolation wants four axes: a clip's frames join its channels.
+    flat = F.interpolate(maps.flatten(1, -3), tuple(size), mode="bilinear", align_corners=False, antialias=antialias)
+    return flat.unflatten(1, maps.shape[1:-2])
