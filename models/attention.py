@@ -66,8 +66,8 @@ class GatedAttention(nn.Module, ABC):
         reduction: C // reduction channels for queries and keys; 1 or more. 8 in the paper.
         dims: position axes of x: 1, 2 (pictures) or 3 (clips).
         recompute: keep only x from forward to backward, and compute q, k, v and the attention once more in
-            backward: less memory for one more forward. Values and gradients are the same; there are first
-            derivatives only. It may be assigned later (`module.recompute = True`).
+            backward: less memory for one more forward. Values and derivatives are the same. It may be assigned later
+            (`module.recompute = True`).
 
     Shape:
         x and the output: (B, C, *S) with `dims` axes in S, floating point, any memory format. The output has

@@ -77,6 +77,11 @@ def load_imagenet(backbone: Backbone, source: str | os.PathLike[str]) -> None:
         ValueError: the file is damaged, no state dict or for another network; "package" for a `ResNet`.
     """
     if isinstance(backbone, ResNet):
+        if source == "package":
+            raise ValueError(
+                "load_imagenet: source must be a file for a ResNet, got 'package', and no package holds these weights; "
+                "download a file and pass where it lies."
+            )
         resnet.load_imagenet(backbone, source)
     elif isinstance(backbone, EfficientNetLite):
         efficientnet.load_imagenet(backbone, source)

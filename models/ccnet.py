@@ -1,10 +1,11 @@
-"""CCNet: a dilated ResNet, the criss-cross head on its last stage, an auxiliary head on the stage before.
+"""CCNet: a backbone at 1/8 of the pictures' size, the criss-cross head on its last features, an auxiliary head on
+those before.
 
-The norm of both heads is `nn.BatchNorm2d` followed by a leaky ReLU, which is what the authors' InPlaceABN
-computes. They are two plain modules on purpose: a function that swaps every `nn.BatchNorm2d` and
-`nn.Dropout2d` for a kind that works over all processes keeps the activation. The activation has a name of its
-own inside the sequences, so the numbers of the other entries, and with them the keys of the state dict
-(`bottleneck.{0,1,3}`), are those of the authors' files.
+The norm of both heads is `nn.BatchNorm2d` followed by a leaky ReLU, which is what the authors' InPlaceABN computes
+(but that it scales by |weight| + 1e-5: in a file of theirs a negative weight means its absolute value). They are two
+plain modules on purpose: a function that swaps every `nn.BatchNorm2d` and `nn.Dropout2d` for a kind that works over
+all processes keeps the activation. The activation has a name of its own inside the sequences, so the numbers of the
+other entries, and with them the keys of the state dict (`bottleneck.{0,1,3}`), are those of the authors' files.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ccgpu.models.attention import RCCA, attention_map, check_position, require_int
+from ccgpu.models.attention import RCCA, GatedAttention, attention_map, check_position, require_int
 from ccgpu.models.backbones import build_backbone
 from ccgpu.models.context import CONTEXTS, LEAKY_SLOPE, build_context, convolution
 
@@ -123,7 +124,7 @@ class CCHead(nn.Module):
         """Return logits and, in train mode, the embedding (None without one); see the class for shapes."""
         attended = self.conva(x)
         module = self.context if self.cca is None else self.cca
-        if module is not None and getattr(module, "dims", 2) == 3:
+        if isinstance(module, GatedAttention) and module.dims == 3:
             attended = as_frames(module(as_clips(attended, frames)))
         elif module is not None:
             attended = module(attended)
@@ -142,7 +143,7 @@ def as_clips(pictures: Tensor, frames: int) -> Tensor:
 
 
 class AuxiliaryHead(nn.Sequential):
-    """Class logits from the features of layer3, which only training uses (deep supervision).
+    """Class logits from the features before the last (a ResNet's layer3), which only training uses (deep supervision).
 
     3x3 convolution with bias, norm, activation, dropout, 1x1 convolution, as `dsn` in the authors' code.
 
@@ -153,7 +154,7 @@ class AuxiliaryHead(nn.Sequential):
         dropout: probability of the channel dropout.
 
     Shape:
-        (B, in_channels, H, W) -> (B, num_classes, H, W).
+        (B, in_channels, H, W) -> (B, num_classes, H, W), for clips (B * T, ...).
     """
 
     def __init__(self, in_channels: int, num_classes: int, *, channels: int = 512, dropout: float = 0.1) -> None:
@@ -188,10 +189,11 @@ class CCNet(nn.Module):
         nonlocal_form, recompute, backend: see `CCHead`.
 
     Shape:
-        images: (B, 3, H, W), or clips (B, 3, T, H, W) for dims=3; floating point, normalised with the backbone's mean
-        and std. In train mode `Outputs`: logits and auxiliary logits (B, num_classes, H, W), the embedding at
-        the features' size; in eval mode the logits. For clips a T stands before each H. With T = 1 a network for
-        clips computes what the network for pictures does with the same weights, and its state dict fits there.
+        images: (B, 3, H, W), or clips (B, 3, T, H, W) for dims=3, T, H and W 1 or more; floating point, normalised
+        with the backbone's mean and std. In train mode `Outputs`: logits and auxiliary logits (B, num_classes, H, W),
+        the embedding at the features' size; in eval mode the logits. For clips a T stands before each H. With T = 1 a
+        network for clips computes what the network for pictures does with the same weights, and its state dict fits
+        there.
 
     Attributes:
         backbone: with `channels`, `mean` and `std`. head: the `CCHead`, with the `RCCA` as head.cca (None without).
@@ -200,6 +202,11 @@ class CCNet(nn.Module):
     Raises:
         TypeError: a size is not an int; images that are not floating point.
         ValueError: an argument outside of its values; images of another shape.
+
+    `torch.compile(fullgraph=True)` takes a network in either mode, `torch.export.export` one in eval mode. The exported
+    one takes pictures of any size with two or more feature positions an axis, where the axes are
+    `torch.export.Dim.AUTO`; with a named Dim for H or W torch refuses a ResNet, whose max-pool's rounding it cannot
+    prove.
 
     Source: the paper, figure 2; the auxiliary head, the activations and align_corners: the authors' code.
 
@@ -273,7 +280,7 @@ class CCNet(nn.Module):
         """Return logits, in train mode `Outputs`; see the class for shapes."""
         self._check_images(images)
         frames = images.shape[2] if self.dims == 3 else 1
-        before, last = self.backbone(as_frames(images) if self.dims == 3 else images)
+        before, last = self._features(images)
         logits, embedding = self.head(last, frames)
         if not self.training:
             return self._full_size(logits, images, frames)
@@ -312,13 +319,16 @@ class CCNet(nn.Module):
         size = tuple(images.shape[2:])
         pixel = check_position("CCNet.attention_map", at, size)
         with _evaluating(self), torch.no_grad():
-            if self.dims == 3:
-                features = as_clips(self.head.conva(self.backbone(as_frames(images))[1]), images.shape[2])
-            else:
-                features = self.head.conva(self.backbone(images)[1])
+            features = self.head.conva(self._features(images)[1])
+        if self.dims == 3:
+            features = as_clips(features, images.shape[2])
         pairs = zip(pixel, size, features.shape[2:], strict=True)
         position = [_nearest(index, fine, coarse, self.align_corners) for index, fine, coarse in pairs]
         return attention_map(self.head.cca, features, position)
+
+    def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both features of the backbone, those of a clip's frames one after the other."""
+        return self.backbone(as_frames(images) if self.dims == 3 else images)
 
     def _full_size(self, logits: Tensor, images: Tensor, frames: int) -> Tensor:
         """Return the heads' logits at the size of images, frame by frame or clip by clip as images are."""
@@ -331,6 +341,10 @@ class CCNet(nn.Module):
             raise ValueError(
                 f"CCNet: images must be {shape} for dims={self.dims}, got shape {tuple(images.shape)}; "
                 "add the batch axis with images.unsqueeze(0) or convert the pictures to three channels."
+            )
+        if 0 in images.shape[2:]:
+            raise ValueError(
+                f"CCNet: images must have a pixel or more, got shape {tuple(images.shape)}; leave empty pictures out."
             )
         if not images.is_floating_point():
             raise TypeError(

@@ -48,7 +48,7 @@ class NonLocal(GatedAttention):
     Raises:
         ValueError: form is none of the two.
 
-    Source: Wang et al., Non-local Neural Networks, CVPR 2018, equations 1 and 6 (embedded Gaussian); gamma and C / 8
+    Source: Wang et al., Non-local Neural Networks, CVPR 2018, equations 1, 3 (embedded Gaussian) and 6; gamma and C / 8
     as in the authors' code, after Zhang et al., Self-Attention Generative Adversarial Networks, ICML 2019.
     """
 

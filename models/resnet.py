@@ -200,26 +200,14 @@ def load_imagenet(resnet: ResNet, path: str | os.PathLike[str]) -> None:
 
     Args:
         resnet: the network to fill, on any device and of any floating dtype.
-        path: the file. ("package", which stands for an installed package elsewhere, is refused.)
+        path: the file.
 
     Raises:
-        TypeError: resnet is no `ResNet` of this package.
         FileNotFoundError: there is no file at path (any other OSError of opening it passes through).
         ValueError: the file is damaged or no state dict, is of another depth or stem, or has entries that are
-            missing, surplus or of another shape or kind; all of these entries are listed. Or path is "package".
+            missing, surplus or of another shape or kind; all of these entries are listed.
     """
-    if not isinstance(resnet, ResNet):
-        raise TypeError(
-            f"load_imagenet: resnet must be a ResNet of ccgpu, got {type(resnet).__name__}; "
-            "pass the backbone, e.g. net.backbone."
-        )
-    if path == "package":
-        raise ValueError(
-            "load_imagenet: source must be a file for a ResNet, got 'package', and no package holds these weights; "
-            "download a file and pass where it lies."
-        )
-    loaded = read_state_dict(path)
-    loaded = {name: value for name, value in loaded.items() if not name.startswith("fc.")}
+    loaded = {name: value for name, value in read_state_dict(path).items() if not name.startswith("fc.")}
     found, wanted = _describe(loaded), f"ResNet-{resnet.depth} with a {resnet.stem} stem"
     if found is not None and found != wanted:
         raise ValueError(

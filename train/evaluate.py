@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BadPicture as error:
         return fail(str(error).splitlines()[-1].rpartition("BadPicture: ")[2], 1)
     except BAD_INPUT as error:
-        return fail(str(error), 2)
+        return fail(str(error).removeprefix("evaluate: "), 2)
     except torch.OutOfMemoryError as error:
         return fail(f"out of device memory ({error}); use --mode sliding or --amp bf16", 1)
     except KeyboardInterrupt:
@@ -164,17 +165,19 @@ def score(
 
 
 def find_data_set(name: str) -> DataSet:
-    """Return the DATA_SET of a module: ccgpu.train.NAME for a plain name, the module itself for a dotted one.
+    """Return the DATA_SET of a module: that of ccgpu.train.NAME, or else of the module NAME on Python's path.
 
     Raises:
         ValueError: no such module, or one without a `DataSet` of that name.
     """
-    module = name if "." in name else f"ccgpu.train.{name}"
+    own = f"ccgpu.train.{name}"
     try:
+        module = name if "." in name or importlib.util.find_spec(own) is None else own
         found = getattr(importlib.import_module(module), "DATA_SET", None)
     except ImportError as error:
         raise ValueError(
-            f"evaluate: --data-set must be a module that can be imported, got {module!r} ({error}); name one."
+            f"evaluate: --data-set must be a module that can be imported, got {name!r} ({error}); name the module of "
+            "the data set that the checkpoint was trained on."
         ) from error
     if not isinstance(found, DataSet):
         raise ValueError(f"evaluate: --data-set must be a module with a DATA_SET, got {module!r}; name another.")

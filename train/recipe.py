@@ -7,6 +7,7 @@ replaces some of them (`DataSet.recipe`).
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -30,8 +31,13 @@ class Settings:
 
     preset: str | None = option(None, "demo: a run of a few minutes on a CPU", choices=("demo",))
     # Data.
+    # Absolute, so that the run goes on and is evaluated from any folder.
     data: str | None = option(
-        None, "the data set's folder; left out: drawn pictures", metavar="PATH", decides="nothing"
+        None,
+        "the data set's folder; left out: drawn pictures",
+        kind=os.path.abspath,
+        metavar="PATH",
+        decides="nothing",
     )
     train_split: tuple[str, ...] = option(("train",), "splits to train on", count="+", metavar="NAME")
     val_split: tuple[str, ...] = option(("val",), "splits to evaluate on", count="+", metavar="NAME", decides="records")
@@ -43,7 +49,7 @@ class Settings:
     )
     clip: int = option(1, "frames of a clip, neighbours in a film; 1 for single pictures", kind=int, least=1)
     # Network.
-    backbone: str = option("resnet101", f"one of {', '.join(BACKBONES)}, timm:NAME", metavar="NAME")
+    backbone: str = option("resnet101", f"one of {', '.join(BACKBONES)}", metavar="NAME")
     stem: str | None = option(
         None, "a ResNet's first convolutions: deep (three 3x3) or 7x7; none: deep", choices=("deep", "7x7")
     )

@@ -1,4 +1,4 @@
-"""Attention modules, inputs, gradients, and what is kept for backward: shared by the tests of attention and context."""
+"""Attention modules, networks, inputs, gradients, and what is kept for backward: shared by the tests of models."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ccgpu.models.attention import GatedAttention
+from ccgpu.models.ccnet import CCNet
 
 Module = TypeVar("Module", bound=GatedAttention)
 SIZES = {1: (7,), 2: (4, 5), 3: (2, 3, 4)}
@@ -27,6 +28,24 @@ def make(kind: Callable[..., Module], *arguments: Any, **options: Any) -> Module
 
 def features(dims: int, channels: int = 8, batch: int = 2) -> Tensor:
     return torch.randn(batch, channels, *SIZES[dims], generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def network(num_classes: Any = 5, *, backbone: str = "resnet18", gamma: float = 0.6, **options: Any) -> CCNet:
+    """A small CCNet whose attention is at work."""
+    torch.manual_seed(0)
+    net = CCNet(backbone, num_classes, **{"head_channels": 16, **options})
+    for module in net.modules():
+        if isinstance(module, GatedAttention):
+            nn.init.constant_(module.gamma, gamma)
+    return net
+
+
+def pictures(height: int = 33, width: int = 49, batch: int = 2) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+def clips(frames: int = 2, height: int = 33, width: int = 49) -> Tensor:
+    return torch.randn(2, 3, frames, height, width, generator=torch.Generator().manual_seed(6))
 
 
 def gradients(out: Tensor, x: Tensor, module: nn.Module) -> list[Tensor]:

@@ -13,20 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccgpu.models.attention import attention_map
-from ccgpu.models.ccnet import CCHead, CCNet
-
-
-def make(num_classes: Any = 5, *, gamma: float = 0.6, **options: Any) -> CCNet:
-    torch.manual_seed(0)
-    net = CCNet("resnet18", num_classes, **{"head_channels": 16, **options})
-    if net.head.cca is not None:
-        nn.init.constant_(net.head.cca.gamma, gamma)
-    return net
-
-
-def pictures(height: int = 33, width: int = 49, batch: int = 2) -> Tensor:
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
-
+from ccgpu.models.ccnet import CCHead, CCNet, as_frames
+from ccgpu.models.context import CONTEXTS
+from tests.models.problems import clips, network, pictures
 
 # Layout
 
@@ -78,7 +67,7 @@ def test_state_dict_has_the_authors_entries() -> None:
 
 
 def test_norms_and_dropouts_are_plain_so_that_they_can_be_swapped() -> None:
-    net = make(dropout=0.3)
+    net = network(dropout=0.3)
     norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     dropouts = [module for module in net.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
     assert {type(module) for module in norms} == {nn.BatchNorm2d}
@@ -109,7 +98,7 @@ def norm_and_leaky_relu(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
 
 
 def test_head_equals_the_papers_figure() -> None:
-    net = make(recurrence=2).eval()
+    net = network(recurrence=2).eval()
     randomise_norms(net.head)
     head = net.head
     x = torch.randn(2, 512, 5, 7, generator=torch.Generator().manual_seed(2))
@@ -134,7 +123,7 @@ def test_head_equals_the_papers_figure() -> None:
 
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_logits_are_upsampled_head_outputs(align_corners: bool) -> None:
-    net, images = make(align_corners=align_corners, dropout=0.0), pictures()
+    net, images = network(align_corners=align_corners, dropout=0.0), pictures()
 
     def upsample(logits: Tensor) -> Tensor:
         return F.interpolate(logits, size=(33, 49), mode="bilinear", align_corners=align_corners)
@@ -154,7 +143,7 @@ def test_logits_are_upsampled_head_outputs(align_corners: bool) -> None:
 
 
 def test_train_mode_without_auxiliary_head_gives_logits_alone() -> None:
-    net = make(auxiliary=False)
+    net = network(auxiliary=False)
     assert net.auxiliary_head is None
     assert not any(name.startswith("auxiliary_head") for name in net.state_dict())
     outputs = net(pictures())
@@ -164,14 +153,14 @@ def test_train_mode_without_auxiliary_head_gives_logits_alone() -> None:
 
 @pytest.mark.parametrize("size", [(33, 49), (40, 31), (64, 64), (1, 9)])
 def test_logits_have_the_size_of_any_picture(size: tuple[int, int]) -> None:
-    outputs = make(3)(pictures(*size))
+    outputs = network(3)(pictures(*size))
     for logits in (outputs.logits, outputs.auxiliary):
         assert logits.shape == (2, 3, *size)
         assert logits.isfinite().all()
 
 
 def test_gradients_reach_every_parameter() -> None:
-    net = make(recurrence=2)
+    net = network(recurrence=2)
     logits, auxiliary, _ = net(pictures())
     labels = torch.randint(5, (2, 33, 49), generator=torch.Generator().manual_seed(3))
     (F.cross_entropy(logits, labels) + F.cross_entropy(auxiliary, labels)).backward()
@@ -182,7 +171,7 @@ def test_gradients_reach_every_parameter() -> None:
 
 
 def test_recurrence_zero_is_the_network_with_gamma_zero() -> None:
-    without, with_attention = make(recurrence=0).eval(), make(gamma=0.0).eval()
+    without, with_attention = network(recurrence=0).eval(), network(gamma=0.0).eval()
     assert without.head.cca is None
     missing = without.load_state_dict(with_attention.state_dict(), strict=False)
     assert not missing.missing_keys
@@ -194,7 +183,7 @@ def test_recurrence_zero_is_the_network_with_gamma_zero() -> None:
 
 
 def test_state_dict_round_trip_gives_the_same_logits(tmp_path: Path) -> None:
-    net = make()
+    net = network()
     net(pictures())
     torch.save(net.state_dict(), tmp_path / "net.pth")
     torch.manual_seed(9)
@@ -203,12 +192,19 @@ def test_state_dict_round_trip_gives_the_same_logits(tmp_path: Path) -> None:
     assert torch.equal(other.eval()(pictures()), net.eval()(pictures()))
 
 
-def test_channels_last_equals_contiguous() -> None:
-    net = make().eval()
-    expected = net(pictures())
-    net = net.to(memory_format=torch.channels_last)
-    actual = net(pictures().to(memory_format=torch.channels_last))
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_channels_last_equals_contiguous(dims: int) -> None:
+    net, images = network(dims=dims).eval(), pictures() if dims == 2 else clips()
+    expected = net(images)
+    for parameter in net.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    images = images.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)
+    torch.testing.assert_close(net(images), expected, rtol=1e-4, atol=1e-4)
+    if dims == 3:  # the backbone sees the frames without a copy, and in its own order
+        frames = as_frames(images)
+        assert frames.data_ptr() == images.data_ptr()
+        assert frames.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_dropout_drops_whole_channels_in_train_mode_alone() -> None:
@@ -228,25 +224,28 @@ def test_dropout_drops_whole_channels_in_train_mode_alone() -> None:
 # Context modules, embedding, clips
 
 
-@pytest.mark.parametrize("context", ["none", "rcca", "nonlocal", "psp", "aspp"])
+@pytest.mark.parametrize("context", CONTEXTS)
 def test_any_context_takes_the_place_of_the_attention(context: str) -> None:
-    net = make(context=context)
+    net = network(context=context)
     module = net.head.cca if context == "rcca" else net.head.context
     assert (module is None) == (context == "none")
-    for name, parameter in net.head.named_parameters():
-        if name.endswith("gamma"):
-            nn.init.constant_(parameter, 0.6)
-    outputs = net(pictures())
-    (outputs.logits.square().mean() + outputs.auxiliary.square().mean()).backward()
-    assert all(parameter.grad is not None for parameter in net.parameters())
     assert net.eval()(pictures()).shape == (2, 5, 33, 49)
     if module is not None:
         features = net.head.conva(net.backbone(pictures())[1])
         assert not torch.allclose(module(features), features, atol=1e-3)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_every_parameter_has_a_part_in_the_outputs(context: str, dims: int) -> None:
+    """Several processes wait for the gradient of each (find_unused_parameters=False)."""
+    net = network(context=context, dims=dims, embedding=4)
+    sum(output.square().mean() for output in net(pictures() if dims == 2 else clips())).backward()
+    assert [name for name, parameter in net.named_parameters() if parameter.grad is None] == []
+
+
 def test_the_embedding_is_the_reduced_output_of_the_attention_in_train_mode_alone() -> None:
-    net = make(embedding=16)
+    net = network(embedding=16)
     seen: list[Tensor] = []
     net.head.cca.register_forward_hook(lambda module, inputs, out: seen.append(out))
     embedding = net(pictures()).embedding
@@ -254,24 +253,24 @@ def test_the_embedding_is_the_reduced_output_of_the_attention_in_train_mode_alon
     torch.testing.assert_close(embedding, F.conv2d(seen[0], weight.weight, weight.bias))
     assert embedding.shape == (2, 16, 5, 7)
     assert isinstance(net.eval()(pictures()), Tensor)
-    assert make().head.embedding is None
+    assert network().head.embedding is None
 
 
 def test_a_clip_of_one_frame_is_the_network_for_pictures() -> None:
-    net = make(recurrence=3, dropout=0.0)
-    clips = make(dims=3, dropout=0.0)
-    assert clips.head.cca.recurrence == 3  # what it takes for each position to reach every other
-    clips.load_state_dict(net.state_dict())
+    net = network(recurrence=3, dropout=0.0)
+    for_clips = network(dims=3, dropout=0.0)
+    assert for_clips.head.cca.recurrence == 3  # what it takes for each position to reach every other
+    for_clips.load_state_dict(net.state_dict())
     images = pictures()
-    outputs, of_clips = net(images), clips(images[:, :, None])
+    outputs, of_clips = net(images), for_clips(images[:, :, None])
     torch.testing.assert_close(of_clips.logits[:, :, 0], outputs.logits)
     torch.testing.assert_close(of_clips.auxiliary[:, :, 0], outputs.auxiliary)
-    torch.testing.assert_close(clips.eval()(images[:, :, None])[:, :, 0], net.eval()(images))
+    torch.testing.assert_close(for_clips.eval()(images[:, :, None])[:, :, 0], net.eval()(images))
     assert CCNet("resnet18", 5, head_channels=16).head.cca.recurrence == 2
 
 
 def test_the_frames_of_a_clip_see_each_other_through_the_attention_alone() -> None:
-    clip = torch.randn(1, 3, 4, 33, 49, generator=torch.Generator().manual_seed(6))
+    clip = clips(4)[:1]
     other = clip.clone()
     other[:, :, 3] += 1
     for context, gamma, together in (
@@ -280,9 +279,7 @@ def test_the_frames_of_a_clip_see_each_other_through_the_attention_alone() -> No
         ("psp", 0.0, False),
         ("nonlocal", 0.6, True),
     ):
-        net = make(dims=3, context=context, gamma=gamma, embedding=4).eval()
-        if context == "nonlocal":
-            nn.init.constant_(net.head.context.gamma, gamma)
+        net = network(dims=3, context=context, gamma=gamma, embedding=4).eval()
         before, after = net(clip), net(other)
         assert before.shape == (1, 5, 4, 33, 49)
         assert ((before[:, :, 2] - after[:, :, 2]).abs().max() > 1e-4) == together
@@ -290,8 +287,8 @@ def test_the_frames_of_a_clip_see_each_other_through_the_attention_alone() -> No
 
 
 def test_attention_map_of_a_clip() -> None:
-    net = make(dims=3, recurrence=1)
-    clip = torch.randn(1, 3, 4, 33, 49, generator=torch.Generator().manual_seed(6))
+    net = network(dims=3, recurrence=1)
+    clip = clips(4)[:1]
     row = net.attention_map(clip, (2, 16, 24))
     cross = torch.zeros(4, 5, 7, dtype=torch.bool)
     cross[:, 2, 3], cross[2, :, 3], cross[2, 2] = True, True, True
@@ -319,7 +316,7 @@ def test_attention_map_of_one_loop_is_the_criss_cross_of_the_nearest_position(
     align_corners: bool, at: tuple[int, int], expected: tuple[int, int]
 ) -> None:
     """65 x 129 pixels on 9 x 17 positions, 8 pixels apart, or 65 / 9 and 129 / 17 with edges aligned."""
-    net = make(recurrence=1, align_corners=align_corners)
+    net = network(recurrence=1, align_corners=align_corners)
     row = net.attention_map(pictures(65, 129), at)
     cross = torch.zeros(9, 17, dtype=torch.bool)
     cross[expected[0]], cross[:, expected[1]] = True, True
@@ -328,7 +325,7 @@ def test_attention_map_of_one_loop_is_the_criss_cross_of_the_nearest_position(
 
 
 def test_attention_map_is_that_of_the_heads_attention_in_eval_mode() -> None:
-    net = make(recurrence=2).train()
+    net = network(recurrence=2).train()
     net.backbone.eval()
     modes = [module.training for module in net.modules()]
     statistics = net.head.conva[1].running_mean.clone()
@@ -344,7 +341,7 @@ def test_attention_map_is_that_of_the_heads_attention_in_eval_mode() -> None:
 
 
 def test_attention_map_works_in_inference_mode() -> None:
-    net = make(recurrence=2)
+    net = network(recurrence=2)
     expected = net.attention_map(pictures(), (0, 0))
     with torch.inference_mode():
         torch.testing.assert_close(net.attention_map(pictures(), (0, 0)), expected)
@@ -357,35 +354,41 @@ def test_attention_map_works_in_inference_mode() -> None:
     ("build", "error", "message"),
     [
         (lambda: CCNet("resnet34"), ValueError, "must be one of .*'resnet101'.*got 'resnet34'"),
-        (lambda: make(context="pool"), ValueError, "context must be one of .*'rcca'.*got 'pool'"),
-        (lambda: make(dims=1), ValueError, "dims must be 2 or 3, got 1"),
-        (lambda: make(embedding=-1), ValueError, "embedding must be 0 or more, got -1"),
-        (lambda: make(dims=3)(pictures()), ValueError, r"\(B, 3, T, H, W\) for dims=3, got shape \(2, 3, 33, 49\)"),
+        (lambda: network(context="pool"), ValueError, "context must be one of .*'rcca'.*got 'pool'"),
+        (lambda: network(dims=1), ValueError, "dims must be 2 or 3, got 1"),
+        (lambda: network(embedding=-1), ValueError, "embedding must be 0 or more, got -1"),
+        (lambda: network(dims=3)(pictures()), ValueError, r"\(B, 3, T, H, W\) for dims=3, got shape \(2, 3, 33, 49\)"),
         (
-            lambda: make(context="psp").attention_map(pictures(), (0, 0)),
+            lambda: network(context="psp").attention_map(pictures(), (0, 0)),
             RuntimeError,
             "criss-cross attention, got none",
         ),
-        (lambda: make(0), ValueError, "num_classes must be 1 or more, got 0"),
-        (lambda: make(2.0), TypeError, "num_classes must be an int, got float"),
-        (lambda: make(recurrence=-1), ValueError, "recurrence must be 0 or more, got -1"),
-        (lambda: make(head_channels=0), ValueError, "head_channels must be 1 or more"),
-        (lambda: make(dropout=1.5), ValueError, "dropout must be from 0 to 1, got 1.5"),
-        (lambda: make(stem="5x5"), ValueError, "stem must be one of"),
-        (lambda: make()(torch.zeros(3, 33, 33)), ValueError, r"\(B, 3, H, W\) for dims=2, got shape \(3, 33, 33\)"),
+        (lambda: network()(pictures(0)), ValueError, r"must have a pixel or more, got shape \(2, 3, 0, 49\)"),
+        (lambda: network(dims=3)(clips(0)), ValueError, r"must have a pixel or more, got shape \(2, 3, 0, 33, 49\)"),
+        (lambda: network(0), ValueError, "num_classes must be 1 or more, got 0"),
+        (lambda: network(2.0), TypeError, "num_classes must be an int, got float"),
+        (lambda: network(recurrence=-1), ValueError, "recurrence must be 0 or more, got -1"),
+        (lambda: network(head_channels=0), ValueError, "head_channels must be 1 or more"),
+        (lambda: network(dropout=1.5), ValueError, "dropout must be from 0 to 1, got 1.5"),
+        (lambda: network(stem="5x5"), ValueError, "stem must be one of"),
+        (lambda: network()(torch.zeros(3, 33, 33)), ValueError, r"\(B, 3, H, W\) for dims=2, got shape \(3, 33, 33\)"),
         (
-            lambda: make()(torch.zeros(1, 1, 33, 33)),
+            lambda: network()(torch.zeros(1, 1, 33, 33)),
             ValueError,
             r"\(B, 3, H, W\) for dims=2, got shape \(1, 1, 33, 33\)",
         ),
         (
-            lambda: make().attention_map(pictures(), (33, 0)),
+            lambda: network().attention_map(pictures(), (33, 0)),
             ValueError,
             r"inside of \(33, 49\), got \(33, 0\)",
         ),
-        (lambda: make().attention_map(pictures(), (0, 0, 0)), ValueError, "must be a position"),
-        (lambda: make().attention_map(pictures(), (0.5, 0)), TypeError, "at must be ints"),
-        (lambda: make(recurrence=0).attention_map(pictures(), (0, 0)), RuntimeError, "criss-cross attention, got none"),
+        (lambda: network().attention_map(pictures(), (0, 0, 0)), ValueError, "must be a position"),
+        (lambda: network().attention_map(pictures(), (0.5, 0)), TypeError, "at must be ints"),
+        (
+            lambda: network(recurrence=0).attention_map(pictures(), (0, 0)),
+            RuntimeError,
+            "criss-cross attention, got none",
+        ),
     ],
 )
 def test_mistakes_are_named(build: Callable[[], Any], error: type[Exception], message: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ccgpu.models.attention import RCCA
+from ccgpu.models.attention import RCCA, GatedAttention
 from ccgpu.models.context import FORMS, NonLocal
 from tests.models.problems import features, gradients, kept, make
 
@@ -41,6 +41,19 @@ def test_recomputing_non_local_attention_keeps_its_input_alone(form: str) -> Non
         results.append([out, *gradients(out, x, module)])
     for ours, theirs in zip(*results, strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", [RCCA, NonLocal])
+def test_recomputing_has_second_derivatives(kind: type[GatedAttention]) -> None:
+    results = []
+    for recompute in (False, True):
+        module, x = make(kind, 4, recompute=recompute), features(2, channels=4).requires_grad_()
+        inputs = [x, *module.parameters()]
+        first = torch.autograd.grad(module(x).square().sum(), inputs, create_graph=True)
+        results.append(torch.autograd.grad(sum(gradient.square().sum() for gradient in first), inputs))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert results[1][0].abs().max() > 0.1
 
 
 def test_recomputing_gives_the_same_under_autocast() -> None:

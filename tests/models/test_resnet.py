@@ -154,7 +154,7 @@ def test_map_size_is_the_papers(stem: str, size: tuple[int, int], expected: tupl
 def test_map_size_follows_its_formula_for_every_extent() -> None:
     with torch.device("meta"):
         resnet = ResNet(18)
-        for extent in range(1, 40):
+        for extent in range(1, 18):  # every remainder of 8, twice
             layer3, layer4 = resnet(torch.empty(2, 3, extent, 64))
             assert layer3.shape[2:] == layer4.shape[2:] == ((extent + 1) // 8 + 1, 9)
 
@@ -330,10 +330,8 @@ def test_load_imagenet_refuses_files_that_are_no_pickle(content: bytes, tmp_path
     refuse(ResNet(18), tmp_path / "page.pth", "cannot be read")
 
 
-def test_load_imagenet_names_a_missing_file_and_a_wrong_network(tmp_path: Path, small_file: Path) -> None:
+def test_load_imagenet_names_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
         load_imagenet(ResNet(18), tmp_path / "nowhere.pth")
     with pytest.raises(FileNotFoundError, match="path must be a file"):
         load_imagenet(ResNet(18), tmp_path)
-    with pytest.raises(TypeError, match="resnet must be a ResNet of ccgpu, got Conv2d"):
-        load_imagenet(nn.Conv2d(3, 3, 1), small_file)

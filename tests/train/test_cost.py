@@ -59,9 +59,10 @@ def test_both_forms_of_non_local_have_the_same_flops() -> None:
 def test_the_paper_compares_what_rcca_keeps_with_the_peak_of_non_local() -> None:
     two_loops, recomputed = saved_mb("RCCA R=2"), saved_mb("RCCA R=2, recompute")
     assert two_loops == pytest.approx(CANDIDATE["RCCA R=2"].paper["saved_mb"], rel=0.05)
-    name = "non-local, materialised"
-    peak = peak_bytes(training_step(*prepared(CANDIDATE[name], PAPERS_SHAPE, CPU)), CPU)[0] / 1e6
-    assert peak == pytest.approx(CANDIDATE[name].paper["peak_mb"], rel=0.1)
+    # Its N x N matrices are nearly all of it, so an eighth of the channels, and of the time, shows it too.
+    name, fewer = "non-local, materialised", (1, PAPERS_SHAPE[1] // 8, *PAPERS_SHAPE[2:])
+    peak = peak_bytes(training_step(*prepared(CANDIDATE[name], fewer, CPU)), CPU)[0] / 1e6
+    assert peak == pytest.approx(CANDIDATE[name].paper["peak_mb"], rel=0.05)
     assert peak / two_loops >= 11
     assert peak / recomputed >= 25
 
