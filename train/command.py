@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,8 +38,10 @@ from ccgpu.train.transforms import EvaluationTransform, Normalise, TrainTransfor
 
 Batches: TypeAlias = DataLoader[dict[str, Any]]
 
-# What a wrong flag, data set or checkpoint raises before training: told in one line, exit status 2.
+# What a wrong flag, data set or checkpoint raises before anything runs: told in one line, exit status 2.
 BAD_INPUT = (ValueError, OSError, ImportError, state.CheckpointError)
+# What `failure` tells later, in one line, where it is no mistake of the program's: exit status 1.
+FAILURES = (BadPicture, OSError, MemoryError, RuntimeError)
 
 
 def main(data_set: DataSet, argv: Sequence[str] | None = None) -> int:
@@ -53,36 +56,67 @@ def main(data_set: DataSet, argv: Sequence[str] | None = None) -> int:
     )
     try:
         plan = read_plan(parser, argv, Settings, presets(data_set), lambda settings: default_out(settings, data_set))
+        if plan.checkpoint is not None and plan.checkpoint["data_set"] != data_set.name:
+            raise ValueError(
+                f"--resume must name a run of {data_set.name}, got one of {plan.checkpoint['data_set']} in "
+                f"{plan.checkpoint_path}; continue it with the command that began it."
+            )
         device = distributed.choose_device(plan.settings.device)
         check_settings(plan.settings, data_set, distributed.launched_world_size(), device)
     except BAD_INPUT as error:
-        return fail(data_set, str(error), 2)
-    try:
-        with distributed.processes(device):
+        return fail(data_set.name, str(error), 2)
+    # What happened is told before the processes part: as soon as one has ended, torchrun kills the others.
+    with distributed.processes(device):
+        try:
             try:
                 run, batches, evaluated = prepare(plan, data_set, device)
             except BAD_INPUT as error:
-                return fail(data_set, str(error), 2)
+                return fail(data_set.name, str(error), 2)
             return train_and_evaluate(plan, run, batches, evaluated)
-    except BadPicture as error:
-        # A loader's process puts its traceback before the message.
-        message = str(error).splitlines()[-1].rpartition("BadPicture: ")[2]
-        return fail(data_set, f"{message} Then continue with --resume --out {plan.out}", 1)
-    except (state.CheckpointError, engine.NonFiniteLoss) as error:
-        return fail(data_set, str(error), 1)
-    except OSError as error:
-        return fail(data_set, f"{error}; make room or give access, then continue with --resume --out {plan.out}", 1)
-    except torch.OutOfMemoryError as error:
-        return fail(data_set, f"out of device memory ({error}); lower --batch or --crop, or use --amp bf16", 1)
-    except KeyboardInterrupt:
-        return fail(data_set, "stopped at once; --resume continues from the last checkpoint, if there is one", 130)
+        except (state.CheckpointError, engine.NonFiniteLoss) as error:  # of all processes alike
+            return fail(data_set.name, str(error), 1)
+        except FAILURES as error:
+            again = f"continue with --resume --out {plan.out}"
+            message = failure(error, again=again, smaller="lower --batch or --crop, or use --amp bf16")
+            return fail(data_set.name, message, 1, everywhere=True)
+        except KeyboardInterrupt:
+            return fail(data_set.name, "stopped at once; --resume continues from the last checkpoint, if any", 130)
 
 
-def fail(data_set: DataSet, message: str, status: int) -> int:
-    """Print an error on the first process and return the exit status."""
-    if is_main():
-        print(f"{data_set.name}: {message}", file=sys.stderr)
+def fail(command: str, message: str, status: int, *, everywhere: bool = False) -> int:
+    """Print an error, on the first process or `everywhere` (what not all processes meet); return the exit status."""
+    if everywhere or is_main():
+        print(f"{command}: {message}", file=sys.stderr)
     return status
+
+
+def failure(error: Exception, *, again: str, smaller: str) -> str:
+    """Return what to tell of an error that stopped a command between its pictures.
+
+    Args:
+        error: one of `FAILURES`, from this process or, with its traceback as torch's loader puts it, from another.
+        again: how to go on when the cause is gone.
+        smaller: how to do with less memory.
+
+    Raises:
+        RuntimeError: `error` itself, where it is a mistake of the program's and its traceback is wanted.
+    """
+    text = str(error)
+    if text.startswith("Caught "):
+        text = text.rpartition(f"{type(error).__name__}: ")[2].strip()
+        # torch ties such an error into a circle with its loader, whose processes would stay.
+        traceback.clear_frames(error.__traceback__)
+    # torch has no class of its own for some of these.
+    first = text.partition("\n")[0]
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in text:
+        return f"out of memory ({first}); {smaller}"
+    if isinstance(error, (BadPicture, OSError)):
+        return f"{text} Then {again}" if text.endswith(".") else f"{text}; make room or give access, then {again}"
+    if text.startswith("DataLoader worker"):
+        return f"a loader's process ended ({first.strip()}); if memory ran out, lower --workers, then {again}"
+    if isinstance(error, torch.distributed.DistError) or "by peer" in text:
+        return f"another process ended ({first.partition('. ')[0]}); it tells why"
+    raise error
 
 
 def presets(data_set: DataSet) -> Mapping[str | None, Mapping[str, Any]]:
@@ -168,7 +202,7 @@ def train_and_evaluate(plan: Plan[Settings], run: Run, batches: Batches, evaluat
         finally:
             run.board.close()
     if not finished:
-        return fail(run.data_set, f"stopped; continue with --resume --out {plan.out}", run.interrupts.exit_status)
+        return fail(run.data_set.name, f"stopped; continue with --resume --out {plan.out}", run.interrupts.exit_status)
     if is_main():
         run.report()
     distributed.wait_for_all()
@@ -214,22 +248,29 @@ def evaluation_due(settings: Settings, iteration: int) -> bool:
 
 
 def build_network(settings: Settings, data_set: DataSet, device: torch.device, *, pretrained: bool) -> CCNet:
-    """Return the network on its device, ready for the global batch; `pretrained` reads --imagenet."""
-    net = CCNet(
-        settings.backbone,
-        data_set.labels.num_classes,
-        context=settings.context,
-        recurrence=settings.loops,
-        dims=2 if settings.clip == 1 else 3,
-        stem=settings.stem,
-        head_channels=settings.head_channels,
-        embedding=EMBEDDING_CHANNELS if settings.ccl else 0,
-        dropout=settings.dropout,
-        nonlocal_form=settings.nonlocal_form,
-        recompute=settings.recompute,
-    )
-    if pretrained and settings.imagenet is not None:
-        load_imagenet(net.backbone, settings.imagenet)
+    """Return the network on its device, ready for the global batch; `pretrained` reads --imagenet.
+
+    Raises:
+        ValueError, OSError, ImportError: a network or weights that cannot be had.
+    """
+    try:
+        net = CCNet(
+            settings.backbone,
+            data_set.labels.num_classes,
+            context=settings.context,
+            recurrence=settings.loops,
+            dims=2 if settings.clip == 1 else 3,
+            stem=settings.stem,
+            head_channels=settings.head_channels,
+            embedding=EMBEDDING_CHANNELS if settings.ccl else 0,
+            dropout=settings.dropout,
+            nonlocal_form=settings.nonlocal_form,
+            recompute=settings.recompute,
+        )
+        if pretrained and settings.imagenet is not None:
+            load_imagenet(net.backbone, settings.imagenet)
+    except RuntimeError as error:  # a package that cannot be imported, weights that cannot be fetched
+        raise ValueError(str(error)) from error
     order = torch.channels_last if settings.channels_last else torch.contiguous_format
     net = net.to(device)
     for parameter in net.parameters():
@@ -307,7 +348,7 @@ def load_evaluation(
     val_set = EvaluationSet(clips, data_set.labels, EvaluationTransform(normalise), video=clip > 1)
     # One picture or clip a batch: a data set's pictures may differ in size.
     share = [[index] for index in evaluation_indices(len(val_set), distributed.rank(), distributed.world_size())]
-    return val_set, engine.load_batches(val_set, batches=share, workers=workers, device=device)
+    return val_set, engine.load_batches(val_set, batches=share, workers=workers, device=device, again=True)
 
 
 def announce(plan: Plan[Settings], data_set: DataSet, device: torch.device, training: int, evaluation: int) -> None:
@@ -318,10 +359,10 @@ def announce(plan: Plan[Settings], data_set: DataSet, device: torch.device, trai
         on = f"continuing {plan.checkpoint_path} after iteration {plan.start}"
         say(anew if plan.checkpoint is None else on)
     context = f"R = {s.loops}" if s.context == "rcca" else f"context {s.context}"
-    what = "pictures" if s.clip == 1 else f"clips of {s.clip}"
+    what, frames = ("pictures", "") if s.clip == 1 else ("clips", f"{s.clip} frames ")
     say(
-        f"{s.backbone}, {context}, {s.iterations} iterations of {s.batch} {what} "
-        f"{s.crop[0]}x{s.crop[1]}, {training} for training, {evaluation} pictures for evaluation, {device}, "
+        f"{s.backbone}, {context}, {s.iterations} iterations of {s.batch} {what} of {frames}{s.crop[0]}x{s.crop[1]}, "
+        f"{training} {what} for training, {evaluation} pictures for evaluation, {device}, "
         f"{distributed.world_size()} process(es)"
     )
     if s.preset is None and (s.batch, s.crop) != (recipe.batch, recipe.crop):

@@ -89,12 +89,14 @@ def load_batches(
     batches: Iterable[list[int]],
     workers: int,
     device: torch.device,
+    again: bool = False,
 ) -> DataLoader[dict[str, Any]]:
     """Return a loader of `dataset` in the order of `batches` (lists of positions), the same for any number of
     workers.
 
     Workers are spawned, not forked: Numba's OpenMP threads kill forked children. Each computes with one
-    thread. The loader draws nothing from the global random state, on which exact resume depends.
+    thread. They end with the last batch, or stay where the loader is to be gone through `again`. The loader draws
+    nothing from the global random state, on which exact resume depends.
     """
     return DataLoader(
         dataset,
@@ -102,7 +104,7 @@ def load_batches(
         num_workers=workers,
         worker_init_fn=_start_worker,
         multiprocessing_context="spawn" if workers > 0 else None,
-        persistent_workers=workers > 0,
+        persistent_workers=again and workers > 0,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
     )

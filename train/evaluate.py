@@ -12,21 +12,24 @@ import dataclasses
 import importlib
 import importlib.util
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ccgpu.models.ccnet import CCNet
 from ccgpu.train import distributed, engine, records, state
-from ccgpu.train.command import BAD_INPUT, build_network, load_evaluation
+from ccgpu.train.command import BAD_INPUT, FAILURES, build_network, fail, failure, load_evaluation
 from ccgpu.train.data_set import DataSet
-from ccgpu.train.films import evaluation_clips
+from ccgpu.train.films import Clip, evaluation_clips
 from ccgpu.train.interrupts import DeferredInterrupts
 from ccgpu.train.metrics import results_table, scores_line
-from ccgpu.train.pairs import BadPicture, check_pairs
+from ccgpu.train.pairs import check_pairs
 from ccgpu.train.prediction import AVERAGES, MODES, Prediction
 from ccgpu.train.recipe import Settings, prediction
 from ccgpu.train.run import say
@@ -37,21 +40,38 @@ from ccgpu.train.transforms import Normalise
 MULTI_SCALE = (0.75, 1.0, 1.25)
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What `score` needs: the network with its weights, the pictures, and how both come together."""
+
+    iteration: int
+    settings: Settings
+    data_set: DataSet
+    net: CCNet
+    loader: DataLoader[dict[str, Any]]
+    precision: engine.Precision
+    predict: Prediction
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 finished, 1 failed, 2 bad input, 130 or 143 stopped."""
     flags = read_flags(argv)
     try:
         device = distributed.choose_device(flags.device)
-        with distributed.processes(device):
-            return evaluate(flags, device)
-    except BadPicture as error:
-        return fail(str(error).splitlines()[-1].rpartition("BadPicture: ")[2], 1)
-    except BAD_INPUT as error:
-        return fail(str(error).removeprefix("evaluate: "), 2)
-    except torch.OutOfMemoryError as error:
-        return fail(f"out of device memory ({error}); use --mode sliding or --amp bf16", 1)
-    except KeyboardInterrupt:
-        return fail("stopped", 130)
+    except ValueError as error:
+        return fail("evaluate", str(error), 2)
+    with distributed.processes(device):
+        try:
+            try:
+                evaluation = prepare(flags, device)
+            except BAD_INPUT as error:
+                return fail("evaluate", str(error), 2)
+            return score(flags, evaluation)
+        except FAILURES as error:
+            message = failure(error, again="run the command again", smaller="use --mode sliding or --amp bf16")
+            return fail("evaluate", message, 1, everywhere=True)
+        except KeyboardInterrupt:
+            return fail("evaluate", "stopped", 130)
 
 
 def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -81,84 +101,104 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--record", type=Path, metavar="FILE", help="append the scores to this file of JSON lines")
     add("--amp", choices=tuple(engine.AMP_DTYPES), help="autocast (default: the run's)")
     add("--channels-last", action=argparse.BooleanOptionalAction, help="NHWC memory order (default: the run's)")
+    add("--compile", action=argparse.BooleanOptionalAction, help="compile with torch.compile (default: the run's)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run (default: auto)")
     add("--workers", type=int, default=4, help="loader processes (default: 4)")
     return parser.parse_args(argv)
 
 
-def fail(message: str, status: int) -> int:
-    """Print an error on the first process and return the exit status."""
-    if distributed.is_main():
-        print(f"evaluate: {message}", file=sys.stderr)
-    return status
+def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
+    """Read the checkpoint, find the pictures, and make sure that the results can be written.
 
-
-def evaluate(flags: argparse.Namespace, device: torch.device) -> int:
-    """Evaluate as the flags say; see `main` for the exit status."""
+    Raises:
+        ValueError, OSError, ImportError, state.CheckpointError: flags, data or a checkpoint that cannot be used.
+    """
     if flags.workers < 0:
         raise ValueError(f"--workers must be 0 or more, got {flags.workers}")
     if flags.unlabelled and flags.save_predictions is None:
         raise ValueError("--unlabelled must come with --save-predictions DIR: without labels there is nothing to score")
+    if flags.unlabelled and flags.record is not None:
+        raise ValueError("--record must not come with --unlabelled: without labels there are no scores to record")
     checkpoint = state.read_checkpoint(flags.checkpoint)
     data_set = find_data_set(checkpoint["data_set"] if flags.data_set is None else flags.data_set)
     settings = evaluation_settings(checkpoint["settings"], flags)
     predict = prediction(settings, data_set)
-    precision = engine.Precision(device, settings.amp, settings.channels_last)
     net = build_network(settings, data_set, device, pretrained=False)
     state.load_weights(checkpoint, flags.checkpoint, net)
-    root = data_folder(flags, settings)
-    found = [data_set.find_pairs(root, split, not flags.unlabelled) for split in settings.val_split]
-    check_pairs([pair for pairs in found for pair in pairs])
-    clips = [clip for pairs in found for clip in evaluation_clips(pairs, settings.clip, data_set.film)]
+    clips = find_clips(flags, settings, data_set)
     normalise = Normalise(net.backbone.mean, net.backbone.std)
     _, loader = load_evaluation(clips, data_set, normalise, settings.clip, flags.workers, device)
-    what = f"{flags.checkpoint}, iteration {checkpoint['iteration']}: {data_set.name}, {len(clips)} inputs"
-    say(f"{what}, {describe(predict)}")
-    if flags.save_predictions is not None and distributed.is_main():
-        flags.save_predictions.mkdir(parents=True, exist_ok=True)
-    distributed.wait_for_all()
-    return score(flags, checkpoint["iteration"], settings, data_set, net, loader, precision, predict)
-
-
-def score(
-    flags: argparse.Namespace,
-    iteration: int,
-    settings: Settings,
-    data_set: DataSet,
-    net: CCNet,
-    loader: Any,
-    precision: engine.Precision,
-    predict: Prediction,
-) -> int:
-    """Predict, save, print and record; return the exit status."""
-    bar = tqdm(total=len(loader), unit="input", disable=not distributed.is_main(), mininterval=10.0)
-
-    def seen(name: str, classes: torch.Tensor) -> None:
-        bar.update(1 / settings.clip)
+    if distributed.is_main():
+        # Now, so that a path that cannot be written does not show hours later.
         if flags.save_predictions is not None:
-            save_prediction(flags.save_predictions, name, classes.cpu().numpy(), data_set.labels)
+            flags.save_predictions.mkdir(parents=True, exist_ok=True)
+        if flags.record is not None:
+            flags.record.parent.mkdir(parents=True, exist_ok=True)
+            flags.record.open("a").close()
+    distributed.wait_for_all()
+    what = "pictures" if settings.clip == 1 else f"clips of up to {settings.clip} pictures"
+    of = f"{flags.checkpoint}, iteration {checkpoint['iteration']}: {data_set.name}"
+    say(f"{of}, {len(clips)} {what}, {describe(predict)}")
+    precision = engine.Precision(device, settings.amp, settings.channels_last)
+    return Evaluation(checkpoint["iteration"], settings, data_set, net, loader, precision, predict)
+
+
+def find_clips(flags: argparse.Namespace, settings: Settings, data_set: DataSet) -> list[tuple[Clip, int]]:
+    """Return the checked clips to evaluate on; each split counts once.
+
+    Raises:
+        ValueError, OSError: pictures that are not there or cannot be used, or whose predictions would replace each
+            other's.
+    """
+    root = data_folder(flags, settings)
+    found = [data_set.find_pairs(root, split, not flags.unlabelled) for split in dict.fromkeys(settings.val_split)]
+    pairs = [pair for split in found for pair in split]
+    check_pairs(pairs)
+    names = Counter(pair.name for pair in pairs)
+    if flags.save_predictions is not None and len(names) < len(pairs):
+        raise ValueError(
+            f"--save-predictions must come with pictures of different names, got {names.most_common(1)[0][0]!r} more "
+            f"than once in {' '.join(settings.val_split)}; evaluate one split at a time."
+        )
+    return [clip for split in found for clip in evaluation_clips(split, settings.clip, data_set.film)]
+
+
+def score(flags: argparse.Namespace, evaluation: Evaluation) -> int:
+    """Predict, save, print and record; return the exit status."""
+    settings, labels = evaluation.settings, evaluation.data_set.labels
+    bar = tqdm(
+        evaluation.loader,
+        unit="picture" if settings.clip == 1 else "clip",
+        disable=not distributed.is_main(),
+        mininterval=0.2 if sys.stderr.isatty() else 10.0,  # seconds; a log file needs few lines
+    )
+
+    def save(name: str, classes: torch.Tensor) -> None:
+        if flags.save_predictions is not None:
+            save_prediction(flags.save_predictions, name, classes.cpu().numpy(), labels)
 
     with DeferredInterrupts() as interrupts, bar:
         try:
             confusion = engine.evaluate(
-                net,
-                loader,
-                num_classes=data_set.labels.num_classes,
-                precision=precision,
-                predict=predict,
+                evaluation.net,
+                bar,
+                num_classes=labels.num_classes,
+                precision=evaluation.precision,
+                predict=evaluation.predict,
                 interrupted=interrupts,
-                seen=seen,
+                seen=save,
             )
         except engine.Interrupted:
-            return fail("stopped", interrupts.exit_status)
+            return fail("evaluate", "stopped", interrupts.exit_status)
     if not distributed.is_main():
         return 0
     if not flags.unlabelled:
-        say(f"\n{results_table(confusion, data_set.labels.names)}\n\n{scores_line(confusion, data_set.scores)}")
-    if flags.record is not None and not flags.unlabelled:
-        record = records.evaluation_record(iteration, confusion, data_set.labels.names)
-        how = {"checkpoint": str(flags.checkpoint), "split": list(settings.val_split), **dataclasses.asdict(predict)}
-        records.append_record(flags.record, {**record, "data_set": data_set.name, **how, "commit": records.commit()})
+        say(f"\n{results_table(confusion, labels.names)}\n\n{scores_line(confusion, evaluation.data_set.scores)}")
+    if flags.record is not None:
+        record = records.evaluation_record(evaluation.iteration, confusion, labels.names)
+        what = {"data_set": evaluation.data_set.name, "checkpoint": str(flags.checkpoint)}
+        how = {"split": list(settings.val_split), **dataclasses.asdict(evaluation.predict)}
+        records.append_record(flags.record, {**record, **what, **how, "commit": records.commit()})
     if flags.save_predictions is not None:
         say(f"predictions: {flags.save_predictions}")
     return 0
@@ -172,15 +212,15 @@ def find_data_set(name: str) -> DataSet:
     """
     own = f"ccgpu.train.{name}"
     try:
-        module = name if "." in name or importlib.util.find_spec(own) is None else own
-        found = getattr(importlib.import_module(module), "DATA_SET", None)
-    except ImportError as error:
+        module = importlib.import_module(own if name.isidentifier() and importlib.util.find_spec(own) else name)
+    except (ImportError, TypeError, ValueError) as error:  # the last two of what cannot be a name, "" and ".x"
         raise ValueError(
-            f"evaluate: --data-set must be a module that can be imported, got {name!r} ({error}); name the module of "
-            "the data set that the checkpoint was trained on."
+            f"--data-set must be a module that can be imported, got {name!r} ({error}); name the module of the data "
+            "set that the checkpoint was trained on."
         ) from error
+    found = getattr(module, "DATA_SET", None)
     if not isinstance(found, DataSet):
-        raise ValueError(f"evaluate: --data-set must be a module with a DATA_SET, got {module!r}; name another.")
+        raise ValueError(f"--data-set must be a module with a DATA_SET, got {module.__name__!r}; name another.")
     return found
 
 
@@ -193,7 +233,7 @@ def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace) -> Set
     known = {field.name for field in dataclasses.fields(Settings)}
     if set(saved) != known:
         raise ValueError(
-            f"evaluate: --checkpoint must have this version's settings, got a difference in "
+            f"--checkpoint must have this version's settings, got a difference in "
             f"{sorted(set(saved) ^ known)}; evaluate it with the version of ccgpu that wrote it."
         )
     changes: dict[str, Any] = {
@@ -206,8 +246,14 @@ def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace) -> Set
         "eval_average": flags.average,
         "amp": flags.amp,
         "channels_last": flags.channels_last,
+        "compile": flags.compile,
     }
-    return Settings(**{**saved, **{name: value for name, value in changes.items() if value is not None}})
+    settings = Settings(**{**saved, **{name: value for name, value in changes.items() if value is not None}})
+    if settings.eval != "sliding" and (flags.crop is not None or flags.stride is not None):
+        raise ValueError(
+            f"--crop and --stride must come with sliding windows, got mode {settings.eval}; add --mode sliding."
+        )
+    return settings
 
 
 def _size(flag: str, values: list[int] | None) -> tuple[int, int] | None:
@@ -226,7 +272,7 @@ def data_folder(flags: argparse.Namespace, settings: Settings) -> Path:
         return flags.data
     folder = flags.checkpoint.parent / "scenes" if settings.data is None else Path(settings.data)
     if not folder.is_dir():
-        raise ValueError(f"evaluate: --data must name the data set's folder, got nothing, and {folder} is not there")
+        raise ValueError(f"--data must name the data set's folder, got nothing, and {folder} is not there")
     return folder
 
 
@@ -235,7 +281,9 @@ def describe(predict: Prediction) -> str:
     scales = f"scales {', '.join(map(str, predict.scales))}"
     base = f"short side {predict.short_side}, " if predict.short_side is not None else ""
     base += f"largest in {predict.fit}, " if predict.fit is not None else ""
-    window = "" if predict.mode == "whole" else f" windows of {predict.crop} every {predict.stride}"
+    window = ""
+    if predict.mode == "sliding" and predict.crop is not None and predict.stride is not None:
+        window = " windows of {}x{} every {}x{} pixels".format(*predict.crop, *predict.stride)
     return (
         f"{predict.mode}{window}, {base}{scales}{', mirrored too' if predict.flip else ''}, mean of {predict.average}"
     )

@@ -169,5 +169,6 @@ SCORES: dict[str, tuple[str, Callable[[ConfusionMatrix], float]]] = {
 
 
 def scores_line(confusion: ConfusionMatrix, scores: Sequence[str]) -> str:
-    """Return the named scores (keys of `SCORES`) as "mIoU 42.00 %, pixel accuracy 80.00 %"."""
-    return ", ".join(f"{SCORES[name][0]} {100 * SCORES[name][1](confusion):.2f} %" for name in scores)
+    """Return the named scores (keys of `SCORES`) as "mIoU 42.00 %, pixel accuracy 80.00 %"; "-" for NaN."""
+    values = [(SCORES[name][0], SCORES[name][1](confusion)) for name in scores]
+    return ", ".join(f"{name} -" if math.isnan(value) else f"{name} {100 * value:.2f} %" for name, value in values)

@@ -5,7 +5,7 @@ so an EXIF orientation is not applied.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,7 @@ def find_by_name(
     Raises:
         FileNotFoundError: no such folder (the message names those there are), no pictures in it, or a picture
             or label file without its partner (the message names them).
+        OSError: a folder that cannot be read.
         ValueError: two files of one name, such as a.jpg and a.png.
     """
     pictures = _files_by_name(function, "pictures", images, image_suffixes, depth)
@@ -104,12 +105,11 @@ def _files_by_name(
         )
     found: dict[tuple[str, str], Path] = {}
     twice = []
-    for path in sorted(folder.glob("/".join("*" * (depth + 1)))):
+    for path in _entries(folder, depth):
         suffix = next((suffix for suffix in suffixes if path.name.lower().endswith(suffix.lower())), None)
-        relative = path.relative_to(folder)
-        if suffix is None or any(part.startswith(".") for part in relative.parts):
+        if suffix is None:
             continue
-        key = relative.parent.as_posix(), path.name[: -len(suffix)]
+        key = path.relative_to(folder).parent.as_posix(), path.name[: -len(suffix)]
         if key in found:
             twice.append(f"{found[key]} and {path.name}")
         found[key] = path
@@ -119,6 +119,17 @@ def _files_by_name(
             f"remove one file of each:\n{_listing(twice)}"
         )
     return found
+
+
+def _entries(folder: Path, depth: int) -> Iterator[Path]:
+    """What lies so many folders deep and is not hidden, sorted. (glob would pass over what cannot be read.)"""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if depth == 0:
+            yield path
+        elif path.is_dir():
+            yield from _entries(path, depth - 1)
 
 
 def check_pairs(pairs: Sequence[Pair]) -> None:
@@ -270,7 +281,7 @@ def _decode(path: Path, formats: tuple[str, ...]) -> tuple[Image.Image, bool]:
             picture.load()
             return picture, can_be_label
     except FileNotFoundError:
-        raise FileNotFoundError(f"read_pair: file must exist, got no {path}; run check_pairs first.") from None
+        raise FileNotFoundError(f"read_pair: file must exist, got no {path}; put it back.") from None
     except _BROKEN as error:
         raise BadPicture(
             f"read_pair: file must be a whole {' or '.join(formats)} picture, got {path}, which does not decode "

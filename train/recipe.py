@@ -178,6 +178,8 @@ def check_settings(s: Settings, data_set: DataSet, processes: int, device: torch
         problems.append(f"--batch must be 2 or more for --context {s.context}, which normalises one value a picture")
     if s.amp == "fp16" and device.type == "cpu":
         problems.append("--amp fp16 needs a CUDA device, got the CPU; use --amp bf16 or off")
+    if s.preset is not None and not data_set.demo:
+        problems.append(f"--preset must be left out for {data_set.name}, which has no demo, got {s.preset}")
     if s.data is None and data_set.draw is None:
         problems.append("--data must name the data set's folder, got nothing")
     drawn = {*data_set.recipe.get("train_split", ("train",)), *data_set.recipe.get("val_split", ("val",))}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 S = TypeVar("S")
@@ -21,7 +21,7 @@ def option(
     default: Any,
     help: str,
     *,
-    kind: type = str,
+    kind: Callable[[str], Any] = str,
     choices: Sequence[str] | None = None,
     count: str | int | None = None,
     metavar: str | tuple[str, ...] | None = None,
@@ -34,7 +34,7 @@ def option(
     Args:
         default: value without flag, preset or saved run.
         help: one line with the unit.
-        kind: bool (--name and --no-name), int, float or str.
+        kind: bool (--name and --no-name), or what makes the value of a word: int, float, str or another function.
         choices: the values allowed.
         count: argparse's nargs where the value is a tuple; "size" takes H W, or N for a square.
         metavar: what the help calls the value.

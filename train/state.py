@@ -162,7 +162,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: a truncated or damaged file, a file of another kind, or another format version.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"read_checkpoint: path must be a checkpoint file, got {path}, which is none.")
+        raise FileNotFoundError(
+            f"read_checkpoint: path must be a checkpoint file, got {path}, which is none; name a run's {LAST}."
+        )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can make the unpickler raise anything
@@ -186,8 +188,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def _other_choice(path: Path) -> str:
     previous = path.parent / PREVIOUS
     if path.name == LAST and previous.exists():
-        return f"continue from the one before with --resume {previous}."
-    return "name another file with --resume PATH, or start anew in another --out."
+        return f"take the one before, {previous}."
+    return "name another file."
 
 
 def load_weights(checkpoint: dict[str, Any], path: Path, net: nn.Module) -> None:

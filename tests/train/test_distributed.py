@@ -314,6 +314,20 @@ def test_choose_device_errors() -> None:
             distributed.choose_device("cuda")
 
 
+@pytest.mark.parametrize("local_rank", ["0", "1", "2"])
+def test_choose_device_finds_too_few_devices_on_every_process(local_rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the first, too, which alone prints what all have met."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match=r"the 3 processes of this machine need a CUDA device each, got 2;"):
+        distributed.choose_device("auto")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    if local_rank != "2":
+        assert distributed.choose_device("cuda") == torch.device("cuda", int(local_rank))
+
+
 def test_single_process_helpers() -> None:
     value = torch.tensor([1.0, 2.0], requires_grad=True)
     assert torch.equal(distributed.sum_over_processes(value), value.detach())

@@ -1,5 +1,6 @@
 """The folder layouts of the data sets, on a few files and on real ones."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -128,3 +129,28 @@ def test_real_camvid_is_films() -> None:
     assert len(training_clips(pairs, 5, camvid.film)) == 97  # one stretch of 101 frames
     clips = evaluation_clips(camvid.find_pairs(root, "test"), 5, camvid.film)
     assert sum(len(clip) - first for clip, first in clips) == 233
+
+
+@pytest.mark.parametrize(("module", "closed"), [(camvid, "train"), (cityscapes, "town")], ids=["camvid", "cityscapes"])
+def test_a_folder_that_cannot_be_read_is_an_error(
+    module: ModuleType, closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of pictures and labels alike: nothing would be missing without it."""
+    for file in ("train/a_1.png", "trainannot/a_1.png"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    for kind, ending in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+        for town in ("town", "city"):
+            (tmp_path / kind / "train" / town).mkdir(parents=True)
+            (tmp_path / kind / "train" / town / f"{town}_1_{ending}.png").touch()
+    entries = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path.name == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return entries(path)
+
+    assert module.find_pairs(tmp_path, "train")
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(PermissionError):
+        module.find_pairs(tmp_path, "train")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ccgpu.train.cityscapes_labels import CITYSCAPES, LABELS
-from ccgpu.train.metrics import ConfusionMatrix, results_table
+from ccgpu.train.metrics import ConfusionMatrix, results_table, scores_line
 
 
 def hand_made() -> ConfusionMatrix:
@@ -181,3 +181,10 @@ def test_scores_equal_the_official_evaluation(tmp_path: Path) -> None:
     assert confusion.miou() == pytest.approx(result["averageScoreClasses"], abs=1e-12)
     assert [name for name, iou in ours.items() if math.isnan(iou)] == ["wall", "train"]
     assert ours["truck"] == ours["bus"] == 0.0
+
+
+def test_scores_line_has_no_number_where_nothing_was_counted() -> None:
+    confusion = ConfusionMatrix(2)
+    assert scores_line(confusion, ("miou", "pixel_accuracy")) == "mIoU -, pixel accuracy -"
+    confusion.update(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 255]))
+    assert scores_line(confusion, ("miou", "pixel_accuracy")) == "mIoU 25.00 %, pixel accuracy 50.00 %"
