@@ -58,10 +58,11 @@ def choose_device(name: str) -> torch.device:
     if not torch.cuda.is_available():
         raise ValueError("choose_device: --device cuda needs a CUDA device, got none; use --device cpu or auto.")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if local_rank >= torch.cuda.device_count():
+    needed = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))  # torchrun's, the same for all of a machine
+    if needed > torch.cuda.device_count():
         raise ValueError(
-            f"choose_device: process {local_rank} of this machine needs a CUDA device of its own, got "
-            f"{torch.cuda.device_count()} device(s); start no more processes than devices."
+            f"choose_device: the {needed} processes of this machine need a CUDA device each, got "
+            f"{torch.cuda.device_count()}; start no more processes than devices."
         )
     return torch.device("cuda", local_rank)
 
