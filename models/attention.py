@@ -7,6 +7,7 @@ Huang et al., ICCV 2019, sections 3.2 and 3.3). What they share with other atten
 
 from __future__ import annotations
 
+import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -55,7 +56,8 @@ class GatedAttention(nn.Module, ABC):
     gamma is learned and starts at 0, so a fresh module is the identity. That is on purpose: inserted behind
     pretrained layers it leaves their features as they are, and training brings attention in as far as it
     lowers the loss (the gradient of gamma is not 0, only that of the three convolutions is, until gamma has
-    moved). Set gamma to something else before testing attention by itself.
+    moved). It takes thousands of steps to get anywhere: start a short training, or a test of attention by itself,
+    at 1.
 
     `load_state_dict` also takes mmcv's `gamma.scale` (shape ()) for `gamma` (shape (1,)), and the weights of
     a module with other `dims`: a 1x1 kernel (D, C, 1, 1) is the same matrix as (D, C, 1, 1, 1). `state_dict`
@@ -65,6 +67,7 @@ class GatedAttention(nn.Module, ABC):
         in_channels: C, channels of x and of the output; 1 or more.
         reduction: C // reduction channels for queries and keys; 1 or more. 8 in the paper.
         dims: position axes of x: 1, 2 (pictures) or 3 (clips).
+        gamma: where gamma starts, finite; 0 in the paper.
         recompute: keep only x from forward to backward, and compute q, k, v and the attention once more in
             backward: less memory for one more forward. Values and derivatives are the same. It may be assigned later
             (`module.recompute = True`).
@@ -75,16 +78,18 @@ class GatedAttention(nn.Module, ABC):
 
     Raises:
         TypeError: a size is not an int.
-        ValueError: a size below its range; dims not 1, 2 or 3; x with another rank or number of channels.
+        ValueError: a size below its range; dims not 1, 2 or 3; gamma not finite; x with another rank or number of channels.
     """
 
-    def __init__(self, in_channels: int, *, reduction: int, dims: int, recompute: bool) -> None:
+    def __init__(self, in_channels: int, *, reduction: int, dims: int, gamma: float, recompute: bool) -> None:
         super().__init__()
         name = type(self).__name__
         require_int(name, "in_channels", in_channels, 1)
         require_int(name, "reduction", reduction, 1)
         if dims not in _CONVOLUTIONS:
             raise ValueError(f"{name}: dims must be 1, 2 or 3, got {dims!r}; pass the number of position axes.")
+        if not math.isfinite(gamma):
+            raise ValueError(f"{name}: gamma must be finite, got {gamma}; pass 0, as in the paper, or 1.")
         self.in_channels = in_channels
         self.dims = dims
         self.recompute = recompute
@@ -93,7 +98,7 @@ class GatedAttention(nn.Module, ABC):
         self.query_conv = convolution(in_channels, channels, kernel_size=1)
         self.key_conv = convolution(in_channels, channels, kernel_size=1)
         self.value_conv = convolution(in_channels, in_channels, kernel_size=1)
-        self.gamma = nn.Parameter(torch.zeros(1))
+        self.gamma = nn.Parameter(torch.full((1,), float(gamma)))
 
     @abstractmethod
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -166,6 +171,7 @@ class CrissCrossAttention(GatedAttention):
         in_channels: C, channels of x and of the output; 1 or more.
         reduction: C // reduction channels for queries and keys; 1 or more. 8 in the paper.
         dims: position axes of x: 1, 2 (pictures) or 3 (clips: every position looks along T, H and W).
+        gamma: where gamma starts; 0 in the paper.
         recompute: save only x for backward, see `GatedAttention`; False saves q, k, v and the output too.
         backend: name of the backend that `ccgpu.cca` shall use; None chooses by the tensors.
 
@@ -190,10 +196,11 @@ class CrissCrossAttention(GatedAttention):
         *,
         reduction: int = 8,
         dims: int = 2,
+        gamma: float = 0.0,
         recompute: bool = False,
         backend: str | None = None,
     ) -> None:
-        super().__init__(in_channels, reduction=reduction, dims=dims, recompute=recompute)
+        super().__init__(in_channels, reduction=reduction, dims=dims, gamma=gamma, recompute=recompute)
         self.backend = backend
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -218,7 +225,7 @@ class RCCA(CrissCrossAttention):
     the identity.
 
     Args:
-        in_channels: as in `CrissCrossAttention`; so are reduction, dims, backend, shapes and errors.
+        in_channels: as in `CrissCrossAttention`; so are reduction, dims, gamma, backend, shapes and errors.
         recompute: every loop saves its input alone: R maps for backward instead of about 3 R (97x97, C = 512,
             float32, R = 2: 39 MB instead of 125).
         recurrence: R, 0 or more. It is no part of the state dict: checkpoints of any R, and of
@@ -240,10 +247,13 @@ class RCCA(CrissCrossAttention):
         *,
         reduction: int = 8,
         dims: int = 2,
+        gamma: float = 0.0,
         recompute: bool = False,
         backend: str | None = None,
     ) -> None:
-        super().__init__(in_channels, reduction=reduction, dims=dims, recompute=recompute, backend=backend)
+        super().__init__(
+            in_channels, reduction=reduction, dims=dims, gamma=gamma, recompute=recompute, backend=backend
+        )
         require_int("RCCA", "recurrence", recurrence, 0)
         self.recurrence = recurrence
 

@@ -72,6 +72,7 @@ class CCHead(nn.Module):
         embedding: channels of the context's output reduced by a 1x1 convolution, for the category consistent loss
             (16 in the paper); 0 for none.
         dropout: probability of the channel dropout.
+        gamma: where the gamma of criss-cross and non-local attention starts; 0 in the paper.
         nonlocal_form: "sdpa" or "materialised", how non-local attention is computed.
         recompute: of criss-cross and non-local attention: save only each loop's input for backward.
         backend: as in `ccgpu.cca`.
@@ -95,6 +96,7 @@ class CCHead(nn.Module):
         context: str = "rcca",
         recurrence: int = 2,
         dims: int = 2,
+        gamma: float = 0.0,
         embedding: int = 0,
         dropout: float = 0.1,
         nonlocal_form: str = "sdpa",
@@ -108,6 +110,7 @@ class CCHead(nn.Module):
             channels,
             recurrence=recurrence,
             dims=dims,
+            gamma=gamma,
             nonlocal_form=nonlocal_form,
             recompute=recompute,
             backend=backend,
@@ -186,7 +189,7 @@ class CCNet(nn.Module):
         dropout: probability of the heads' channel dropout, from 0 to 1.
         align_corners: how the logits are upsampled (bilinearly): corner pixels' centres kept in place (True,
             the authors' choice) or the pictures' edges (False).
-        nonlocal_form, recompute, backend: see `CCHead`.
+        gamma, nonlocal_form, recompute, backend: see `CCHead`.
 
     Shape:
         images: (B, 3, H, W), or clips (B, 3, T, H, W) for dims=3, T, H and W 1 or more; floating point, normalised
@@ -229,6 +232,7 @@ class CCNet(nn.Module):
         context: str = "rcca",
         recurrence: int | None = None,
         dims: int = 2,
+        gamma: float = 0.0,
         stem: str | None = None,
         head_channels: int = 512,
         auxiliary: bool = True,
@@ -266,6 +270,7 @@ class CCNet(nn.Module):
             context=context,
             recurrence=recurrence,
             dims=dims,
+            gamma=gamma,
             embedding=embedding,
             dropout=dropout,
             nonlocal_form=nonlocal_form,

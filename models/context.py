@@ -39,7 +39,7 @@ class NonLocal(GatedAttention):
     D = 64.
 
     Args:
-        in_channels, reduction, dims, recompute: as in `GatedAttention`; so are shapes and errors.
+        in_channels, reduction, dims, gamma, recompute: as in `GatedAttention`; so are shapes and errors.
         form: how it is computed; the function is the same.
             "materialised": the B matrices of N x N weights are formed, and kept for backward, as in public code.
             "sdpa": `torch.nn.functional.scaled_dot_product_attention`, which forms no such matrix where torch has a
@@ -58,10 +58,11 @@ class NonLocal(GatedAttention):
         *,
         reduction: int = 8,
         dims: int = 2,
+        gamma: float = 0.0,
         form: str = "materialised",
         recompute: bool = False,
     ) -> None:
-        super().__init__(in_channels, reduction=reduction, dims=dims, recompute=recompute)
+        super().__init__(in_channels, reduction=reduction, dims=dims, gamma=gamma, recompute=recompute)
         if form not in FORMS:
             raise ValueError(f"NonLocal: form must be one of {FORMS}, got {form!r}; pass one of these.")
         self.form = form
@@ -165,6 +166,7 @@ def build_context(
     *,
     recurrence: int = 2,
     dims: int = 2,
+    gamma: float = 0.0,
     nonlocal_form: str = "sdpa",
     recompute: bool = False,
     backend: str | None = None,
@@ -177,6 +179,7 @@ def build_context(
         recurrence: of rcca: its loops; 0 is no module.
         dims: position axes, 2 or 3, of rcca and nonlocal. psp and aspp take pictures only: they are to see each
             frame of a clip by itself.
+        gamma: of rcca and nonlocal: where their gamma starts.
         nonlocal_form: of nonlocal: its form.
         recompute: of rcca and nonlocal: save the input alone for backward.
         backend: of rcca: as in `ccgpu.cca`.
@@ -190,10 +193,10 @@ def build_context(
     if recompute and name not in ("rcca", "nonlocal"):
         raise ValueError(f"build_context: recompute must be False for {name!r}, got True; only attention has it.")
     if name == "rcca":
-        rcca = RCCA(channels, recurrence, dims=dims, recompute=recompute, backend=backend)
+        rcca = RCCA(channels, recurrence, dims=dims, gamma=gamma, recompute=recompute, backend=backend)
         return rcca if recurrence > 0 else None
     if name == "nonlocal":
-        return NonLocal(channels, dims=dims, form=nonlocal_form, recompute=recompute)
+        return NonLocal(channels, dims=dims, gamma=gamma, form=nonlocal_form, recompute=recompute)
     if name == "psp":
         return PyramidPooling(channels)
     return ASPP(channels) if name == "aspp" else None

@@ -264,6 +264,7 @@ def build_network(settings: Settings, data_set: DataSet, device: torch.device, *
             head_channels=settings.head_channels,
             embedding=EMBEDDING_CHANNELS if settings.ccl else 0,
             dropout=settings.dropout,
+            gamma=settings.gamma,
             nonlocal_form=settings.nonlocal_form,
             recompute=settings.recompute,
         )

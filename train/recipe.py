@@ -63,6 +63,7 @@ class Settings:
     recurrence: int | None = option(
         None, "loops R of the criss-cross attention, 0 for none; none: 2, for clips 3", kind=int, least=0
     )
+    gamma: float = option(0.0, "where the attention's gamma starts; 1 for a short training", kind=float)
     recompute: bool = option(False, "save only each loop's input, compute the rest again in backward", kind=bool)
     nonlocal_form: str = option("sdpa", "how non-local attention is computed", choices=("sdpa", "materialised"))
     head_channels: int = option(512, "channels of the head", kind=int, least=1)
@@ -166,6 +167,12 @@ def check_settings(s: Settings, data_set: DataSet, processes: int, device: torch
         problems.append("--fit and --short-sides exclude each other")
     if s.recompute and s.context not in ("rcca", "nonlocal"):
         problems.append(f"--recompute must come with --context rcca or nonlocal, got {s.context}")
+    if s.recurrence is not None and s.context != "rcca":
+        problems.append(f"--recurrence must come with --context rcca, got {s.context}")
+    if s.gamma != 0 and s.context not in ("rcca", "nonlocal"):
+        problems.append(f"--gamma must come with --context rcca or nonlocal, got {s.context}")
+    if s.nonlocal_form != "sdpa" and s.context != "nonlocal":
+        problems.append(f"--nonlocal-form must come with --context nonlocal, got {s.context}")
     if s.ohem is not None and not (0 < s.ohem[0] <= 1 and float(s.ohem[1]).is_integer()):
         problems.append(f"--ohem must be a probability and a number of pixels, got {s.ohem[0]} {s.ohem[1]}")
     if s.ccl_margins[0] > s.ccl_margins[1]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ccgpu.models.attention import RCCA, CrissCrossAttention, attention_map
+from ccgpu.models.context import NonLocal
 from tests.models.problems import SIZES, features, gradients, make
 
 
@@ -77,6 +78,20 @@ def test_fresh_module_is_the_identity_and_gamma_can_leave_zero() -> None:
     assert module.gamma.shape == (1,)
     assert module.gamma.grad.abs().item() > 1e-3
     assert not module.value_conv.weight.grad.any()
+
+
+@pytest.mark.parametrize("module", [CrissCrossAttention, RCCA, NonLocal])
+def test_gamma_starts_where_it_is_told(module: Any) -> None:
+    torch.manual_seed(2)
+    opened = module(8, gamma=0.75)
+    assert opened.gamma.item() == 0.75
+    closed = module(8)
+    closed.load_state_dict(opened.state_dict())
+    torch.manual_seed(2)
+    assert torch.equal(module(8).value_conv.weight, opened.value_conv.weight), "gamma must not move the other weights"
+    torch.testing.assert_close(closed(features(2).float()), opened(features(2).float()), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=r"gamma must be finite, got nan; pass"):
+        module(8, gamma=float("nan"))
 
 
 @pytest.mark.parametrize("dims", [2, 3])

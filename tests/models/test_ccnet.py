@@ -182,6 +182,12 @@ def test_recurrence_zero_is_the_network_with_gamma_zero() -> None:
     assert not torch.allclose(without(pictures()), with_attention(pictures()), atol=1e-3)
 
 
+@pytest.mark.parametrize(("context", "module"), [("rcca", "cca"), ("nonlocal", "context")])
+def test_gamma_starts_where_the_network_is_told(context: str, module: str) -> None:
+    net = CCNet("resnet18", 5, head_channels=16, context=context, gamma=0.25)
+    assert getattr(net.head, module).gamma.item() == 0.25
+
+
 def test_state_dict_round_trip_gives_the_same_logits(tmp_path: Path) -> None:
     net = network()
     net(pictures())
