@@ -11,6 +11,9 @@ GROUPS := test,dev$(if $(EXTRAS),$(comma)$(EXTRAS))
 STAMP := $(VENV)/installed$(if $(EXTRAS),-$(EXTRAS))
 STAMP_TEST_CUDA := $(STAMP)-test-cuda
 OUT ?= runs/demo
+# The tests run in so many processes, each on one thread but where a test asks for more.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: help setup demo test test-all test-cuda test-cuda-all test-gpu lint format types bench clean
 
@@ -34,10 +37,10 @@ demo: $(STAMP)
 	$(BIN)/python -m train.cityscapes --preset demo --out $(OUT) --resume
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not nvrtc"
+	$(PYTEST) -m "not slow and not nvrtc"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -m "not nvrtc"
+	$(PYTEST) -m "not nvrtc"
 
 $(STAMP_TEST_CUDA): $(STAMP)
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e ".[test-cuda]"
