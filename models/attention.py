@@ -78,7 +78,8 @@ class GatedAttention(nn.Module, ABC):
 
     Raises:
         TypeError: a size is not an int.
-        ValueError: a size below its range; dims not 1, 2 or 3; gamma not finite; x with another rank or number of channels.
+        ValueError: a size below its range; dims not 1, 2 or 3; gamma not finite; x with another rank or number of
+            channels.
     """
 
     def __init__(self, in_channels: int, *, reduction: int, dims: int, gamma: float, recompute: bool) -> None:
@@ -251,9 +252,7 @@ class RCCA(CrissCrossAttention):
         recompute: bool = False,
         backend: str | None = None,
     ) -> None:
-        super().__init__(
-            in_channels, reduction=reduction, dims=dims, gamma=gamma, recompute=recompute, backend=backend
-        )
+        super().__init__(in_channels, reduction=reduction, dims=dims, gamma=gamma, recompute=recompute, backend=backend)
         require_int("RCCA", "recurrence", recurrence, 0)
         self.recurrence = recurrence
 
