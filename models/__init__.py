@@ -2,9 +2,10 @@
 
 from ccgpu.models.attention import RCCA, CrissCrossAttention, attention_map
 from ccgpu.models.backbones import build_backbone, load_imagenet
-from ccgpu.models.ccnet import AuxiliaryHead, CCHead, CCNet, Outputs
+from ccgpu.models.ccnet import CCNet, Outputs
 from ccgpu.models.context import ASPP, NonLocal, PyramidPooling
 from ccgpu.models.efficientnet import EfficientNetLite
+from ccgpu.models.heads import AuxiliaryHead, CCHead
 from ccgpu.models.resnet import ResNet
 
 __all__ = [

@@ -31,13 +31,14 @@ _TIMM = "timm:"
 BACKBONES = (*_RESNETS, *_EFFICIENTNETS, f"{_TIMM}NAME")
 
 
-def build_backbone(name: str, *, stem: str | None = None) -> Backbone:
+def build_backbone(name: str, *, stem: str | None = None, **resnet: bool) -> Backbone:
     """Return the backbone of a name, with weights drawn anew, at output stride 8.
 
     Args:
         name: "resnet18", "resnet50", "resnet101", "efficientnet-lite0", "efficientnet-lite2", or "timm:NAME" for the
             network that timm calls NAME.
-        stem: "deep" or "7x7", of a ResNet only, see `ResNet`; None: "deep" for a ResNet.
+        stem: "deep", "7x7" or "v1c", of a ResNet only, see `ResNet`; None: "deep" for a ResNet.
+        resnet: halved_dilation and ceil_mode, of a ResNet only; see there.
 
     Raises:
         ValueError: an unknown name, a stem for a network that has no choice of it, a network of timm's without
@@ -45,11 +46,13 @@ def build_backbone(name: str, *, stem: str | None = None) -> Backbone:
         ModuleNotFoundError, RuntimeError: timm is not there, or cannot be imported.
     """
     if name in _RESNETS:
-        return ResNet(_RESNETS[name], stem="deep" if stem is None else stem)
+        return ResNet(_RESNETS[name], stem="deep" if stem is None else stem, **resnet)
     if name not in _EFFICIENTNETS and not name.startswith(_TIMM):
         raise ValueError(f"build_backbone: name must be one of {BACKBONES}, got {name!r}; pass one of these.")
     if stem is not None:
         raise ValueError(f"build_backbone: stem must be None for {name!r}, got {stem!r}; only ResNets have a choice.")
+    if resnet:
+        raise ValueError(f"build_backbone: {', '.join(resnet)} must be left out for {name!r}; only ResNets have them.")
     if name in _EFFICIENTNETS:
         return EfficientNetLite(_EFFICIENTNETS[name])
     return TimmBackbone(name.removeprefix(_TIMM))

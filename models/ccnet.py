@@ -1,27 +1,24 @@
 """CCNet: a backbone at 1/8 of the pictures' size, the criss-cross head on its last features, an auxiliary head on
 those before.
-
-The norm of both heads is `nn.BatchNorm2d` followed by a leaky ReLU, which is what the authors' InPlaceABN computes
-(but that it scales by |weight| + 1e-5: in a file of theirs a negative weight means its absolute value). They are two
-plain modules on purpose: a function that swaps every `nn.BatchNorm2d` and `nn.Dropout2d` for a kind that works over
-all processes keeps the activation. The activation has a name of its own inside the sequences, so the numbers of the
-other entries, and with them the keys of the state dict (`bottleneck.{0,1,3}`), are those of the authors' files.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+import math
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ccgpu.models.attention import RCCA, GatedAttention, attention_map, check_position, require_int
+from ccgpu.models.attention import attention_map, check_position, require_int
 from ccgpu.models.backbones import build_backbone
-from ccgpu.models.context import CONTEXTS, LEAKY_SLOPE, build_context, convolution
+from ccgpu.models.context import CONTEXTS
+from ccgpu.models.heads import AuxiliaryHead, CCHead, as_clips, as_frames
 
 # Channels of the embedding that the category consistent loss sees (TPAMI 2020, section 4.1).
 EMBEDDING_CHANNELS = 16
@@ -37,131 +34,6 @@ class Outputs(NamedTuple):
     logits: Tensor
     auxiliary: Tensor | None = None
     embedding: Tensor | None = None
-
-
-def _classifier(
-    in_channels: int, channels: int, num_classes: int, dropout: float, *, bias: bool
-) -> OrderedDict[str, nn.Module]:
-    """3x3 convolution, batch norm, leaky ReLU, dropout of whole channels, 1x1 convolution to classes."""
-    return OrderedDict(
-        {
-            "0": nn.Conv2d(in_channels, channels, 3, padding=1, bias=bias),
-            "1": nn.BatchNorm2d(channels),
-            "activation": nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
-            "2": nn.Dropout2d(dropout),
-            "3": nn.Conv2d(channels, num_classes, 1),
-        }
-    )
-
-
-class CCHead(nn.Module):
-    """Class logits from backbone features x: bottleneck([x, convb(context(conva(x)))]).
-
-    conva and convb are 3x3 convolutions with norm and activation, context is an `RCCA` or one of the modules it is
-    compared with, and bottleneck (3x3 convolution, norm, activation, dropout, 1x1 convolution) sees the features
-    from before the context beside those after it.
-
-    Args:
-        in_channels: channels of x.
-        num_classes: channels of the logits.
-        channels: channels of conva, the context, convb and the bottleneck; 512 in the paper.
-        context: "none", "rcca", "nonlocal", "psp" or "aspp"; see `ccgpu.models.context.build_context`.
-        recurrence: loops of the criss-cross attention. 0 leaves it out, parameters included, as "none" does.
-        dims: 2 for pictures. 3 for clips: criss-cross and non-local attention then look along the time too, all other
-            modules see frame by frame.
-        embedding: channels of the context's output reduced by a 1x1 convolution, for the category consistent loss
-            (16 in the paper); 0 for none.
-        dropout: probability of the channel dropout.
-        gamma: where the gamma of criss-cross and non-local attention starts; 0 in the paper.
-        nonlocal_form: "sdpa" or "materialised", how non-local attention is computed.
-        recompute: of criss-cross and non-local attention: save only each loop's input for backward.
-        backend: as in `ccgpu.cca`.
-
-    Attributes:
-        cca: the `RCCA`, or None. context: another context module, or None.
-
-    Shape:
-        (B * T, in_channels, H, W) -> logits (B * T, num_classes, H, W), embedding (B * T, embedding, H, W); the frames
-        of a clip follow each other, T is the argument `frames` (1 for pictures).
-
-    Source: the paper, figure 2 and section 3.1; names, activation and dropout from the authors' code.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        num_classes: int,
-        *,
-        channels: int = 512,
-        context: str = "rcca",
-        recurrence: int = 2,
-        dims: int = 2,
-        gamma: float = 0.0,
-        embedding: int = 0,
-        dropout: float = 0.1,
-        nonlocal_form: str = "sdpa",
-        recompute: bool = False,
-        backend: str | None = None,
-    ) -> None:
-        super().__init__()
-        self.conva = convolution(in_channels, channels)
-        module = build_context(
-            context,
-            channels,
-            recurrence=recurrence,
-            dims=dims,
-            gamma=gamma,
-            nonlocal_form=nonlocal_form,
-            recompute=recompute,
-            backend=backend,
-        )
-        # The published files' name for the attention is "cca"; other modules do not go under it.
-        self.cca = module if isinstance(module, RCCA) else None
-        self.context = module if self.cca is None else None
-        self.convb = convolution(channels, channels)
-        layers = _classifier(in_channels + channels, channels, num_classes, dropout, bias=False)
-        self.bottleneck = nn.Sequential(layers)
-        self.embedding = nn.Conv2d(channels, embedding, 1) if embedding else None
-
-    def forward(self, x: Tensor, frames: int = 1) -> tuple[Tensor, Tensor | None]:
-        """Return logits and, in train mode, the embedding (None without one); see the class for shapes."""
-        attended = self.conva(x)
-        module = self.context if self.cca is None else self.cca
-        if isinstance(module, GatedAttention) and module.dims == 3:
-            attended = as_frames(module(as_clips(attended, frames)))
-        elif module is not None:
-            attended = module(attended)
-        logits = self.bottleneck(torch.cat([x, self.convb(attended)], dim=1))
-        return logits, self.embedding(attended) if self.training and self.embedding is not None else None
-
-
-def as_frames(clips: Tensor) -> Tensor:
-    """Return clips (B, C, T, H, W) as pictures (B * T, C, H, W), the frames of a clip one after the other."""
-    return clips.transpose(1, 2).flatten(0, 1)
-
-
-def as_clips(pictures: Tensor, frames: int) -> Tensor:
-    """Return pictures (B * T, C, H, W) as clips (B, C, T, H, W) of T = frames: the inverse of `as_frames`."""
-    return pictures.unflatten(0, (-1, frames)).transpose(1, 2)
-
-
-class AuxiliaryHead(nn.Sequential):
-    """Class logits from the features before the last (a ResNet's layer3), which only training uses (deep supervision).
-
-    3x3 convolution with bias, norm, activation, dropout, 1x1 convolution, as `dsn` in the authors' code.
-
-    Args:
-        in_channels: channels of the features.
-        num_classes: channels of the logits.
-        channels: channels in between; 512 in the authors' code.
-        dropout: probability of the channel dropout.
-
-    Shape:
-        (B, in_channels, H, W) -> (B, num_classes, H, W), for clips (B * T, ...).
-    """
-
-    def __init__(self, in_channels: int, num_classes: int, *, channels: int = 512, dropout: float = 0.1) -> None:
-        super().__init__(_classifier(in_channels, channels, num_classes, dropout, bias=True))
 
 
 class CCNet(nn.Module):
@@ -182,11 +54,16 @@ class CCNet(nn.Module):
         recurrence: R, loops of the attention, 0 or more; 0 is the network without attention. None: 2 for pictures, 3
             for clips, which is what it takes for each position to reach every other.
         dims: 2 for pictures; 3 for clips.
-        stem: of a ResNet, "deep" or "7x7"; None: deep.
+        stem: of a ResNet, "deep", "7x7" or "v1c"; None: deep.
+        halved_dilation, ceil_mode: of a ResNet; None: False and True, as the authors'.
+        mean, std: what the pictures are to be normalised with, red, green, blue, in units of 0..255; None: the
+            backbone's own. The network keeps them (`net.backbone.mean`) for those who prepare its pictures.
         head_channels: channels in both heads, 1 or more; 512 in the paper.
         auxiliary: whether there is an auxiliary head.
+        auxiliary_channels: its channels, 1 or more; None: head_channels.
         embedding: channels of the embedding for the category consistent loss, 0 for none; 16 in the paper.
         dropout: probability of the heads' channel dropout, from 0 to 1.
+        activation: of the heads, "leaky_relu" (slope 0.01, the authors') or "relu".
         align_corners: how the logits are upsampled (bilinearly): corner pixels' centres kept in place (True,
             the authors' choice) or the pictures' edges (False).
         gamma, nonlocal_form, recompute, backend: see `CCHead`.
@@ -201,6 +78,7 @@ class CCNet(nn.Module):
     Attributes:
         backbone: with `channels`, `mean` and `std`. head: the `CCHead`, with the `RCCA` as head.cca (None without).
         auxiliary_head: the `AuxiliaryHead`, None for auxiliary=False.
+        config: the arguments by name as plain values, apart from backend; `CCNet(**config)` is built alike.
 
     Raises:
         TypeError: a size is not an int; images that are not floating point.
@@ -234,16 +112,26 @@ class CCNet(nn.Module):
         dims: int = 2,
         gamma: float = 0.0,
         stem: str | None = None,
+        halved_dilation: bool | None = None,
+        ceil_mode: bool | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         head_channels: int = 512,
         auxiliary: bool = True,
+        auxiliary_channels: int | None = None,
         embedding: int = 0,
         dropout: float = 0.1,
+        activation: str = "leaky_relu",
         align_corners: bool = True,
         nonlocal_form: str = "sdpa",
         recompute: bool = False,
         backend: str | None = None,
     ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__", "backend")}
         super().__init__()
+        self.config = {
+            name: list(value) if name in ("mean", "std") and value else value for name, value in arguments.items()
+        }
         if context not in CONTEXTS:
             raise ValueError(f"CCNet: context must be one of {CONTEXTS}, got {context!r}; pass one of these.")
         if dims not in (2, 3):
@@ -254,6 +142,7 @@ class CCNet(nn.Module):
             ("head_channels", head_channels, 1),
             ("recurrence", recurrence, 0),
             ("embedding", embedding, 0),
+            ("auxiliary_channels", head_channels if auxiliary_channels is None else auxiliary_channels, 1),
         )
         for name, value, minimum in sizes:
             require_int("CCNet", name, value, minimum)
@@ -261,7 +150,13 @@ class CCNet(nn.Module):
             raise ValueError(f"CCNet: dropout must be from 0 to 1, got {dropout}; pass a probability.")
         self.dims = dims
         self.align_corners = align_corners
-        self.backbone = build_backbone(backbone, stem=stem)
+        resnet = {"halved_dilation": halved_dilation, "ceil_mode": ceil_mode}
+        self.backbone = build_backbone(
+            backbone, stem=stem, **{name: value for name, value in resnet.items() if value is not None}
+        )
+        for name, values in (("mean", mean), ("std", std)):
+            if values is not None:
+                setattr(self.backbone, name, _per_channel(name, values))
         before, last = self.backbone.channels
         self.head = CCHead(
             last,
@@ -273,13 +168,46 @@ class CCNet(nn.Module):
             gamma=gamma,
             embedding=embedding,
             dropout=dropout,
+            activation=activation,
             nonlocal_form=nonlocal_form,
             recompute=recompute,
             backend=backend,
         )
-        self.auxiliary_head = (
-            AuxiliaryHead(before, num_classes, channels=head_channels, dropout=dropout) if auxiliary else None
-        )
+        self.auxiliary_head = None
+        if auxiliary:
+            channels = head_channels if auxiliary_channels is None else auxiliary_channels
+            self.auxiliary_head = AuxiliaryHead(
+                before, num_classes, channels=channels, dropout=dropout, activation=activation
+            )
+
+    @classmethod
+    def from_checkpoint(cls, path: str | os.PathLike[str], **changes: Any) -> CCNet:
+        """Return the network of a file, with its weights, in eval mode on the CPU.
+
+        Known are the authors' CCNet, mmsegmentation's CCNet R-50/101-D8, ResNets of torchvision, MIT scene parsing and
+        mmsegmentation (v1c), and our own: a run's `last.pt` and what `python -m train.convert` writes. Everything that
+        the weights depend on comes with them: stem, dilation, the max-pool's rounding, activation, align_corners, and
+        what pictures are to be normalised with (`net.backbone.mean`, `.std`; always red, green, blue in 0..255). A
+        ResNet's file fills the backbone; the heads are drawn anew, and a UserWarning says so. `ccgpu.models.published`
+        has the layouts.
+
+        Args:
+            path: a file of `torch.save` or safetensors. Only tensors and plain values are read.
+            changes: arguments of `CCNet` that shall differ from the file's: recurrence, backend, recompute; num_classes
+                for a ResNet's file. mmsegmentation's files without a config need align_corners=True where they were
+                trained on crops of 769x769; R of the authors' files is taken to be 2.
+
+        Raises:
+            FileNotFoundError: there is no file at path (any other OSError of opening it passes through).
+            ValueError: a damaged file; an unknown layout; entries that are missing, surplus or misshapen, all of which
+                are listed; changes that do not fit.
+        """
+        from ccgpu.models import checkpoint, published  # the first of which builds networks
+
+        found = checkpoint.read(path, **changes)
+        if found.source == published.RESNET:
+            warnings.warn(f"CCNet.from_checkpoint: {'; '.join(found.notes)}.", stacklevel=2)
+        return checkpoint.build(found)
 
     def forward(self, images: Tensor) -> Tensor | Outputs:
         """Return logits, in train mode `Outputs`; see the class for shapes."""
@@ -355,6 +283,16 @@ class CCNet(nn.Module):
             raise TypeError(
                 f"CCNet: images must be floating point, got {images.dtype}; normalise them as for the backbone."
             )
+
+
+def _per_channel(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    """Return values as a tuple of three floats, or raise: mean finite, std finite and more than 0."""
+    if len(values) != 3 or not all(math.isfinite(x) and (x > 0 or name == "mean") for x in values):
+        raise ValueError(
+            f"CCNet: {name} must be three finite numbers{'' if name == 'mean' else ' more than 0'}, got {values!r}; "
+            "give one each for red, green and blue, in units of 0..255."
+        )
+    return tuple(float(x) for x in values)
 
 
 def _nearest(index: int, fine: int, coarse: int, align_corners: bool) -> int:

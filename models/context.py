@@ -1,7 +1,7 @@
 """Modules that bring context into a feature map, to be compared with RCCA: non-local, PSP, ASPP.
 
 All map (B, C, H, W) to (B, C, H, W), so each can stand where the head has its `RCCA`; `build_context` makes them
-by name. Norm and activation are the head's: `nn.BatchNorm2d` and a leaky ReLU.
+by name. Norm and activation are the head's: `nn.BatchNorm2d` and a leaky ReLU (or another of `ACTIVATIONS`).
 """
 
 from __future__ import annotations
@@ -14,17 +14,27 @@ from ccgpu.models.attention import RCCA, GatedAttention, require_int
 
 CONTEXTS = ("none", "rcca", "nonlocal", "psp", "aspp")
 FORMS = ("materialised", "sdpa")
+ACTIVATIONS = ("leaky_relu", "relu")
 # InPlaceABN's default, which the authors' heads use.
 LEAKY_SLOPE = 0.01
 
 
-def convolution(in_channels: int, channels: int, kernel: int = 3, *, dilation: int = 1) -> nn.Sequential:
-    """Convolution without bias that keeps the map's size, batch norm, leaky ReLU; kernel is odd."""
+def activation_layer(name: str) -> nn.Module:
+    """Return the activation of the heads: "leaky_relu" with slope 0.01 (the authors') or "relu" (mmsegmentation's)."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation_layer: name must be one of {ACTIVATIONS}, got {name!r}; pass one of these.")
+    return nn.LeakyReLU(LEAKY_SLOPE, inplace=True) if name == "leaky_relu" else nn.ReLU(inplace=True)
+
+
+def convolution(
+    in_channels: int, channels: int, kernel: int = 3, *, dilation: int = 1, activation: str = "leaky_relu"
+) -> nn.Sequential:
+    """Convolution without bias that keeps the map's size, batch norm, activation; kernel is odd."""
     padding = dilation * (kernel // 2)
     return nn.Sequential(
         nn.Conv2d(in_channels, channels, kernel, padding=padding, dilation=dilation, bias=False),
         nn.BatchNorm2d(channels),
-        nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
+        activation_layer(activation),
     )
 
 
@@ -96,6 +106,7 @@ class PyramidPooling(nn.Module):
 
     Args:
         in_channels: C, channels of x and of the output; 1 or more.
+        activation: "leaky_relu" or "relu".
 
     Shape:
         (B, C, H, W) -> (B, C, H, W), floating point.
@@ -105,12 +116,12 @@ class PyramidPooling(nn.Module):
 
     BINS = (1, 2, 3, 6)
 
-    def __init__(self, in_channels: int) -> None:
+    def __init__(self, in_channels: int, *, activation: str = "leaky_relu") -> None:
         super().__init__()
         require_int("PyramidPooling", "in_channels", in_channels, 1)
         channels = max(in_channels // len(self.BINS), 1)
-        self.branches = nn.ModuleList(convolution(in_channels, channels, 1) for _ in self.BINS)
-        self.fuse = convolution(in_channels + len(self.BINS) * channels, in_channels)
+        self.branches = nn.ModuleList(convolution(in_channels, channels, 1, activation=activation) for _ in self.BINS)
+        self.fuse = convolution(in_channels + len(self.BINS) * channels, in_channels, activation=activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the map with its means; see the class for formula and shapes."""
@@ -136,6 +147,7 @@ class ASPP(nn.Module):
 
     Args:
         in_channels: C, channels of x and of the output; 1 or more.
+        activation: "leaky_relu" or "relu".
 
     Shape:
         (B, C, H, W) -> (B, C, H, W), floating point.
@@ -146,13 +158,15 @@ class ASPP(nn.Module):
 
     RATES = (12, 24, 36)
 
-    def __init__(self, in_channels: int) -> None:
+    def __init__(self, in_channels: int, *, activation: str = "leaky_relu") -> None:
         super().__init__()
         require_int("ASPP", "in_channels", in_channels, 1)
-        self.point = convolution(in_channels, in_channels, 1)
-        self.dilated = nn.ModuleList(convolution(in_channels, in_channels, dilation=rate) for rate in self.RATES)
-        self.pooled = convolution(in_channels, in_channels, 1)
-        self.fuse = convolution((len(self.RATES) + 2) * in_channels, in_channels, 1)
+        self.point = convolution(in_channels, in_channels, 1, activation=activation)
+        self.dilated = nn.ModuleList(
+            convolution(in_channels, in_channels, dilation=rate, activation=activation) for rate in self.RATES
+        )
+        self.pooled = convolution(in_channels, in_channels, 1, activation=activation)
+        self.fuse = convolution((len(self.RATES) + 2) * in_channels, in_channels, 1, activation=activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the map fused from its five views; see the class for formula and shapes."""
@@ -168,6 +182,7 @@ def build_context(
     dims: int = 2,
     gamma: float = 0.0,
     nonlocal_form: str = "sdpa",
+    activation: str = "leaky_relu",
     recompute: bool = False,
     backend: str | None = None,
 ) -> nn.Module | None:
@@ -181,6 +196,7 @@ def build_context(
             frame of a clip by itself.
         gamma: of rcca and nonlocal: where their gamma starts.
         nonlocal_form: of nonlocal: its form.
+        activation: of psp and aspp: "leaky_relu" or "relu".
         recompute: of rcca and nonlocal: save the input alone for backward.
         backend: of rcca: as in `ccgpu.cca`.
 
@@ -198,5 +214,5 @@ def build_context(
     if name == "nonlocal":
         return NonLocal(channels, dims=dims, gamma=gamma, form=nonlocal_form, recompute=recompute)
     if name == "psp":
-        return PyramidPooling(channels)
-    return ASPP(channels) if name == "aspp" else None
+        return PyramidPooling(channels, activation=activation)
+    return ASPP(channels, activation=activation) if name == "aspp" else None

@@ -14,9 +14,20 @@ from torch import Tensor, nn
 
 from ccgpu.models.weights import fill, read_state_dict
 
-STEMS = ("deep", "7x7")
+STEMS = ("deep", "7x7", "v1c")
+# Channels of the three 3x3 convolutions of the stems that have such.
+_DEEP_STEMS = {"deep": (64, 64, 128), "v1c": (32, 32, 64)}
 # Residual blocks in layer1 ... layer4 (He et al., CVPR 2016, table 1).
 _BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+# Names of the v1c stem's parts: ours -> those of mmsegmentation's files.
+V1C_STEM = {
+    "conv1.": "stem.0.",
+    "bn1.": "stem.1.",
+    "conv2.": "stem.3.",
+    "bn2.": "stem.4.",
+    "conv3.": "stem.6.",
+    "bn3.": "stem.7.",
+}
 # Whether the blocks are bottlenecks, and their number: what tells files apart. 34 and 152 are no networks of
 # this module, but files that are easily taken for one.
 _FILES: dict[tuple[bool, tuple[int, ...]], int] = {
@@ -98,17 +109,20 @@ class ResNet(nn.Module):
     """ResNet features at 1/8 of the input size: the strides of the last two stages become dilations.
 
     With output stride 8 the stages have strides 1, 2, 1, 1 and dilations 1, 1, 2, 4, the dilation being that
-    of every 3x3 convolution of a stage (mmsegmentation halves it in a stage's first block). The max-pool
-    rounds up (ceil_mode), so an extent n becomes (n + 1) // 8 + 1: 769 -> 97, 1024 x 2048 -> 129 x 257.
+    of every 3x3 convolution of a stage (mmsegmentation halves it in a stage's first block: `halved_dilation`). The
+    max-pool rounds up (ceil_mode), so an extent n becomes (n + 1) // 8 + 1: 769 -> 97, 1024 x 2048 -> 129 x 257.
 
     Weights start from He's normal initialisation (fan out), batch norms from weight 1 and bias 0;
     `load_imagenet` fills them from a file.
 
     Args:
         depth: 18, 50 or 101.
-        stem: "deep", three 3x3 convolutions with 64, 64, 128 channels (CCNet's and the MIT files'), or "7x7",
-            one convolution with 64 channels (torchvision's).
+        stem: "deep", three 3x3 convolutions with 64, 64, 128 channels (CCNet's and the MIT files'), "7x7", one
+            convolution with 64 channels (torchvision's), or "v1c", three 3x3 ones with 32, 32, 64 (mmsegmentation's).
         output_stride: 8, or 16 or 32 for smaller maps with less dilation.
+        halved_dilation: whether the first block of a dilated stage has half of its dilation (mmsegmentation's).
+        ceil_mode: whether the max-pool rounds up (the authors') or down (torchvision's and mmsegmentation's): an extent
+            n becomes (n - 1) // 8 + 1 then.
 
     Attributes:
         channels: (channels of layer3, channels of layer4): (256, 512) for depth 18, (1024, 2048) for 50 and
@@ -134,7 +148,15 @@ class ResNet(nn.Module):
     mean = (123.675, 116.28, 103.53)
     std = (58.395, 57.12, 57.375)
 
-    def __init__(self, depth: int, *, stem: str = "deep", output_stride: int = 8) -> None:
+    def __init__(
+        self,
+        depth: int,
+        *,
+        stem: str = "deep",
+        output_stride: int = 8,
+        halved_dilation: bool = False,
+        ceil_mode: bool = True,
+    ) -> None:
         super().__init__()
         for name, value, known in (
             ("depth", depth, tuple(_BLOCKS)),
@@ -145,14 +167,15 @@ class ResNet(nn.Module):
                 raise ValueError(f"ResNet: {name} must be one of {known}, got {value!r}; pass one of these.")
         self.depth = depth
         self.stem = stem
-        if stem == "deep":
-            self.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
-            self.bn1 = nn.BatchNorm2d(64)
-            self.conv2 = nn.Conv2d(64, 64, 3, padding=1, bias=False)
-            self.bn2 = nn.BatchNorm2d(64)
-            self.conv3 = nn.Conv2d(64, 128, 3, padding=1, bias=False)
-            self.bn3 = nn.BatchNorm2d(128)
-            channels = 128
+        self.ceil_mode = ceil_mode
+        if stem in _DEEP_STEMS:
+            first, second, channels = _DEEP_STEMS[stem]
+            self.conv1 = nn.Conv2d(3, first, 3, stride=2, padding=1, bias=False)
+            self.bn1 = nn.BatchNorm2d(first)
+            self.conv2 = nn.Conv2d(first, second, 3, padding=1, bias=False)
+            self.bn2 = nn.BatchNorm2d(second)
+            self.conv3 = nn.Conv2d(second, channels, 3, padding=1, bias=False)
+            self.bn3 = nn.BatchNorm2d(channels)
         else:
             self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
             self.bn1 = nn.BatchNorm2d(64)
@@ -161,7 +184,8 @@ class ResNet(nn.Module):
         strides, dilations = _STAGES[output_stride]
         stages = []
         for width, count, stride, dilation in zip(_WIDTHS, _BLOCKS[depth], strides, dilations, strict=True):
-            stage = nn.Sequential(block(channels, width, stride=stride, dilation=dilation))
+            first = dilation // 2 if halved_dilation and dilation > 1 else dilation
+            stage = nn.Sequential(block(channels, width, stride=stride, dilation=first))
             channels = width * block.expansion
             for _ in range(1, count):
                 stage.append(block(channels, width, stride=1, dilation=dilation))
@@ -178,10 +202,10 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features of layer3 and layer4; see the class for shapes."""
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
-        if self.stem == "deep":
+        if self.stem in _DEEP_STEMS:
             x = F.relu(self.bn2(self.conv2(x)), inplace=True)
             x = F.relu(self.bn3(self.conv3(x)), inplace=True)
-        x = F.max_pool2d(x, 3, stride=2, padding=1, ceil_mode=True)
+        x = F.max_pool2d(x, 3, stride=2, padding=1, ceil_mode=self.ceil_mode)
         layer3 = self.layer3(self.layer2(self.layer1(x)))
         return layer3, self.layer4(layer3)
 
@@ -193,10 +217,10 @@ class ResNet(nn.Module):
 def load_imagenet(resnet: ResNet, path: str | os.PathLike[str]) -> None:
     """Fill a ResNet with the ImageNet weights of a file.
 
-    Torchvision's files fit the 7x7 stem, those of MIT scene parsing, which the authors start from, the deep
-    one. The file is a state dict written by `torch.save`, e.g. `resnet101-63fe2227.pth` or
-    `resnet101-imagenet.pth`. Its classifier (`fc.*`) is left aside; `ccgpu.models.weights.fill` says what of the
-    rest must fit.
+    Torchvision's files fit the 7x7 stem, those of MIT scene parsing, which the authors start from, the deep one, and
+    mmsegmentation's `resnet50_v1c` and `resnet101_v1c` the v1c one. The file is a state dict written by `torch.save`,
+    e.g. `resnet101-63fe2227.pth` or `resnet101-imagenet.pth`. Its classifier (`fc.*`) is left aside;
+    `ccgpu.models.weights.fill` says what of the rest must fit.
 
     Args:
         resnet: the network to fill, on any device and of any floating dtype.
@@ -208,6 +232,11 @@ def load_imagenet(resnet: ResNet, path: str | os.PathLike[str]) -> None:
             missing, surplus or of another shape or kind; all of these entries are listed.
     """
     loaded = {name: value for name, value in read_state_dict(path).items() if not name.startswith("fc.")}
+    for ours, theirs in V1C_STEM.items():
+        loaded = {
+            ours + name.removeprefix(theirs) if name.startswith(theirs) else name: value
+            for name, value in loaded.items()
+        }
     found, wanted = _describe(loaded), f"ResNet-{resnet.depth} with a {resnet.stem} stem"
     if found is not None and found != wanted:
         raise ValueError(
@@ -217,16 +246,22 @@ def load_imagenet(resnet: ResNet, path: str | os.PathLike[str]) -> None:
     fill(resnet, loaded, path, wanted)
 
 
-def _describe(state: Mapping[str, Tensor]) -> str | None:
-    """Say which ResNet a state dict belongs to, or None where its entries do not tell."""
+def depth_of(state: Mapping[str, Tensor]) -> int | None:
+    """Return the depth (18, 34, 50, 101 or 152) of the ResNet that a state dict belongs to, None if it is of none."""
     names = (name.split(".") for name in state)
     blocks = {(parts[0], parts[1]) for parts in names if len(parts) > 1}
     counts = tuple(sum(layer == f"layer{n}" for layer, _ in blocks) for n in range(1, 5))
-    depth = _FILES.get(("layer1.0.conv3.weight" in state, counts))
+    return _FILES.get(("layer1.0.conv3.weight" in state, counts))
+
+
+def _describe(state: Mapping[str, Tensor]) -> str | None:
+    """Say which ResNet a state dict belongs to, or None where its entries do not tell."""
+    depth = depth_of(state)
     if depth is None or "conv1.weight" not in state:
         return None
     if "conv3.weight" in state:
-        return f"ResNet-{depth} with a deep stem"
+        stem = "v1c" if state["conv1.weight"].shape[0] == _DEEP_STEMS["v1c"][0] else "deep"
+        return f"ResNet-{depth} with a {stem} stem"
     if tuple(state["conv1.weight"].shape[2:]) == (7, 7):
         return f"ResNet-{depth} with a 7x7 stem"
     return None

@@ -1,44 +1,71 @@
-"""Weights files of backbones: read with care, compared entry by entry, written only where everything fits."""
+"""Files of weights: read with care, compared with a network entry by entry, written whole or not at all."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the tensors of a file by name, on the CPU.
+def read_content(function: str, path: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]:
+    """Return what a file holds, on the CPU, and a safetensors file's metadata ({} for one of `torch.save`).
 
-    Only tensors are unpickled (`weights_only=True`), so a file cannot run code.
+    Only tensors and plain values are unpickled (`weights_only=True`), so a file cannot run code. The file's first bytes
+    tell which kind it is, not its name. Messages begin with `function`.
 
     Raises:
         FileNotFoundError: there is no file at path (any other OSError of opening it passes through).
-        ValueError: the file is damaged or no state dict; the message says what it is instead.
+        ValueError: the file is damaged, or neither of the two.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"load_imagenet: path must be a file, got {os.fspath(path)!r}, where there is none; "
-            "download the ImageNet weights and pass where they lie."
+            f"{function}: path must be a file, got {os.fspath(path)!r}, where there is none; "
+            "fetch the weights and pass where they lie."
         )
     with open(path, "rb") as file:
+        start = file.read(9)
+        file.seek(0)
         try:
-            content: Any = torch.load(file, map_location="cpu", weights_only=True)
+            # A safetensors file begins with the length of its header, 8 bytes, and the header's brace.
+            if start[8:] == b"{":
+                return _read_safetensors(path)
+            return torch.load(file, map_location="cpu", weights_only=True), {}
         # Cut short or with bytes changed, a file makes torch.load raise almost anything: measured were ten
         # kinds, from RuntimeError and UnpicklingError to OSError, struct.error, UnicodeDecodeError and
         # AssertionError.
         except Exception as error:
             raise ValueError(
-                f"load_imagenet: {os.fspath(path)!r} must be a state dict written by torch.save, "
+                f"{function}: {os.fspath(path)!r} must be a file of weights written by torch.save or safetensors, "
                 f"got a file that cannot be read as one ({type(error).__name__} while reading); "
                 "it is damaged, cut short or holds more than tensors: fetch it again."
             ) from error
+
+
+def _read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all: a kill in between leaves the former one. Text is written as UTF-8."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def check_tensors(function: str, path: str | os.PathLike[str], content: Any) -> dict[str, Tensor]:
+    """Return content, a state dict that a file holds, or raise ValueError unless it is names and tensors alone."""
     if not isinstance(content, Mapping):
         raise ValueError(
-            f"load_imagenet: {os.fspath(path)!r} must hold a state dict, got a {type(content).__name__}; "
+            f"{function}: {os.fspath(path)!r} must hold a state dict, got a {type(content).__name__}; "
             "save module.state_dict()."
         )
     strangers = [
@@ -46,11 +73,16 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     ]
     if strangers or not content:
         raise ValueError(
-            f"load_imagenet: {os.fspath(path)!r} must map names to tensors and nothing else, got "
+            f"{function}: {os.fspath(path)!r} must map names to tensors and nothing else, got "
             f"{'an empty dict' if not content else 'other entries: ' + ', '.join(strangers[:8])}; "
             "save the state dict alone (a training checkpoint often keeps it under 'state_dict' or 'model')."
         )
     return dict(content)
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the tensors of an ImageNet file by name, on the CPU; see `read_content` and `check_tensors` for errors."""
+    return check_tensors("load_imagenet", path, read_content("load_imagenet", path)[0])
 
 
 def fill(network: nn.Module, loaded: Mapping[str, Tensor], path: str | os.PathLike[str], wanted: str) -> None:
@@ -63,9 +95,7 @@ def fill(network: nn.Module, loaded: Mapping[str, Tensor], path: str | os.PathLi
         ValueError: entries are missing, surplus or of another shape or kind; all of these entries are listed.
     """
     expected = network.state_dict()
-    kept = {name: value for name, value in expected.items() if name.endswith(".num_batches_tracked")}
-    loaded = {**kept, **loaded}
-    problems = _differences(loaded, expected)
+    problems = differences(loaded, expected)
     if problems:
         raise ValueError(
             f"load_imagenet: {os.fspath(path)!r} must fit the {wanted} entry by entry, "
@@ -73,12 +103,16 @@ def fill(network: nn.Module, loaded: Mapping[str, Tensor], path: str | os.PathLi
             + "\n  ".join(problems)
             + "\npass a file for this network."
         )
-    network.load_state_dict(loaded)
+    network.load_state_dict({**expected, **loaded})
 
 
-def _differences(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """List what keeps loaded from filling expected, one line an entry."""
-    problems = [f"missing: {name} {tuple(expected[name].shape)}" for name in expected if name not in loaded]
+def differences(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """List what keeps loaded from filling expected, one line an entry; absent counters of norms do not count."""
+    problems = [
+        f"missing: {name} {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name not in loaded and not name.endswith(".num_batches_tracked")
+    ]
     problems += [f"surplus: {name} {tuple(loaded[name].shape)}" for name in loaded if name not in expected]
     for name, value in expected.items():
         if name not in loaded:

@@ -1,5 +1,7 @@
 """What a training command knows of its data set: one value in each command file, used by ``command.py``."""
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,3 +72,23 @@ class DataSet:
         for left, right in self.mirrored:
             table[[left, right]] = right, left
         return table
+
+
+def find_data_set(name: str) -> DataSet:
+    """Return the DATA_SET of a module: that of ccgpu.train.NAME, or else of the module NAME on Python's path.
+
+    Raises:
+        ValueError: no such module, or one without a `DataSet` of that name.
+    """
+    own = f"ccgpu.train.{name}"
+    try:
+        module = importlib.import_module(own if name.isidentifier() and importlib.util.find_spec(own) else name)
+    except (ImportError, TypeError, ValueError) as error:  # the last two of what cannot be a name, "" and ".x"
+        raise ValueError(
+            f"--data-set must be a module that can be imported, got {name!r} ({error}); name the module of the data "
+            "set that the checkpoint was trained on."
+        ) from error
+    found = getattr(module, "DATA_SET", None)
+    if not isinstance(found, DataSet):
+        raise ValueError(f"--data-set must be a module with a DATA_SET, got {module.__name__!r}; name another.")
+    return found

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
-import importlib.util
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +23,7 @@ from tqdm import tqdm
 from ccgpu.models.ccnet import CCNet
 from ccgpu.train import distributed, engine, records, state
 from ccgpu.train.command import BAD_INPUT, FAILURES, build_network, fail, failure, load_evaluation
-from ccgpu.train.data_set import DataSet
+from ccgpu.train.data_set import DataSet, find_data_set
 from ccgpu.train.films import Clip, evaluation_clips
 from ccgpu.train.interrupts import DeferredInterrupts
 from ccgpu.train.metrics import results_table, scores_line
@@ -202,26 +200,6 @@ def score(flags: argparse.Namespace, evaluation: Evaluation) -> int:
     if flags.save_predictions is not None:
         say(f"predictions: {flags.save_predictions}")
     return 0
-
-
-def find_data_set(name: str) -> DataSet:
-    """Return the DATA_SET of a module: that of ccgpu.train.NAME, or else of the module NAME on Python's path.
-
-    Raises:
-        ValueError: no such module, or one without a `DataSet` of that name.
-    """
-    own = f"ccgpu.train.{name}"
-    try:
-        module = importlib.import_module(own if name.isidentifier() and importlib.util.find_spec(own) else name)
-    except (ImportError, TypeError, ValueError) as error:  # the last two of what cannot be a name, "" and ".x"
-        raise ValueError(
-            f"--data-set must be a module that can be imported, got {name!r} ({error}); name the module of the data "
-            "set that the checkpoint was trained on."
-        ) from error
-    found = getattr(module, "DATA_SET", None)
-    if not isinstance(found, DataSet):
-        raise ValueError(f"--data-set must be a module with a DATA_SET, got {module.__name__!r}; name another.")
-    return found
 
 
 def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace) -> Settings:

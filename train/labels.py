@@ -5,6 +5,7 @@ pixel without a class has the train id 255 and counts neither in the loss nor in
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -71,6 +72,15 @@ class Labels:
         for name, table in tables.items():
             table.flags.writeable = False  # shared by every reader in the process
             object.__setattr__(self, name, table)
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return names, colours, ids and void as lists of plain values, for files."""
+        return {
+            "names": list(self.names),
+            "colours": self.colours.tolist(),
+            "ids": list(self.ids),
+            "void": list(self.void),
+        }
 
     @property
     def num_classes(self) -> int:

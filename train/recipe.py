@@ -14,6 +14,7 @@ import torch
 
 from ccgpu.models.backbones import BACKBONES
 from ccgpu.models.context import CONTEXTS
+from ccgpu.models.resnet import STEMS
 from ccgpu.train import engine
 from ccgpu.train.consistency import FORMS
 from ccgpu.train.data_set import DataSet
@@ -51,7 +52,9 @@ class Settings:
     # Network.
     backbone: str = option("resnet101", f"one of {', '.join(BACKBONES)}", metavar="NAME")
     stem: str | None = option(
-        None, "a ResNet's first convolutions: deep (three 3x3) or 7x7; none: deep", choices=("deep", "7x7")
+        None,
+        "a ResNet's first convolutions: deep (three 3x3), 7x7 or v1c (mmsegmentation's three); none: deep",
+        choices=STEMS,
     )
     imagenet: str | None = option(
         None,

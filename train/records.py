@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ccgpu.models.weights import write_whole
 from ccgpu.train.metrics import SCORES, ConfusionMatrix
 from ccgpu.version import __version__
 
@@ -57,16 +57,6 @@ def cut_records(path: Path, iteration: int) -> list[dict[str, Any]]:
     if path.exists():
         write_whole(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
     return kept
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: a kill in between leaves the former one. Text is written as UTF-8."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def evaluation_record(iteration: int, confusion: ConfusionMatrix, names: Sequence[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ccgpu.models.ccnet import CCNet
+from ccgpu.models.weights import write_whole
 from ccgpu.train import engine, records, state
 from ccgpu.train.data_set import DataSet
 from ccgpu.train.datasets import EvaluationSet
@@ -99,6 +100,8 @@ class Run:
                 "iteration": iteration,
                 "position": iteration * self.batch,
                 "data_set": self.data_set.name,
+                "network": self.net.config,
+                "labels": self.data_set.labels.as_plain(),
                 "settings": dict(self.settings),
                 "data": self.data_digest,
                 "model": self.net.state_dict(),
@@ -160,7 +163,7 @@ class Run:
             lines.append(f"untrained network: {scores_line(records.confusion(evaluations[0]), scores)}")
             lines.append(f"everything is {names[0]}: {scores_line(one_class_baseline(confusion), scores)}")
         text = "\n".join(lines)
-        records.write_whole(self.out / RESULTS, text + "\n")
+        write_whole(self.out / RESULTS, text + "\n")
         say(f"\n{text}\n\nrun folder: {self.out} (results.txt, metrics.jsonl, settings.json, last.pt)")
         say(f"pictures: {self.out / 'pictures'}")
         if self.net.head.cca is not None:

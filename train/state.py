@@ -18,8 +18,11 @@ import torch
 from torch import nn
 
 # Raised whenever the keys below change their meaning.
-FORMAT = 2
-KEYS = ("format", "iteration", "position", "data_set", "settings", "data", "model", "optimiser", "scaler", "random")
+FORMAT = 3
+KEYS = (
+    *("format", "iteration", "position", "data_set", "network", "labels", "settings", "data", "model", "optimiser"),
+    *("scaler", "random"),
+)
 LAST, PREVIOUS, PARTIAL, ABANDONED = "last.pt", "previous.pt", "last.pt.partial", "abandoned.pt"
 
 

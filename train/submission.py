@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ccgpu.models.weights import write_whole
 from ccgpu.train.labels import Labels
-from ccgpu.train.records import write_whole
 
 
 def save_prediction(folder: Path, name: str, classes: torch.Tensor | np.ndarray, labels: Labels) -> Path:

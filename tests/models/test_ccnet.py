@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccgpu.models.attention import attention_map
-from ccgpu.models.ccnet import CCHead, CCNet, as_frames
+from ccgpu.models.ccnet import CCNet
 from ccgpu.models.context import CONTEXTS
+from ccgpu.models.heads import CCHead, as_frames
 from tests.models.problems import clips, network, pictures
 
 # Layout

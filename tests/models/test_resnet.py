@@ -200,7 +200,7 @@ def test_gradients_reach_every_parameter() -> None:
     ("arguments", "message"),
     [
         ({"depth": 34}, r"depth must be one of \(18, 50, 101\), got 34"),
-        ({"depth": 18, "stem": "5x5"}, r"stem must be one of \('deep', '7x7'\), got '5x5'"),
+        ({"depth": 18, "stem": "5x5"}, r"stem must be one of \('deep', '7x7', 'v1c'\), got '5x5'"),
         ({"depth": 18, "output_stride": 4}, r"output_stride must be one of \(8, 16, 32\), got 4"),
     ],
 )

@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ccgpu.train import ade20k, camvid, cityscapes, command, evaluate, lip, recipe, records
+from ccgpu.models import checkpoint
+from ccgpu.models.ccnet import CCNet
+from ccgpu.train import ade20k, camvid, cityscapes, command, convert, evaluate, lip, recipe, records, state
 from ccgpu.train.metrics import SCORES as METRICS
 from ccgpu.train.metrics import ConfusionMatrix
 
@@ -145,6 +147,19 @@ def test_evaluate_predicts_pictures_without_labels(tmp_path: Path, capsys: pytes
         "film_0.png": (50, 37),
         "film_1.png": (33, 64),
     }
+
+
+def test_a_runs_checkpoint_is_a_network_to_take_along(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    saved = state.read_checkpoint(tiny_checkpoint)
+    net = CCNet.from_checkpoint(tiny_checkpoint)
+    assert not net.training
+    assert all(torch.equal(value, saved["model"][name]) for name, value in net.state_dict().items())
+    assert convert.main([str(tiny_checkpoint), str(tmp_path / "net")]) == 0
+    found = checkpoint.read(tmp_path / "net.safetensors")
+    assert found.labels == camvid.LABELS.as_plain()
+    images = torch.randn(1, 3, 33, 49)
+    with torch.no_grad():
+        assert torch.equal(checkpoint.build(found)(images), net(images))
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ def checkpoint(iteration: int = 7, net: nn.Module | None = None, optimiser: Any 
         "iteration": iteration,
         "position": 8 * iteration,
         "data_set": "cityscapes",
+        "network": {"backbone": "resnet18"},
+        "labels": {"names": ["road"], "colours": [[1, 2, 3]], "ids": [7], "void": []},
         "settings": {"lr": 0.1, "crop": (33, 33), "data": None},
         "data": "digest",
         "model": net.state_dict(),
@@ -167,7 +169,7 @@ def test_read_checkpoint_refuses_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(state.CheckpointError, match="other contents"):
         state.read_checkpoint(path)
     torch.save({**checkpoint(), "format": 99}, path)
-    with pytest.raises(state.CheckpointError, match="format 2, got 99"):
+    with pytest.raises(state.CheckpointError, match="format 3, got 99"):
         state.read_checkpoint(path)
     with pytest.raises(FileNotFoundError, match=r"absent\.pt"):
         state.read_checkpoint(tmp_path / "absent.pt")

@@ -1,0 +1,156 @@
+"""The two heads of `CCNet`: the criss-cross head and the auxiliary one, and how clips become frames for them.
+
+The norm of both heads is `nn.BatchNorm2d` followed by an activation, by default a leaky ReLU: what the authors'
+InPlaceABN computes (but that it scales by |weight| + 1e-5: in a file of theirs a negative weight means its absolute
+value). They are two plain modules on purpose: a function that swaps every `nn.BatchNorm2d` and `nn.Dropout2d` for a
+kind that works over all processes keeps the activation. The activation has a name of its own inside the sequences, so
+the numbers of the other entries, and with them the keys of the state dict (`bottleneck.{0,1,3}`), are those of the
+authors' files.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from ccgpu.models.attention import RCCA, GatedAttention
+from ccgpu.models.context import activation_layer, build_context, convolution
+
+
+def _classifier(
+    in_channels: int, channels: int, num_classes: int, dropout: float, activation: str, *, bias: bool
+) -> OrderedDict[str, nn.Module]:
+    """3x3 convolution, batch norm, activation, dropout of whole channels, 1x1 convolution to classes."""
+    return OrderedDict(
+        {
+            "0": nn.Conv2d(in_channels, channels, 3, padding=1, bias=bias),
+            "1": nn.BatchNorm2d(channels),
+            "activation": activation_layer(activation),
+            "2": nn.Dropout2d(dropout),
+            "3": nn.Conv2d(channels, num_classes, 1),
+        }
+    )
+
+
+class CCHead(nn.Module):
+    """Class logits from backbone features x: bottleneck([x, convb(context(conva(x)))]).
+
+    conva and convb are 3x3 convolutions with norm and activation, context is an `RCCA` or one of the modules it is
+    compared with, and bottleneck (3x3 convolution, norm, activation, dropout, 1x1 convolution) sees the features
+    from before the context beside those after it.
+
+    Args:
+        in_channels: channels of x.
+        num_classes: channels of the logits.
+        channels: channels of conva, the context, convb and the bottleneck; 512 in the paper.
+        context: "none", "rcca", "nonlocal", "psp" or "aspp"; see `ccgpu.models.context.build_context`.
+        recurrence: loops of the criss-cross attention. 0 leaves it out, parameters included, as "none" does.
+        dims: 2 for pictures. 3 for clips: criss-cross and non-local attention then look along the time too, all other
+            modules see frame by frame.
+        embedding: channels of the context's output reduced by a 1x1 convolution, for the category consistent loss
+            (16 in the paper); 0 for none.
+        dropout: probability of the channel dropout.
+        activation: "leaky_relu" (slope 0.01) or "relu".
+        gamma: where the gamma of criss-cross and non-local attention starts; 0 in the paper.
+        nonlocal_form: "sdpa" or "materialised", how non-local attention is computed.
+        recompute: of criss-cross and non-local attention: save only each loop's input for backward.
+        backend: as in `ccgpu.cca`.
+
+    Attributes:
+        cca: the `RCCA`, or None. context: another context module, or None.
+
+    Shape:
+        (B * T, in_channels, H, W) -> logits (B * T, num_classes, H, W), embedding (B * T, embedding, H, W); the frames
+        of a clip follow each other, T is the argument `frames` (1 for pictures).
+
+    Source: the paper, figure 2 and section 3.1; names, activation and dropout from the authors' code.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        channels: int = 512,
+        context: str = "rcca",
+        recurrence: int = 2,
+        dims: int = 2,
+        gamma: float = 0.0,
+        embedding: int = 0,
+        dropout: float = 0.1,
+        activation: str = "leaky_relu",
+        nonlocal_form: str = "sdpa",
+        recompute: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.conva = convolution(in_channels, channels, activation=activation)
+        module = build_context(
+            context,
+            channels,
+            recurrence=recurrence,
+            dims=dims,
+            gamma=gamma,
+            nonlocal_form=nonlocal_form,
+            activation=activation,
+            recompute=recompute,
+            backend=backend,
+        )
+        # The published files' name for the attention is "cca"; other modules do not go under it.
+        self.cca = module if isinstance(module, RCCA) else None
+        self.context = module if self.cca is None else None
+        self.convb = convolution(channels, channels, activation=activation)
+        layers = _classifier(in_channels + channels, channels, num_classes, dropout, activation, bias=False)
+        self.bottleneck = nn.Sequential(layers)
+        self.embedding = nn.Conv2d(channels, embedding, 1) if embedding else None
+
+    def forward(self, x: Tensor, frames: int = 1) -> tuple[Tensor, Tensor | None]:
+        """Return logits and, in train mode, the embedding (None without one); see the class for shapes."""
+        attended = self.conva(x)
+        module = self.context if self.cca is None else self.cca
+        if isinstance(module, GatedAttention) and module.dims == 3:
+            attended = as_frames(module(as_clips(attended, frames)))
+        elif module is not None:
+            attended = module(attended)
+        logits = self.bottleneck(torch.cat([x, self.convb(attended)], dim=1))
+        return logits, self.embedding(attended) if self.training and self.embedding is not None else None
+
+
+def as_frames(clips: Tensor) -> Tensor:
+    """Return clips (B, C, T, H, W) as pictures (B * T, C, H, W), the frames of a clip one after the other."""
+    return clips.transpose(1, 2).flatten(0, 1)
+
+
+def as_clips(pictures: Tensor, frames: int) -> Tensor:
+    """Return pictures (B * T, C, H, W) as clips (B, C, T, H, W) of T = frames: the inverse of `as_frames`."""
+    return pictures.unflatten(0, (-1, frames)).transpose(1, 2)
+
+
+class AuxiliaryHead(nn.Sequential):
+    """Class logits from the features before the last (a ResNet's layer3), which only training uses (deep supervision).
+
+    3x3 convolution with bias, norm, activation, dropout, 1x1 convolution, as `dsn` in the authors' code.
+
+    Args:
+        in_channels: channels of the features.
+        num_classes: channels of the logits.
+        channels: channels in between; 512 in the authors' code.
+        dropout: probability of the channel dropout.
+        activation: "leaky_relu" (slope 0.01) or "relu".
+
+    Shape:
+        (B, in_channels, H, W) -> (B, num_classes, H, W), for clips (B * T, ...).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        channels: int = 512,
+        dropout: float = 0.1,
+        activation: str = "leaky_relu",
+    ) -> None:
+        super().__init__(_classifier(in_channels, channels, num_classes, dropout, activation, bias=True))

@@ -1,0 +1,146 @@
+"""python -m train.convert: files of every layout in, one file out that needs no flags; mistakes lose nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ccgpu.models import checkpoint
+from ccgpu.models.backbones import build_backbone, load_imagenet
+from ccgpu.models.ccnet import CCNet
+from ccgpu.train import convert
+from ccgpu.train.cityscapes_labels import CITYSCAPES
+from tests.models import test_published as published
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("published")
+    meta = {
+        "config": published.config_text(True, 2),
+        "CLASSES": tuple("abcdefg"),
+        "PALETTE": [[i, 0, 0] for i in range(7)],
+    }
+    mmsegmentation = {"meta": meta, "state_dict": published.mmsegmentation_file(50)}
+    return {
+        "authors": published.saved(published.authors_file(50), folder, "authors.pth"),
+        "mmsegmentation": published.saved(mmsegmentation, folder, "mmsegmentation.pth"),
+    }
+
+
+def run(*arguments: Any) -> int:
+    return convert.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("layout", ["authors", "mmsegmentation"])
+def test_converted_file_gives_the_logits_of_the_original(
+    layout: str, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(files[layout], tmp_path / "out") == 0
+    target = tmp_path / "out.safetensors"
+    assert f"written: {target}" in capsys.readouterr().out
+    pictures = published.photographs(33, 24)
+    state = torch.load(files[layout], weights_only=True)
+    if layout == "authors":
+        expected = published.authors_network(state, pictures)
+    else:
+        expected = published.mmsegmentation_network(state["state_dict"], pictures, align_corners=True)
+    published.assert_same_logits(CCNet.from_checkpoint(target), pictures, *expected)
+
+
+def test_classes_come_from_the_file_or_from_their_number(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(files["mmsegmentation"], tmp_path / "mm.pt") == 0
+    assert checkpoint.read(tmp_path / "mm.pt").labels["names"] == list("abcdefg")
+    assert run(files["authors"], tmp_path / "authors.pt") == 0
+    assert checkpoint.read(tmp_path / "authors.pt").labels is None
+    assert "--data-set gives them names" in capsys.readouterr().out
+    net = CCNet("resnet18", 19, head_channels=8)
+    nameless = tmp_path / "nameless.pt"
+    checkpoint.write(nameless, checkpoint.Checkpoint(net.config, net.state_dict()))
+    assert run(nameless, tmp_path / "named.pt") == 0
+    assert "those of cityscapes were taken" in capsys.readouterr().out
+    assert checkpoint.read(tmp_path / "named.pt").labels == CITYSCAPES.as_plain()
+    assert run(nameless, tmp_path / "wrong.pt", "--data-set", "camvid") == 2
+    assert "must have the network's 19 classes, got camvid with 11" in capsys.readouterr().err
+    assert not (tmp_path / "wrong.pt").exists()
+
+
+def test_cityscapes_by_their_names_get_their_ids(tmp_path: Path) -> None:
+    names = tuple(name.upper() for name in CITYSCAPES.names)
+    labels = {"names": list(names), "colours": CITYSCAPES.colours.tolist()}
+    net = CCNet("resnet18", 19, head_channels=8)
+    checkpoint.write(tmp_path / "in.pt", checkpoint.Checkpoint(net.config, net.state_dict(), labels))
+    assert run(tmp_path / "in.pt", tmp_path / "out.pt") == 0
+    assert checkpoint.read(tmp_path / "out.pt").labels == CITYSCAPES.as_plain()
+
+
+def test_flags_settle_what_the_file_does_not_hold(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(files["authors"], tmp_path / "out.pt", "--recurrence", "3") == 0
+    assert "2 was taken" not in capsys.readouterr().out
+    found = checkpoint.read(tmp_path / "out.pt")
+    assert found.network["recurrence"] == 3
+    assert not any("loops" in note for note in found.notes)
+    state = torch.load(files["mmsegmentation"], weights_only=True)["state_dict"]
+    bare = published.saved({"state_dict": state}, tmp_path, "bare.pth")
+    assert run(bare, tmp_path / "bare.pt", "--align-corners") == 0
+    assert "align_corners=False was taken" not in capsys.readouterr().out
+    assert checkpoint.read(tmp_path / "bare.pt").network["align_corners"] is True
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+def test_resnet_becomes_a_file_for_imagenet(ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    backbone = build_backbone("resnet18", stem="7x7")
+    state: dict[str, Tensor] = {
+        **backbone.state_dict(),
+        "fc.weight": torch.zeros(1000, 512),
+        "fc.bias": torch.zeros(1000),
+    }
+    assert run(published.saved(state, tmp_path, "resnet18.pth"), tmp_path / f"out{ending}") == 0
+    assert "for --imagenet" in capsys.readouterr().out
+    other = build_backbone("resnet18", stem="7x7")
+    load_imagenet(other, tmp_path / f"out{ending}")
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in backbone.state_dict().items())
+
+
+def test_existing_files_are_kept(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "out.pt"
+    target.write_text("precious")
+    assert run(files["authors"], target) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run(tmp_path / "nowhere.pth", target, "--overwrite") == 2
+    assert target.read_text() == "precious"
+    before = files["authors"].stat().st_size
+    assert run(files["authors"], files["authors"], "--overwrite") == 2
+    assert files["authors"].stat().st_size == before
+    assert run(files["authors"], target, "--overwrite") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out.pt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["IN", "OUT.onnx"], "must end in .safetensors, .pt or .pth"),
+        (["IN", "OUT.pt", "--recurrence", "-1"], "recurrence must be 0 or more"),
+        (["IN", "OUT.pt", "--data-set", "nothing"], "--data-set must be a module"),
+        (["IN", "nowhere/OUT.pt"], "nowhere"),
+        (["nowhere.pth", "OUT.pt"], "there is none"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    arguments: list[str], message: str, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = arguments[:2]
+    arguments[0] = str(files["authors"]) if source == "IN" else source
+    assert run(arguments[0], tmp_path / target, *arguments[2:]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert not list(tmp_path.iterdir())

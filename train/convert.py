@@ -1,0 +1,138 @@
+"""Turn a published checkpoint into a file of ours: `python -m train.convert IN OUT`.
+
+IN is the authors' CCNet, mmsegmentation's CCNet R-50/101-D8, a run's `last.pt`, or a ResNet of torchvision, MIT scene
+parsing or mmsegmentation. OUT, a safetensors file (or .pt), holds the weights, what they need to give the same outputs
+(stem, dilations, activation, normalisation, align_corners) and the classes: whoever predicts with it needs no flags.
+A ResNet becomes a file for `--imagenet`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ccgpu.models import checkpoint
+from ccgpu.models.published import RESNET
+from ccgpu.train.command import BAD_INPUT, fail
+from ccgpu.train.data_set import find_data_set
+from ccgpu.train.labels import Labels
+from ccgpu.train.run import say
+
+# Data sets of published networks, by their number of classes.
+BY_CLASSES = {19: "cityscapes", 150: "ade20k"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 converted, 2 bad input."""
+    flags = read_flags(argv)
+    try:
+        convert(flags)
+    except (*BAD_INPUT, TypeError) as error:
+        return fail("convert", str(error), 2)
+    return 0
+
+
+def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line; what is left out comes from the file."""
+    parser = argparse.ArgumentParser(prog="convert", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("source", type=Path, metavar="IN", help="a published checkpoint, or a run's last.pt")
+    add(
+        "target", type=Path, metavar="OUT", help="the file to write: .safetensors (added where there is no ending), .pt"
+    )
+    add("--recurrence", type=int, metavar="R", help="loops, which the authors' files do not hold (default: 2)")
+    add(
+        "--align-corners",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="how logits are upsampled, for mmsegmentation's files without a config: yes for crops of 769x769",
+    )
+    add(
+        "--data-set",
+        metavar="MODULE",
+        help="data set whose classes these are (default: the file's, or by their number: "
+        f"{', '.join(f'{number} {name}' for number, name in BY_CLASSES.items())})",
+    )
+    add("--overwrite", action="store_true", help="replace OUT where it exists")
+    return parser.parse_args(argv)
+
+
+def convert(flags: argparse.Namespace) -> None:
+    """Read, check, write, and say what was found.
+
+    Raises:
+        ValueError, OSError, ImportError, TypeError: a file that cannot be used or written, flags that do not fit it.
+    """
+    target = flags.target if flags.target.suffix else flags.target.with_name(flags.target.name + ".safetensors")
+    if target.exists() and not flags.overwrite:
+        raise ValueError(f"OUT must be a new file, got {target}, which exists; name another or add --overwrite.")
+    if target.exists() and target.samefile(flags.source):
+        raise ValueError(f"OUT must be another file than IN, got {target} for both; name another.")
+    given = {"recurrence": flags.recurrence, "align_corners": flags.align_corners}
+    changes = {name: value for name, value in given.items() if value is not None}
+    found = checkpoint.read(flags.source, **changes)
+    if found.source == RESNET:
+        if changes or flags.data_set is not None:
+            raise ValueError(f"--recurrence, --align-corners and --data-set must be left out for {RESNET}'s file")
+        checkpoint.write_backbone(target, found)
+        say(
+            f"{flags.source}: {found.network['backbone']} with a {found.network['stem']} stem\n{target}: for --imagenet"
+        )
+        return
+    labels, note = find_labels(found, flags.data_set)
+    notes = (*found.notes, *note)
+    checkpoint.write(target, dataclasses.replace(found, labels=labels, notes=notes))
+    say("\n".join([f"{flags.source}: {describe(found)}", *(f"note: {line}" for line in notes), f"written: {target}"]))
+
+
+def find_labels(found: checkpoint.Checkpoint, data_set: str | None) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+    """Return the classes of a network, and what was assumed about them.
+
+    Raises:
+        ValueError: a data set that cannot be had, or with another number of classes than the network.
+    """
+    number = found.network["num_classes"]
+    name = data_set
+    if data_set is None and found.labels is not None and "ids" in found.labels:
+        return found.labels, ()
+    if data_set is None:
+        name = BY_CLASSES.get(number)
+    known = None if name is None else find_data_set(name).labels
+    if data_set is not None:
+        assert known is not None
+        if known.num_classes != number:
+            raise ValueError(
+                f"--data-set must have the network's {number} classes, got {data_set} with {known.num_classes}; name "
+                "another or leave it out."
+            )
+        return known.as_plain(), ()
+    if found.labels is None and known is None:
+        return None, (f"the file does not name its {number} classes: they have numbers; --data-set gives them names",)
+    if found.labels is None:
+        assert known is not None
+        return known.as_plain(), (f"the file does not name its {number} classes: those of {name} were taken",)
+    # The file has names and colours, but not what stands for a class in label files.
+    if known is not None and _same_names(known, found.labels["names"]):
+        return known.as_plain(), ()
+    return found.labels, ()
+
+
+def _same_names(known: Labels, names: Sequence[str]) -> bool:
+    ours, theirs = (["".join(name.lower().split()) for name in each] for each in (known.names, names))
+    return ours == theirs
+
+
+def describe(found: checkpoint.Checkpoint) -> str:
+    """Return in words what a file holds."""
+    network = found.network
+    loops = network.get("recurrence", 2)
+    corners = "aligned" if network.get("align_corners", True) else "not aligned"
+    return f"{found.source}, {network['backbone']}, {network['num_classes']} classes, R = {loops}, corners {corners}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
