@@ -2,10 +2,12 @@
 
 Our own file holds the arguments of `CCNet` and the labels beside the weights, so that whoever reads it needs no flags:
 
-- safetensors, with `{"ccgpu": JSON}` as metadata, JSON = {"format", "network", "labels", "source", "notes"};
+- safetensors, with `{"ccgpu": JSON}` as metadata, the JSON an object with "format", "network", "labels", "prediction",
+  "source" and "notes" (see `Checkpoint`);
 - of `torch.save`: {"ccgpu": the same as plain values, "state_dict": weights}.
 
-The checkpoints of a training run (`last.pt`) hold "network", "labels" and "model" beside what training needs to go on.
+The checkpoints of a training run (`last.pt`) hold "network", "labels", "prediction" and "model" beside what training
+needs to go on.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ class Checkpoint:
         weights: state dict of that network, all of it or (a backbone's file) the entries of a part.
         labels: the classes, {"names", "colours"} in the order of the logits and perhaps "ids" and "void" of label
             files; None where the file does not say.
+        prediction: how pictures are brought to the size that the network was made for, and which classes a mirror image
+            exchanges: any of {"short_side": N, "fit": [H, W], "mirrored": [[class, class], ...]}.
         source: the layout that it came from, in words.
         notes: what was assumed because the file does not say, in words.
     """
@@ -47,6 +51,7 @@ class Checkpoint:
     network: dict[str, Any]
     weights: dict[str, Tensor] = field(repr=False)
     labels: dict[str, Any] | None = None
+    prediction: dict[str, Any] = field(default_factory=dict)
     source: str = OWN
     notes: tuple[str, ...] = ()
 
@@ -83,7 +88,7 @@ def read(path: str | os.PathLike[str], **changes: Any) -> Checkpoint:
     if problems:
         raise _misfit(path, layout.name, problems)
     notes = tuple(note for argument, note in layout.notes.items() if argument not in changes)
-    return Checkpoint(network, weights, _mmsegmentation_labels(meta), layout.name, notes)
+    return Checkpoint(network, weights, _mmsegmentation_labels(meta), source=layout.name, notes=notes)
 
 
 def build(checkpoint: Checkpoint) -> CCNet:
@@ -114,6 +119,7 @@ def write(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
         "format": FORMAT,
         "network": checkpoint.network,
         "labels": checkpoint.labels,
+        "prediction": checkpoint.prediction,
         "source": checkpoint.source,
         "notes": list(checkpoint.notes),
     }
@@ -157,8 +163,14 @@ def _own(path: str | os.PathLike[str], header: Any, state: Any, changes: Mapping
     problems = differences(weights, _skeleton(path, network))
     if problems:
         raise _misfit(path, OWN, problems)
-    labels, source, notes = header.get("labels"), header.get("source", OWN), header.get("notes", ())
-    return Checkpoint(network, weights, labels, source, tuple(notes))
+    return Checkpoint(
+        network,
+        weights,
+        header.get("labels"),
+        dict(header.get("prediction", {})),
+        header.get("source", OWN),
+        tuple(header.get("notes", ())),
+    )
 
 
 def _skeleton(path: str | os.PathLike[str], network: Mapping[str, Any]) -> dict[str, Tensor]:

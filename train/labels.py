@@ -4,6 +4,9 @@ A label file holds *ids*. A network predicts *train ids*: 0..K-1 in the order of
 pixel without a class has the train id 255 and counts neither in the loss nor in the evaluation.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +75,33 @@ class Labels:
         for name, table in tables.items():
             table.flags.writeable = False  # shared by every reader in the process
             object.__setattr__(self, name, table)
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Labels:
+        """Return the labels of `as_plain`; without "ids" the label files hold 0 .. K - 1, without "void" nothing else.
+
+        Raises:
+            ValueError: values that are no labels.
+        """
+        try:
+            names = tuple(str(name) for name in values["names"])
+            colours = np.array(values["colours"], dtype=np.uint8)
+            ids = tuple(int(value) for value in values.get("ids", range(len(names))))
+            void = tuple(int(value) for value in values.get("void", ()))
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"Labels: values must have names and colours, got {dict(values)} ({error!r}).") from error
+        return cls(names, colours, ids, void)
+
+    @classmethod
+    def numbered(cls, num_classes: int) -> Labels:
+        """Return labels for classes without names: "class 0", ..., in the colours of Pascal VOC's table (1, 2, ...)."""
+        indices = np.arange(1, num_classes + 1)  # the table's first colour is black, which stands for no class
+        colours = np.zeros((num_classes, 3), dtype=np.uint8)
+        # Bits 0, 1, 2 of each three of the index go to red, green, blue, those of the lowest three to bit 7.
+        for bit in range(8):
+            for channel in range(3):
+                colours[:, channel] |= ((indices >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+        return cls(tuple(f"class {index}" for index in range(num_classes)), colours, tuple(range(num_classes)))
 
     def as_plain(self) -> dict[str, Any]:
         """Return names, colours, ids and void as lists of plain values, for files."""

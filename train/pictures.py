@@ -4,6 +4,8 @@ maps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -83,6 +85,82 @@ def side_by_side(
         left = index * (width + GAP)
         draw.text((left + 2, 2), caption, fill="black", font=font)
         sheet.paste(Image.fromarray(panel), (left, CAPTION_HEIGHT))
+    return sheet
+
+
+def class_overlay(
+    image: np.ndarray, classes: torch.Tensor | np.ndarray, colours: np.ndarray, opacity: float
+) -> np.ndarray:
+    """Return a picture with its classes' colours over it: opacity 0 is the picture, 1 the colours alone.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        classes, colours: as for `colour_mask`.
+        opacity: 0 to 1.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+
+    Raises:
+        ValueError: sizes that differ, or values that are no class.
+    """
+    mask = colour_mask(classes, colours)
+    if mask.shape != image.shape:
+        raise ValueError(
+            f"class_overlay: classes must have the picture's size {image.shape[:2]}, got {mask.shape[:2]}; predict at "
+            "full size."
+        )
+    blended = image.astype(np.float32) * (1 - opacity) + mask.astype(np.float32) * opacity
+    return np.rint(blended).astype(np.uint8)
+
+
+def thumbnail(picture: np.ndarray, side: int) -> Image.Image:
+    """Return a picture, uint8 (H, W, 3), shrunk to at most side x side pixels; a smaller one as it is."""
+    small = Image.fromarray(picture)
+    small.thumbnail((side, side))
+    return small
+
+
+def contact_sheet(
+    cells: Sequence[tuple[str, Image.Image]], legend: Sequence[tuple[str, Sequence[int]]], columns: int
+) -> Image.Image:
+    """Draw pictures with captions in rows of `columns`, and below them the names of classes in their colours.
+
+    Args:
+        cells: caption and RGB picture, one or more.
+        legend: name and RGB colour, any number.
+        columns: 1 or more.
+
+    Returns:
+        An RGB picture; each cell is as large as the largest picture.
+    """
+    font = ImageFont.load_default()
+    wide = max(picture.width for _, picture in cells)
+    high = max(picture.height for _, picture in cells) + CAPTION_HEIGHT
+    columns = min(columns, len(cells))
+    width = columns * (wide + GAP) + GAP
+    # Entries of the legend in lines as wide as the sheet.
+    places, x, y = [], GAP, 0
+    for name, colour in legend:
+        length = CAPTION_HEIGHT + GAP + int(font.getlength(name)) + 3 * GAP
+        if x > GAP and x + length > width:
+            x, y = GAP, y + CAPTION_HEIGHT + GAP
+        places.append((x, y, name, tuple(colour)))
+        x += length
+    rows = -(-len(cells) // columns)
+    bottom = rows * (high + GAP) + GAP
+    height = bottom + (y + CAPTION_HEIGHT + GAP if legend else 0)
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (caption, picture) in enumerate(cells):
+        left, top = GAP + index % columns * (wide + GAP), GAP + index // columns * (high + GAP)
+        while font.getlength(caption) > wide and len(caption) > 1:
+            caption = "\u2026" + caption[2:] if caption.startswith("\u2026") else "\u2026" + caption[1:]
+        draw.text((left, top + 2), caption, fill="black", font=font)
+        sheet.paste(picture, (left, top + CAPTION_HEIGHT))
+    for x, y, name, colour in places:
+        draw.rectangle((x, bottom + y, x + CAPTION_HEIGHT - 2, bottom + y + CAPTION_HEIGHT - 2), fill=colour)
+        draw.text((x + CAPTION_HEIGHT + GAP, bottom + y + 2), name, fill="black", font=font)
     return sheet
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +116,14 @@ class Prediction:
                 f"Prediction: mirrored must be pairs of different classes, got {self.mirrored}; name each class once."
             )
 
+    def preparation(self) -> dict[str, Any]:
+        """Return as plain values what of this belongs to the network rather than to an evaluation: short_side, fit and
+        mirrored, those that are set; `Prediction(**values)` takes them.
+        """
+        fit = None if self.fit is None else list(self.fit)
+        values = {"short_side": self.short_side, "fit": fit, "mirrored": [list(pair) for pair in self.mirrored]}
+        return {name: value for name, value in values.items() if value}
+
     @torch.no_grad()
     def __call__(self, net: Network, images: Tensor) -> Tensor:
         """Return the scores of pictures or clips of any size.
@@ -178,6 +188,62 @@ class Prediction:
         for one, other in self.mirrored:
             order[one], order[other] = other, one
         return scores[:, order]
+
+
+@torch.no_grad()
+def predict_classes(
+    net: Network, image: Tensor, prediction: Prediction, *, window: int = 0, overlap: int = 0
+) -> Tensor:
+    """Return the class of every pixel of one picture of any size, in memory that does not grow with the picture.
+
+        classes[y, x] = argmax of prediction(net, the window nearest to whose middle (y, x) lies)[y, x]
+
+    A picture with more than 2 window^2 pixels is cut into windows of window x window, each predicted by itself, which
+    overlap by `overlap` pixels or more; the border between two windows' pixels is the middle of their overlap. Where
+    the prediction has a short_side or fit, which say how large the network sees a whole picture, it is shrunk to
+    2 window^2 pixels instead, and each pixel gets the class of the one it falls on. A smaller picture, or any for
+    window=0, is predicted as it is.
+
+    Args:
+        net: as for `Prediction`.
+        image: (1, 3, H, W), normalised.
+        prediction: how each window is predicted.
+        window: side in pixels; 0 for no windows.
+        overlap: pixels, 0 or more and less than window.
+
+    Returns:
+        (H, W), int64 on the CPU.
+
+    Raises:
+        ValueError: an overlap out of its range.
+    """
+    height, width = image.shape[-2:]
+    if window == 0 or height * width <= 2 * window**2:
+        return prediction(net, image)[0].argmax(dim=0).cpu()
+    if not 0 <= overlap < window:
+        raise ValueError(
+            f"predict_classes: overlap must be in 0..{window - 1}, got {overlap}; lower it or enlarge the window."
+        )
+    if prediction.short_side is not None or prediction.fit is not None:
+        share = window * math.sqrt(2 / (height * width))
+        small = _resize(image, [max(1, int(side * share)) for side in (height, width)], antialias=True)
+        found = prediction(net, small)[0].argmax(dim=0)
+        return F.interpolate(found[None, None].double(), (height, width), mode="nearest-exact")[0, 0].long().cpu()
+    classes = torch.empty(height, width, dtype=torch.int64)
+    for top, rows in _cells(height, window, overlap):
+        for left, columns in _cells(width, window, overlap):
+            seen = image[..., top : top + window, left : left + window]
+            found = prediction(net, seen)[0].argmax(dim=0).cpu()
+            inner = (slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left))
+            classes[rows, columns] = found[inner]
+    return classes
+
+
+def _cells(size: int, window: int, overlap: int) -> list[tuple[int, slice]]:
+    """Where windows start along an axis, each with the part of the axis that is taken from it."""
+    starts = window_starts(size, window, window - overlap)
+    borders = [(one + window + other) // 2 for one, other in itertools.pairwise(starts)]
+    return list(zip(starts, map(slice, [0, *borders], [*borders, size]), strict=True))
 
 
 def window_starts(size: int, crop: int, stride: int) -> list[int]:

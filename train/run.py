@@ -102,6 +102,7 @@ class Run:
                 "data_set": self.data_set.name,
                 "network": self.net.config,
                 "labels": self.data_set.labels.as_plain(),
+                "prediction": self.predict.preparation(),
                 "settings": dict(self.settings),
                 "data": self.data_digest,
                 "model": self.net.state_dict(),

@@ -20,8 +20,8 @@ from torch import nn
 # Raised whenever the keys below change their meaning.
 FORMAT = 3
 KEYS = (
-    *("format", "iteration", "position", "data_set", "network", "labels", "settings", "data", "model", "optimiser"),
-    *("scaler", "random"),
+    *("format", "iteration", "position", "data_set", "network", "labels", "prediction", "settings", "data", "model"),
+    *("optimiser", "scaler", "random"),
 )
 LAST, PREVIOUS, PARTIAL, ABANDONED = "last.pt", "previous.pt", "last.pt.partial", "abandoned.pt"
 

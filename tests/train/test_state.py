@@ -42,6 +42,7 @@ def checkpoint(iteration: int = 7, net: nn.Module | None = None, optimiser: Any 
         "position": 8 * iteration,
         "data_set": "cityscapes",
         "network": {"backbone": "resnet18"},
+        "prediction": {},
         "labels": {"names": ["road"], "colours": [[1, 2, 3]], "ids": [7], "void": []},
         "settings": {"lr": 0.1, "crop": (33, 33), "data": None},
         "data": "digest",
