@@ -1,6 +1,6 @@
 """Networks out of `ccgpu.cca` and torch: the attention modules and what they are compared with, backbones, CCNet."""
 
-from ccgpu.models.attention import RCCA, CrissCrossAttention, attention_map
+from ccgpu.models.attention import RCCA, CrissCrossAttention, attention_map, attention_weights
 from ccgpu.models.backbones import build_backbone, load_imagenet
 from ccgpu.models.ccnet import CCNet, Outputs
 from ccgpu.models.context import ASPP, NonLocal, PyramidPooling
@@ -21,6 +21,7 @@ __all__ = [
     "PyramidPooling",
     "ResNet",
     "attention_map",
+    "attention_weights",
     "build_backbone",
     "load_imagenet",
 ]

@@ -268,7 +268,9 @@ class RCCA(CrissCrossAttention):
         return f"recurrence={self.recurrence}, {super().extra_repr()}"
 
 
-def attention_map(module: CrissCrossAttention, x: Tensor, at: Iterable[int]) -> Tensor:
+def attention_map(
+    module: CrissCrossAttention, x: Tensor, at: Iterable[int], *, recurrence: int | None = None
+) -> Tensor:
     """How much position `at` of the output attends to each position of x, over all loops of the module.
 
     Loop r aggregates values by out = A_r v, where the row A_r[u] holds u's attention weights: zero outside
@@ -286,6 +288,7 @@ def attention_map(module: CrissCrossAttention, x: Tensor, at: Iterable[int]) -> 
         module: a `CrissCrossAttention` (one loop) or an `RCCA` (R loops; with R = 0 the map is 1 at `at`).
         x: the module's input, (B, C, *S).
         at: the position in S, one int an axis, e.g. (y, x); each from 0 to its size - 1.
+        recurrence: R, 0 or more; None: the module's.
 
     Returns:
         (B, *S), x's device, float32 (float64 for a float64 x); detached from the graph. Works under
@@ -297,31 +300,69 @@ def attention_map(module: CrissCrossAttention, x: Tensor, at: Iterable[int]) -> 
 
     Source: the paper, section 3.3, follows one path over two loops; this is the sum over all paths and loops.
     """
-    if not isinstance(module, CrissCrossAttention):
-        raise TypeError(
-            "attention_map: module must be a CrissCrossAttention or RCCA, "
-            f"got {type(module).__name__}; for a network pass its attention, e.g. net.head.cca."
-        )
-    module.check_input(x)
+    recurrence = _loops("attention_map", module, x, recurrence)
     size = tuple(x.shape[2:])
     position = check_position("attention_map", at, size)
-    recurrence = module.recurrence if isinstance(module, RCCA) else 1
     # The rows come from autograd, which neither no_grad nor inference_mode of the caller may switch off; the
     # copy is what turns an inference tensor into one that autograd may save.
     with torch.inference_mode(False):
         x = x.detach().clone()
-        loops: list[tuple[Tensor, Tensor]] = []
-        with torch.no_grad():
-            for loop in range(recurrence):
-                loops.append((module.query_conv(x), module.key_conv(x)))
-                if loop + 1 < recurrence:
-                    x = module.attend(x)
+        loops = _queries_and_keys(module, x, recurrence)
         row = x.new_zeros((x.shape[0], 1, *size), dtype=torch.promote_types(x.dtype, torch.float32))
         one_hot: tuple[Any, ...] = (..., *position)
         row[one_hot] = 1
         for q, k in reversed(loops):
             row = _row_times_weights(row, q, k, module.backend)
         return row[:, 0]
+
+
+@torch.no_grad()
+def attention_weights(module: CrissCrossAttention, x: Tensor, *, recurrence: int | None = None) -> list[Tensor]:
+    """How much every position attends to each position of its criss-cross, loop by loop: the rows of A_1, ..., A_R.
+
+    They are what `attention_map` multiplies: row `at` of A_R ... A_1. R N K numbers for N positions with K neighbours,
+    instead of the N^2 of all maps.
+
+    Args:
+        module, x, recurrence: as in `attention_map`.
+
+    Returns:
+        R tensors (B, K, *S), K = sum(S) - len(S) + 1, the neighbours in the order of `ccgpu.affinity`; float32 (float64
+        for a float64 x), summing to 1 over K.
+
+    Raises:
+        TypeError, ValueError: as in `attention_map`.
+    """
+    recurrence = _loops("attention_weights", module, x, recurrence)
+    with torch.autocast(x.device.type, enabled=False):
+        wide = torch.promote_types(x.dtype, torch.float32)
+        pairs = _queries_and_keys(module, x, recurrence)
+        return [ccgpu.affinity(q.to(wide), k.to(wide)).softmax(1) for q, k in pairs]
+
+
+def _loops(function: str, module: Any, x: Tensor, recurrence: int | None) -> int:
+    """Return R after a check of the module, its input and R."""
+    if not isinstance(module, CrissCrossAttention):
+        raise TypeError(
+            f"{function}: module must be a CrissCrossAttention or RCCA, "
+            f"got {type(module).__name__}; for a network pass its attention, e.g. net.head.cca."
+        )
+    module.check_input(x)
+    if recurrence is None:
+        return module.recurrence if isinstance(module, RCCA) else 1
+    require_int(function, "recurrence", recurrence, 0)
+    return recurrence
+
+
+@torch.no_grad()
+def _queries_and_keys(module: CrissCrossAttention, x: Tensor, recurrence: int) -> list[tuple[Tensor, Tensor]]:
+    """Return the queries and keys of each loop."""
+    loops: list[tuple[Tensor, Tensor]] = []
+    for loop in range(recurrence):
+        loops.append((module.query_conv(x), module.key_conv(x)))
+        if loop + 1 < recurrence:
+            x = module.attend(x)
+    return loops
 
 
 def _row_times_weights(row: Tensor, q: Tensor, k: Tensor, backend: str | None) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ccgpu.models.attention import attention_map, check_position, require_int
+from ccgpu.models.attention import RCCA, attention_map, attention_weights, check_position, require_int
 from ccgpu.models.backbones import build_backbone
 from ccgpu.models.context import CONTEXTS
 from ccgpu.models.heads import AuxiliaryHead, CCHead, as_clips, as_frames
@@ -224,7 +224,7 @@ class CCNet(nn.Module):
             as_clips(embedding, frames) if embedding is not None and self.dims == 3 else embedding,
         )
 
-    def attention_map(self, images: Tensor, at: Iterable[int]) -> Tensor:
+    def attention_map(self, images: Tensor, at: Iterable[int], *, recurrence: int | None = None) -> Tensor:
         """How much the pixel `at` attends to each position of the feature map, over all loops of the head.
 
         `ccgpu.models.attention.attention_map` of the head's attention at the position that the pixel falls on
@@ -234,6 +234,7 @@ class CCNet(nn.Module):
         Args:
             images: (B, 3, H, W) or (B, 3, T, H, W), as for `forward`.
             at: (y, x), a pixel of the images, 0 <= y < H and 0 <= x < W; for clips (t, y, x).
+            recurrence: loops to look through, 0 or more; None: the network's own.
 
         Returns:
             (B, H', W') or (B, T, H', W') at the backbone's output stride; non-negative, each picture's or clip's map
@@ -243,21 +244,40 @@ class CCNet(nn.Module):
             RuntimeError: the network has no criss-cross attention.
             TypeError, ValueError: images of another shape, a position that is not ints inside of them.
         """
+        self._check_images(images)
+        pixel = check_position("CCNet.attention_map", at, tuple(images.shape[2:]))
+        attention, features = self._attention("CCNet.attention_map", images)
+        position = self.position_of(pixel, tuple(images.shape[2:]), tuple(features.shape[2:]))
+        return attention_map(attention, features, position, recurrence=recurrence)
+
+    def attention_weights(self, images: Tensor, *, recurrence: int | None = None) -> list[Tensor]:
+        """How much every position of the feature map attends to each position of its criss-cross, loop by loop.
+
+        `ccgpu.models.attention.attention_weights` of the head's attention; features, arguments and errors as in
+        `attention_map`. `position_of` says which position a pixel falls on.
+
+        Returns:
+            R tensors (B, K, H', W') or (B, K, T, H', W').
+        """
+        attention, features = self._attention("CCNet.attention_weights", images)
+        return attention_weights(attention, features, recurrence=recurrence)
+
+    def position_of(self, pixel: Sequence[int], size: Sequence[int], coarse: Sequence[int]) -> tuple[int, ...]:
+        """Return the position of a feature map of extents `coarse` that a pixel of pictures of `size` falls on."""
+        axes = zip(pixel, size, coarse, strict=True)
+        return tuple(_nearest(index, fine, positions, self.align_corners) for index, fine, positions in axes)
+
+    def _attention(self, function: str, images: Tensor) -> tuple[RCCA, Tensor]:
+        """Return the head's attention and its input for the images, as in eval mode and without a graph."""
         if self.head.cca is None:
             raise RuntimeError(
-                "CCNet.attention_map: the network must have criss-cross attention, got none; "
+                f"{function}: the network must have criss-cross attention, got none; "
                 'build it with context="rcca" and recurrence=1 or more.'
             )
         self._check_images(images)
-        size = tuple(images.shape[2:])
-        pixel = check_position("CCNet.attention_map", at, size)
         with _evaluating(self), torch.no_grad():
             features = self.head.conva(self._features(images)[1])
-        if self.dims == 3:
-            features = as_clips(features, images.shape[2])
-        pairs = zip(pixel, size, features.shape[2:], strict=True)
-        position = [_nearest(index, fine, coarse, self.align_corners) for index, fine, coarse in pairs]
-        return attention_map(self.head.cca, features, position)
+        return self.head.cca, as_clips(features, images.shape[2]) if self.dims == 3 else features
 
     def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return both features of the backbone, those of a clip's frames one after the other."""

@@ -153,6 +153,11 @@ class Prediction:
         assert total is not None  # there is at least one scale
         return total.div_(len(self.scales) * (1 + self.flip))
 
+    def seen_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size (height, width) at which the network sees a picture at scale 1."""
+        rows, columns = (max(1, round(side)) for side in self._base_size(height, width))
+        return rows, columns
+
     def _pass(self, net: Network, seen: Tensor, size: Sequence[int], mirrored: bool) -> Tensor:
         """Scores at `size` of the resized picture `seen`, plain or mirrored."""
         if mirrored:

@@ -1,0 +1,228 @@
+"""python -m train.attention: the maps it draws, and the page, clicked in headless Chromium."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ccgpu.models import checkpoint
+from ccgpu.models.attention import RCCA, attention_map, attention_weights
+from ccgpu.models.ccnet import CCNet
+from ccgpu.models.context import NonLocal
+from ccgpu.train import attention, camvid
+from ccgpu.train.pictures import CAPTION_HEIGHT, GAP
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+def write_network(path: Path, prediction: dict[str, Any] | None = None, **options: Any) -> CCNet:
+    torch.manual_seed(3)
+    net = CCNet("resnet18", **{"num_classes": 11, "head_channels": 16, "gamma": 0.7, **options}).eval()
+    if net.head.cca is not None:
+        for convolution in (net.head.cca.query_conv, net.head.cca.key_conv):
+            torch.nn.init.normal_(convolution.weight)  # else all weights are about equal
+    labels = camvid.LABELS.as_plain()
+    checkpoint.write(path, checkpoint.Checkpoint(net.config, net.state_dict(), labels, prediction or {}))
+    return net
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("network") / "net.safetensors"
+    write_network(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "a.png"
+    coarse = np.random.default_rng(1).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((97, 65), Image.Resampling.BILINEAR).save(path)
+    return path
+
+
+def images(net: CCNet, path: Path) -> torch.Tensor:
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (net.backbone.mean, net.backbone.std))
+    return ((torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) - mean) / std)[None]
+
+
+def run(*arguments: Any) -> int:
+    return attention.main([str(argument) for argument in arguments])
+
+
+# Weights of single loops
+
+
+@pytest.mark.parametrize("size", [(5, 7), (1, 6), (6, 1), (3, 4, 5)])
+def test_composing_the_weights_of_the_loops_gives_the_map(size: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    module = RCCA(6, 3, dims=len(size), reduction=2, gamma=0.8).double()
+    x = torch.randn(2, 6, *size, dtype=torch.float64)
+    weights = attention_weights(module, x)
+    assert len(weights) == 3
+    at = tuple(extent // 2 for extent in size)
+    for loops in range(4):
+        row = torch.zeros(2, *size, dtype=torch.float64)
+        row[(slice(None), *at)] = 1
+        for loop in reversed(weights[:loops]):
+            row = step(row, loop)
+        torch.testing.assert_close(attention_map(module, x, at, recurrence=loops), row)
+
+
+def step(row: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Each position's weight goes to its neighbours, in the order of ccgpu.affinity."""
+    size = row.shape[1:]
+    out = torch.zeros_like(row)
+    for position in np.ndindex(*size):
+        channel = 0
+        for axis, extent in enumerate(size):
+            for index in range(extent):
+                if index == position[axis] and axis < len(size) - 1:
+                    continue
+                neighbour = (*position[:axis], index, *position[axis + 1 :])
+                share = weights[(slice(None), channel, *position)]
+                out[(slice(None), *neighbour)] += row[(slice(None), *position)] * share
+                channel += 1
+    return out
+
+
+def test_weights_want_a_criss_cross_attention() -> None:
+    with pytest.raises(TypeError, match="attention_weights: module must be a CrissCrossAttention or RCCA, got Non"):
+        attention_weights(NonLocal(8), torch.zeros(1, 8, 3, 3))
+    with pytest.raises(ValueError, match="recurrence must be 0 or more"):
+        attention_weights(RCCA(8), torch.zeros(1, 8, 3, 3), recurrence=-1)
+
+
+# The command
+
+
+def test_maps_are_drawn_for_each_pixel_and_number_of_loops(file: Path, photograph: Path, tmp_path: Path) -> None:
+    flags = ("--checkpoint", file, photograph, "--at", "8,16", "--at", "64,96", "--out", tmp_path / "maps.png")
+    assert run(*flags) == 0
+    sheet = np.asarray(Image.open(tmp_path / "maps.png"), dtype=float)
+    assert sheet.shape == (2 * (65 + CAPTION_HEIGHT + GAP) + GAP, 3 * (97 + GAP) + GAP, 3)
+    net = CCNet.from_checkpoint(file)
+    picture = np.asarray(Image.open(photograph), dtype=float)
+    for line, at in enumerate([(8, 16), (64, 96)]):
+        for column in range(3):
+            top, left = GAP + line * (65 + CAPTION_HEIGHT + GAP) + CAPTION_HEIGHT, GAP + column * (97 + GAP)
+            changed = np.abs(sheet[top : top + 65, left : left + 97] - picture).sum(-1)
+            weights = net.attention_map(images(net, photograph), at, recurrence=column + 1)[0]
+            # Positions lie 8 pixels apart, corners on corners: where there is weight the picture is changed.
+            drawn = torch.from_numpy(changed[::8, ::8])
+            assert drawn.flatten()[weights.argmax()] > 30
+            if column == 0:  # one loop: nothing outside of the cross but the ring around the pixel
+                assert (weights == 0).sum() == 8 * 12
+                outside = changed[20:60, 30:90] if line == 0 else changed[:50, :80]
+                assert outside.max() == 0
+
+
+def test_pixels_are_those_of_the_file_and_the_network_sees_its_own_size(photograph: Path, tmp_path: Path) -> None:
+    write_network(tmp_path / "net.pt", {"short_side": 33})
+    given = ("--checkpoint", tmp_path / "net.pt", photograph, "--at", "64,96", "--loops", "2")
+    assert run(*given, "--out", tmp_path / "maps.png") == 0
+    assert Image.open(tmp_path / "maps.png").size == (49 + 2 * GAP, 33 + CAPTION_HEIGHT + 2 * GAP)
+    assert run(*given, "--out", tmp_path / "maps.png", "--short-side", "65") == 0
+    assert Image.open(tmp_path / "maps.png").size == (97 + 2 * GAP, 65 + CAPTION_HEIGHT + 2 * GAP)
+
+
+def test_a_network_for_clips_sees_a_clip_of_one(photograph: Path, tmp_path: Path) -> None:
+    write_network(tmp_path / "net.pt", dims=3)
+    out = ("--out", tmp_path / "maps.png", "--html", tmp_path / "page.html")
+    assert run("--checkpoint", tmp_path / "net.pt", photograph, *out) == 0
+    assert (tmp_path / "maps.png").exists()
+    assert (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["PICTURE"], "must be given, got neither"),
+        (["PICTURE", "--out", "OUT", "--at", "65,0"], "--at must be a pixel Y,X of 65 x 97, counted from 0, got 65,0"),
+        (["PICTURE", "--out", "OUT", "--loops", "0"], "--loops must be 1 or more"),
+        (["nowhere.png", "--out", "OUT"], "nowhere.png"),
+        (["PICTURE", "--out", "OUT", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
+        (["PICTURE", "--out", "OUT", "--short-side", "0"], "short_side"),
+        (["PICTURE", "--html", "OUT", "--short-side", "1000"], "holds at most 9409 positions"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    arguments: list[str], message: str, file: Path, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {"PICTURE": photograph, "OUT": tmp_path / "out"}
+    given = [] if "--checkpoint" in arguments else ["--checkpoint", file]
+    assert run(*given, *(places.get(argument, argument) for argument in arguments)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_without_criss_cross_attention_is_refused(
+    photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_network(tmp_path / "net.pt", context="none", gamma=0)
+    assert run("--checkpoint", tmp_path / "net.pt", photograph, "--out", tmp_path / "maps.png") == 2
+    assert "must hold a network with criss-cross attention" in capsys.readouterr().err
+
+
+# The page
+
+
+def test_page_needs_nothing_else_and_holds_the_weights(file: Path, photograph: Path, tmp_path: Path) -> None:
+    assert run("--checkpoint", file, photograph, "--html", tmp_path / "page.html") == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert not re.findall(r"(?:src|href)\s*=\s*[\"']", text), "the page refers to other files"
+    assert "http" not in text
+    data = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', text, re.DOTALL)[1])
+    net = CCNet.from_checkpoint(file)
+    loops = net.attention_weights(images(net, photograph), recurrence=3)
+    for packed, weights in zip(data["weights"], loops, strict=True):
+        counts = np.frombuffer(gzip.decompress(base64.b64decode(packed)), "<u2").reshape(9, 13, 21).astype(float)
+        shares = counts / counts.sum(-1, keepdims=True)
+        np.testing.assert_allclose(shares, weights[0].permute(1, 2, 0), rtol=0, atol=2e-5)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_a_click_shows_the_maps_of_the_pixel(align_corners: bool, photograph: Path, tmp_path: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    net = write_network(tmp_path / "net.pt", align_corners=align_corners)
+    assert run("--checkpoint", tmp_path / "net.pt", photograph, "--html", tmp_path / "page.html") == 0
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=flags)
+        tab = browser.new_page()
+        problems: list[str] = []
+        tab.on("pageerror", lambda error: problems.append(str(error)))
+        tab.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
+        tab.goto((tmp_path / "page.html").as_uri())
+        tab.wait_for_function("document.body.dataset.chosen !== undefined")
+        assert tab.evaluate("document.body.dataset.chosen") == "32,48", "the middle at first"
+        before = tab.evaluate("canvases[2].toDataURL()")
+        for y, x in [(5, 90), (64, 0), (33, 12)]:
+            tab.locator("canvas").nth(y % 4).click(position={"x": x + 0.5, "y": y + 0.5})
+            chosen = tuple(int(index) for index in tab.evaluate("document.body.dataset.chosen").split(","))
+            # The browser rounds where a click fell to its own pixels, which lie between those of the picture.
+            assert max(abs(chosen[0] - y), abs(chosen[1] - x)) <= 1
+            for loops in (1, 2, 3):
+                expected = net.attention_map(images(net, photograph), chosen, recurrence=loops)[0].flatten()
+                shown = torch.tensor(tab.evaluate(f"Array.from(maps[{loops - 1}])"))
+                torch.testing.assert_close(shown, expected, rtol=0, atol=1e-4)
+        assert tab.evaluate("canvases[2].toDataURL()") != before
+        tab.locator("canvas").nth(2).hover(position={"x": 50, "y": 20})
+        assert "R = 2" in tab.inner_text("#status")
+        tab.goto((tmp_path / "page.html").as_uri() + "#8,9")
+        tab.reload()
+        tab.wait_for_function("document.body.dataset.chosen === '8,9'")
+        browser.close()
+    assert not problems
