@@ -12,6 +12,7 @@ needs to go on.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -31,6 +32,7 @@ from ccgpu.models.weights import check_tensors, differences, read_content, write
 FORMAT = 1
 OWN = "a CCNet of ccgpu"
 FUNCTION = "CCNet.from_checkpoint"
+_RUN = ("iteration", "data_set", "settings")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Checkpoint:
             exchanges: any of {"short_side": N, "fit": [H, W], "mirrored": [[class, class], ...]}.
         source: the layout that it came from, in words.
         notes: what was assumed because the file does not say, in words.
+        run: of a training run's checkpoint, what else it says of the run ("iteration", "data_set", "settings"); it is
+            not written to our own files.
     """
 
     network: dict[str, Any]
@@ -54,6 +58,7 @@ class Checkpoint:
     prediction: dict[str, Any] = field(default_factory=dict)
     source: str = OWN
     notes: tuple[str, ...] = ()
+    run: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
 def read(path: str | os.PathLike[str], **changes: Any) -> Checkpoint:
@@ -64,7 +69,8 @@ def read(path: str | os.PathLike[str], **changes: Any) -> Checkpoint:
     if isinstance(content, Mapping) and "ccgpu" in content:
         return _own(path, content["ccgpu"], content.get("state_dict"), changes)
     if isinstance(content, Mapping) and {"model", "network", "iteration"} <= set(content):
-        return _own(path, {**content, "format": FORMAT}, content["model"], changes)
+        found = _own(path, {**content, "format": FORMAT}, content["model"], changes)
+        return dataclasses.replace(found, run={name: content.get(name) for name in _RUN})
     meta: Mapping[str, Any] = {}
     if isinstance(content, Mapping):
         meta = content.get("meta", {}) if isinstance(content.get("meta"), Mapping) else {}

@@ -272,6 +272,11 @@ def build_network(settings: Settings, data_set: DataSet, device: torch.device, *
             load_imagenet(net.backbone, settings.imagenet)
     except RuntimeError as error:  # a package that cannot be imported, weights that cannot be fetched
         raise ValueError(str(error)) from error
+    return place_network(net, settings, device)
+
+
+def place_network(net: CCNet, settings: Settings, device: torch.device) -> CCNet:
+    """Return a network on its device, in the memory order and form that the settings ask for."""
     order = torch.channels_last if settings.channels_last else torch.contiguous_format
     net = net.to(device)
     for parameter in net.parameters():

@@ -20,9 +20,11 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
-from ccgpu.train import distributed, engine, records, state
-from ccgpu.train.command import BAD_INPUT, FAILURES, build_network, fail, failure, load_evaluation
+from ccgpu.models.published import RESNET
+from ccgpu.train import distributed, engine, records
+from ccgpu.train.command import BAD_INPUT, FAILURES, fail, failure, load_evaluation, place_network
 from ccgpu.train.data_set import DataSet, find_data_set
 from ccgpu.train.films import Clip, evaluation_clips
 from ccgpu.train.interrupts import DeferredInterrupts
@@ -42,7 +44,7 @@ MULTI_SCALE = (0.75, 1.0, 1.25)
 class Evaluation:
     """What `score` needs: the network with its weights, the pictures, and how both come together."""
 
-    iteration: int
+    iteration: int | None
     settings: Settings
     data_set: DataSet
     net: CCNet
@@ -78,9 +80,9 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="evaluate", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, metavar="FILE", help="checkpoint of a run, RUN/last.pt")
+    add("--checkpoint", type=Path, required=True, metavar="FILE", help="a run's last.pt, or a published checkpoint")
     add("--data", type=Path, metavar="PATH", help="the data set's folder (default: the run's)")
-    add("--data-set", metavar="MODULE", help="module with a DATA_SET (default: the one of the checkpoint)")
+    add("--data-set", metavar="MODULE", help="module with a DATA_SET (default: the run's)")
     add("--split", nargs="+", metavar="NAME", help="splits to evaluate on (default: the run's)")
     add("--unlabelled", action="store_true", help="the pictures have no labels: save predictions, score nothing")
     add("--mode", choices=MODES, help="whole pictures or sliding windows (default: the run's)")
@@ -109,7 +111,7 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
     """Read the checkpoint, find the pictures, and make sure that the results can be written.
 
     Raises:
-        ValueError, OSError, ImportError, state.CheckpointError: flags, data or a checkpoint that cannot be used.
+        ValueError, OSError, ImportError: flags, data or a checkpoint that cannot be used.
     """
     if flags.workers < 0:
         raise ValueError(f"--workers must be 0 or more, got {flags.workers}")
@@ -117,12 +119,12 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
         raise ValueError("--unlabelled must come with --save-predictions DIR: without labels there is nothing to score")
     if flags.unlabelled and flags.record is not None:
         raise ValueError("--record must not come with --unlabelled: without labels there are no scores to record")
-    checkpoint = state.read_checkpoint(flags.checkpoint)
-    data_set = find_data_set(checkpoint["data_set"] if flags.data_set is None else flags.data_set)
-    settings = evaluation_settings(checkpoint["settings"], flags)
+    found = checkpoint.read(flags.checkpoint)
+    data_set = data_set_of(found, flags)
+    run = found.run
+    settings = evaluation_settings(recipe_of(found, data_set) if run is None else run["settings"], flags)
     predict = prediction(settings, data_set)
-    net = build_network(settings, data_set, device, pretrained=False)
-    state.load_weights(checkpoint, flags.checkpoint, net)
+    net = place_network(checkpoint.build(found), settings, device)
     clips = find_clips(flags, settings, data_set)
     normalise = Normalise(net.backbone.mean, net.backbone.std)
     _, loader = load_evaluation(clips, data_set, normalise, settings.clip, flags.workers, device)
@@ -135,10 +137,47 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
             flags.record.open("a").close()
     distributed.wait_for_all()
     what = "pictures" if settings.clip == 1 else f"clips of up to {settings.clip} pictures"
-    of = f"{flags.checkpoint}, iteration {checkpoint['iteration']}: {data_set.name}"
+    iteration = None if run is None else run["iteration"]
+    of = f"{flags.checkpoint}, {found.source if run is None else f'iteration {iteration}'}: {data_set.name}"
     say(f"{of}, {len(clips)} {what}, {describe(predict)}")
     precision = engine.Precision(device, settings.amp, settings.channels_last)
-    return Evaluation(checkpoint["iteration"], settings, data_set, net, loader, precision, predict)
+    return Evaluation(iteration, settings, data_set, net, loader, precision, predict)
+
+
+def data_set_of(found: checkpoint.Checkpoint, flags: argparse.Namespace) -> DataSet:
+    """Return --data-set, or the data set that the run was trained on.
+
+    Raises:
+        ValueError: neither is there, or its classes are not as many as the network's.
+    """
+    if found.source == RESNET:
+        raise ValueError(f"--checkpoint must hold a whole network, got {flags.checkpoint} with a backbone alone")
+    if flags.data_set is None and found.run is None:
+        raise ValueError(f"--data-set must be given for {flags.checkpoint}, which is of no run: cityscapes, for one")
+    data_set = find_data_set(found.run["data_set"] if flags.data_set is None and found.run else flags.data_set)
+    if data_set.labels.num_classes != found.network["num_classes"]:
+        raise ValueError(
+            f"--data-set must have the network's {found.network['num_classes']} classes, got {data_set.name} with "
+            f"{data_set.labels.num_classes}; name another."
+        )
+    return data_set
+
+
+def recipe_of(found: checkpoint.Checkpoint, data_set: DataSet) -> dict[str, Any]:
+    """Return the settings for a network of no run: the data set's recipe, at the size that the file asks for.
+
+    Raises:
+        ValueError: a network for clips, whose length the file does not hold.
+    """
+    if found.network.get("dims", 2) == 3:
+        raise ValueError(
+            "--checkpoint must be a run's last.pt for a network for clips, got a file that lacks their length"
+        )
+    size = {"eval_short_side": found.prediction.get("short_side"), "eval_fit": found.prediction.get("fit")}
+    asked = {name: tuple(value) if name == "eval_fit" else value for name, value in size.items() if value is not None}
+    if asked:  # what the network was made for takes the place of both of the recipe's
+        asked = {"eval_short_side": None, "eval_fit": None, **asked}
+    return dataclasses.asdict(Settings(**{**data_set.recipe, **asked}))
 
 
 def find_clips(flags: argparse.Namespace, settings: Settings, data_set: DataSet) -> list[tuple[Clip, int]]:

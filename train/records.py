@@ -59,7 +59,7 @@ def cut_records(path: Path, iteration: int) -> list[dict[str, Any]]:
     return kept
 
 
-def evaluation_record(iteration: int, confusion: ConfusionMatrix, names: Sequence[str]) -> dict[str, Any]:
+def evaluation_record(iteration: int | None, confusion: ConfusionMatrix, names: Sequence[str]) -> dict[str, Any]:
     """Return an evaluation as a record: scores as fractions (null for a class that does not occur) and the
     matrix.
     """

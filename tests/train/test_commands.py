@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ccgpu.models import checkpoint
+from ccgpu.models.backbones import build_backbone
 from ccgpu.models.ccnet import CCNet
 from ccgpu.train import ade20k, camvid, cityscapes, command, convert, evaluate, lip, recipe, records, state
 from ccgpu.train.metrics import SCORES as METRICS
@@ -162,10 +163,34 @@ def test_a_runs_checkpoint_is_a_network_to_take_along(tiny_checkpoint: Path, tmp
         assert torch.equal(checkpoint.build(found)(images), net(images))
 
 
+def test_evaluate_takes_a_network_of_no_run(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Converted, the network has the scores of its run, with the flags that its run had."""
+    network, record = tmp_path / "net.safetensors", tmp_path / "scores.jsonl"
+    assert convert.main([str(tiny_checkpoint), str(network)]) == 0
+    flags = ["--checkpoint", str(network), "--data", str(tiny_checkpoint.parent / "scenes"), "--workers", "0"]
+    assert evaluate.main(flags) == 2
+    assert "--data-set must be given" in capsys.readouterr().err
+    assert evaluate.main([*flags, "--data-set", "lip"]) == 2
+    assert "must have the network's 11 classes, got lip with 20" in capsys.readouterr().err
+    assert evaluate.main([*flags, "--data-set", "camvid", "--record", str(record)]) == 0
+    last = records.read_records(tiny_checkpoint.parent / "metrics.jsonl")[-1]
+    found = json.loads(record.read_text())
+    assert found["iteration"] is None
+    assert found["matrix"] == last["matrix"]
+
+
+def test_evaluate_refuses_a_backbone_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(build_backbone("resnet18", stem="7x7").state_dict(), tmp_path / "resnet18.pth")
+    assert evaluate.main(["--checkpoint", str(tmp_path / "resnet18.pth"), "--data-set", "camvid"]) == 2
+    assert "backbone alone" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--checkpoint", "nowhere.pt"], "path must be a checkpoint file, got nowhere.pt"),
+        (["--checkpoint", "nowhere.pt"], "path must be a file, got 'nowhere.pt'"),
         (["--data-set", "ccgpu.train.engine"], "must be a module with a DATA_SET, got 'ccgpu.train.engine'"),
         (["--data-set", "no.such.module"], "must be a module that can be imported, got 'no.such.module'"),
         (["--split", "nowhere"], "'nowhere'"),
