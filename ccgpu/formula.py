@@ -1,6 +1,7 @@
-"""Criss-cross attention in differentiable torch operations: the source of second derivatives.
+"""Criss-cross attention in differentiable torch operations: the source of second derivatives, and what exported
+networks hold in place of the op.
 
-It keeps every energy and lets autograd differentiate to any order; nothing else should use it.
+It keeps every energy and lets autograd differentiate to any order. Its operations have a counterpart in ONNX.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
         lines_q, lines_k = (x.movedim(1, -1).movedim(1 + axis, -2).to(wide) for x in (q, k))
         line = scale * lines_q @ lines_k.transpose(-1, -2)
         if axis != axes[-1]:  # the centre counts once: on the last axis
-            line = line.masked_fill(torch.eye(line.shape[-1], dtype=torch.bool, device=line.device), -math.inf)
+            index = torch.arange(line.shape[-1], device=line.device)
+            line = line.masked_fill(index == index[:, None], -math.inf)
         energies.append(line.movedim(-2, 1 + axis))
     joint = torch.cat(energies, -1)
     lse = torch.logsumexp(joint, -1)

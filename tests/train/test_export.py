@@ -1,0 +1,161 @@
+"""python -m train.export: what is written gives the network's logits at any size, without this package."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ccgpu.models import checkpoint
+from ccgpu.models.backbones import build_backbone
+from ccgpu.models.ccnet import CCNet
+from ccgpu.train import camvid, export
+
+SIZES = [(1, 33, 49), (3, 64, 57), (1, 130, 97)]
+
+
+def write_network(path: Path, **options: Any) -> CCNet:
+    torch.manual_seed(4)
+    net = CCNet("resnet18", **{"num_classes": 11, "head_channels": 16, "gamma": 0.7, **options}).eval()
+    torch.nn.init.normal_(net.head.bottleneck[-1].weight)
+    if net.head.cca is not None:
+        for convolution in (net.head.cca.query_conv, net.head.cca.key_conv):
+            torch.nn.init.normal_(convolution.weight)
+    checkpoint.write(path, checkpoint.Checkpoint(net.config, net.state_dict(), camvid.LABELS.as_plain()))
+    return net
+
+
+def run(*arguments: Any) -> int:
+    return export.main([str(argument) for argument in arguments])
+
+
+def pictures(batch: int, height: int, width: int) -> torch.Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
+
+
+def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"align_corners": False},
+        *(pytest.param(more, marks=pytest.mark.slow) for more in ({}, {"context": "nonlocal"}, {"recurrence": 0})),
+    ],
+)
+def test_onnx_model_gives_the_logits_at_any_size(options: dict[str, Any], tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    net = write_network(tmp_path / "net.pt", **options)
+    target = tmp_path / "net.onnx"
+    assert run("--checkpoint", tmp_path / "net.pt", "--to", "onnx", "--out", target) == 0
+    model = onnx.load(target)
+    assert {entry.domain for entry in model.opset_import} == {""}
+    assert model.opset_import[0].version >= 18
+    kinds = {node.op_type for node in model.graph.node}
+    assert "EyeLike" not in kinds
+    assert "Softmax" in kinds or "ReduceLogSumExp" in kinds or options.get("recurrence") == 0
+    axes = [axis.dim_param or axis.dim_value for axis in model.graph.input[0].type.tensor_type.shape.dim]
+    assert axes == ["batch", 3, "height", "width"]
+    axes = [axis.dim_param or axis.dim_value for axis in model.graph.output[0].type.tensor_type.shape.dim]
+    assert axes == ["batch", 11, "height", "width"]
+    told = json.loads({entry.key: entry.value for entry in model.metadata_props}["ccgpu"])
+    assert told["classes"] == list(camvid.LABELS.names)
+    assert told["mean"] == pytest.approx(net.backbone.mean)
+    session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
+    for size in SIZES:
+        images = pictures(*size)
+        with torch.no_grad():
+            assert_same(torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), net(images))
+
+
+def test_pixels_are_normalised_inside(tmp_path: Path) -> None:
+    net = write_network(tmp_path / "net.pt", mean=(10, 20, 30), std=(40, 50, 60))
+    target = tmp_path / "net.pt2"
+    assert run("--checkpoint", tmp_path / "net.pt", "--to", "torch-export", "--out", target, "--pixels") == 0
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 40, 57))).float()
+    mean, std = torch.tensor([10.0, 20, 30]).view(3, 1, 1), torch.tensor([40.0, 50, 60]).view(3, 1, 1)
+    with torch.no_grad():
+        assert_same(torch.export.load(target).module()(pixels), net((pixels - mean) / std))
+
+
+def test_torch_program_runs_without_this_package(tmp_path: Path) -> None:
+    net = write_network(tmp_path / "net.pt")
+    assert run("--checkpoint", tmp_path / "net.pt", "--to", "torch-export", "--out", tmp_path / "net.pt2") == 0
+    for index, size in enumerate(SIZES):
+        with torch.no_grad():
+            torch.save((pictures(*size), net(pictures(*size))), tmp_path / f"{index}.pt")
+    program = """
+import json, sys, torch
+sys.modules["ccgpu"] = None
+files = {"ccgpu.json": ""}
+net = torch.export.load("net.pt2", extra_files=files).module()
+assert json.loads(files["ccgpu.json"])["output"] == "class logits (B, classes, H, W)"
+for index in range(3):
+    images, expected = torch.load(f"{index}.pt")
+    with torch.no_grad():
+        torch.testing.assert_close(net(images), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+"""
+    environment = {**os.environ, "PYTHONPATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_aot_package_gives_the_logits(tmp_path: Path) -> None:
+    net = write_network(tmp_path / "net.pt")
+    if run("--checkpoint", tmp_path / "net.pt", "--to", "aot", "--out", tmp_path / "net.pt2") == 2:
+        pytest.skip("no C++ compiler")
+    loaded = torch._inductor.aoti_load_package(str(tmp_path / "net.pt2"))
+    for size in SIZES:
+        with torch.no_grad():
+            assert_same(loaded(pictures(*size)), net(pictures(*size)))
+
+
+def test_a_wrong_export_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_network(tmp_path / "net.pt")
+    target = tmp_path / "net.pt2"
+    target.write_text("the former one")
+    monkeypatch.setattr(export, "_formula", lambda q, k, v, scale, backend=None: (v, q.sum(1)))
+    assert run("--checkpoint", tmp_path / "net.pt", "--to", "torch-export", "--out", target) == 1
+    assert "logits differ" in capsys.readouterr().err
+    assert target.read_text() == "the former one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.pt", "net.pt2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["NET", "--to", "onnx", "--out", "net.pt2"], "--out must end in .onnx"),
+        (["NET", "--to", "torch-export", "--out", "nowhere/net.pt2"], "folder that exists"),
+        (["nowhere.pt", "--to", "torch-export", "--out", "a.pt2"], "nowhere.pt"),
+        (["BACKBONE", "--to", "torch-export", "--out", "a.pt2"], "backbone alone"),
+        (["CLIPS", "--to", "torch-export", "--out", "a.pt2"], "for clips"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {name: tmp_path / f"{name}.pt" for name in ("NET", "BACKBONE", "CLIPS")}
+    write_network(files["NET"])
+    write_network(files["CLIPS"], dims=3)
+    torch.save(build_backbone("resnet18", stem="7x7").state_dict(), files["BACKBONE"])
+    source, *rest = arguments
+    rest[-1] = str(tmp_path / rest[-1])
+    assert run("--checkpoint", files.get(source, source), *rest) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.pt2"))

@@ -1,0 +1,243 @@
+"""Export a network: `python -m train.export --checkpoint X --to onnx --out net.onnx`.
+
+onnx: an ONNX model of standard operators alone, opset 18. torch-export: a `torch.export` program of torch's own
+operators, for `torch.export.load` where this package is not installed. aot: an AOTInductor package for this kind of
+machine, for `torch._inductor.aoti_load_package`. Batch, height and width are free in all. What was written is run
+beside the network at three sizes before it takes the name asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ccgpu.formula import attention
+from ccgpu.models import checkpoint
+from ccgpu.models.ccnet import CCNet
+from ccgpu.models.published import RESNET
+from ccgpu.train.command import BAD_INPUT, fail
+from ccgpu.train.run import say
+
+ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2", "aot": ".pt2"}
+OPSET = 18
+# (B, H, W) at which the exported network is compared; none is the size that it was traced at.
+SIZES = ((1, 97, 129), (2, 64, 75), (1, 161, 65))
+# Largest difference of the logits, relative to the largest logit: float32 sums in another order.
+TOLERANCE = 1e-3
+INFORMATION = "ccgpu"  # key of the metadata, and name of the extra file
+
+
+class Pixels(nn.Module):
+    """A network whose input is pixels, red, green, blue in 0..255, rather than normalised pictures."""
+
+    def __init__(self, net: CCNet) -> None:
+        super().__init__()
+        self.net = net
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(net.backbone, name)).view(1, 3, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of pictures (B, 3, H, W)."""
+        return self.net((images - self.mean) / self.std)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 exported, 1 it did not work, 2 bad input."""
+    flags = read_flags(argv)
+    try:
+        target = check_target(flags)
+        found = checkpoint.read(flags.checkpoint)
+        if found.source == RESNET:
+            raise ValueError(f"--checkpoint must hold a whole network, got {flags.checkpoint} with a backbone alone")
+        if found.network.get("dims", 2) != 2:
+            raise ValueError(f"--checkpoint must hold a network for pictures, got {flags.checkpoint} for clips")
+        net = checkpoint.build(found)
+        module = Pixels(net) if flags.pixels else net
+        information = describe(net, found, flags.pixels)
+        # Written and tried out beside the target, which it replaces only then.
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
+            written = Path(folder) / target.name
+            run = WRITERS[flags.to](module, written, information)
+            difference = compare(module, run)
+            for file in sorted(Path(folder).iterdir(), key=lambda file: file == written):  # what it refers to first
+                os.replace(file, target.parent / file.name)
+    except (*BAD_INPUT, TypeError) as error:
+        return fail("export", str(error), 2)
+    except Mismatch as error:
+        return fail("export", str(error), 1)
+    size = target.stat().st_size / 1e6
+    say(f"{target}: {size:.1f} MB, logits equal to {difference:.1e} of the largest at {len(SIZES)} sizes")
+    return 0
+
+
+def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(prog="export", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, metavar="FILE", help="a run's last.pt, or a published checkpoint")
+    add("--to", choices=tuple(ENDINGS), required=True, help="what to write")
+    add("--out", type=Path, required=True, metavar="FILE", help="the file: .onnx, or .pt2 for the others")
+    add(
+        "--pixels",
+        action="store_true",
+        help="let the exported network take pixels, 0..255, and normalise them itself",
+    )
+    return parser.parse_args(argv)
+
+
+def check_target(flags: argparse.Namespace) -> Path:
+    """Return the file to write.
+
+    Raises:
+        ValueError: another ending, or a folder that is not there.
+        ModuleNotFoundError: what the export needs is not installed.
+    """
+    target: Path = flags.out
+    if target.suffix != ENDINGS[flags.to]:
+        raise ValueError(f"--out must end in {ENDINGS[flags.to]} for {flags.to}, got {target}")
+    if not target.parent.is_dir():
+        raise ValueError(f"--out must lie in a folder that exists, got {target}; make {target.parent} first")
+    if flags.to == "onnx":
+        try:
+            import onnx  # noqa: F401
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
+        except ImportError as error:
+            raise ModuleNotFoundError(
+                f'--to onnx needs onnx, onnxscript and onnxruntime, got {error}; pip install "ccgpu[onnx]"'
+            ) from error
+    if flags.to == "aot" and shutil.which("g++") is None and "CXX" not in os.environ:
+        raise ModuleNotFoundError("--to aot needs a C++ compiler, got none on the path; install g++ or set CXX")
+    return target
+
+
+def describe(net: CCNet, found: checkpoint.Checkpoint, pixels: bool) -> dict[str, Any]:
+    """Return what a user of the exported network must know, as plain values."""
+    return {
+        "input": "images (B, 3, H, W), float32, red, green, blue, "
+        + ("0..255" if pixels else "(value in 0..255 - mean) / std"),
+        "output": "class logits (B, classes, H, W)",
+        "mean": list(net.backbone.mean),
+        "std": list(net.backbone.std),
+        "classes": None if found.labels is None else found.labels["names"],
+        "prediction": found.prediction,
+        "network": net.config,
+    }
+
+
+@torch.no_grad()
+def exported_program(module: nn.Module) -> torch.export.ExportedProgram:
+    """Return a module as a program of torch's own operators, for any number and size of pictures.
+
+    In the place of the op stands its formula, `ccgpu.formula.attention`.
+    """
+    free = torch.export.Dim.DYNAMIC
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about itself
+        program = torch.export.export(
+            module, (torch.zeros(2, 3, 65, 97),), dynamic_shapes={"images": {0: free, 2: free, 3: free}}
+        )
+        return program.run_decompositions({torch.ops.ccgpu.cca_forward.default: _formula})
+
+
+def _formula(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    return attention(q, k, v, scale)
+
+
+def write_onnx(module: nn.Module, path: Path, information: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    """Write an ONNX model and return what runs it."""
+    import onnx
+    import onnxruntime
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(exported_program(module), dynamo=True, opset_version=OPSET, verbose=False)
+    assert program is not None  # it is None only where a file is named
+    model = program.model_proto
+    _name_axes(model)
+    model.metadata_props.add(key=INFORMATION, value=json.dumps(information))
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def _name_axes(model: Any) -> None:
+    """Call the input "images", the output "logits", and their free axes batch, height and width."""
+    (given,), (result,) = model.graph.input, model.graph.output
+    axes = [axis.dim_param for axis in given.type.tensor_type.shape.dim]
+    names = {axes[0]: "batch", axes[2]: "height", axes[3]: "width"}
+    for value in (given, result, *model.graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.dim_param = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), axis.dim_param)
+    for old, new in ((given.name, "images"), (result.name, "logits")):
+        for node in model.graph.node:
+            for places in (node.input, node.output):
+                for index, name in enumerate(places):
+                    if name == old:
+                        places[index] = new
+    given.name, result.name = "images", "logits"
+
+
+def write_torch_export(module: nn.Module, path: Path, information: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    """Write a program of torch.export and return what runs it."""
+    program = exported_program(module)
+    torch.export.save(program, path, extra_files={f"{INFORMATION}.json": json.dumps(information)})
+    return torch.export.load(path).module()
+
+
+def write_aot(module: nn.Module, path: Path, information: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    """Write an AOTInductor package and return what runs it; the information goes beside it, as .json."""
+    inductor: Any = torch._inductor
+    with torch.no_grad():
+        inductor.aoti_compile_and_package(exported_program(module), package_path=str(path))
+    path.with_suffix(".json").write_text(json.dumps(information, indent=2) + "\n", encoding="utf-8")
+    return inductor.aoti_load_package(str(path))
+
+
+WRITERS = {"onnx": write_onnx, "torch-export": write_torch_export, "aot": write_aot}
+
+
+class Mismatch(RuntimeError):
+    """An exported network whose logits are not those of the network."""
+
+
+@torch.no_grad()
+def compare(module: nn.Module, run: Callable[[Tensor], Tensor]) -> float:
+    """Return the largest difference of the logits over `SIZES`, relative to the largest logit.
+
+    Raises:
+        Mismatch: it is more than `TOLERANCE`, or the shapes differ.
+    """
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for batch, height, width in SIZES:
+        images = torch.randn(batch, 3, height, width, generator=generator)
+        if isinstance(module, Pixels):
+            images = (images * 64 + 128).clamp(0, 255)
+        expected, found = module(images), run(images)
+        if found.shape != expected.shape:
+            raise Mismatch(f"the exported network returns {tuple(found.shape)}, not {tuple(expected.shape)}")
+        scale = expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+        worst = max(worst, ((found - expected).abs().max() / scale).item())
+    if not worst <= TOLERANCE:
+        raise Mismatch(f"the exported network's logits differ by {worst:.1e} of the largest; nothing was written")
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(main())
