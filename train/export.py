@@ -1,9 +1,11 @@
 """Export a network: `python -m train.export --checkpoint X --to onnx --out net.onnx`.
 
 onnx: an ONNX model of standard operators alone, opset 18. torch-export: a `torch.export` program of torch's own
-operators, for `torch.export.load` where this package is not installed. aot: an AOTInductor package for this kind of
-machine, for `torch._inductor.aoti_load_package`. Batch, height and width are free in all. What was written is run
-beside the network at three sizes before it takes the name asked for.
+operators, for `torch.export.load` where this package is not installed. Batch, height and width are free in both. What
+was written is run beside the network at three sizes before it takes the name asked for.
+
+(An AOTInductor package of the same program, compiled by torch 2.13 for the CPU, returned NaN or wrong logits at other
+sizes than the one it was traced at, so there is none.)
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import sys
 import tempfile
 import warnings
@@ -30,7 +31,7 @@ from ccgpu.models.published import RESNET
 from ccgpu.train.command import BAD_INPUT, fail
 from ccgpu.train.run import say
 
-ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2", "aot": ".pt2"}
+ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
 OPSET = 18
 # (B, H, W) at which the exported network is compared; none is the size that it was traced at.
 SIZES = ((1, 97, 129), (2, 64, 75), (1, 161, 65))
@@ -72,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             written = Path(folder) / target.name
             run = WRITERS[flags.to](module, written, information)
             difference = compare(module, run)
-            for file in sorted(Path(folder).iterdir(), key=lambda file: file == written):  # what it refers to first
-                os.replace(file, target.parent / file.name)
+            os.replace(written, target)
     except (*BAD_INPUT, TypeError) as error:
         return fail("export", str(error), 2)
     except Mismatch as error:
@@ -89,7 +89,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="a run's last.pt, or a published checkpoint")
     add("--to", choices=tuple(ENDINGS), required=True, help="what to write")
-    add("--out", type=Path, required=True, metavar="FILE", help="the file: .onnx, or .pt2 for the others")
+    add("--out", type=Path, required=True, metavar="FILE", help="the file: .onnx, or .pt2 for torch-export")
     add(
         "--pixels",
         action="store_true",
@@ -119,8 +119,6 @@ def check_target(flags: argparse.Namespace) -> Path:
             raise ModuleNotFoundError(
                 f'--to onnx needs onnx, onnxscript and onnxruntime, got {error}; pip install "ccgpu[onnx]"'
             ) from error
-    if flags.to == "aot" and shutil.which("g++") is None and "CXX" not in os.environ:
-        raise ModuleNotFoundError("--to aot needs a C++ compiler, got none on the path; install g++ or set CXX")
     return target
 
 
@@ -200,16 +198,7 @@ def write_torch_export(module: nn.Module, path: Path, information: dict[str, Any
     return torch.export.load(path).module()
 
 
-def write_aot(module: nn.Module, path: Path, information: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-    """Write an AOTInductor package and return what runs it; the information goes beside it, as .json."""
-    inductor: Any = torch._inductor
-    with torch.no_grad():
-        inductor.aoti_compile_and_package(exported_program(module), package_path=str(path))
-    path.with_suffix(".json").write_text(json.dumps(information, indent=2) + "\n", encoding="utf-8")
-    return inductor.aoti_load_package(str(path))
-
-
-WRITERS = {"onnx": write_onnx, "torch-export": write_torch_export, "aot": write_aot}
+WRITERS = {"onnx": write_onnx, "torch-export": write_torch_export}
 
 
 class Mismatch(RuntimeError):

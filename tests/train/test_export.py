@@ -113,17 +113,6 @@ for index in range(3):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
-def test_aot_package_gives_the_logits(tmp_path: Path) -> None:
-    net = write_network(tmp_path / "net.pt")
-    if run("--checkpoint", tmp_path / "net.pt", "--to", "aot", "--out", tmp_path / "net.pt2") == 2:
-        pytest.skip("no C++ compiler")
-    loaded = torch._inductor.aoti_load_package(str(tmp_path / "net.pt2"))
-    for size in SIZES:
-        with torch.no_grad():
-            assert_same(loaded(pictures(*size)), net(pictures(*size)))
-
-
 def test_a_wrong_export_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
