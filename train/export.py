@@ -43,6 +43,9 @@ INFORMATION = "ccgpu"  # key of the metadata, and name of the extra file
 class Pixels(nn.Module):
     """A network whose input is pixels, red, green, blue in 0..255, rather than normalised pictures."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, net: CCNet) -> None:
         super().__init__()
         self.net = net
