@@ -1,19 +1,76 @@
-"""Print the table of docs/results.md that comes from records of a command: `python docs/results_table.py`.
+"""Print the tables of docs/results.md that come from several runs: `python docs/results_table.py`.
 
-The cost of each module is a line of docs/results/cost-cpu.jsonl; `tests/test_results.py` holds docs/results.md to
-what this prints.
+A folder of docs/results/camvid-contexts is one run, NAME-sSEED, with the metrics.jsonl that the command wrote.
+The cost of each module is a line of docs/results/cost-cpu.jsonl. `tests/test_results.py` holds docs/results.md to what
+this prints.
 """
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
+# Folder of the runs -> what the table calls them, and which module of cost-cpu.jsonl they hold.
+CONFIGURATIONS = {
+    "none": ("no context", None),
+    "rcca-r1": ("RCCA, R = 1", "RCCA R=1"),
+    "rcca-r2": ("RCCA, R = 2", "RCCA R=2"),
+    "rcca-r2-closed": ("RCCA, R = 2, gamma from 0", "RCCA R=2"),
+    "rcca-r2-ccl": ("RCCA, R = 2, with the category consistent loss", "RCCA R=2"),
+    "nonlocal": ("non-local", "non-local, sdpa"),
+    "rcca-t5": ("3D RCCA, R = 3, clips of 5", None),  # cost-cpu.jsonl holds pictures alone
+}
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
     """Return the records of a file of JSON lines."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def last_evaluations(name: str) -> list[dict[str, Any]]:
+    """Return the last evaluation of each seed's run."""
+    folders = sorted((RESULTS / "camvid-contexts").glob(f"{name}-s[0-9]"))
+    return [lines_of(folder / "metrics.jsonl")[-1] for folder in folders]
+
+
+def spread(values: list[float]) -> str:
+    """Return "mean (least to most)" in percent; one value alone has no spread."""
+    percents = [100 * value for value in values]
+    mean = f"{statistics.fmean(percents):.1f}"
+    return mean if len(percents) == 1 else f"{mean} ({min(percents):.1f} to {max(percents):.1f})"
+
+
+def contexts_table() -> str:
+    """Return the table of the context modules on CamVid's test pictures."""
+    costs = {line["module"]: line for line in lines_of(RESULTS / "cost-cpu.jsonl")}
+    rows = [
+        "| context | seeds | mIoU % | global accuracy % | mean accuracy % | parameters | GFLOPs | saved MB | peak MB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, (title, module) in CONFIGURATIONS.items():
+        runs = last_evaluations(name)
+        if not runs:
+            continue
+        scores = [spread([run[score] for run in runs]) for score in ("miou", "pixel_accuracy", "mean_accuracy")]
+        cost = ["", "", "", ""]
+        if module is not None:
+            line = costs[module]
+            cost = [f"{line['parameters']:,}", *(f"{line[key]:.1f}" for key in ("gflops", "saved_mb", "peak_mb"))]
+        rows.append(f"| {' | '.join([title, str(len(runs)), *scores, *cost])} |")
+    return "\n".join(rows)
+
+
+def classes_table() -> str:
+    """Return each class's IoU on CamVid's test pictures, the mean over the seeds."""
+    found = {title: last_evaluations(name) for name, (title, _) in CONFIGURATIONS.items()}
+    found = {title: runs for title, runs in found.items() if runs}
+    names = list(next(iter(found.values()))[0]["iou"])
+    rows = [f"| class | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
+    for name in names:
+        means = [100 * statistics.fmean(run["iou"][name] for run in runs) for runs in found.values()]
+        rows.append(f"| {name} | {' | '.join(f'{mean:.1f}' for mean in means)} |")
+    return "\n".join(rows)
 
 
 def cost_table() -> str:
@@ -31,4 +88,4 @@ def cost_table() -> str:
 
 
 if __name__ == "__main__":
-    print(cost_table())
+    print(contexts_table(), classes_table(), cost_table(), sep="\n\n")

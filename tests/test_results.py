@@ -4,6 +4,8 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
@@ -16,5 +18,12 @@ def results_table() -> ModuleType:
     return module
 
 
-def test_the_table_of_costs_is_that_of_the_records() -> None:
-    assert results_table().cost_table() in (DOCS / "results.md").read_text()
+@pytest.mark.parametrize("table", ["contexts_table", "classes_table", "cost_table"])
+def test_tables_are_those_of_the_records(table: str) -> None:
+    assert getattr(results_table(), table)() in (DOCS / "results.md").read_text()
+
+
+def test_spread_is_the_mean_and_the_ends() -> None:
+    spread = results_table().spread
+    assert spread([0.5]) == "50.0"
+    assert spread([0.5, 0.6, 0.4]) == "50.0 (40.0 to 60.0)"

@@ -343,7 +343,8 @@ def test_converted_file_is_the_same_network(
     found = checkpoint.read(original)
     net = checkpoint.build(found)
     checkpoint.write(
-        target, checkpoint.Checkpoint(net.config, net.state_dict(), {"names": ["x"]}, found.source, found.notes)
+        target,
+        checkpoint.Checkpoint(net.config, net.state_dict(), {"names": ["x"]}, source=found.source, notes=found.notes),
     )
     again = checkpoint.read(target)
     assert (again.labels, again.source, again.notes) == ({"names": ["x"]}, found.source, found.notes)

@@ -1,0 +1,38 @@
+"""Draw the runs of docs/results/camvid-contexts: `python docs/plot_contexts.py` (needs matplotlib)."""
+
+import statistics
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from results_table import CONFIGURATIONS, RESULTS, last_evaluations, lines_of
+
+TARGET = RESULTS / "camvid-contexts" / "curves.png"
+
+
+def main() -> None:
+    """Draw the main head's training loss, the mean of the seeds, and beside it each seed's mIoU on the test."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
+    titles = []
+    for name, (title, _) in CONFIGURATIONS.items():
+        evaluations = last_evaluations(name)
+        if not evaluations:
+            continue
+        folders = sorted((RESULTS / "camvid-contexts").glob(f"{name}-s[0-9]"))
+        runs = [[r for r in lines_of(folder / "metrics.jsonl") if r["kind"] == "training"] for folder in folders]
+        losses = [statistics.fmean(step["main"] for step in steps) for steps in zip(*runs, strict=True)]
+        left.plot([r["iteration"] for r in runs[0]], losses, label=title, linewidth=1)
+        place = len(titles)
+        right.plot([100 * run["miou"] for run in evaluations], [place] * len(evaluations), "o", color=f"C{place}")
+        titles.append(title)
+    left.set(xlabel="iteration", ylabel="cross-entropy of the main head, nats", ylim=(0, None))
+    left.set_title("colours as on the right", fontsize=9)
+    right.set(xlabel="mIoU %, test", yticks=range(len(titles)), yticklabels=titles)
+    right.invert_yaxis()
+    right.grid(axis="x", alpha=0.4)
+    figure.savefig(TARGET, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
