@@ -23,10 +23,9 @@ from PIL import Image
 
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
-from ccgpu.models.published import RESNET
 from ccgpu.models.weights import write_whole
 from ccgpu.train import distributed
-from ccgpu.train.command import BAD_INPUT, FAILURES, fail, failure
+from ccgpu.train.command import BAD_INPUT, FAILURES, fail, failure, read_network
 from ccgpu.train.photographs import read_photograph
 from ccgpu.train.pictures import HEAT, HEAT_OPACITY, attention_overlay, contact_sheet
 from ccgpu.train.prediction import Prediction
@@ -99,9 +98,7 @@ def prepare(
     """
     if min(flags.loops) < 1:
         raise ValueError(f"--loops must be 1 or more, got {' '.join(map(str, flags.loops))}")
-    found = checkpoint.read(flags.checkpoint)
-    if found.source == RESNET:
-        raise ValueError(f"--checkpoint must hold a whole network, got {flags.checkpoint} with a backbone alone")
+    found = read_network(flags.checkpoint)
     net = checkpoint.build(found).to(device)
     if net.head.cca is None:
         raise ValueError(f"--checkpoint must hold a network with criss-cross attention, got {flags.checkpoint} without")
@@ -120,8 +117,7 @@ def prepare(
 
 def resized(image: np.ndarray, prepared: Mapping[str, Any]) -> np.ndarray:
     """Return a picture at the size that its network was made for, or as it is."""
-    fit = tuple(prepared["fit"]) if "fit" in prepared else None
-    size = Prediction(short_side=prepared.get("short_side"), fit=fit).seen_size(*image.shape[:2])
+    size = Prediction(**prepared).seen_size(*image.shape[:2])
     if size == image.shape[:2]:
         return image
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))

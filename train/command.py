@@ -22,8 +22,10 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ccgpu.models import checkpoint
 from ccgpu.models.backbones import load_imagenet
 from ccgpu.models.ccnet import EMBEDDING_CHANNELS, CCNet
+from ccgpu.models.published import RESNET
 from ccgpu.train import distributed, engine, records, state
 from ccgpu.train.data_set import DataSet
 from ccgpu.train.datasets import EvaluationSet, StreamSampler, TrainStream, evaluation_indices
@@ -245,6 +247,18 @@ def evaluation_due(settings: Settings, iteration: int) -> bool:
         return settings.baselines
     periodic = settings.eval_every > 0 and iteration % settings.eval_every == 0
     return periodic or iteration == settings.iterations
+
+
+def read_network(path: Path) -> checkpoint.Checkpoint:
+    """Return what --checkpoint holds.
+
+    Raises:
+        ValueError, OSError: a file that cannot be used, or one with a backbone alone.
+    """
+    found = checkpoint.read(path)
+    if found.source == RESNET:
+        raise ValueError(f"--checkpoint must hold a whole network, got {path} with a backbone alone")
+    return found
 
 
 def build_network(settings: Settings, data_set: DataSet, device: torch.device, *, pretrained: bool) -> CCNet:

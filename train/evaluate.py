@@ -22,9 +22,8 @@ from tqdm import tqdm
 
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
-from ccgpu.models.published import RESNET
 from ccgpu.train import distributed, engine, records
-from ccgpu.train.command import BAD_INPUT, FAILURES, fail, failure, load_evaluation, place_network
+from ccgpu.train.command import BAD_INPUT, FAILURES, fail, failure, load_evaluation, place_network, read_network
 from ccgpu.train.data_set import DataSet, find_data_set
 from ccgpu.train.films import Clip, evaluation_clips
 from ccgpu.train.interrupts import DeferredInterrupts
@@ -119,7 +118,7 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
         raise ValueError("--unlabelled must come with --save-predictions DIR: without labels there is nothing to score")
     if flags.unlabelled and flags.record is not None:
         raise ValueError("--record must not come with --unlabelled: without labels there are no scores to record")
-    found = checkpoint.read(flags.checkpoint)
+    found = read_network(flags.checkpoint)
     data_set = data_set_of(found, flags)
     run = found.run
     settings = evaluation_settings(recipe_of(found, data_set) if run is None else run["settings"], flags)
@@ -150,8 +149,6 @@ def data_set_of(found: checkpoint.Checkpoint, flags: argparse.Namespace) -> Data
     Raises:
         ValueError: neither is there, or its classes are not as many as the network's.
     """
-    if found.source == RESNET:
-        raise ValueError(f"--checkpoint must hold a whole network, got {flags.checkpoint} with a backbone alone")
     if flags.data_set is None and found.run is None:
         raise ValueError(f"--data-set must be given for {flags.checkpoint}, which is of no run: cityscapes, for one")
     data_set = find_data_set(found.run["data_set"] if flags.data_set is None and found.run else flags.data_set)

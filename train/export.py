@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from ccgpu.formula import attention
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
-from ccgpu.models.published import RESNET
-from ccgpu.train.command import BAD_INPUT, fail
+from ccgpu.train.command import BAD_INPUT, fail, read_network
 from ccgpu.train.run import say
 
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
@@ -63,9 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = read_flags(argv)
     try:
         target = check_target(flags)
-        found = checkpoint.read(flags.checkpoint)
-        if found.source == RESNET:
-            raise ValueError(f"--checkpoint must hold a whole network, got {flags.checkpoint} with a backbone alone")
+        found = read_network(flags.checkpoint)
         if found.network.get("dims", 2) != 2:
             raise ValueError(f"--checkpoint must hold a network for pictures, got {flags.checkpoint} for clips")
         net = checkpoint.build(found)

@@ -22,10 +22,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from ccgpu.models import checkpoint
-from ccgpu.models.published import RESNET
 from ccgpu.models.weights import write_whole
 from ccgpu.train import distributed, engine
-from ccgpu.train.command import BAD_INPUT, FAILURES, fail, failure
+from ccgpu.train.command import BAD_INPUT, FAILURES, fail, failure, read_network
 from ccgpu.train.data_set import find_data_set
 from ccgpu.train.evaluate import MULTI_SCALE
 from ccgpu.train.inputs import Input, find_inputs
@@ -116,17 +115,13 @@ class Predictor:
         if not 0 <= flags.opacity <= 1:
             raise ValueError(f"--opacity must be from 0 to 1, got {flags.opacity}")
         device = distributed.choose_device(flags.device)
-        found = checkpoint.read(flags.checkpoint)
-        if found.source == RESNET:
-            raise ValueError(f"--checkpoint must hold a whole network, got {flags.checkpoint} with a backbone alone")
+        found = read_network(flags.checkpoint)
         self.labels = labels_of(found, flags.data_set)
-        prepared = {} if flags.short_side is not None else found.prediction
+        size = {} if flags.short_side is None else {"short_side": flags.short_side, "fit": None}
         self.prediction = Prediction(
             scales=(1.0,) if flags.ms is None else tuple(flags.ms) or MULTI_SCALE,
             flip=flags.flip,
-            short_side=prepared.get("short_side") if flags.short_side is None else flags.short_side,
-            fit=tuple(prepared["fit"]) if "fit" in prepared else None,
-            mirrored=tuple(tuple(pair) for pair in found.prediction.get("mirrored", ())),
+            **{**found.prediction, **size},
         )
         self.net = checkpoint.build(found).to(device)
         self.normalise = Normalise(self.net.backbone.mean, self.net.backbone.std)

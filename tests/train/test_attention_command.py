@@ -15,26 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ccgpu.models import checkpoint
 from ccgpu.models.attention import RCCA, attention_map, attention_weights
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.context import NonLocal
-from ccgpu.train import attention, camvid
+from ccgpu.train import attention
 from ccgpu.train.pictures import CAPTION_HEIGHT, GAP
+from tests.train.networks import write_network
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-
-
-def write_network(path: Path, prediction: dict[str, Any] | None = None, **options: Any) -> CCNet:
-    torch.manual_seed(3)
-    net = CCNet("resnet18", **{"num_classes": 11, "head_channels": 16, "gamma": 0.7, **options}).eval()
-    if net.head.cca is not None:
-        for convolution in (net.head.cca.query_conv, net.head.cca.key_conv):
-            torch.nn.init.normal_(convolution.weight)  # else all weights are about equal
-    labels = camvid.LABELS.as_plain()
-    checkpoint.write(path, checkpoint.Checkpoint(net.config, net.state_dict(), labels, prediction or {}))
-    return net
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +118,7 @@ def test_maps_are_drawn_for_each_pixel_and_number_of_loops(file: Path, photograp
 
 
 def test_pixels_are_those_of_the_file_and_the_network_sees_its_own_size(photograph: Path, tmp_path: Path) -> None:
-    write_network(tmp_path / "net.pt", {"short_side": 33})
+    write_network(tmp_path / "net.pt", prediction={"short_side": 33})
     given = ("--checkpoint", tmp_path / "net.pt", photograph, "--at", "64,96", "--loops", "2")
     assert run(*given, "--out", tmp_path / "maps.png") == 0
     assert Image.open(tmp_path / "maps.png").size == (49 + 2 * GAP, 33 + CAPTION_HEIGHT + 2 * GAP)

@@ -13,23 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from ccgpu.models import checkpoint
 from ccgpu.models.backbones import build_backbone
-from ccgpu.models.ccnet import CCNet
 from ccgpu.train import camvid, export
+from tests.train.networks import write_network
 
 SIZES = [(1, 33, 49), (3, 64, 57), (1, 130, 97)]
-
-
-def write_network(path: Path, **options: Any) -> CCNet:
-    torch.manual_seed(4)
-    net = CCNet("resnet18", **{"num_classes": 11, "head_channels": 16, "gamma": 0.7, **options}).eval()
-    torch.nn.init.normal_(net.head.bottleneck[-1].weight)
-    if net.head.cca is not None:
-        for convolution in (net.head.cca.query_conv, net.head.cca.key_conv):
-            torch.nn.init.normal_(convolution.weight)
-    checkpoint.write(path, checkpoint.Checkpoint(net.config, net.state_dict(), camvid.LABELS.as_plain()))
-    return net
 
 
 def run(*arguments: Any) -> int:

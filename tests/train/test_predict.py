@@ -14,27 +14,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
 from ccgpu.train import camvid, lip, predict
-from ccgpu.train.labels import Labels
 from ccgpu.train.photographs import read_photograph
 from ccgpu.train.pictures import contact_sheet
 from ccgpu.train.prediction import Prediction, predict_classes
+from tests.train.networks import write_network
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 K = camvid.LABELS.num_classes
-
-
-def write_network(path: Path, labels: Labels | None = camvid.LABELS, **options: Any) -> CCNet:
-    """A network whose logits differ from pixel to pixel."""
-    torch.manual_seed(5)
-    prediction = options.pop("prediction", {})
-    net = CCNet("resnet18", **{"num_classes": K, "head_channels": 16, "gamma": 0.5, **options}).eval()
-    torch.nn.init.normal_(net.head.bottleneck[-1].weight)
-    plain = None if labels is None else labels.as_plain()
-    checkpoint.write(path, checkpoint.Checkpoint(net.config, net.state_dict(), plain, prediction))
-    return net
 
 
 @pytest.fixture(scope="module")
