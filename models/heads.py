@@ -19,6 +19,21 @@ from ccgpu.models.attention import RCCA, GatedAttention
 from ccgpu.models.context import activation_layer, build_context, convolution
 
 
+class _Logits(nn.Conv2d):
+    """A convolution that autocast leaves in its weights' dtype, float32.
+
+    Which logit is the largest hangs on small differences of large numbers: rounded to bfloat16, two and a half times as
+    many pixels change their class.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits in the weights' dtype; outside of autocast as any convolution."""
+        if not torch.is_autocast_enabled(x.device.type):  # a context that changes nothing stays out of exported graphs
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))
+
+
 def _classifier(
     in_channels: int, channels: int, num_classes: int, dropout: float, activation: str, *, bias: bool
 ) -> OrderedDict[str, nn.Module]:
@@ -29,7 +44,7 @@ def _classifier(
             "1": nn.BatchNorm2d(channels),
             "activation": activation_layer(activation),
             "2": nn.Dropout2d(dropout),
-            "3": nn.Conv2d(channels, num_classes, 1),
+            "3": _Logits(channels, num_classes, 1),
         }
     )
 
@@ -62,7 +77,8 @@ class CCHead(nn.Module):
         cca: the `RCCA`, or None. context: another context module, or None.
 
     Shape:
-        (B * T, in_channels, H, W) -> logits (B * T, num_classes, H, W), embedding (B * T, embedding, H, W); the frames
+        (B * T, in_channels, H, W) -> logits (B * T, num_classes, H, W) in the parameters' dtype also under autocast,
+        embedding (B * T, embedding, H, W); the frames
         of a clip follow each other, T is the argument `frames` (1 for pictures).
 
     Source: the paper, figure 2 and section 3.1; names, activation and dropout from the authors' code.

@@ -401,3 +401,23 @@ def test_attention_map_works_in_inference_mode() -> None:
 def test_mistakes_are_named(build: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         build()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_are_float32_under_autocast(dtype: torch.dtype) -> None:
+    """Of half precision's rounded logits several would be the largest."""
+    torch.manual_seed(0)
+    net = CCNet("resnet18", 5, head_channels=16)
+    images = torch.randn(2, 3, 33, 41)
+    with torch.autocast("cpu", dtype=dtype):
+        outputs = net(images)
+        half = net.head.conva(torch.randn(1, 512, 4, 5))
+    assert half.dtype == dtype
+    assert outputs.logits.dtype == outputs.auxiliary.dtype == torch.float32
+    rounded = outputs.logits.to(dtype).float()
+    assert (outputs.logits != rounded).float().mean() > 0.5
+
+
+def test_a_network_in_half_precision_stays_there() -> None:
+    net = CCNet("resnet18", 5, head_channels=16).bfloat16().eval()
+    assert net(torch.randn(1, 3, 33, 41).bfloat16()).dtype == torch.bfloat16

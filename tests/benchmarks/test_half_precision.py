@@ -1,0 +1,68 @@
+"""Half precision gives a trained network's classes, and the command that measures it counts what differs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import half_precision
+from ccgpu.train import camvid, records
+
+
+def blocks(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A picture of blocks in three classes' colours with noise, and its label."""
+    generator = np.random.default_rng(seed)
+    classes = np.kron(generator.integers(0, 3, (4, 6)), np.ones((16, 16), np.uint8)).astype(np.uint8)
+    pixels = camvid.LABELS.colours[classes] * 0.8 + generator.integers(0, 50, (64, 96, 1))
+    return pixels.astype(np.uint8), classes
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on such pictures, with its data beside it."""
+    root = tmp_path_factory.mktemp("trained")
+    for split, seeds in (("train", range(8)), ("val", range(8, 12))):
+        for seed in seeds:
+            for folder, pixels in zip((split, f"{split}annot"), blocks(seed), strict=True):
+                (root / "data" / folder).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(root / "data" / folder / f"film_{seed}.png")
+    flags = [
+        "--backbone",
+        "resnet18",
+        "--head-channels",
+        "16",
+        "--gamma",
+        "1",
+        "--crop",
+        "49",
+        "--batch",
+        "4",
+        "--lr",
+        "0.03",
+    ]
+    flags += ["--iterations", "50", "--scale", "1", "1", "--workers", "0", "--device", "cpu", "--no-tensorboard"]
+    assert camvid.main([*flags, "--data", str(root / "data"), "--out", str(root / "run")]) == 0
+    return root
+
+
+def test_a_trained_network_keeps_its_classes_in_half_precision(trained: Path, tmp_path: Path) -> None:
+    scores = records.read_records(trained / "run" / "metrics.jsonl")[-1]
+    assert scores["pixel_accuracy"] > 0.7, "the network must have learnt something"
+    record = tmp_path / "record.jsonl"
+    flags = ["--checkpoint", str(trained / "run" / "last.pt"), "--device", "cpu", "--record", str(record)]
+    assert half_precision.main([*flags, str(trained / "data" / "val")]) == 0
+    (line,) = records.read_records(record)
+    assert line["pictures"] == 4
+    assert set(line["kept"]) == {"bf16", "fp16"}
+    assert min(line["kept"].values()) >= 0.995
+
+
+def test_what_differs_is_counted() -> None:
+    images = [np.zeros((2, 5, 3), np.uint8), np.zeros((10, 1, 3), np.uint8)]
+
+    def predictor(wrong: int) -> object:
+        return lambda image: np.arange(image[..., 0].size).reshape(image.shape[:2]) < wrong
+
+    predictors = {"off": predictor(0), "bf16": predictor(3), "fp16": predictor(1)}
+    assert half_precision.kept_shares(predictors, images) == {"bf16": 14 / 20, "fp16": 18 / 20}  # type: ignore[arg-type]
