@@ -10,12 +10,13 @@ GROUPS := test,dev$(if $(EXTRAS),$(comma)$(EXTRAS))
 # One stamp for each set of extras: a changed setup.cfg or another EXTRAS installs again.
 STAMP := $(VENV)/installed$(if $(EXTRAS),-$(EXTRAS))
 STAMP_TEST_CUDA := $(STAMP)-test-cuda
+STAMP_DOCS := $(STAMP)-docs
 OUT ?= runs/demo
 # The tests run in so many processes, each on one thread but where a test asks for more.
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: help setup demo test test-all test-cuda test-cuda-all test-gpu lint format types bench clean
+.PHONY: help setup demo test test-all test-cuda test-cuda-all test-gpu lint format tree types docs bench clean
 
 help:
 	@echo "make demo      train a small CCNet on drawn street scenes (a few minutes on 2 cores) -> $(OUT)"
@@ -24,6 +25,7 @@ help:
 	@echo "make test-cuda compiles the CUDA kernels with NVRTC and Numba, without a GPU; make test-cuda-all: every configuration"
 	@echo "make test-gpu  what needs a CUDA device"
 	@echo "make lint      ruff and mypy"
+	@echo "make docs      the documentation as a site -> build/site/index.html"
 	@echo "make bench     the op beside its peers"
 
 setup: $(STAMP)
@@ -65,13 +67,24 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# mypy cannot follow the mapping of the folders to subpackages, so it gets the tree as a wheel lays it out; its cache is
-# off, because a cache made before the links were renewed misses submodules.
-types: $(STAMP)
-	rm -rf build/types && mkdir -p build/types/ccgpu
-	for f in ccgpu/*; do ln -s "$(CURDIR)/$$f" build/types/ccgpu/; done
-	for d in kernels models train; do ln -s "$(CURDIR)/$$d" build/types/ccgpu/$$d; done
-	cd build/types && ../../$(BIN)/python -m mypy --config-file ../../setup.cfg --cache-dir /dev/null -p ccgpu
+# mypy and the site's API pages cannot follow the mapping of the folders to subpackages, so they get the tree as a wheel
+# lays it out.
+tree:
+	rm -rf build/tree && mkdir -p build/tree/ccgpu
+	for f in ccgpu/*; do ln -s "$(CURDIR)/$$f" build/tree/ccgpu/; done
+	for d in kernels models train; do ln -s "$(CURDIR)/$$d" build/tree/ccgpu/$$d; done
+
+# Without a cache: one made before the links were renewed misses submodules.
+types: $(STAMP) tree
+	cd build/tree && ../../$(BIN)/python -m mypy --config-file ../../setup.cfg --cache-dir /dev/null -p ccgpu
+
+$(STAMP_DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e ".[docs]"
+	touch $@
+
+docs: $(STAMP_DOCS) tree
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "the documentation: build/site/index.html"
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.cca

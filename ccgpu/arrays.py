@@ -5,11 +5,12 @@ is no tensor, and only if the library is imported already, so they cost calls wi
 
 An exporter that has no importer (a library without `from_dlpack`) gets tensors back:
 
-    >>> import types, numpy, torch, ccgpu
-    >>> q = numpy.zeros((1, 2, 3, 4))
-    >>> exporter = types.SimpleNamespace(__dlpack__=q.__dlpack__, __dlpack_device__=q.__dlpack_device__)
-    >>> type(ccgpu.cca(exporter, exporter, exporter))
-    <class 'torch.Tensor'>
+    Examples:
+        >>> import types, numpy, torch, ccgpu
+        >>> q = numpy.zeros((1, 2, 3, 4))
+        >>> exporter = types.SimpleNamespace(__dlpack__=q.__dlpack__, __dlpack_device__=q.__dlpack_device__)
+        >>> type(ccgpu.cca(exporter, exporter, exporter))
+        <class 'torch.Tensor'>
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ def backends(
     Returns:
         One `BackendStatus(name, available, reason)` a backend; an available one's reason says what it is.
 
-    Example:
+    Examples:
         >>> import ccgpu
         >>> [b.name for b in ccgpu.backends("cpu") if b.available][0]
         'numba_cpu'

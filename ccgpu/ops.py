@@ -99,7 +99,7 @@ def cca(
 
     Source: Huang et al., CCNet: Criss-Cross Attention for Semantic Segmentation, section 3.2, equations 1 and 2.
 
-    Example:
+    Examples:
         >>> import torch, ccgpu
         >>> q, k, v = torch.zeros(1, 8, 3, 4), torch.zeros(1, 8, 3, 4), torch.eye(12).view(1, 12, 3, 4)
         >>> out, lse = ccgpu.cca(q, k, v, return_lse=True)

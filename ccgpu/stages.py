@@ -54,7 +54,7 @@ def affinity(q: Any, k: Any, *, backend: str | None = None) -> Any:
 
     Source: Huang et al., CCNet: Criss-Cross Attention for Semantic Segmentation, section 3.2, equation 1.
 
-    Example:
+    Examples:
         >>> import torch, ccgpu
         >>> k = torch.arange(6.0).view(1, 1, 2, 3)  # [[0, 1, 2], [3, 4, 5]]
         >>> energies = ccgpu.affinity(torch.ones(1, 1, 2, 3), k)
@@ -109,7 +109,7 @@ def aggregate(weights: Any, v: Any, *, backend: str | None = None) -> Any:
 
     Source: Huang et al., CCNet: Criss-Cross Attention for Semantic Segmentation, section 3.2, equation 2.
 
-    Example:
+    Examples:
         >>> import torch, ccgpu
         >>> q, k, v = torch.randn(3, 1, 8, 5, 6).unbind()
         >>> weights = ccgpu.affinity(q, k).softmax(1)

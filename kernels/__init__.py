@@ -46,7 +46,7 @@ def forward(q: Any, k: Any, v: Any, scale: float = 1.0, *, stream: Any = 0) -> t
 
     Source: Huang et al., CCNet: Criss-Cross Attention for Semantic Segmentation, section 3.2, equations 1 and 2.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from ccgpu import kernels
         >>> q, v = np.zeros((1, 8, 3, 4), np.float32), np.eye(12, dtype=np.float32).reshape(1, 12, 3, 4)
@@ -105,7 +105,7 @@ def backward(
 
     Deterministic: the same bits on every run.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from ccgpu import kernels
         >>> q, v = np.zeros((1, 8, 3, 4)), np.ones((1, 2, 3, 4))

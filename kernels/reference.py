@@ -21,8 +21,9 @@ def neighbours(position: tuple[int, ...], sizes: tuple[int, ...]) -> Iterator[tu
     The order is axis by axis, the first axis (T or H) first, each from 0 to its end; the position itself is counted on
     the last axis only. There are sum(sizes) - len(sizes) + 1 of them: H + W - 1 in 2D.
 
-    >>> list(neighbours((1, 0), (3, 2)))
-    [(0, 0), (2, 0), (1, 0), (1, 1)]
+    Examples:
+        >>> list(neighbours((1, 0), (3, 2)))
+        [(0, 0), (2, 0), (1, 0), (1, 1)]
     """
     last = len(sizes) - 1
     for axis, size in enumerate(sizes):

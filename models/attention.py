@@ -180,15 +180,16 @@ class CrissCrossAttention(GatedAttention):
 
     Source: the paper, section 3.2 and equations 1 and 2; the 3D form is that of the TPAMI version.
 
-    >>> import torch
-    >>> from ccgpu.models.attention import CrissCrossAttention
-    >>> attend = CrissCrossAttention(16)
-    >>> x = torch.randn(2, 16, 5, 7)
-    >>> torch.equal(attend(x), x)  # gamma is 0
-    True
-    >>> _ = torch.nn.init.ones_(attend.gamma)
-    >>> attend(x).shape
-    torch.Size([2, 16, 5, 7])
+    Examples:
+        >>> import torch
+        >>> from ccgpu.models.attention import CrissCrossAttention
+        >>> attend = CrissCrossAttention(16)
+        >>> x = torch.randn(2, 16, 5, 7)
+        >>> torch.equal(attend(x), x)  # gamma is 0
+        True
+        >>> _ = torch.nn.init.ones_(attend.gamma)
+        >>> attend(x).shape
+        torch.Size([2, 16, 5, 7])
     """
 
     def __init__(
@@ -234,11 +235,12 @@ class RCCA(CrissCrossAttention):
 
     Source: the paper, section 3.3; R = 2 in 2D is its choice, R = 3 in 3D that of the TPAMI version.
 
-    >>> import torch
-    >>> from ccgpu.models.attention import RCCA
-    >>> rcca = RCCA(16, recurrence=3, dims=3)
-    >>> rcca(torch.randn(1, 16, 2, 5, 7)).shape
-    torch.Size([1, 16, 2, 5, 7])
+    Examples:
+        >>> import torch
+        >>> from ccgpu.models.attention import RCCA
+        >>> rcca = RCCA(16, recurrence=3, dims=3)
+        >>> rcca(torch.randn(1, 16, 2, 5, 7)).shape
+        torch.Size([1, 16, 2, 5, 7])
     """
 
     def __init__(

@@ -91,15 +91,16 @@ class CCNet(nn.Module):
 
     Source: the paper, figure 2; the auxiliary head, the activations and align_corners: the authors' code.
 
-    >>> import torch
-    >>> from ccgpu.models.ccnet import CCNet
-    >>> net = CCNet("resnet18", 5, head_channels=16)
-    >>> images = torch.zeros(2, 3, 33, 65)
-    >>> outputs = net(images)
-    >>> outputs.logits.shape, outputs.auxiliary.shape, outputs.embedding
-    (torch.Size([2, 5, 33, 65]), torch.Size([2, 5, 33, 65]), None)
-    >>> net.eval()(images).shape
-    torch.Size([2, 5, 33, 65])
+    Examples:
+        >>> import torch
+        >>> from ccgpu.models.ccnet import CCNet
+        >>> net = CCNet("resnet18", 5, head_channels=16)
+        >>> images = torch.zeros(2, 3, 33, 65)
+        >>> outputs = net(images)
+        >>> outputs.logits.shape, outputs.auxiliary.shape, outputs.embedding
+        (torch.Size([2, 5, 33, 65]), torch.Size([2, 5, 33, 65]), None)
+        >>> net.eval()(images).shape
+        torch.Size([2, 5, 33, 65])
     """
 
     def __init__(

@@ -197,11 +197,12 @@ class EfficientNetLite(_Trunk):
     Source: Tan and Le, ICML 2019; the Lite form (no squeeze-and-excitation, ReLU6, fixed stem and head): the
     authors' code, tpu/models/official/efficientnet/lite.
 
-    >>> import torch
-    >>> from ccgpu.models.efficientnet import EfficientNetLite
-    >>> fifth, seventh = EfficientNetLite("lite0").eval()(torch.zeros(1, 3, 65, 33))
-    >>> fifth.shape, seventh.shape
-    (torch.Size([1, 112, 9, 5]), torch.Size([1, 320, 9, 5]))
+    Examples:
+        >>> import torch
+        >>> from ccgpu.models.efficientnet import EfficientNetLite
+        >>> fifth, seventh = EfficientNetLite("lite0").eval()(torch.zeros(1, 3, 65, 33))
+        >>> fifth.shape, seventh.shape
+        (torch.Size([1, 112, 9, 5]), torch.Size([1, 320, 9, 5]))
     """
 
     def __init__(self, variant: str, *, output_stride: int = 8) -> None:

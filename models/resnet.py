@@ -138,11 +138,12 @@ class ResNet(nn.Module):
 
     Source: He et al., CVPR 2016; the dilated form and the deep stem: the authors' code.
 
-    >>> import torch
-    >>> from ccgpu.models.resnet import ResNet
-    >>> layer3, layer4 = ResNet(18).eval()(torch.zeros(1, 3, 65, 33))
-    >>> layer3.shape, layer4.shape
-    (torch.Size([1, 256, 9, 5]), torch.Size([1, 512, 9, 5]))
+    Examples:
+        >>> import torch
+        >>> from ccgpu.models.resnet import ResNet
+        >>> layer3, layer4 = ResNet(18).eval()(torch.zeros(1, 3, 65, 33))
+        >>> layer3.shape, layer4.shape
+        (torch.Size([1, 256, 9, 5]), torch.Size([1, 512, 9, 5]))
     """
 
     mean = (123.675, 116.28, 103.53)

@@ -72,12 +72,13 @@ def category_consistent_loss(
     Brabandere et al., "Semantic Instance Segmentation with a Discriminative Loss Function", 2017. The authors never
     released code of it: the paper's text alone says what it is.
 
-    >>> import torch
-    >>> from ccgpu.train.consistency import category_consistent_loss
-    >>> embedding = torch.tensor([[[0.0, 2.0, 1.0, 7.0]]])
-    >>> label = torch.tensor([[0, 0, 1, 255]])
-    >>> [round(term.item(), 4) for term in category_consistent_loss(embedding, label, num_classes=2)]
-    [0.125, 9.0, 1.0]
+    Examples:
+        >>> import torch
+        >>> from ccgpu.train.consistency import category_consistent_loss
+        >>> embedding = torch.tensor([[[0.0, 2.0, 1.0, 7.0]]])
+        >>> label = torch.tensor([[0, 0, 1, 255]])
+        >>> [round(term.item(), 4) for term in category_consistent_loss(embedding, label, num_classes=2)]
+        [0.125, 9.0, 1.0]
     """
     _check(embedding, label, num_classes, delta_v, delta_d, form)
     # Autocast would form the products in half precision.

@@ -75,10 +75,11 @@ def label_at(label: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     Raises:
         ValueError: another number of extents, or one below 1.
 
-    >>> import torch
-    >>> from ccgpu.train.losses import label_at
-    >>> label_at(torch.arange(9)[None], (4,))
-    tensor([[0, 3, 5, 8]])
+    Examples:
+        >>> import torch
+        >>> from ccgpu.train.losses import label_at
+        >>> label_at(torch.arange(9)[None], (4,))
+        tensor([[0, 3, 5, 8]])
     """
     if label.ndim != 1 + len(size) or min(size, default=1) < 1:
         raise ValueError(
@@ -203,11 +204,12 @@ class Criterion:
         ohem: threshold and kept of `ohem_label`; None for all pixels.
         consistency: weights of the category consistent loss; None for none.
 
-    >>> import torch
-    >>> from ccgpu.train.losses import Criterion
-    >>> loss = Criterion()(torch.zeros(1, 4, 2, 2), torch.tensor([[[0, 1], [2, 255]]]))
-    >>> round(loss.total.item(), 4), list(loss.parts)
-    (1.3863, ['main', 'auxiliary'])
+    Examples:
+        >>> import torch
+        >>> from ccgpu.train.losses import Criterion
+        >>> loss = Criterion()(torch.zeros(1, 4, 2, 2), torch.tensor([[[0, 1], [2, 255]]]))
+        >>> round(loss.total.item(), 4), list(loss.parts)
+        (1.3863, ['main', 'auxiliary'])
     """
 
     auxiliary_weight: float = AUXILIARY_WEIGHT

@@ -28,12 +28,13 @@ class ConfusionMatrix:
 
     Source: Cordts et al., The Cityscapes Dataset, CVPR 2016, section 4.2; its evaluation script.
 
-    >>> confusion = ConfusionMatrix(2)
-    >>> confusion.update(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 0, 255]]))
-    >>> confusion.matrix.tolist()
-    [[1, 1], [0, 0]]
-    >>> confusion.iou().tolist()
-    [0.5, 0.0]
+    Examples:
+        >>> confusion = ConfusionMatrix(2)
+        >>> confusion.update(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 0, 255]]))
+        >>> confusion.matrix.tolist()
+        [[1, 1], [0, 0]]
+        >>> confusion.iou().tolist()
+        [0.5, 0.0]
     """
 
     def __init__(self, num_classes: int, *, device: torch.device | str | None = None) -> None:

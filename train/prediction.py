@@ -62,15 +62,16 @@ class Prediction:
         and does not resize those of another scale, which is not followed here); mmsegmentation's test-time
         augmentation.
 
-    >>> import torch
-    >>> from ccgpu.train.prediction import Prediction
-    >>> images = torch.rand(1, 3, 9, 13)
-    >>> net = torch.nn.Conv2d(3, 5, 1)
-    >>> torch.equal(Prediction()(net, images), net(images))
-    True
-    >>> prediction = Prediction("sliding", crop=(6, 6), stride=(4, 4), scales=(0.75, 1.25), flip=True)
-    >>> prediction(net, images).shape
-    torch.Size([1, 5, 9, 13])
+    Examples:
+        >>> import torch
+        >>> from ccgpu.train.prediction import Prediction
+        >>> images = torch.rand(1, 3, 9, 13)
+        >>> net = torch.nn.Conv2d(3, 5, 1)
+        >>> torch.equal(Prediction()(net, images), net(images))
+        True
+        >>> prediction = Prediction("sliding", crop=(6, 6), stride=(4, 4), scales=(0.75, 1.25), flip=True)
+        >>> prediction(net, images).shape
+        torch.Size([1, 5, 9, 13])
     """
 
     mode: str = "whole"

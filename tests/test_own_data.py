@@ -1,4 +1,4 @@
-"""The data set that CONTRIBUTING.md shows is whole: it trains, and its checkpoint is evaluated."""
+"""The data set that docs/own-data.md shows is whole: it trains, and its checkpoint is evaluated."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from PIL import Image
 
 from ccgpu.train import evaluate, records
 
-TEXT = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text()
+TEXT = (Path(__file__).resolve().parents[1] / "docs" / "own-data.md").read_text()
 TINY = [
     *("--backbone", "resnet18", "--head-channels", "8", "--crop", "33", "--batch", "2", "--iterations", "2"),
     *("--workers", "0", "--device", "cpu", "--no-tensorboard"),
@@ -17,7 +17,7 @@ TINY = [
 
 
 def test_the_data_set_shown_trains_and_is_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    (code,) = re.findall(r"```python title=\"ponds.py\"\n(.*?)```", TEXT, re.DOTALL)
     (tmp_path / "ponds.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     generator = np.random.default_rng(0)

@@ -1,0 +1,89 @@
+"""What the documentation site (mkdocs.yml) adds to MkDocs: links into the repository, and formulas as MathML.
+
+Pages link as files of the repository do, so that they can be read there as well. In the site, a file outside of docs/
+lies under repository/, and a linked folder becomes a page that lists its files.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")
+PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")  # pages of the site that lie outside of docs/
+
+
+def math_block(source: str, *_: Any, **__: Any) -> str:
+    """Return a ```math block as MathML, which browsers show without scripts."""
+    return f'<div class="math">{convert(source, display="block")}</div>'
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add what the pages link to outside of docs/, and a page for each linked folder."""
+    waiting = [*(ROOT / name for name in PAGES), *(ROOT / "docs").rglob("*.md")]
+    seen = set(waiting)
+    while waiting:
+        path = waiting.pop()
+        place = in_site(path)
+        if path.is_dir():
+            files.append(File.generated(config, f"{place}/index.md", content=listing(path)))
+            waiting += shown(path)
+            continue
+        if files.get_file_from_path(place) is None:
+            files.append(File.generated(config, place, abs_src_path=str(path)))
+        if path.suffix == ".md":
+            linked = {target_of(path, link) for link in LINK.findall(path.read_text(encoding="utf-8"))} - seen
+            waiting += [target for target in sorted(linked) if target.exists()]
+            seen |= linked
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Turn each link between files of the repository into one between files of the site."""
+    source = next((path for path in candidates(page.file.src_uri) if path.is_file()), None)
+    if source is None:  # the listing of a folder
+        return markdown
+
+    def moved(match: re.Match[str]) -> str:
+        target = target_of(source, match[1])
+        place = f"{in_site(target)}/index.md" if target.is_dir() else in_site(target)
+        return f"]({posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or '.')}"
+
+    return LINK.sub(moved, markdown)
+
+
+def candidates(place: str) -> list[Path]:
+    """Return the files of the repository that a place in the site may stand for."""
+    return [ROOT / "docs" / place, ROOT / place.removeprefix("repository/")]
+
+
+def in_site(path: Path) -> str:
+    """Return where a file or folder of the repository lies in the site."""
+    name = path.relative_to(ROOT).as_posix()
+    return name.removeprefix("docs/") if name.startswith("docs/") else f"repository/{name}"
+
+
+def target_of(page: Path, link: str) -> Path:
+    """Return the file or folder that a page's link leads to."""
+    return Path(os.path.normpath(page.parent / link))
+
+
+def shown(folder: Path) -> list[Path]:
+    """Return what a folder holds, sorted."""
+    return [path for path in sorted(folder.iterdir()) if path.name[0] not in "._"]
+
+
+def listing(folder: Path) -> str:
+    """Return a page that links to the files of a folder, and to the folders in it."""
+    names = [path.name + ("/index.md" if path.is_dir() else "") for path in shown(folder)]
+    lines = [f"- [{name.removesuffix('/index.md')}]({name})" for name in names]
+    return "\n".join([f"# {folder.relative_to(ROOT).as_posix()}", "", *lines, ""])
