@@ -6,7 +6,6 @@ import base64
 import gzip
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,8 @@ from ccgpu.models.ccnet import CCNet
 from ccgpu.models.context import NonLocal
 from ccgpu.train import attention
 from ccgpu.train.pictures import CAPTION_HEIGHT, GAP
+from tests.train.browser import CHROMIUM, opened
 from tests.train.networks import write_network
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
 @pytest.fixture(scope="module")
@@ -184,18 +181,9 @@ def test_page_needs_nothing_else_and_holds_the_weights(file: Path, photograph: P
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_a_click_shows_the_maps_of_the_pixel(align_corners: bool, photograph: Path, tmp_path: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     net = write_network(tmp_path / "net.pt", align_corners=align_corners)
     assert run("--checkpoint", tmp_path / "net.pt", photograph, "--html", tmp_path / "page.html") == 0
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=flags)
-        tab = browser.new_page()
-        problems: list[str] = []
-        tab.on("pageerror", lambda error: problems.append(str(error)))
-        tab.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
-        tab.goto((tmp_path / "page.html").as_uri())
-        tab.wait_for_function("document.body.dataset.chosen !== undefined")
+    with opened(tmp_path / "page.html") as tab:
         assert tab.evaluate("document.body.dataset.chosen") == "32,48", "the middle at first"
         before = tab.evaluate("canvases[2].toDataURL()")
         for y, x in [(5, 90), (64, 0), (33, 12)]:
@@ -213,5 +201,3 @@ def test_a_click_shows_the_maps_of_the_pixel(align_corners: bool, photograph: Pa
         tab.goto((tmp_path / "page.html").as_uri() + "#8,9")
         tab.reload()
         tab.wait_for_function("document.body.dataset.chosen === '8,9'")
-        browser.close()
-    assert not problems

@@ -1,0 +1,200 @@
+"""A reader of the documentation, who does what the blocks of a page say, in their order, in a folder of their own.
+
+Python runs as it stands; a block with a title is saved under that name. A command runs in this process, as it stands
+but for what makes it small: where a flag is given twice, the last one counts, so flags are added at its end. "PATH"
+stands for the folder of the command's data set and is replaced by a drawn one.
+"""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"\n]*)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+SMALL_RUN = [
+    *("--crop", "33", "41", "--scenes", "6", "3", "--head-channels", "8", "--batch", "4", "--iterations", "2"),
+    "--no-tensorboard",
+]
+HERE = ["--device", "cpu", "--workers", "0"]
+# What is added for a data set, because its recipe says something about sizes.
+SMALL_RECIPES = {
+    "ade20k": ["--short-sides", "48", "64", "--eval-short-side", "64"],
+    "lip": ["--eval-fit", "64", "64"],
+    "cityscapes": ["--eval-crop", "65", "--eval-stride", "49"],
+}
+SMALL = {
+    "evaluate": HERE,
+    "predict": ["--device", "cpu"],
+    "attention": ["--device", "cpu"],
+    "cost": ["--size", "65", "65", "--repeats", "1", "--device", "cpu"],
+}
+SHOWN = ("text", "math")  # languages of blocks that are only to be looked at
+SETTING_UP = ("pip", "source", "git")  # commands that change the reader's machine: looked at, not run
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page: where it starts, its language, its title, its text."""
+
+    page: Path
+    line: int
+    language: str
+    title: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path) -> list[Block]:
+    """Return a page's fenced blocks."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(page, text.count("\n", 0, found.start()) + 1, found[1], found[2] or "", found[3])
+        for found in FENCE.finditer(text)
+    ]
+
+
+class Reader:
+    """Follows blocks in the current folder.
+
+    Args:
+        data: name of a data set -> the folder of a small one.
+    """
+
+    def __init__(self, data: Callable[[str], Path]) -> None:
+        self.data = data
+        self.names: dict[str, Any] = {"__name__": "reader"}
+
+    def read(self, page: Path) -> None:
+        """Follow all blocks of a page.
+
+        Raises:
+            AssertionError: as `follow`; a block of another language.
+        """
+        for block in blocks(page):
+            if block.language not in SHOWN:
+                assert block.language in ("python", "sh"), f"{block}: say python, sh, text or math behind the ```"
+                self.follow(block)
+
+    def follow(self, block: Block) -> None:
+        """Do what a block says.
+
+        Raises:
+            AssertionError: a command that ends with another status than 0, or is not one that a reader knows.
+        """
+        if block.language == "sh":
+            for command in commands(block.text):
+                self.command(command, block)
+        elif block.title:
+            Path(block.title).write_text(block.text, encoding="utf-8")
+        else:
+            exec(compile("\n" * block.line + block.text, str(block.page), "exec"), self.names)
+
+    def command(self, command: str, block: Block) -> None:
+        """Run a command of a shell."""
+        words = shlex.split(command, comments=True)
+        with environment(words):
+            if words[0] == "make":
+                self.make(words[1:], block)
+            elif words[0] in SETTING_UP:
+                check_setting_up(words, block)
+            elif words[0] == "torchrun":
+                assert (words[1], words[3]) == ("--nproc_per_node", "-m"), f"{block}: {command}"
+                arguments = ["--nproc_per_node", "2", "-m", words[4], *self.smaller(words[4], words[5:])]
+                done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", *arguments])
+                assert done.returncode == 0, f"{block}: {command}"
+            else:
+                assert words[:2] == ["python", "-m"], f"{block}: no such command: {command}"
+                self.module(words[2], words[3:], f"{block}: {command}")
+
+    def module(self, name: str, arguments: list[str], what: str) -> None:
+        """Run `python -m NAME ARGUMENTS`."""
+        own = name.partition(".")[0] in ("kernels", "models", "train")
+        main = importlib.import_module(f"ccgpu.{name}" if own else name).main
+        try:
+            status = main(self.smaller(name, arguments))
+        except SystemExit as exit:  # of --help
+            status = exit.code
+        # Without a device there is nothing to compile kernels for, and the command says so.
+        expected = 1 if name == "ccgpu.warmup" and not torch.cuda.is_available() else 0
+        assert (status or 0) == expected, f"{what}: status {status}"
+
+    def make(self, targets: list[str], block: Block) -> None:
+        """Run what `make` would, where that is a command of this project; other targets only have to be there."""
+        shown = subprocess.run(["make", "-n", "-C", str(ROOT), *targets], capture_output=True, text=True)
+        assert shown.returncode == 0, f"{block}: make {targets}: {shown.stderr}"
+        for line in shown.stdout.splitlines():
+            _, python, rest = line.partition("bin/python -m train.")
+            if python:
+                name, *arguments = shlex.split(rest)
+                self.module(f"train.{name}", arguments, f"{block}: make {targets}")
+
+    def smaller(self, module: str, arguments: list[str]) -> list[str]:
+        """Return the arguments with what makes the command small at their end, and real folders in them."""
+        name = module.rpartition(".")[2]
+        data_set = name
+        if "--data-set" in arguments:
+            data_set = arguments[arguments.index("--data-set") + 1]
+        elif "--checkpoint" in arguments:
+            data_set = "cityscapes"
+        arguments = [str(self.data(data_set)) if word == "PATH" else word for word in arguments]
+        if name in SMALL:
+            windows = (
+                ["--crop", "65", "--stride", "49"] if name == "evaluate" and "ccnet.safetensors" in arguments else []
+            )
+            return [*arguments, *SMALL[name], *windows]
+        if not ({"--data", "--preset", "--out"} & {*arguments}) or name in ("convert", "export"):
+            return arguments
+        if "--resume" in arguments and "--preset" not in arguments:
+            return [*arguments, *HERE]  # the settings are those of the run
+        more = [] if "package" in arguments else ["--backbone", "resnet18"]
+        more += [] if "--preset" in arguments else ["--scenes-size", "64", "96"]
+        return [*arguments, *SMALL_RUN, *SMALL_RECIPES.get(name, []), *more, *HERE]
+
+
+def commands(text: str) -> list[str]:
+    """Return the commands of a block, those on several lines joined, without comments."""
+    return [line for line in text.replace("\\\n", " ").splitlines() if line.partition("#")[0].strip()]
+
+
+@contextlib.contextmanager
+def environment(words: list[str]) -> Iterator[None]:
+    """Take the NAME=VALUE in front of a command off it and into the environment, while it runs."""
+    before = dict(os.environ)
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        name, _, value = words.pop(0).partition("=")
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def check_setting_up(words: list[str], block: Block) -> None:
+    """Look whether what would be installed or activated is there."""
+    if words[0] != "pip":
+        return
+    assert words[1] == "install", f"{block}: {words}"
+    declared = configparser.ConfigParser()
+    declared.read(ROOT / "setup.cfg")
+    for place in words[2:]:
+        found = re.fullmatch(r"\.(?:\[(.+)\])?", place)
+        assert found, f"{block}: {place} is not this project"
+        for extra in (found[1] or "").split(",") if found[1] else []:
+            assert extra in declared["options.extras_require"], f"{block}: no extra {extra}"

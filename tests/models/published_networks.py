@@ -1,0 +1,123 @@
+"""The published networks in plain torch, from the entries of their files.
+
+They know nothing of ccgpu: they take a file's entries as its authors' code does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.models.published_files import State
+
+
+def convolve(state: State, x: Tensor, name: str, *, stride: int = 1, dilation: int = 1) -> Tensor:
+    weight = state[f"{name}.weight"]
+    padding = weight.shape[-1] // 2 * dilation
+    return F.conv2d(x, weight, state.get(f"{name}.bias"), stride=stride, padding=padding, dilation=dilation)
+
+
+def batch_norm(state: State, x: Tensor, name: str) -> Tensor:
+    weight, bias, mean, variance = (state[f"{name}.{e}"] for e in ("weight", "bias", "running_mean", "running_var"))
+    return F.batch_norm(x, mean, variance, weight, bias, eps=1e-5)
+
+
+def inplace_abn(state: State, x: Tensor, name: str) -> Tensor:
+    """InPlaceABN in eval mode, without its activation: (x - mean) / sqrt(var + eps) * (|weight| + eps) + bias."""
+    column = (1, -1, 1, 1)
+    weight, bias, mean, variance = (
+        state[f"{name}.{entry}"].view(column) for entry in ("weight", "bias", "running_mean", "running_var")
+    )
+    return (x - mean) / (variance + 1e-5).sqrt() * (weight.abs() + 1e-5) + bias
+
+
+Norm = Callable[[State, Tensor, str], Tensor]
+
+
+def stages(state: State, x: Tensor, prefix: str, norm: Norm, *, halved: bool) -> list[Tensor]:
+    outputs = []
+    for layer, (stride, dilation) in enumerate([(1, 1), (2, 1), (1, 2), (1, 4)], 1):
+        count = len(
+            {name.split(".")[prefix.count(".") + 1] for name in state if name.startswith(f"{prefix}layer{layer}.")}
+        )
+        for i in range(count):
+            block = f"{prefix}layer{layer}.{i}"
+            step = stride if i == 0 else 1
+            rate = max(dilation // 2, 1) if halved and i == 0 else dilation
+            out = norm(state, convolve(state, x, f"{block}.conv1"), f"{block}.bn1").relu()
+            out = norm(state, convolve(state, out, f"{block}.conv2", stride=step, dilation=rate), f"{block}.bn2").relu()
+            out = norm(state, convolve(state, out, f"{block}.conv3"), f"{block}.bn3")
+            if i == 0:
+                x = norm(state, convolve(state, x, f"{block}.downsample.0", stride=step), f"{block}.downsample.1")
+            x = (out + x).relu()
+        outputs.append(x)
+    return outputs
+
+
+def criss_cross(state: State, x: Tensor, name: str, gamma: Tensor) -> Tensor:
+    """One loop, position by position: softmax over the row and the column, the position itself once."""
+    q, k, v = (convolve(state, x, f"{name}.{part}_conv") for part in ("query", "key", "value"))
+    out = torch.empty_like(v)
+    height, width = x.shape[2:]
+    for i in range(height):
+        for j in range(width):
+            seen = [(i, b) for b in range(width)] + [(a, j) for a in range(height) if a != i]
+            rows, columns = (list(axis) for axis in zip(*seen, strict=True))
+            energy = torch.einsum("bc,bcn->bn", q[:, :, i, j], k[:, :, rows, columns])
+            out[:, :, i, j] = torch.einsum("bn,bcn->bc", energy.softmax(1), v[:, :, rows, columns])
+    return gamma * out + x
+
+
+def upsampled(logits: Tensor, images: Tensor, align_corners: bool) -> Tensor:
+    return F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=align_corners)
+
+
+def authors_network(state: State, pictures: Tensor, recurrence: int = 2) -> tuple[Tensor, Tensor]:
+    """Logits and auxiliary logits of pictures (B, 3, H, W), red, green, blue in 0..255."""
+    mean = torch.tensor([104.00698793, 116.66876762, 122.67891434]).view(1, 3, 1, 1)
+    x = pictures.flip(1) - mean  # blue, green, red
+    x = inplace_abn(state, convolve(state, x, "conv1", stride=2), "bn1").relu()
+    x = inplace_abn(state, convolve(state, x, "conv2"), "bn2").relu()
+    x = inplace_abn(state, convolve(state, x, "conv3"), "bn3").relu()
+    x = F.max_pool2d(x, 3, stride=2, padding=1, ceil_mode=True)
+    *_, layer3, x = stages(state, x, "", inplace_abn, halved=False)
+
+    def leaky(x: Tensor, name: str, norm: str) -> Tensor:
+        return F.leaky_relu(inplace_abn(state, convolve(state, x, name), norm), 0.01)
+
+    attended = leaky(x, "head.conva.0", "head.conva.1")
+    for _ in range(recurrence):
+        attended = criss_cross(state, attended, "head.cca", state["head.cca.gamma"])
+    attended = leaky(attended, "head.convb.0", "head.convb.1")
+    joined = leaky(torch.cat([x, attended], 1), "head.bottleneck.0", "head.bottleneck.1")
+    logits = convolve(state, joined, "head.bottleneck.3")
+    auxiliary = convolve(state, leaky(layer3, "dsn.0", "dsn.1"), "dsn.3")
+    return upsampled(logits, pictures, True), upsampled(auxiliary, pictures, True)
+
+
+def mmsegmentation_network(
+    state: State, pictures: Tensor, *, align_corners: bool, recurrence: int = 2
+) -> tuple[Tensor, Tensor]:
+    """Logits and auxiliary logits of pictures (B, 3, H, W), red, green, blue in 0..255."""
+    mean = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1)
+    std = torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1)
+    x = (pictures - mean) / std
+    for i, stride in ((0, 2), (3, 1), (6, 1)):
+        x = convolve(state, x, f"backbone.stem.{i}", stride=stride)
+        x = batch_norm(state, x, f"backbone.stem.{i + 1}").relu()
+    x = F.max_pool2d(x, 3, stride=2, padding=1)
+    *_, layer3, x = stages(state, x, "backbone.", batch_norm, halved=True)
+
+    def module(x: Tensor, name: str) -> Tensor:
+        return batch_norm(state, convolve(state, x, f"{name}.conv"), f"{name}.bn").relu()
+
+    attended = module(x, "decode_head.convs.0")
+    for _ in range(recurrence):
+        attended = criss_cross(state, attended, "decode_head.cca", state["decode_head.cca.gamma.scale"])
+    attended = module(attended, "decode_head.convs.1")
+    logits = convolve(state, module(torch.cat([x, attended], 1), "decode_head.conv_cat"), "decode_head.conv_seg")
+    auxiliary = convolve(state, module(layer3, "auxiliary_head.convs.0"), "auxiliary_head.conv_seg")
+    return upsampled(logits, pictures, align_corners), upsampled(auxiliary, pictures, align_corners)
