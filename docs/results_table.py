@@ -87,5 +87,14 @@ def cost_table() -> str:
     return "\n".join(rows)
 
 
+def half_precision_table() -> str:
+    """Return how many pixels keep their class in half precision."""
+    rows = ["| network | pictures | bfloat16 % | float16 % |", "|---|---|---|---|"]
+    (line,) = lines_of(RESULTS / "half-precision-demo.jsonl")
+    shares = [f"{100 * line['kept'][amp]:.2f}" for amp in ("bf16", "fp16")]
+    rows.append(f"| {' | '.join(['`make demo`, drawn val', str(line['pictures']), *shares])} |")
+    return "\n".join(rows)
+
+
 if __name__ == "__main__":
-    print(contexts_table(), classes_table(), cost_table(), sep="\n\n")
+    print(contexts_table(), classes_table(), cost_table(), half_precision_table(), sep="\n\n")

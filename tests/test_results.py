@@ -18,7 +18,7 @@ def results_table() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("table", ["contexts_table", "classes_table", "cost_table"])
+@pytest.mark.parametrize("table", ["contexts_table", "classes_table", "cost_table", "half_precision_table"])
 def test_tables_are_those_of_the_records(table: str) -> None:
     assert getattr(results_table(), table)() in (DOCS / "results.md").read_text()
 
