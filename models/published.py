@@ -61,7 +61,8 @@ def recognise(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Layout | 
 
     Args:
         state: the file's tensors by name.
-        meta: what the file says beside them; mmsegmentation keeps its config, as text, under "config".
+        meta: what the file says beside them; mmsegmentation keeps its config, as text, under "config" (versions 0.x) or
+            "cfg" (1.x).
     """
     if any(name.startswith("decode_head.") for name in state):
         return _mmsegmentation(state, meta)
@@ -120,7 +121,7 @@ def _mmsegmentation(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Lay
         return None
     stem = "v1c" if any(name.startswith("backbone.stem.") for name in state) else "7x7"
     channels = _axis(state, "decode_head.convs.0.conv.weight", 0, 512)
-    text = str(meta.get("config", ""))
+    text = str(meta.get("config", meta.get("cfg", "")))
     notes = {}
     # The decode head comes before the auxiliary head in every config, and both have the same value.
     found = re.search(r"align_corners['\"]?\s*[=:]\s*(True|False)", text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,12 @@ def read_content(function: str, path: str | os.PathLike[str]) -> tuple[Any, dict
         # kinds, from RuntimeError and UnpicklingError to OSError, struct.error, UnicodeDecodeError and
         # AssertionError.
         except Exception as error:
+            if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL (\S+) was not", str(error))):
+                raise ValueError(
+                    f"{function}: {os.fspath(path)!r} must be a file of weights, got one that cannot be read as one "
+                    f"without running code: it holds a {found[1]} beside its weights; if you trust the file, load it "
+                    "with torch.load(path, weights_only=False) and save its 'state_dict' and 'meta' alone."
+                ) from error
             raise ValueError(
                 f"{function}: {os.fspath(path)!r} must be a file of weights written by torch.save or safetensors, "
                 f"got a file that cannot be read as one ({type(error).__name__} while reading); "

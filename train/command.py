@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import sys
@@ -33,7 +34,7 @@ from ccgpu.train.distributed import is_main
 from ccgpu.train.films import Clip, evaluation_clips, training_clips
 from ccgpu.train.interrupts import DeferredInterrupts
 from ccgpu.train.pairs import BadPicture, check_pairs
-from ccgpu.train.plan import Plan, open_run_folder, read_plan
+from ccgpu.train.plan import Plan, only_writer, open_run_folder, read_plan
 from ccgpu.train.recipe import Settings, check_settings, criterion, prediction
 from ccgpu.train.run import Run, say
 from ccgpu.train.transforms import EvaluationTransform, Normalise, TrainTransform
@@ -68,10 +69,10 @@ def main(data_set: DataSet, argv: Sequence[str] | None = None) -> int:
     except BAD_INPUT as error:
         return fail(data_set.name, str(error), 2)
     # What happened is told before the processes part: as soon as one has ended, torchrun kills the others.
-    with distributed.processes(device):
+    with distributed.processes(device), contextlib.ExitStack() as held:
         try:
             try:
-                run, batches, evaluated = prepare(plan, data_set, device)
+                run, batches, evaluated = prepare(plan, data_set, device, held)
             except BAD_INPUT as error:
                 return fail(data_set.name, str(error), 2)
             return train_and_evaluate(plan, run, batches, evaluated)
@@ -135,8 +136,12 @@ def default_out(settings: Settings, data_set: DataSet) -> Path:
     return Path("runs") / f"{data_set.name}-{settings.backbone.replace(':', '-')}-{context}{clip}"
 
 
-def prepare(plan: Plan[Settings], data_set: DataSet, device: torch.device) -> tuple[Run, Batches, set[int]]:
+def prepare(
+    plan: Plan[Settings], data_set: DataSet, device: torch.device, held: contextlib.ExitStack
+) -> tuple[Run, Batches, set[int]]:
     """Build network, optimiser and data, from the beginning or from a checkpoint, then open the run folder.
+
+    The folder is this command's alone until `held` is closed.
 
     Returns:
         The run, this process's training batches, and the iterations whose evaluation is recorded already.
@@ -158,6 +163,7 @@ def prepare(plan: Plan[Settings], data_set: DataSet, device: torch.device) -> tu
     batches = load_training(settings, data_set, training, normalise, plan.start, device)
     val_set, val_loader = load_evaluation(evaluation, data_set, normalise, settings.clip, settings.workers, device)
     announce(plan, data_set, device, len(training), sum(len(clip) - first for clip, first in evaluation))
+    held.enter_context(only_writer(out))
     evaluated = open_run_folder(plan, device)
     run = Run(
         out=out,

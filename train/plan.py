@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import filelock
 import torch
 
 from ccgpu.train import distributed, records, state
 from ccgpu.train.settings import add_flags, combine
 
 S = TypeVar("S")
+LOCK = "run.lock"
+# The loaders of a killed run live a little longer than it does, and hold its lock.
+LOCK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def read_plan(
     elif out is None:
         out = default_out(combine(settings, preset=preset, saved=None, flags=flags))
     elsewhere = bool(resume) and Path(resume).resolve().parent != out.resolve()
-    if (resume is None or elsewhere) and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if (resume is None or elsewhere) and out.exists() and (not out.is_dir() or {*out.iterdir()} - {out / LOCK}):
         raise FileExistsError(
             f"--out must be a new or empty folder, got {out}, which already holds files; continue the run in "
             "it with --resume, or name another folder."
@@ -90,6 +95,33 @@ def read_plan(
         path,
         checkpoint,
     )
+
+
+@contextlib.contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Keep other commands out of the run folder: two at once would mix their records and checkpoints.
+
+    The lock ends with the process, however that ends. It belongs to the first of several processes.
+
+    Raises:
+        ValueError: another command holds it.
+    """
+    if not distributed.is_main():
+        yield
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(out / LOCK, timeout=LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise ValueError(
+            f"--out must be a folder that no other command writes to, got {out}, where a run is under way; wait for "
+            "it, stop it, or name another folder."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def open_run_folder(plan: Plan[Any], device: torch.device) -> set[int]:

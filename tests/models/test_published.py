@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,14 @@ def test_mmsegmentation_file_gives_its_logits(mmsegmentation: State, align_corne
     expected = mmsegmentation_network(mmsegmentation, pictures, align_corners=align_corners, recurrence=3)
     assert_same_logits(net, pictures, *expected)
     assert checkpoint.read(path).labels == {"names": ["a", "b"], "colours": [[1, 2, 3], [4, 5, 6]]}
+
+
+def test_meta_data_of_mmsegmentation_1_are_read_too(mmsegmentation: State, tmp_path: Path) -> None:
+    data = {"classes": ("a", "b"), "palette": [[1, 2, 3], [4, 5, 6]]}
+    meta = {"cfg": config_text(True, 3), "dataset_meta": data, "epoch": 1}
+    found = checkpoint.read(saved({"meta": meta, "state_dict": mmsegmentation}, tmp_path))
+    assert (found.network["align_corners"], found.network["recurrence"], found.notes) == (True, 3, ())
+    assert found.labels == {"names": ["a", "b"], "colours": [[1, 2, 3], [4, 5, 6]]}
 
 
 def test_mmsegmentation_file_without_a_config_says_what_was_assumed(mmsegmentation: State, tmp_path: Path) -> None:
@@ -242,6 +251,13 @@ def test_files_run_no_code(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read as one"):
         CCNet.from_checkpoint(saved({"state_dict": {}, "meta": Payload()}, tmp_path))
     assert not (tmp_path / "ran").exists()
+
+
+def test_objects_beside_the_weights_are_named(mmsegmentation: State, tmp_path: Path) -> None:
+    """Checkpoints in the middle of a training of mmsegmentation 1.x hold such."""
+    path = saved({"message_hub": Fraction(1, 2), "state_dict": mmsegmentation}, tmp_path)
+    with pytest.raises(ValueError, match=r"holds a fractions\.Fraction beside its weights.* save its 'state_dict'"):
+        CCNet.from_checkpoint(path)
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from ccgpu.train import cityscapes, command, engine, recipe, records
+from ccgpu.train import cityscapes, command, engine, plan, recipe, records
 from ccgpu.train.metrics import ConfusionMatrix
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -143,6 +143,29 @@ def test_a_killed_run_ends_bit_for_bit_as_one_left_alone(alone: Path, tiny_data:
     assert comparable(out) == comparable(alone)
     assert (out / "results.txt").read_text() == (alone / "results.txt").read_text()
     assert not (out / "last.pt.partial").exists()
+
+
+def test_a_folder_with_a_run_under_way_is_left_alone(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plan, "LOCK_SECONDS", 0.2)
+    out = tmp_path / "run"
+    process = start("--data", str(tiny_data), *TINY, "--out", str(out))
+    stop_when(process, lambda: bool(iterations_in(out)), signal.SIGSTOP)
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    assert cityscapes.main(["--resume", "--out", str(out)]) == 2
+    assert f"no other command writes to, got {out}, where a run is under way" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    process.kill()
+    finish(process, -signal.SIGKILL)
+    assert cityscapes.main(["--resume", "--out", str(out)]) == 0
+    assert iterations_in(out) == list(range(1, ITERATIONS + 1))
+
+
+def test_a_new_run_may_begin_where_one_was_refused(tiny_data: Path, tmp_path: Path) -> None:
+    """A lock file alone is nothing to lose."""
+    (tmp_path / plan.LOCK).touch()
+    assert cityscapes.main(["--data", str(tiny_data), *TINY, "--iterations", "1", "--out", str(tmp_path)]) == 0
 
 
 def test_two_processes_follow_the_loss_curve_of_one(folders: tuple[Path, Path]) -> None:
