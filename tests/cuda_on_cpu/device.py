@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 CACHE = HERE.parents[1] / "build" / "cuda_on_cpu"
 HEADERS = sorted(path.name for path in HERE.glob("*.h"))
 FLAGS = (
-    *("-std=c++17", "-O2", "-ftree-vectorize", "-g1", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique"),
+    *("-std=c++17", "-O1", "-ftree-vectorize", "-g1", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique"),
     *("-fno-strict-aliasing", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused", "-fmax-errors=5"),
 )
 UNIT = "kernels.cu"  # the name of a source in messages
