@@ -63,6 +63,7 @@ def draw_ponds(root: Path) -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A reader's folder: a published checkpoint, ImageNet weights, photographs and a film."""
+    pytest.importorskip("av")
     state = mmsegmentation_file(50, classes=19)
     file = {"meta": {"config": config_text(True, 2), "epoch": 1}, "state_dict": state}
     torch.save(file, tmp_path / "ccnet_r50-d8_769x769.pth")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+import pytest
 import torch
 from PIL import Image
 
@@ -20,6 +20,8 @@ from tests.train.browser import CHROMIUM, opened
 
 @torch.no_grad()
 def test_a_published_checkpoint_goes_all_the_way(folder: Path, data: Callable[[str], Path]) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
     Reader(data).read(ROOT / "docs" / "checkpoints.md")
 
     pixels = np.array(Image.open("photos/street.jpg"))
