@@ -1,7 +1,8 @@
-"""Criss-cross attention in differentiable torch operations: the source of second derivatives, and what exported
-networks hold in place of the op.
+"""Criss-cross attention in differentiable torch operations: the source of second derivatives and of those of
+`transforms`, and what exported networks hold in place of the op.
 
-It keeps every energy and lets autograd differentiate to any order. Its operations have a counterpart in ONNX.
+It keeps every energy and lets autograd differentiate to any order. The operations of `attention` have counterparts in
+ONNX.
 """
 
 from __future__ import annotations
@@ -34,3 +35,41 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
         lines_v = v.movedim(1, -1).movedim(1 + axis, -2).to(wide)
         out = out + (w.movedim(1 + axis, -2) @ lines_v).movedim(-2, 1 + axis)
     return out.movedim(-1, 1).to(v.dtype), lse
+
+
+def affinity(q: Tensor, k: Tensor) -> Tensor:
+    """Return the energies of `ccgpu.affinity`, a differentiable function of q and k."""
+    axes = range(q.ndim - 2)
+    wide = energy_dtype(q.dtype)
+    energies = []
+    for axis in axes:
+        lines_q, lines_k = (x.movedim(1, -1).movedim(1 + axis, -2).to(wide) for x in (q, k))
+        line = lines_q @ lines_k.transpose(-1, -2)
+        if axis != axes[-1]:
+            line = torch.take_along_dim(line, _others(line.shape[-1], line.device).expand(*line.shape[:-1], -1), -1)
+        energies.append(line.movedim(-2, 1 + axis))
+    return torch.cat(energies, -1).movedim(-1, 1)
+
+
+def aggregate(weights: Tensor, v: Tensor) -> Tensor:
+    """Return the sums of `ccgpu.aggregate`, a differentiable function of weights and v."""
+    sizes = v.shape[2:]
+    wide = energy_dtype(v.dtype)
+    counts = [*(size - 1 for size in sizes[:-1]), sizes[-1]]
+    out = torch.zeros_like(v.movedim(1, -1), dtype=wide)
+    for axis, w in enumerate(weights.movedim(1, -1).to(wide).split(counts, -1)):
+        lines_v = v.movedim(1, -1).movedim(1 + axis, -2).to(wide)
+        if axis != len(sizes) - 1:  # the values of all positions of the line but the query's own: (..., N, N - 1, C)
+            others = _others(sizes[axis], v.device)
+            products = w.movedim(1 + axis, -2).unsqueeze(-2) @ lines_v[..., others, :]
+            line = products.squeeze(-2)
+        else:
+            line = w.movedim(1 + axis, -2) @ lines_v
+        out = out + line.movedim(-2, 1 + axis)
+    return out.movedim(-1, 1).to(v.dtype)
+
+
+def _others(size: int, device: torch.device) -> Tensor:
+    """Return for each position of a line of this size the others in their order, (size, size - 1)."""
+    index = torch.arange(size - 1, device=device).expand(size, -1)
+    return index + (index >= torch.arange(size, device=device).unsqueeze(1))

@@ -8,11 +8,12 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from ccgpu import arrays
-from ccgpu import autograd as autograd  # registers torch.ops.ccgpu
+from ccgpu import arrays, formula
+from ccgpu.autograd import lowered_maps  # registers torch.ops.ccgpu
 from ccgpu.checks import check_inputs
 from ccgpu.dispatch import check_name
 from ccgpu.kernels.array_checks import check_scale
+from ccgpu.transforms import by_formula, without_rule
 
 
 @overload
@@ -84,8 +85,9 @@ def cca(
 
     Both results are differentiable in q, k and v, to any order (second and higher derivatives keep all energies).
     Saved for backward: q, k, v, out, lse. Deterministic: the same bits on every run. Works under autocast (inputs take
-    its dtype, float64 stays), torch.func.vmap, torch.compile(fullgraph=True) and torch.export. A NaN or infinity in an
-    input reaches the positions that attend to it, and no others.
+    its dtype, float64 stays), torch.func.vmap, torch.compile(fullgraph=True) and torch.export. Under torch.func's grad,
+    jvp and the like and in forward mode plain torch operations compute it, whatever the backend, and keep all energies.
+    A NaN or infinity in an input reaches the positions that attend to it, and no others.
 
     Arrays of other libraries are taken as well, all three of one kind, and give out (and lse) of that kind, without
     autograd or autocast. They are computed in place in memory and never written to; a copy is made of what torch cannot
@@ -116,5 +118,8 @@ def cca(
     check_inputs(q, k, v)
     scale = check_scale(scale, "cca")
     check_name(backend)
-    out, lse = torch.ops.ccgpu.cca_forward(q, k, v, scale, backend)
+    if without_rule(q, k, v):
+        out, lse = by_formula(functools.partial(formula.attention, scale=scale), lowered_maps, q, k, v)
+    else:
+        out, lse = torch.ops.ccgpu.cca_forward(q, k, v, scale, backend)
     return (out, lse) if return_lse else out

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ccgpu.autograd import fold, lowered
+from ccgpu.autograd import fold, lowered, lowered_maps
 from ccgpu.checks import AUTOCAST_DEVICES
 from ccgpu.dispatch import choose
 from ccgpu.torch_lines import energy_dtype
@@ -122,17 +122,20 @@ for _name, _of_first, _of_second in (
 # Autocast -------------------------------------------------------------------------------------------------------------
 
 
-def _autocast(device_type: str) -> None:
-    """Register: under autocast q, k and v take its dtype, float64 stays; weights stay wide where they are."""
+def lowered_weights(weights: Tensor, v: Tensor, device_type: str) -> tuple[Tensor, Tensor]:
+    """Return weights and values in autocast's dtype; weights stay wide where they are."""
+    weights = weights if weights.dtype == energy_dtype(v.dtype) else lowered(weights, device_type)
+    return weights, lowered(v, device_type)
 
+
+def _autocast(device_type: str) -> None:
     def affinity(q: Tensor, k: Tensor, backend: str | None) -> Tensor:
-        q, k = (lowered(x, device_type) for x in (q, k))
+        q, k = lowered_maps(q, k, device_type)
         with torch.autocast(device_type, enabled=False):
             return torch.ops.ccgpu.affinity(q, k, backend)
 
     def aggregate(weights: Tensor, v: Tensor, backend: str | None) -> Tensor:
-        weights = weights if weights.dtype == energy_dtype(v.dtype) else lowered(weights, device_type)
-        v = lowered(v, device_type)
+        weights, v = lowered_weights(weights, v, device_type)
         with torch.autocast(device_type, enabled=False):
             return torch.ops.ccgpu.aggregate(weights, v, backend)
 

@@ -8,10 +8,12 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from ccgpu import arrays
-from ccgpu import stage_ops as stage_ops  # registers torch.ops.ccgpu.affinity, aggregate and aggregate_transposed
+from ccgpu import arrays, formula
+from ccgpu.autograd import lowered_maps
 from ccgpu.dispatch import check_name
 from ccgpu.stage_checks import check_affinity, check_aggregate
+from ccgpu.stage_ops import lowered_weights  # registers torch.ops.ccgpu.affinity, aggregate and aggregate_transposed
+from ccgpu.transforms import by_formula, without_rule
 
 
 @overload
@@ -71,6 +73,8 @@ def affinity(q: Any, k: Any, *, backend: str | None = None) -> Any:
             return arrays.call("affinity", kind, functools.partial(affinity, backend=backend), q=q, k=k)
     check_affinity(q, k)
     check_name(backend, "affinity")
+    if without_rule(q, k):
+        return by_formula(formula.affinity, lowered_maps, q, k)
     return torch.ops.ccgpu.affinity(q, k, backend)
 
 
@@ -123,4 +127,6 @@ def aggregate(weights: Any, v: Any, *, backend: str | None = None) -> Any:
             return arrays.call("aggregate", kind, operation, wide="weights", weights=weights, v=v)
     check_aggregate(weights, v)
     check_name(backend, "aggregate")
+    if without_rule(weights, v):
+        return by_formula(formula.aggregate, lowered_weights, weights, v)
     return torch.ops.ccgpu.aggregate(weights, v, backend)

@@ -216,8 +216,14 @@ def test_stages_match_reference(machine, rank, arithmetic, data):
 
 
 @pytest.mark.usefixtures("tf32")
-@pytest.mark.parametrize("arithmetic", ["bf16", "tf32", "f32", "f64"])
-@pytest.mark.parametrize("sizes", [(3, 97), (2, 129), (2, 300)])
+@pytest.mark.parametrize(
+    ("arithmetic", "sizes"),
+    [
+        pytest.param(name, sizes, marks=[pytest.mark.slow] if name in ("tf32", "f64") and sizes[1] < 300 else [])
+        for name in ("bf16", "tf32", "f32", "f64")
+        for sizes in ((3, 97), (2, 129), (2, 300))
+    ],
+)
 def test_long_lines(cuda_on_cpu, arithmetic, sizes):
     """Lines of several tiles a warp, and lines in several segments, with 40 channels of q and k."""
     problem = random_problem(DTYPE[arithmetic], 1, sizes, 40, 72, seed=sizes[1])

@@ -1,0 +1,43 @@
+"""Derivatives that torch gives custom ops no rule for: torch.func's (grad, jvp, jacrev, hessian, ...) and forward mode.
+
+Through an op, the former raise and forward mode's would silently be zero. Where they are taken, the public functions
+compute by `formula` instead, in torch operations that have all rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch.autograd import forward_ad
+
+from ccgpu.checks import AUTOCAST_DEVICES
+
+T = TypeVar("T")
+
+
+def without_rule(*tensors: Tensor) -> bool:
+    """Return whether a derivative of what is computed of these is being taken that an op has no rule for.
+
+    vmap alone is none, nor is autograd's backward. torch.compile and torch.export see the op in any case.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._are_functorch_transforms_active():
+        keys = [interpreter.key() for interpreter in retrieve_all_functorch_interpreters()]
+        if TransformType.Grad in keys or TransformType.Jvp in keys:
+            return True
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+
+
+def by_formula(function: Callable[..., T], lower: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> T:
+    """Return a function of `formula` of the tensors; under autocast of lower(*tensors, device type), as the ops do."""
+    kind = tensors[0].device.type
+    if not (kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind)):
+        return function(*tensors)
+    with torch.autocast(kind, enabled=False):
+        return function(*lower(*tensors, kind))
