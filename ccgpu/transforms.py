@@ -20,18 +20,27 @@ from ccgpu.checks import AUTOCAST_DEVICES
 T = TypeVar("T")
 
 
+def _within_transform() -> bool:
+    """Return whether a transform of torch.func other than vmap is under way."""
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    keys = [interpreter.key() for interpreter in retrieve_all_functorch_interpreters()]
+    return TransformType.Grad in keys or TransformType.Jvp in keys
+
+
+# torch.compile enters the transforms that it traces, so it may ask and keep the answer: what
+# torch.compiler.assume_constant_result does, which imports all of torch._dynamo.
+_within_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def without_rule(*tensors: Tensor) -> bool:
     """Return whether a derivative of what is computed of these is being taken that an op has no rule for.
 
-    vmap alone is none, nor is autograd's backward. torch.compile and torch.export see the op in any case.
+    vmap alone is none, nor is autograd's backward. What is compiled has no dual numbers of its own.
     """
     if torch.compiler.is_compiling():
-        return False
-    if torch._C._are_functorch_transforms_active():
-        keys = [interpreter.key() for interpreter in retrieve_all_functorch_interpreters()]
-        if TransformType.Grad in keys or TransformType.Jvp in keys:
-            return True
-    return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+        return _within_transform()
+    return _within_transform() or any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 def by_formula(function: Callable[..., T], lower: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> T:

@@ -132,3 +132,23 @@ def test_vmap_alone_runs_the_op() -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         vmap(ccgpu.cca)(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1))
     assert any("ccgpu::cca_forward" in event.key for event in profile.key_averages())
+
+
+@pytest.mark.parametrize("name", ["cca", "affinity", "aggregate"])
+def test_transforms_within_torch_compile(name: str) -> None:
+    function, inputs = functions((3, 4))[name]
+
+    def derivatives(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return (*grad(loss_of(function), argnums=(0, 1))(*inputs), jvp(function, inputs, inputs)[1])
+
+    torch.compiler.reset()
+    torch.testing.assert_close(torch.compile(derivatives, backend="eager")(*inputs), derivatives(*inputs))
+
+
+def test_torch_compile_within_a_transform() -> None:
+    q, k, v, _ = maps((3, 4))
+    torch.compiler.reset()
+    compiled = torch.compile(ccgpu.cca, backend="eager")
+    torch.testing.assert_close(compiled(q, k, v), ccgpu.cca(q, k, v))  # compiled without a transform first
+    function = loss_of(compiled)
+    torch.testing.assert_close(grad(function)(q, k, v), grad(loss_of(ccgpu.cca))(q, k, v))
