@@ -118,15 +118,14 @@ def lowered(x: Tensor, device_type: str) -> Tensor:
     return x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(device_type))
 
 
-def lowered_maps(*maps_and_device_type: Any) -> list[Tensor]:
+def lowered_maps(device_type: str, *maps: Tensor) -> list[Tensor]:
     """Return maps in autocast's dtype: all of them take it, as in torch's matrix products."""
-    *maps, device_type = maps_and_device_type
     return [lowered(x, device_type) for x in maps]
 
 
 def _autocast(device_type: str) -> None:
     def kernel(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str | None) -> tuple[Tensor, Tensor]:
-        inputs = lowered_maps(q, k, v, device_type)
+        inputs = lowered_maps(device_type, q, k, v)
         with torch.autocast(device_type, enabled=False):
             return torch.ops.ccgpu.cca_forward(*inputs, scale, backend)
 

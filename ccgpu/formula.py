@@ -21,7 +21,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
     wide = energy_dtype(q.dtype)
     energies = []
     for axis in axes:
-        lines_q, lines_k = (x.movedim(1, -1).movedim(1 + axis, -2).to(wide) for x in (q, k))
+        lines_q, lines_k = (_lines(x, axis) for x in (q, k))
         line = scale * lines_q @ lines_k.transpose(-1, -2)
         if axis != axes[-1]:  # the centre counts once: on the last axis
             index = torch.arange(line.shape[-1], device=line.device)
@@ -32,7 +32,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
     weights = torch.exp(joint - lse.unsqueeze(-1)).split([e.shape[-1] for e in energies], -1)
     out = torch.zeros_like(v.movedim(1, -1), dtype=wide)
     for axis, w in zip(axes, weights, strict=True):
-        lines_v = v.movedim(1, -1).movedim(1 + axis, -2).to(wide)
+        lines_v = _lines(v, axis)
         out = out + (w.movedim(1 + axis, -2) @ lines_v).movedim(-2, 1 + axis)
     return out.movedim(-1, 1).to(v.dtype), lse
 
@@ -40,10 +40,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Te
 def affinity(q: Tensor, k: Tensor) -> Tensor:
     """Return the energies of `ccgpu.affinity`, a differentiable function of q and k."""
     axes = range(q.ndim - 2)
-    wide = energy_dtype(q.dtype)
     energies = []
     for axis in axes:
-        lines_q, lines_k = (x.movedim(1, -1).movedim(1 + axis, -2).to(wide) for x in (q, k))
+        lines_q, lines_k = (_lines(x, axis) for x in (q, k))
         line = lines_q @ lines_k.transpose(-1, -2)
         if axis != axes[-1]:
             line = torch.take_along_dim(line, _others(line.shape[-1], line.device).expand(*line.shape[:-1], -1), -1)
@@ -58,7 +57,7 @@ def aggregate(weights: Tensor, v: Tensor) -> Tensor:
     counts = [*(size - 1 for size in sizes[:-1]), sizes[-1]]
     out = torch.zeros_like(v.movedim(1, -1), dtype=wide)
     for axis, w in enumerate(weights.movedim(1, -1).to(wide).split(counts, -1)):
-        lines_v = v.movedim(1, -1).movedim(1 + axis, -2).to(wide)
+        lines_v = _lines(v, axis)
         if axis != len(sizes) - 1:  # the values of all positions of the line but the query's own: (..., N, N - 1, C)
             others = _others(sizes[axis], v.device)
             products = w.movedim(1 + axis, -2).unsqueeze(-2) @ lines_v[..., others, :]
@@ -67,6 +66,11 @@ def aggregate(weights: Tensor, v: Tensor) -> Tensor:
             line = w.movedim(1 + axis, -2) @ lines_v
         out = out + line.movedim(-2, 1 + axis)
     return out.movedim(-1, 1).to(v.dtype)
+
+
+def _lines(x: Tensor, axis: int) -> Tensor:
+    """Return a map's lines along an axis, (B, *other axes, N, channels), in the dtype of energies."""
+    return x.movedim(1, -1).movedim(1 + axis, -2).to(energy_dtype(x.dtype))
 
 
 def _others(size: int, device: torch.device) -> Tensor:

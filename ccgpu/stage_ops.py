@@ -122,7 +122,7 @@ for _name, _of_first, _of_second in (
 # Autocast -------------------------------------------------------------------------------------------------------------
 
 
-def lowered_weights(weights: Tensor, v: Tensor, device_type: str) -> tuple[Tensor, Tensor]:
+def lowered_weights(device_type: str, weights: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Return weights and values in autocast's dtype; weights stay wide where they are."""
     weights = weights if weights.dtype == energy_dtype(v.dtype) else lowered(weights, device_type)
     return weights, lowered(v, device_type)
@@ -130,12 +130,12 @@ def lowered_weights(weights: Tensor, v: Tensor, device_type: str) -> tuple[Tenso
 
 def _autocast(device_type: str) -> None:
     def affinity(q: Tensor, k: Tensor, backend: str | None) -> Tensor:
-        q, k = lowered_maps(q, k, device_type)
+        q, k = lowered_maps(device_type, q, k)
         with torch.autocast(device_type, enabled=False):
             return torch.ops.ccgpu.affinity(q, k, backend)
 
     def aggregate(weights: Tensor, v: Tensor, backend: str | None) -> Tensor:
-        weights, v = lowered_weights(weights, v, device_type)
+        weights, v = lowered_weights(device_type, weights, v)
         with torch.autocast(device_type, enabled=False):
             return torch.ops.ccgpu.aggregate(weights, v, backend)
 

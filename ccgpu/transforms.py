@@ -44,9 +44,9 @@ def without_rule(*tensors: Tensor) -> bool:
 
 
 def by_formula(function: Callable[..., T], lower: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> T:
-    """Return a function of `formula` of the tensors; under autocast of lower(*tensors, device type), as the ops do."""
+    """Return a function of `formula` of the tensors; under autocast of lower(device type, *tensors), as the ops do."""
     kind = tensors[0].device.type
     if not (kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind)):
         return function(*tensors)
     with torch.autocast(kind, enabled=False):
-        return function(*lower(*tensors, kind))
+        return function(*lower(kind, *tensors))

@@ -6,7 +6,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from results_table import CONFIGURATIONS, RESULTS, last_evaluations, lines_of
+from results_table import CONFIGURATIONS, RESULTS, last_evaluations, runs_of
 
 TARGET = RESULTS / "camvid-contexts" / "curves.png"
 
@@ -19,8 +19,7 @@ def main() -> None:
         evaluations = last_evaluations(name)
         if not evaluations:
             continue
-        folders = sorted((RESULTS / "camvid-contexts").glob(f"{name}-s[0-9]"))
-        runs = [[r for r in lines_of(folder / "metrics.jsonl") if r["kind"] == "training"] for folder in folders]
+        runs = [[record for record in run if record["kind"] == "training"] for run in runs_of(name)]
         losses = [statistics.fmean(step["main"] for step in steps) for steps in zip(*runs, strict=True)]
         left.plot([r["iteration"] for r in runs[0]], losses, label=title, linewidth=1)
         place = len(titles)

@@ -28,10 +28,15 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def runs_of(name: str) -> list[list[dict[str, Any]]]:
+    """Return the records of each seed's run."""
+    folders = sorted((RESULTS / "camvid-contexts").glob(f"{name}-s[0-9]"))
+    return [lines_of(folder / "metrics.jsonl") for folder in folders]
+
+
 def last_evaluations(name: str) -> list[dict[str, Any]]:
     """Return the last evaluation of each seed's run."""
-    folders = sorted((RESULTS / "camvid-contexts").glob(f"{name}-s[0-9]"))
-    return [lines_of(folder / "metrics.jsonl")[-1] for folder in folders]
+    return [run[-1] for run in runs_of(name)]
 
 
 def spread(values: list[float]) -> str:

@@ -43,7 +43,7 @@ SMALL = {
     "cost": ["--size", "65", "65", "--repeats", "1", "--device", "cpu"],
 }
 SHOWN = ("text", "math")  # languages of blocks that are only to be looked at
-SETTING_UP = ("pip", "source", "git")  # commands that change the reader's machine: looked at, not run
+SETTING_UP = ("pip", "source")  # commands that change the reader's machine: looked at, not run
 
 
 @dataclass(frozen=True)
@@ -196,5 +196,5 @@ def check_setting_up(words: list[str], block: Block) -> None:
     for place in words[2:]:
         found = re.fullmatch(r"\.(?:\[(.+)\])?", place)
         assert found, f"{block}: {place} is not this project"
-        for extra in (found[1] or "").split(",") if found[1] else []:
+        for extra in found[1].split(",") if found[1] else []:
             assert extra in declared["options.extras_require"], f"{block}: no extra {extra}"
