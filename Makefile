@@ -19,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist workste
 .PHONY: help setup demo test test-all test-cuda test-cuda-all test-gpu lint format tree types docs bench clean
 
 help:
-	@echo "make demo      train a small CCNet on drawn street scenes (a few minutes on 2 cores) -> $(OUT)"
+	@echo "make demo      train a small CCNet on synthetic street scenes (a few minutes on 2 cores) -> $(OUT)"
 	@echo "make test      the tests (under 10 minutes on 2 cores)"
 	@echo "make test-all  the tests and the slow sweeps"
 	@echo "make test-cuda compiles the CUDA kernels with NVRTC and Numba, without a GPU; make test-cuda-all: every configuration"

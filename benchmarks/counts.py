@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ccgpu.kernels.configurations import ARITHMETICS, KERNELS, TILE, Configuration, Limits, source
-from ccgpu.kernels.plans import Launch, Pointers, plan
+from ccgpu.kernels.cuda.configurations import ARITHMETICS, KERNELS, TILE, Configuration, Limits, source
+from ccgpu.kernels.cuda.plans import Launch, Pointers, plan
 from tests.cuda_on_cpu import device
 
 RECORD = Path(__file__).resolve().parents[1] / "docs" / "results" / "kernels-counts.csv"

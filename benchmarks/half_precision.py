@@ -1,6 +1,6 @@
 """How many pixels keep their class in half precision: `python -m benchmarks.half_precision --checkpoint X INPUT...`.
 
-Each picture is predicted as `train.predict` does it, in float32 and under autocast to bfloat16 and float16, and the
+Each image is predicted as `train.predict` does it, in float32 and under autocast to bfloat16 and float16, and the
 classes are compared pixel by pixel. A trained network should keep at least 99.5 % of them.
 """
 
@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ccgpu.train import predict, records
-from ccgpu.train.inputs import find_inputs
-from ccgpu.train.photographs import read_photograph
+from ccgpu.models.image_files import read_image
+from ccgpu.train import predict
+from ccgpu.train.data.inputs import find_inputs
+from ccgpu.train.runs import records
 
 HALVES = ("bf16", "fp16")
 
@@ -23,12 +24,12 @@ HALVES = ("bf16", "fp16")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="half_precision", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="pictures, folders, patterns")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="images, folders, patterns")
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="a run's last.pt, or any other network")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
     parser.add_argument("--record", type=Path, metavar="FILE", help="append the shares to this file of JSON lines")
     flags = parser.parse_args(argv)
-    images = [read_photograph(entry.path) for entry in find_inputs(flags.inputs)]
+    images = [read_image(entry.path) for entry in find_inputs(flags.inputs)]
     common = ["--checkpoint", flags.checkpoint, "--device", flags.device, "--out", "", *flags.inputs]
     predictors = {amp: predict.Predictor(predict.read_flags([*common, "--amp", amp])) for amp in ("off", *HALVES)}
     shares = kept_shares(predictors, images)
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{amp}: {100 * share:.3f} % of {sum(image[..., 0].size for image in images):,} pixels keep their class")
     if flags.record is not None:
         device = predictors["off"].precision.device
-        record = {"kind": "half_precision", "kept": shares, "pictures": len(images), **records.circumstances(device)}
+        record = {"kind": "half_precision", "kept": shares, "images": len(images), **records.circumstances(device)}
         records.append_record(flags.record, record)
     return 0
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ccgpu.train import activations
+from ccgpu.train import memory
 
 CPU = torch.device("cpu")
 WARM_UPS = 3
@@ -154,13 +154,13 @@ def quantiles(values: list[float]) -> Timing:
 def peak_bytes(call: Callable[[], object]) -> int:
     """Return the most bytes that torch's CPU allocator and NumPy's hold at once in a call, over those held before."""
     call()
-    return activations.peak_bytes(call, CPU)[0]
+    return memory.peak_bytes(call, CPU)[0]
 
 
 def temporaries(measured: Step, clock: Clock) -> int:
     """Return the most bytes that a step, already warm, holds at once over its inputs and its results."""
     state = measured.prepare(0)
-    peak, result = activations.peak_bytes(lambda: measured.run(state), clock.device)
+    peak, result = memory.peak_bytes(lambda: measured.run(state), clock.device)
     return peak - _bytes(result)
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import nvrtc
-from ccgpu.kernels.configurations import (
+from ccgpu.kernels.cuda.configurations import (
     DEPTHS,
     KERNELS,
     OPTIONS,

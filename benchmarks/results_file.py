@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ccgpu.train import records
+from ccgpu.train.runs import records
 from ccgpu.version import __version__
 
 FOLDER = Path(__file__).resolve().parent / "results"

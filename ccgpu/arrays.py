@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ccgpu.checks import DTYPES
 from ccgpu.kernels.array_checks import SameMemory, check_no_mask, host_array, type_name
-from ccgpu.torch_lines import energy_dtype
+from ccgpu.kernels.dtypes import DTYPES
+from ccgpu.layouts import energy_dtype
 
 DLPACK_CPU = 1  # kDLCPU of DLPack's DLDeviceType
 
@@ -297,7 +297,7 @@ def _name(dtype: torch.dtype) -> str:
 
 def _check_float(function: str, kind: ArrayKind, name: str, x: Any, dtype: str) -> None:
     """Raise TypeError unless a dtype, by its name, is one that the op computes in."""
-    if dtype not in map(_name, DTYPES):
+    if dtype not in DTYPES:
         raise TypeError(
             f"{function}: {name} must be float32, bfloat16, float16 or float64, got {dtype}; convert it, "
             f"for example {kind.cast(name, x, 'float32')}"

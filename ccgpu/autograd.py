@@ -15,7 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ccgpu import formula
 from ccgpu.checks import AUTOCAST_DEVICES
 from ccgpu.dispatch import choose
-from ccgpu.torch_lines import energy_dtype
+from ccgpu.layouts import energy_dtype
 
 _LIBRARY = torch.library.Library("ccgpu", "DEF")
 _LIBRARY.define(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ccgpu.kernels.array_checks import type_name
+from ccgpu.layouts import NAMES
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
@@ -35,7 +35,7 @@ def check_tensor(name: str, x: Tensor, function: str) -> None:
             f"{function}: {name} must be a torch.Tensor, got {type_name(x)}; "
             "convert it with torch.as_tensor or torch.from_dlpack"
         )
-    if x.dtype not in DTYPES:
+    if x.dtype not in NAMES:
         raise TypeError(
             f"{function}: {name} must be float32, bfloat16, float16 or float64, got {x.dtype}; "
             f"convert it, for example {name}.float()"

@@ -1,10 +1,7 @@
 """The backends of the op, in order of preference, and the choice among them.
 
-A backend is a module with two functions, `forward(q, k, v, scale)` and
-`backward(dout, q, k, v, out, lse, dlse, scale)`, a module with the two stages of the op (`affinity(q, k)`,
-`aggregate(weights, v)` and its transpose `aggregate_transposed(weights, x)`), a `why_not(call)` that says why it cannot
-run a call, or None, and a `suits(call)` that says whether it is worth while. The first one that suits a call and can
-run it, runs. A backend asked for by name runs or raises; it is never replaced by another.
+A backend is a module of `ccgpu.bridges` (see `bridges.call.Bridge`). Of those that suit a call, the first that can run
+it does. A backend asked for by name runs or raises; it is never replaced by another.
 """
 
 from __future__ import annotations
@@ -13,50 +10,33 @@ import functools
 import logging
 import os
 from collections.abc import Callable
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ccgpu import (
-    bridge,
-    cupy_device,
-    cupy_lines,
-    cupy_stages,
-    numba_cpu_lines,
-    numba_cuda_device,
-    numba_cuda_lines,
-    torch_lines,
-    torch_stages,
-)
+from ccgpu.bridges import cupy_cuda, numba_cpu, numba_cuda, reference, torch_gemm
+from ccgpu.bridges.call import Bridge, Call
 
 ENVIRONMENT_VARIABLE = "CCGPU_BACKEND"
 LOGGER = logging.getLogger("ccgpu")
-
-
-class Call(NamedTuple):
-    """What a backend may look at before it agrees to run a call."""
-
-    device: torch.device
-    dtype: torch.dtype = torch.float32
-    depth: int = 64  # channels of q and k; 0 in the two stages, which take any number
-    channels: int = 512  # of v
-    sizes: tuple[int, ...] = (97, 97)
-    images: int = 1
 
 
 class Backend(NamedTuple):
     """One way to compute the op."""
 
     name: str
-    module: ModuleType
-    stages: ModuleType
-    why_not: Callable[[Call], str | None]
+    module: Bridge
     description: str
     made_for: str | None = None  # the kind of device; None: any
     automatic: bool = True
     suits: Callable[[Call], bool] = lambda call: True  # whether it is the faster choice for a call that it can run
+
+    def why_not(self, call: Call) -> str | None:
+        """Return why the backend cannot run a call, or None."""
+        if self.made_for == "cpu" and call.device.type != "cpu":
+            return f"it runs CPU tensors, and these are on {call.device}"
+        return self.module.why_not(call)
 
 
 class BackendStatus(NamedTuple):
@@ -70,42 +50,24 @@ class BackendStatus(NamedTuple):
         return f"{self.name:<10} {'available' if self.available else 'unavailable':<12} {self.reason}"
 
 
-def _only_cpu(call: Call) -> str | None:
-    return None if call.device.type == "cpu" else f"it runs CPU tensors, and these are on {call.device}"
-
-
-def _any_device(call: Call) -> str | None:
-    if call.device.type == "cuda" and not torch.cuda.is_available():
-        return "torch sees no CUDA device"
-    return None
-
-
 BACKENDS = (
     Backend(
         "numba_cpu",
-        numba_cpu_lines,
-        numba_cpu_lines,
-        numba_cpu_lines.why_not,
+        numba_cpu,
         "CPU kernels, compiled by Numba at the first call",
         "cpu",
-        suits=numba_cpu_lines.suits,
+        suits=numba_cpu.suits,
     ),
-    Backend(
-        "cpu", torch_lines, torch_stages, _only_cpu, "torch's matrix products, line by line, for CPU tensors", "cpu"
-    ),
-    Backend(
-        "cupy", cupy_lines, cupy_stages, cupy_device.why_not, "CUDA kernels, compiled by CuPy at the first call", "cuda"
-    ),
+    Backend("cpu", torch_gemm, "torch's matrix products, line by line, for CPU tensors", "cpu"),
+    Backend("cupy", cupy_cuda, "CUDA kernels, compiled by CuPy at the first call", "cuda"),
     Backend(
         "numba_cuda",
-        numba_cuda_lines,
-        numba_cuda_lines,
-        numba_cuda_device.why_not,
+        numba_cuda,
         "CUDA kernels in Python, compiled by Numba at the first call; on CPU tensors Numba's simulator, for tests",
         "cuda",
     ),
-    Backend("torch", torch_lines, torch_stages, _any_device, "torch's matrix products, line by line, on any device"),
-    Backend("reference", bridge, bridge, _only_cpu, "the NumPy definition: slow, for checking", "cpu", automatic=False),
+    Backend("torch", torch_gemm, "torch's matrix products, line by line, on any device"),
+    Backend("reference", reference, "the NumPy definition: slow, for checking", "cpu", automatic=False),
 )
 
 

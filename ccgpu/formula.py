@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from ccgpu.torch_lines import energy_dtype
+from ccgpu.layouts import energy_dtype
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,7 @@ from ccgpu.checks import (
     computed_dtype,
     shape_of,
 )
-from ccgpu.torch_lines import energy_dtype
-from ccgpu.torch_stages import positions
+from ccgpu.layouts import energy_dtype, positions
 
 
 def check_affinity(q: Tensor, k: Tensor, function: str = "affinity") -> None:

@@ -25,8 +25,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ccgpu.autograd import fold, lowered, lowered_maps
 from ccgpu.checks import AUTOCAST_DEVICES
 from ccgpu.dispatch import choose
-from ccgpu.torch_lines import energy_dtype
-from ccgpu.torch_stages import empty_energies
+from ccgpu.layouts import empty_energies, energy_dtype
 
 _LIBRARY = torch.library.Library("ccgpu", "FRAGMENT")
 for _schema in (
@@ -39,15 +38,15 @@ AFFINITY, AGGREGATE, TRANSPOSED = "ccgpu::affinity", "ccgpu::aggregate", "ccgpu:
 
 
 def _affinity(q: Tensor, k: Tensor, backend: str | None) -> Tensor:
-    return choose(q, backend, function="affinity").stages.affinity(q, k)
+    return choose(q, backend, function="affinity").module.affinity(q, k)
 
 
 def _aggregate(weights: Tensor, v: Tensor, backend: str | None) -> Tensor:
-    return choose(v, backend, function="aggregate").stages.aggregate(weights, v)
+    return choose(v, backend, function="aggregate").module.aggregate(weights, v)
 
 
 def _aggregate_transposed(weights: Tensor, x: Tensor, backend: str | None) -> Tensor:
-    return choose(x, backend, function="aggregate_transposed").stages.aggregate_transposed(weights, x)
+    return choose(x, backend, function="aggregate_transposed").module.aggregate_transposed(weights, x)
 
 
 _LIBRARY.impl("affinity", _affinity, "CompositeExplicitAutograd")

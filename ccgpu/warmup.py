@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import torch
 
-from ccgpu import cupy_device
-from ccgpu.cupy_launch import LAUNCHER
-from ccgpu.cupy_lines import NAMES, plan
-from ccgpu.dispatch import Call
+from ccgpu.bridges import cupy_cuda
+from ccgpu.bridges.call import Call
+from ccgpu.bridges.cupy_cuda.attention import plan
+from ccgpu.bridges.cupy_cuda.launch import LAUNCHER
+from ccgpu.layouts import NAMES
 
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
@@ -58,7 +59,7 @@ def warmup(
     """
     where = torch.device(device)
     for size in sizes:
-        reason = cupy_device.why_not(Call(where, dtype, depth, channels, size))
+        reason = cupy_cuda.why_not(Call(where, dtype, depth, channels, size))
         if reason is not None:
             raise RuntimeError(f"warmup: the kernels must be able to run on {where}, got: {reason}")
     if where.type == "cuda" and where.index is None:

@@ -1,7 +1,8 @@
-"""Draw the pictures of docs/kernels.md: `python -m docs.draw_kernels` (needs matplotlib, and g++ for what it looks up).
+"""Draw the images of docs/kernels.md: `python -m docs.draw_kernels` (needs matplotlib, and g++ for what it looks up).
 
 Orders, places and sizes are not written down here: the script asks the sources. The order of the items and the
-permutation of a tile's units come from kernels/cuda/*.cuh, run on the CPU; sizes of memory from kernels.configurations.
+permutation of a tile's units come from kernels/cuda/*.cuh, run on the CPU; sizes of memory from
+kernels/cuda/configurations.py.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 from benchmarks.counts import CHANNELS, DEPTH, H100, MULTIPROCESSORS, N
 from benchmarks.counts import IMAGES as BATCH
-from ccgpu.kernels.configurations import ITEM_BYTES, TILE, configuration
+from ccgpu.kernels.cuda.configurations import ITEM_BYTES, TILE, configuration
 from docs.drawing import (
     BLUE,
     GREEN,
@@ -202,7 +203,7 @@ def draw_backward() -> None:
         flow,
         0.1,
         10.95,
-        "Registers: 32-bit, a thread, for the line of the forward picture; products accumulate in float32.",
+        "Registers: 32-bit, a thread, for the line of the forward image; products accumulate in float32.",
     )
     panel(shared, 8.4, 11.4, "shared memory, bytes")
     scale = 9.2 / used.shared_bytes

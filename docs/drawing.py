@@ -1,4 +1,4 @@
-"""Boxes, arrows and words for the pictures of docs/kernels.md."""
+"""Boxes, arrows and words for the images of docs/kernels.md."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], color:
 
 
 def save(figure: Figure, name: str) -> None:
-    """Write a picture, the same bytes each time."""
+    """Write an image, the same bytes each time."""
     matplotlib.rcParams["svg.hashsalt"] = "ccgpu"
     IMAGES.mkdir(exist_ok=True)
     figure.savefig(IMAGES / f"{name}.svg", metadata={"Date": None}, facecolor="white")

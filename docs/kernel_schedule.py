@@ -1,4 +1,4 @@
-"""What the sources say of the order of work and of places in shared memory, for the pictures of docs/kernels.md."""
+"""What the sources say of the order of work and of places in shared memory, for the images of docs/kernels.md."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.counts import CHANNELS, DEPTH, H100
-from ccgpu.kernels.configurations import FOLDER
-from ccgpu.kernels.plans import Launch, Pointers, plan
+from ccgpu.kernels.cuda.configurations import FOLDER
+from ccgpu.kernels.cuda.plans import Launch, Pointers, plan
 from tests.cuda_on_cpu import device
 
 BEFORE = 0.3  # the part of an item, in `simulate`, that comes before it waits

@@ -60,14 +60,14 @@ def forward(q: Any, k: Any, v: Any, scale: float = 1.0, *, stream: Any = 0) -> t
     scale = _checks.check_scale(scale, function)
     address = _checks.check_stream(stream, on_device, function)
     if on_device:
-        from ccgpu.kernels import numba_cuda
+        from ccgpu.kernels.numba_cuda import launch
 
-        out, lse = numba_cuda.forward(q, k, v, scale, stream=address or _stream_of(v))
+        out, lse = launch.forward(q, k, v, scale, stream=address or _stream_of(v))
         return _of_library(out, v), _of_library(lse, v)
-    from ccgpu.kernels import numba_cpu
+    from ccgpu.kernels.numba_cpu import calls
 
     q, k, v = (_checks.host_array(x) for x in (q, k, v))
-    return numba_cpu.forward(q, k, v, scale)
+    return calls.forward(q, k, v, scale)
 
 
 def backward(
@@ -121,17 +121,17 @@ def backward(
     scale = _checks.check_scale(scale, function)
     address = _checks.check_stream(stream, on_device, function)
     if on_device:
-        from ccgpu.kernels import numba_cuda
+        from ccgpu.kernels.numba_cuda import launch
 
         stream = address or _stream_of(v)
-        gradients = numba_cuda.backward(dout, q, k, v, out, lse, dlse, scale, stream=stream)
+        gradients = launch.backward(dout, q, k, v, out, lse, dlse, scale, stream=stream)
         dq, dk, dv = (_of_library(x, v) for x in gradients)
         return dq, dk, dv
-    from ccgpu.kernels import numba_cpu
+    from ccgpu.kernels.numba_cpu import calls
 
     dlse = np.zeros(energies.shape, energies.dtype) if dlse is None else dlse
     dout, q, k, v, out, lse, dlse = (_checks.host_array(x) for x in (dout, q, k, v, out, lse, dlse))
-    return numba_cpu.backward(dout, q, k, v, out, lse, dlse, scale)
+    return calls.backward(dout, q, k, v, out, lse, dlse, scale)
 
 
 def _stream_of(v: Any) -> int:

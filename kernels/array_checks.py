@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-DTYPES = ("float32", "float16", "float64")
+from ccgpu.kernels.dtypes import NUMPY_DTYPES, energy_dtype
 
 
 class Description(NamedTuple):
@@ -74,11 +74,6 @@ def describe(x: Any) -> Description:
     return Description(tuple(interface["shape"]), np.dtype(interface["typestr"]))
 
 
-def energy_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype of energies and lse: float32, or float64 for float64 inputs."""
-    return np.promote_types(dtype, np.float32)
-
-
 def check_place(function: str, arguments: dict[str, Any]) -> bool:
     """Return whether the arguments are device arrays; raise TypeError unless all or none are, and those NumPy's."""
     for name, x in arguments.items():
@@ -116,7 +111,7 @@ def check_maps(function: str, q: Any, k: Any, v: Any) -> tuple[Description, Desc
     """Return the descriptions of q and v; raise TypeError or ValueError unless q, k (B, D, *S), v (B, C, *S) agree."""
     described = {"q": describe(q), "k": describe(k), "v": describe(v)}
     for name, (_, dtype) in described.items():
-        if dtype.name not in DTYPES:
+        if dtype.name not in NUMPY_DTYPES:
             raise TypeError(
                 f"{function}: {name} must be float32, float16 or float64, got {dtype.name}; "
                 f"convert it, for example {name}.astype(numpy.float32)"

@@ -66,7 +66,7 @@ class GatedAttention(nn.Module, ABC):
     Args:
         in_channels: C, channels of x and of the output; 1 or more.
         reduction: C // reduction channels for queries and keys; 1 or more. 8 in the paper.
-        dims: position axes of x: 1, 2 (pictures) or 3 (clips).
+        dims: position axes of x: 1, 2 (images) or 3 (clips).
         gamma: where gamma starts, finite; 0 in the paper.
         recompute: keep only x from forward to backward, and compute q, k, v and the attention once more in
             backward: less memory for one more forward. Values and derivatives are the same. It may be assigned later
@@ -171,7 +171,7 @@ class CrissCrossAttention(GatedAttention):
     Args:
         in_channels: C, channels of x and of the output; 1 or more.
         reduction: C // reduction channels for queries and keys; 1 or more. 8 in the paper.
-        dims: position axes of x: 1, 2 (pictures) or 3 (clips: every position looks along T, H and W).
+        dims: position axes of x: 1, 2 (images) or 3 (clips: every position looks along T, H and W).
         gamma: where gamma starts; 0 in the paper.
         recompute: save only x for backward, see `GatedAttention`; False saves q, k, v and the output too.
         backend: name of the backend that `ccgpu.cca` shall use; None chooses by the tensors.

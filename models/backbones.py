@@ -4,9 +4,9 @@ A backbone is a module with
 
     forward(images) -> (features for the auxiliary head, features for the head)
         images (B, 3, H, W), floating point RGB, normalised as (0..255 value - mean) / std;
-        both features (B, channels, H', W') at 1/8 of the pictures' size, rounded as the family does
+        both features (B, channels, H', W') at 1/8 of the images' size, rounded as the family does
     channels: the channels of the two features
-    mean, std: what the pictures are normalised with, red, green, blue, in units of 0..255
+    mean, std: what the images are normalised with, red, green, blue, in units of 0..255
 
 and its norms are `torch.nn.BatchNorm2d` itself where they are batch norms, so that a function that swaps these
 for a kind that works over all processes loses nothing.
@@ -42,7 +42,7 @@ def build_backbone(name: str, *, stem: str | None = None, **resnet: bool) -> Bac
 
     Raises:
         ValueError: an unknown name, a stem for a network that has no choice of it, a network of timm's without
-            features at 1/8 of the pictures' size.
+            features at 1/8 of the images' size.
         ModuleNotFoundError, RuntimeError: timm is not there, or cannot be imported.
     """
     if name in _RESNETS:

@@ -1,4 +1,4 @@
-"""CCNet: a backbone at 1/8 of the pictures' size, the criss-cross head on its last features, an auxiliary head on
+"""CCNet: a backbone at 1/8 of the images' size, the criss-cross head on its last features, an auxiliary head on
 those before.
 """
 
@@ -27,7 +27,7 @@ EMBEDDING_CHANNELS = 16
 class Outputs(NamedTuple):
     """What a `CCNet` returns in train mode.
 
-    Class logits at the pictures' size, the auxiliary head's logits (None without that head), and the embedding at the
+    Class logits at the images' size, the auxiliary head's logits (None without that head), and the embedding at the
     features' size (None without one).
     """
 
@@ -51,13 +51,13 @@ class CCNet(nn.Module):
             `ccgpu.models.backbones.build_backbone`.
         num_classes: classes, 1 or more; 19 for Cityscapes.
         context: "rcca", or what it is compared with: "none", "nonlocal", "psp", "aspp".
-        recurrence: R, loops of the attention, 0 or more; 0 is the network without attention. None: 2 for pictures, 3
+        recurrence: R, loops of the attention, 0 or more; 0 is the network without attention. None: 2 for images, 3
             for clips, which is what it takes for each position to reach every other.
-        dims: 2 for pictures; 3 for clips.
+        dims: 2 for images; 3 for clips.
         stem: of a ResNet, "deep", "7x7" or "v1c"; None: deep.
         halved_dilation, ceil_mode: of a ResNet; None: False and True, as the authors'.
-        mean, std: what the pictures are to be normalised with, red, green, blue, in units of 0..255; None: the
-            backbone's own. The network keeps them (`net.backbone.mean`) for those who prepare its pictures.
+        mean, std: what the images are to be normalised with, red, green, blue, in units of 0..255; None: the
+            backbone's own. The network keeps them (`net.backbone.mean`) for those who prepare its images.
         head_channels: channels in both heads, 1 or more; 512 in the paper.
         auxiliary: whether there is an auxiliary head.
         auxiliary_channels: its channels, 1 or more; None: head_channels.
@@ -65,14 +65,14 @@ class CCNet(nn.Module):
         dropout: probability of the heads' channel dropout, from 0 to 1.
         activation: of the heads, "leaky_relu" (slope 0.01, the authors') or "relu".
         align_corners: how the logits are upsampled (bilinearly): corner pixels' centres kept in place (True,
-            the authors' choice) or the pictures' edges (False).
+            the authors' choice) or the images' edges (False).
         gamma, nonlocal_form, recompute, backend: see `CCHead`.
 
     Shape:
         images: (B, 3, H, W), or clips (B, 3, T, H, W) for dims=3, T, H and W 1 or more; floating point, normalised
         with the backbone's mean and std. In train mode `Outputs`: logits and auxiliary logits (B, num_classes, H, W),
         the embedding at the features' size; in eval mode the logits. For clips a T stands before each H. With T = 1 a
-        network for clips computes what the network for pictures does with the same weights, and its state dict fits
+        network for clips computes what the network for images does with the same weights, and its state dict fits
         there.
 
     Attributes:
@@ -85,7 +85,7 @@ class CCNet(nn.Module):
         ValueError: an argument outside of its values; images of another shape.
 
     `torch.compile(fullgraph=True)` takes a network in either mode, `torch.export.export` one in eval mode. The exported
-    one takes pictures of any size with two or more feature positions an axis, where the axes are
+    one takes images of any size with two or more feature positions an axis, where the axes are
     `torch.export.Dim.AUTO`; with a named Dim for H or W torch refuses a ResNet, whose max-pool's rounding it cannot
     prove.
 
@@ -136,7 +136,7 @@ class CCNet(nn.Module):
         if context not in CONTEXTS:
             raise ValueError(f"CCNet: context must be one of {CONTEXTS}, got {context!r}; pass one of these.")
         if dims not in (2, 3):
-            raise ValueError(f"CCNet: dims must be 2 or 3, got {dims!r}; pass 2 for pictures, 3 for clips.")
+            raise ValueError(f"CCNet: dims must be 2 or 3, got {dims!r}; pass 2 for images, 3 for clips.")
         recurrence = (2 if dims == 2 else 3) if recurrence is None else recurrence
         sizes = (
             ("num_classes", num_classes, 1),
@@ -188,7 +188,7 @@ class CCNet(nn.Module):
         Known are the authors' CCNet, mmsegmentation's CCNet R-50/101-D8, ResNets of torchvision, MIT scene parsing and
         mmsegmentation (v1c), and our own: a run's `last.pt` and what `python -m train.convert` writes. Everything that
         the weights depend on comes with them: stem, dilation, the max-pool's rounding, activation, align_corners, and
-        what pictures are to be normalised with (`net.backbone.mean`, `.std`; always red, green, blue in 0..255). A
+        what images are to be normalised with (`net.backbone.mean`, `.std`; always red, green, blue in 0..255). A
         ResNet's file fills the backbone; the heads are drawn anew, and a UserWarning says so. `ccgpu.models.published`
         has the layouts.
 
@@ -238,7 +238,7 @@ class CCNet(nn.Module):
             recurrence: loops to look through, 0 or more; None: the network's own.
 
         Returns:
-            (B, H', W') or (B, T, H', W') at the backbone's output stride; non-negative, each picture's or clip's map
+            (B, H', W') or (B, T, H', W') at the backbone's output stride; non-negative, each image's or clip's map
             sums to 1.
 
         Raises:
@@ -264,7 +264,7 @@ class CCNet(nn.Module):
         return attention_weights(attention, features, recurrence=recurrence)
 
     def position_of(self, pixel: Sequence[int], size: Sequence[int], coarse: Sequence[int]) -> tuple[int, ...]:
-        """Return the position of a feature map of extents `coarse` that a pixel of pictures of `size` falls on."""
+        """Return the position of a feature map of extents `coarse` that a pixel of images of `size` falls on."""
         axes = zip(pixel, size, coarse, strict=True)
         return tuple(_nearest(index, fine, positions, self.align_corners) for index, fine, positions in axes)
 
@@ -294,11 +294,11 @@ class CCNet(nn.Module):
         if images.ndim != self.dims + 2 or images.shape[1] != 3:
             raise ValueError(
                 f"CCNet: images must be {shape} for dims={self.dims}, got shape {tuple(images.shape)}; "
-                "add the batch axis with images.unsqueeze(0) or convert the pictures to three channels."
+                "add the batch axis with images.unsqueeze(0) or convert the images to three channels."
             )
         if 0 in images.shape[2:]:
             raise ValueError(
-                f"CCNet: images must have a pixel or more, got shape {tuple(images.shape)}; leave empty pictures out."
+                f"CCNet: images must have a pixel or more, got shape {tuple(images.shape)}; leave empty images out."
             )
         if not images.is_floating_point():
             raise TypeError(

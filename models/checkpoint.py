@@ -27,12 +27,12 @@ from torch import Tensor
 
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.published import recognise, translate
-from ccgpu.models.weights import check_tensors, differences, read_content, write_whole
+from ccgpu.models.weights import check_tensors, differences, read_content, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 OWN = "a CCNet of ccgpu"
 FUNCTION = "CCNet.from_checkpoint"
-_RUN = ("iteration", "data_set", "settings")
+_RUN = ("iteration", "dataset", "settings")
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Checkpoint:
         weights: state dict of that network, all of it or (a backbone's file) the entries of a part.
         labels: the classes, {"names", "colours"} in the order of the logits and perhaps "ids" and "void" of label
             files; None where the file does not say.
-        prediction: how pictures are brought to the size that the network was made for, and which classes a mirror image
-            exchanges: any of {"short_side": N, "fit": [H, W], "mirrored": [[class, class], ...]}.
+        prediction: how images are brought to the size that the network was made for, and which classes a flipped image
+            exchanges: any of {"short_side": N, "fit": [H, W], "flip_pairs": [[class, class], ...]}.
         source: the layout that it came from, in words.
         notes: what was assumed because the file does not say, in words.
-        run: of a training run's checkpoint, what else it says of the run ("iteration", "data_set", "settings"); it is
+        run: of a training run's checkpoint, what else it says of the run ("iteration", "dataset", "settings"); it is
             not written to our own files.
     """
 
@@ -107,7 +107,7 @@ def build(checkpoint: Checkpoint) -> CCNet:
 def write(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     """Write a checkpoint as our own file: safetensors for the ending .safetensors, `torch.save`'s for .pt or .pth.
 
-    The file is there whole or not at all; one of the same name is replaced.
+    The file is there atomically; one of the same name is replaced.
 
     Raises:
         ValueError: another ending, or weights that do not fill the network.
@@ -146,11 +146,11 @@ def _write_tensors(path: Path, weights: Mapping[str, Tensor], header: Mapping[st
     # In a safetensors file each tensor needs memory of its own, without gaps.
     own = {name: value.detach().contiguous().clone() for name, value in weights.items()}
     if path.suffix == ".safetensors":
-        write_whole(path, safetensors.torch.save(own, metadata=dict(header)))
+        write_atomically(path, safetensors.torch.save(own, metadata=dict(header)))
     elif path.suffix in (".pt", ".pth"):
         buffer = io.BytesIO()
         torch.save({**header, "state_dict": own} if header else own, buffer)
-        write_whole(path, buffer.getvalue())
+        write_atomically(path, buffer.getvalue())
     else:
         raise ValueError(f"write: path must end in .safetensors, .pt or .pth, got {str(path)!r}; choose one of these.")
 

@@ -101,7 +101,7 @@ class PyramidPooling(nn.Module):
     x's size (bilinear, corners aligned as in the head), fuse is a 3x3 convolution from twice C to C channels; each
     convolution has norm and activation. About 36 N C^2 multiplications and additions: 89 GFLOPs at 97x97, C = 512.
 
-    The norm behind mean_1 sees one value a picture and channel: in train mode it needs 2 pictures in the global
+    The norm behind mean_1 sees one value an image and channel: in train mode it needs 2 images in the global
     batch, and torch raises ValueError for one.
 
     Args:
@@ -142,7 +142,7 @@ class ASPP(nn.Module):
     from 5 C to C; each convolution has norm and activation. About 66 N C^2 multiplications and additions:
     163 GFLOPs at 97x97, C = 512.
 
-    The norm behind the mean sees one value a picture and channel: in train mode it needs 2 pictures in the global
+    The norm behind the mean sees one value an image and channel: in train mode it needs 2 images in the global
     batch, and torch raises ValueError for one.
 
     Args:
@@ -192,7 +192,7 @@ def build_context(
         name: "none", "rcca" (`RCCA`), "nonlocal" (`NonLocal`), "psp" (`PyramidPooling`) or "aspp" (`ASPP`).
         channels: C, 1 or more.
         recurrence: of rcca: its loops; 0 is no module.
-        dims: position axes, 2 or 3, of rcca and nonlocal. psp and aspp take pictures only: they are to see each
+        dims: position axes, 2 or 3, of rcca and nonlocal. psp and aspp take images only: they are to see each
             frame of a clip by itself.
         gamma: of rcca and nonlocal: where their gamma starts.
         nonlocal_form: of nonlocal: its form.

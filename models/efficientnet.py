@@ -219,7 +219,7 @@ class EfficientNetLiteClassifier(_Trunk):
         logits = fc(mean over positions of relu6(bn1(conv_head(stage 7))))
 
     Args:
-        variant: "lite0", made for pictures of 224 x 224, or "lite2", for 260 x 260.
+        variant: "lite0", made for images of 224 x 224, or "lite2", for 260 x 260.
 
     Shape:
         images (B, 3, H, W), normalised by mean and std -> logits (B, 1000).

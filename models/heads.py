@@ -62,7 +62,7 @@ class CCHead(nn.Module):
         channels: channels of conva, the context, convb and the bottleneck; 512 in the paper.
         context: "none", "rcca", "nonlocal", "psp" or "aspp"; see `ccgpu.models.context.build_context`.
         recurrence: loops of the criss-cross attention. 0 leaves it out, parameters included, as "none" does.
-        dims: 2 for pictures. 3 for clips: criss-cross and non-local attention then look along the time too, all other
+        dims: 2 for images. 3 for clips: criss-cross and non-local attention then look along the time too, all other
             modules see frame by frame.
         embedding: channels of the context's output reduced by a 1x1 convolution, for the category consistent loss
             (16 in the paper); 0 for none.
@@ -79,7 +79,7 @@ class CCHead(nn.Module):
     Shape:
         (B * T, in_channels, H, W) -> logits (B * T, num_classes, H, W) in the parameters' dtype also under autocast,
         embedding (B * T, embedding, H, W); the frames
-        of a clip follow each other, T is the argument `frames` (1 for pictures).
+        of a clip follow each other, T is the argument `frames` (1 for images).
 
     Source: the paper, figure 2 and section 3.1; names, activation and dropout from the authors' code.
     """
@@ -135,13 +135,13 @@ class CCHead(nn.Module):
 
 
 def as_frames(clips: Tensor) -> Tensor:
-    """Return clips (B, C, T, H, W) as pictures (B * T, C, H, W), the frames of a clip one after the other."""
+    """Return clips (B, C, T, H, W) as images (B * T, C, H, W), the frames of a clip one after the other."""
     return clips.transpose(1, 2).flatten(0, 1)
 
 
-def as_clips(pictures: Tensor, frames: int) -> Tensor:
-    """Return pictures (B * T, C, H, W) as clips (B, C, T, H, W) of T = frames: the inverse of `as_frames`."""
-    return pictures.unflatten(0, (-1, frames)).transpose(1, 2)
+def as_clips(images: Tensor, frames: int) -> Tensor:
+    """Return images (B * T, C, H, W) as clips (B, C, T, H, W) of T = frames: the inverse of `as_frames`."""
+    return images.unflatten(0, (-1, frames)).transpose(1, 2)
 
 
 class AuxiliaryHead(nn.Sequential):

@@ -2,7 +2,7 @@
 
 A layout is more than names. Of the same ResNet and the same head, the authors' and mmsegmentation's networks differ in
 the stem, in the dilation of a stage's first block, in the max-pool's rounding, in the activation of the heads, in what
-pictures are normalised with and in align_corners. `recognise` therefore returns the arguments of `CCNet` beside names.
+images are normalised with and in align_corners. `recognise` therefore returns the arguments of `CCNet` beside names.
 
 | layout | known by | config |
 |---|---|---|
@@ -27,7 +27,7 @@ AUTHORS = "the authors' CCNet"
 MMSEGMENTATION = "mmsegmentation's CCNet"
 RESNET = "a ResNet"
 
-# What the authors' networks subtract from pictures, red, green, blue; they divide by nothing and take blue first.
+# What the authors' networks subtract from images, red, green, blue; they divide by nothing and take blue first.
 AUTHORS_MEAN = (122.67891434, 116.66876762, 104.00698793)
 # InPlaceABN scales by |weight| + eps.
 INPLACE_ABN_EPS = 1e-5

@@ -65,7 +65,7 @@ class TimmBackbone(nn.Module):
             )
         self.name = name
         self.channels = tuple(self.network.feature_info.channels())
-        # timm normalises pictures of 0..1.
+        # timm normalises images of 0..1.
         self.mean, self.std = (tuple(255 * x for x in self.network.pretrained_cfg[key]) for key in ("mean", "std"))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

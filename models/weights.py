@@ -1,4 +1,4 @@
-"""Files of weights: read with care, compared with a network entry by entry, written whole or not at all."""
+"""Files of weights: read with care, compared with a network entry by entry, written atomically."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def _read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], 
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: a kill in between leaves the former one. Text is written as UTF-8."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file atomically: a kill in between leaves the former one. Text is written as UTF-8."""
     partial = path.with_name(path.name + ".partial")
     with open(partial, "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)

@@ -74,7 +74,7 @@ def test_wheel_holds_every_module(wheel):
 
 def test_works_next_to_foreign_packages(environment):
     answer = environment(
-        "import kernels, models, train, ccgpu, ccgpu.kernels.reference, ccgpu.models.attention, ccgpu.train.labels\n"
+        "import kernels, models, train, ccgpu, ccgpu.kernels.reference, ccgpu.models.attention, ccgpu.models.labels\n"
         "import torch\n"
         "q = torch.randn(1, 2, 3, 4)\n"
         "print(kernels.OWNER, models.OWNER, train.OWNER)\n"

@@ -1,10 +1,10 @@
 """Train CCNet on ADE20K (SceneParse150): `python -m train.ade20k --data PATH`.
 
-20210 pictures for training, 2000 for validation, 150 classes (`ade20k_classes.py`). From the paper (Huang et al., TPAMI
-2020), known at second hand: the short side of a training picture is one of 300, 375, 450, 525, 600; the category
+20210 images for training, 2000 for validation, 150 classes (`ade20k_classes.py`). From the paper (Huang et al., TPAMI
+2020), known at second hand: the short side of a training image is one of 300, 375, 450, 525, 600; the category
 consistent loss is on; 45.76 % mIoU on the validation set with ResNet-101. Crop, batch, learning rate and number of
 steps are those of mmsegmentation's CCNet (512x512, 16, 0.01, 160000), as the paper's are not known. The evaluation is
-ours: whole pictures at the middle one of the short sides. Without `--data` the pictures are drawn street scenes
+ours: whole images at the middle one of the short sides. Without `--data` the images are synthetic street scenes
 (`scenes.py`).
 """
 
@@ -18,14 +18,14 @@ import numpy as np
 from PIL import Image
 
 from ccgpu.train import command
-from ccgpu.train.ade20k_classes import LABELS
-from ccgpu.train.data_set import DataSet
-from ccgpu.train.drawn import Key, file_in, varied, write_drawn
-from ccgpu.train.pairs import Pair, find_by_name
-from ccgpu.train.scene_canvas import by_id
-from ccgpu.train.scenes import draw_scene
+from ccgpu.train.data.ade20k_labels import LABELS
+from ccgpu.train.data.pairs import Pair, find_by_name
+from ccgpu.train.dataset import Dataset
+from ccgpu.train.scenes.canvas import by_id
+from ccgpu.train.scenes.files import Key, file_in, varied, write_synthetic
+from ccgpu.train.scenes.streets import draw_scene
 
-# What is what in a drawn scene; a train, ego vehicle or rail track is no class.
+# What is what in a synthetic scene; a train, ego vehicle or rail track is no class.
 _DRAWN = {
     **{name: name for name in ("building", "sky", "sidewalk", "person", "car", "fence", "wall", "road", "pole")},
     **{name: name for name in ("truck", "bus", "van", "bicycle", "traffic light")},
@@ -39,7 +39,7 @@ _DRAWN_IDS = by_id(
 
 
 def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
-    """Return the pictures of a split ("training", "validation"), sorted by name.
+    """Return the images of a split ("training", "validation"), sorted by name.
 
         root/images/SPLIT/NAME.jpg
         root/annotations/SPLIT/NAME.png
@@ -53,19 +53,19 @@ def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
 
 
 def draw(root: str | Path, splits: Mapping[str, int], size: tuple[int, int], seed: int) -> Path:
-    """Write drawn street scenes of up to `size`, in this layout; see `drawn.write_drawn`."""
-    return write_drawn(root, splits, size, seed, layout="ade20k", write=_write)
+    """Write synthetic street scenes of up to `size`, in this layout; see `files.write_synthetic`."""
+    return write_synthetic(root, splits, size, seed, layout="ade20k", write=_write)
 
 
 def _write(root: Path, split: str, index: int, size: tuple[int, int], key: Key) -> None:
     generator = np.random.default_rng((*key, index))
     pixels, ids = draw_scene(varied(size, generator), generator, index)
-    name = f"ADE_drawn_{index:08d}"
+    name = f"ADE_synthetic_{index:08d}"
     Image.fromarray(pixels).save(file_in(root / "images" / split, f"{name}.jpg"), quality=95)
     Image.fromarray(_DRAWN_IDS[ids]).save(file_in(root / "annotations" / split, f"{name}.png"))
 
 
-DATA_SET = DataSet(
+DATASET = Dataset(
     name="ade20k",
     labels=LABELS,
     layout="ADEChallengeData2016/ or the folder that holds it, with images/ and annotations/.",
@@ -111,7 +111,7 @@ DATA_SET = DataSet(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see `command.main` for the exit status."""
-    return command.main(DATA_SET, argv)
+    return command.main(DATASET, argv)
 
 
 if __name__ == "__main__":

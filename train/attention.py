@@ -23,17 +23,18 @@ from PIL import Image
 
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
-from ccgpu.models.weights import write_whole
+from ccgpu.models.image_files import read_image
+from ccgpu.models.normalisation import Normalise
+from ccgpu.models.prediction import Prediction
+from ccgpu.models.weights import write_atomically
 from ccgpu.train import distributed
-from ccgpu.train.command import BAD_INPUT, FAILURES, fail, failure, read_network
-from ccgpu.train.photographs import read_photograph
-from ccgpu.train.pictures import HEAT, HEAT_OPACITY, attention_overlay, contact_sheet
-from ccgpu.train.prediction import Prediction
-from ccgpu.train.run import say
-from ccgpu.train.transforms import Normalise
+from ccgpu.train.distributed import say
+from ccgpu.train.runs.errors import BAD_INPUT, FAILURES, fail, failure
+from ccgpu.train.runs.setup import read_network
+from ccgpu.train.visualise import HEAT, HEAT_OPACITY, attention_overlay, contact_sheet
 
 LOOPS = (1, 2, 3)
-# Positions of the feature map for which a page holds all weights: those of a picture of 769 x 769 at output stride 8.
+# Positions of the feature map for which a page holds all weights: those of an image of 769 x 769 at output stride 8.
 # Three loops of 97 x 97 positions with 193 neighbours each are 11 MB before compression.
 MOST_POSITIONS = 97 * 97
 PAGE = Path(__file__).with_name("attention.html")
@@ -64,19 +65,19 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="attention", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
     )
     add = parser.add_argument
-    add("image", type=Path, metavar="IMAGE", help="the picture")
+    add("image", type=Path, metavar="IMAGE", help="the image")
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="a run's last.pt, or a published checkpoint")
     add(
         "--at",
         type=_pixel,
         action="append",
         metavar="Y,X",
-        help="a pixel of the picture, counted from 0 at the top left; may be repeated (default: the middle)",
+        help="a pixel of the image, counted from 0 at the top left; may be repeated (default: the middle)",
     )
     add("--loops", type=int, nargs="+", default=list(LOOPS), metavar="R", help="numbers of loops (default: 1 2 3)")
     add("--out", type=Path, metavar="FILE.png", help="draw the maps here")
     add("--html", type=Path, metavar="FILE.html", help="write the page here")
-    add("--short-side", type=int, metavar="N", help="show the network a picture of this short side, in pixels")
+    add("--short-side", type=int, metavar="N", help="show the network an image of this short side, in pixels")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run (default: auto)")
     return parser.parse_args(argv)
 
@@ -91,10 +92,10 @@ def _pixel(text: str) -> tuple[int, int]:
 def prepare(
     flags: argparse.Namespace, device: torch.device
 ) -> tuple[CCNet, np.ndarray, list[tuple[tuple[int, int], tuple[int, int]]]]:
-    """Return the network, the picture as it sees it, and each chosen pixel there and in the picture of the file.
+    """Return the network, the image as it sees it, and each chosen pixel there and in the image of the file.
 
     Raises:
-        ValueError, OSError, ImportError: a checkpoint, picture or flags that cannot be used.
+        ValueError, OSError, ImportError: a checkpoint, image or flags that cannot be used.
     """
     if min(flags.loops) < 1:
         raise ValueError(f"--loops must be 1 or more, got {' '.join(map(str, flags.loops))}")
@@ -102,7 +103,7 @@ def prepare(
     net = checkpoint.build(found).to(device)
     if net.head.cca is None:
         raise ValueError(f"--checkpoint must hold a network with criss-cross attention, got {flags.checkpoint} without")
-    image = read_photograph(flags.image)
+    image = read_image(flags.image)
     height, width = image.shape[:2]
     pixels = [(height // 2, width // 2)] if flags.at is None else flags.at
     for y, x in pixels:
@@ -116,7 +117,7 @@ def prepare(
 
 
 def resized(image: np.ndarray, prepared: Mapping[str, Any]) -> np.ndarray:
-    """Return a picture at the size that its network was made for, or as it is."""
+    """Return an image at the size that its network was made for, or as it is."""
     size = Prediction(**prepared).seen_size(*image.shape[:2])
     if size == image.shape[:2]:
         return image
@@ -130,7 +131,7 @@ def draw(
     chosen: Sequence[tuple[tuple[int, int], tuple[int, int]]],
     device: torch.device,
 ) -> None:
-    """Write the files that were asked for, each whole or not at all, and say where they are."""
+    """Write the files that were asked for, each atomically, and say where they are."""
     images = Normalise(net.backbone.mean, net.backbone.std)(image)[None].to(device)
     if net.dims == 3:
         images = images[:, :, None]
@@ -146,16 +147,16 @@ def draw(
                 cells.append((f"pixel {pixel[0]},{pixel[1]}  R = {recurrence}", overlay))
         content = io.BytesIO()
         contact_sheet(cells, [], len(flags.loops)).save(content, format="PNG")
-        write_whole(flags.out, content.getvalue())
+        write_atomically(flags.out, content.getvalue())
         say(f"maps: {flags.out}")
     if flags.html is not None:
         text = page(net, images, image, chosen[0][0], max(flags.loops))
-        write_whole(flags.html, text)
+        write_atomically(flags.html, text)
         say(f"page: {flags.html}, {len(text) / 1e6:.1f} MB; open it in a browser and click")
 
 
 def page(net: CCNet, images: torch.Tensor, image: np.ndarray, at: tuple[int, int], loops: int) -> str:
-    """Return the page for a picture: its weights in each of `loops` loops, from which the browser composes any map.
+    """Return the page for a png: its weights in each of `loops` loops, from which the browser composes any map.
 
     A weight is kept as a whole number of 1/65535 of the largest weight of its position.
 
@@ -176,8 +177,8 @@ def page(net: CCNet, images: torch.Tensor, image: np.ndarray, at: tuple[int, int
         table = loop.permute(1, 2, 0)
         counts = (table / table.amax(-1, keepdim=True) * np.iinfo(np.uint16).max).round().cpu().numpy()
         packed.append(base64.b64encode(gzip.compress(counts.astype("<u2").tobytes(), mtime=0)).decode())
-    picture = io.BytesIO()
-    Image.fromarray(image).save(picture, format="PNG")
+    png = io.BytesIO()
+    Image.fromarray(image).save(png, format="PNG")
     data = {
         "size": image.shape[:2],
         "positions": [rows, columns],
@@ -185,7 +186,7 @@ def page(net: CCNet, images: torch.Tensor, image: np.ndarray, at: tuple[int, int
         "at": at,
         "heat": HEAT.tolist(),
         "opacity": HEAT_OPACITY,
-        "picture": f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}",
+        "image": f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}",
         "weights": packed,
     }
     return PAGE.read_text(encoding="utf-8").replace("__DATA__", json.dumps(data))

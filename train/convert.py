@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from ccgpu.models import checkpoint
+from ccgpu.models.labels import Labels
 from ccgpu.models.published import RESNET
-from ccgpu.train.command import BAD_INPUT, fail
-from ccgpu.train.data_set import find_data_set
-from ccgpu.train.labels import Labels
-from ccgpu.train.run import say
+from ccgpu.train.dataset import find_dataset
+from ccgpu.train.distributed import say
+from ccgpu.train.runs.errors import BAD_INPUT, fail
 
-# Data sets of published networks, by their number of classes.
+# Datasets of published networks, by their number of classes.
 BY_CLASSES = {19: "cityscapes", 150: "ade20k"}
 
 
@@ -52,9 +52,9 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         help="how logits are upsampled, for mmsegmentation's files without a config: yes for crops of 769x769",
     )
     add(
-        "--data-set",
+        "--dataset",
         metavar="MODULE",
-        help="data set whose classes these are (default: the file's, or by their number: "
+        help="dataset whose classes these are (default: the file's, or by their number: "
         f"{', '.join(f'{number} {name}' for number, name in BY_CLASSES.items())})",
     )
     add("--overwrite", action="store_true", help="replace OUT where it exists")
@@ -76,42 +76,42 @@ def convert(flags: argparse.Namespace) -> None:
     changes = {name: value for name, value in given.items() if value is not None}
     found = checkpoint.read(flags.source, **changes)
     if found.source == RESNET:
-        if changes or flags.data_set is not None:
-            raise ValueError(f"--recurrence, --align-corners and --data-set must be left out for {RESNET}'s file")
+        if changes or flags.dataset is not None:
+            raise ValueError(f"--recurrence, --align-corners and --dataset must be left out for {RESNET}'s file")
         checkpoint.write_backbone(target, found)
         say(
             f"{flags.source}: {found.network['backbone']} with a {found.network['stem']} stem\n{target}: for --imagenet"
         )
         return
-    labels, note = find_labels(found, flags.data_set)
+    labels, note = find_labels(found, flags.dataset)
     notes = (*found.notes, *note)
     checkpoint.write(target, dataclasses.replace(found, labels=labels, notes=notes))
     say("\n".join([f"{flags.source}: {describe(found)}", *(f"note: {line}" for line in notes), f"written: {target}"]))
 
 
-def find_labels(found: checkpoint.Checkpoint, data_set: str | None) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+def find_labels(found: checkpoint.Checkpoint, dataset: str | None) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
     """Return the classes of a network, and what was assumed about them.
 
     Raises:
-        ValueError: a data set that cannot be had, or with another number of classes than the network.
+        ValueError: a dataset that cannot be had, or with another number of classes than the network.
     """
     number = found.network["num_classes"]
-    name = data_set
-    if data_set is None and found.labels is not None and "ids" in found.labels:
+    name = dataset
+    if dataset is None and found.labels is not None and "ids" in found.labels:
         return found.labels, ()
-    if data_set is None:
+    if dataset is None:
         name = BY_CLASSES.get(number)
-    known = None if name is None else find_data_set(name).labels
-    if data_set is not None:
+    known = None if name is None else find_dataset(name).labels
+    if dataset is not None:
         assert known is not None
         if known.num_classes != number:
             raise ValueError(
-                f"--data-set must have the network's {number} classes, got {data_set} with {known.num_classes}; name "
+                f"--dataset must have the network's {number} classes, got {dataset} with {known.num_classes}; name "
                 "another or leave it out."
             )
         return known.as_plain(), ()
     if found.labels is None and known is None:
-        return None, (f"the file does not name its {number} classes: they have numbers; --data-set gives them names",)
+        return None, (f"the file does not name its {number} classes: they have numbers; --dataset gives them names",)
     if found.labels is None:
         assert known is not None
         return known.as_plain(), (f"the file does not name its {number} classes: those of {name} were taken",)

@@ -1,11 +1,11 @@
 """What each context module costs: parameters, FLOPs, memory and time, beside the paper's numbers.
 
-    python -m train.cost                                  # the paper's case: 769x769 pictures, 512 channels
+    python -m train.cost                                  # the paper's case: 769x769 images, 512 channels
     python -m train.cost --size 1024 2048 --contexts rcca nonlocal --json cost.jsonl
 
-Every module sees features x (B, C, H, W) of the size that a ResNet makes of the pictures, float32, channels last (as
+Every module sees features x (B, C, H, W) of the size that a ResNet makes of the images, float32, channels last (as
 the recipes train), gamma 0.5. Norms use running statistics, as in evaluation: PSP and ASPP could not take those of
-one picture. 1 MB is 10^6 bytes, 1 GFLOP 10^9 multiplications and additions, each counted.
+one image. 1 MB is 10^6 bytes, 1 GFLOP 10^9 multiplications and additions, each counted.
 
 GFLOPs    of forward, as torch's FLOP counter sees it: convolutions and matrix products.
 saved     what forward keeps for backward, parameters aside. x counts: with the module in its place, the layer behind
@@ -20,7 +20,7 @@ Which is which in the paper: its memory of the loops (53, 127, 208 MB) is what t
 shapes), its 1411 MB of the non-local block is a peak: that block keeps one N x N matrix of 354 MB and holds four of
 them in backward. Its ratio of 11 compares the one with the other; the table gives both for every module.
 
-Source: Huang et al., CCNet, ICCV 2019, the ablations of loops and against non-local: increments for a 769x769 picture.
+Source: Huang et al., CCNet, ICCV 2019, the ablations of loops and against non-local: increments for a 769x769 image.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ccgpu.models.attention import RCCA
 from ccgpu.models.context import ASPP, NonLocal, PyramidPooling
 from ccgpu.models.resnet import ResNet
-from ccgpu.train import records
-from ccgpu.train.activations import peak_bytes, saved_bytes
 from ccgpu.train.distributed import choose_device
+from ccgpu.train.memory import peak_bytes, saved_bytes
+from ccgpu.train.runs import records
 
 PAPERS_SHAPE = (1, 512, 97, 97)
 
@@ -86,7 +86,7 @@ PAPERS_COLUMNS = ("gflops", "saved_mb", "peak_mb")
 
 
 def feature_shape(batch: int, channels: int, size: Sequence[int], stride: int) -> tuple[int, int, int, int]:
-    """Return (B, C, H, W) of the features that a ResNet makes of (H, W) pictures; n becomes (n + 1) // 8 + 1 at
+    """Return (B, C, H, W) of the features that a ResNet makes of (H, W) images; n becomes (n + 1) // 8 + 1 at
     stride 8.
     """
     with torch.device("meta"), torch.no_grad():
@@ -190,7 +190,7 @@ def _width(name: str) -> int:
 def circumstances(arguments: argparse.Namespace, shape: Sequence[int], device: torch.device) -> dict[str, Any]:
     """Return what all records of a run have in common."""
     return {
-        "picture": list(arguments.size),
+        "image": list(arguments.size),
         "features": list(shape),
         "dtype": "float32",
         "memory_format": "channels_last",
@@ -208,10 +208,10 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(prog="cost", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--size", type=int, nargs=2, default=(769, 769), metavar=("H", "W"), help="pictures, pixels (default: 769 769)")
+    add("--size", type=int, nargs=2, default=(769, 769), metavar=("H", "W"), help="images, pixels (default: 769 769)")
     add("--channels", type=int, default=512, metavar="C", help="of the features (default: 512)")
     add("--stride", type=int, choices=(8, 16, 32), default=8, help="output stride of the ResNet (default: 8)")
-    add("--batch", type=int, default=1, metavar="B", help="pictures (default: 1)")
+    add("--batch", type=int, default=1, metavar="B", help="images (default: 1)")
     add("--contexts", nargs="+", choices=CONTEXTS, default=CONTEXTS, help="modules to measure (default: all)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run (default: auto)")
     add("--repeats", type=int, default=5, metavar="N", help="times that each step is timed (default: 5)")
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     paper = shape == PAPERS_SHAPE and tuple(flags.size) == (769, 769)
     common = circumstances(flags, shape, device)
     height, width = flags.size
-    print(f"{height}x{width} pictures, features {'x'.join(map(str, shape))}, float32, {common['device']}", flush=True)
+    print(f"{height}x{width} images, features {'x'.join(map(str, shape))}, float32, {common['device']}", flush=True)
     print(heading(paper))
     for candidate in (candidate for candidate in CANDIDATES if candidate.context in flags.contexts):
         try:

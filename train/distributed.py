@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
 
 def rank() -> int:
@@ -33,6 +34,12 @@ def is_main() -> bool:
     joined.
     """
     return (rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))) == 0
+
+
+def say(text: str) -> None:
+    """Print a line on the first process, above a progress bar where there is one."""
+    if is_main():
+        tqdm.write(text)
 
 
 def launched_world_size() -> int:

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from ccgpu.models.prediction import Prediction
 from ccgpu.train.distributed import sum_over_processes, world_size
 from ccgpu.train.losses import Criterion
 from ccgpu.train.metrics import ConfusionMatrix
-from ccgpu.train.prediction import Prediction
 
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,7 +39,7 @@ class Precision:
     Attributes:
         device: where the network lives.
         amp: "off" (float32), "bf16" or "fp16" under autocast; fp16 wants a gradient scaler.
-        channels_last: pictures in NHWC memory order; convert the network likewise.
+        channels_last: images in NHWC memory order; convert the network likewise.
     """
 
     device: torch.device
@@ -55,7 +55,7 @@ class Precision:
         return torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
 
     def images(self, images: torch.Tensor) -> torch.Tensor:
-        """Return a batch of pictures or clips on the device, in the memory order asked for."""
+        """Return a batch of images or clips on the device, in the memory order asked for."""
         nhwc = torch.channels_last if images.ndim == 4 else torch.channels_last_3d
         order = nhwc if self.channels_last else torch.preserve_format
         return images.to(self.device, non_blocking=True, memory_format=order)
@@ -130,7 +130,7 @@ def train(
     """Optimise `net` and yield a `Step` after each iteration, for the caller to record, save and evaluate.
 
     Args:
-        net: pictures (B, 3, H, W) or clips (B, 3, T, H, W) -> what `criterion` takes; wrapped for the processes.
+        net: images (B, 3, H, W) or clips (B, 3, T, H, W) -> what `criterion` takes; wrapped for the processes.
         batches: this process's samples of each iteration, "image" and "label"; one batch an iteration.
         optimiser: its learning rate is set in each iteration.
         scaler: from `precision.scaler()`.
@@ -189,13 +189,13 @@ def evaluate(
 
     Args:
         net: the network itself, not its wrapper for several processes; it is left in eval mode.
-        samples: batches of one picture, "image" (1, 3, H, W), "label" (1, H, W), "names"; or of one clip, with T before
+        samples: batches of one image, "image" (1, 3, H, W), "label" (1, H, W), "names"; or of one clip, with T before
             H and "first", the number of its frames that another clip counts. Shares may have different lengths.
         num_classes: number of classes of the logits.
         precision: device, autocast, memory order.
-        predict: how a picture becomes class scores.
+        predict: how an image becomes class scores.
         interrupted: asked before each batch.
-        seen: told the name and the predicted classes (H, W) of each picture or frame.
+        seen: told the name and the predicted classes (H, W) of each image or frame.
 
     Returns:
         The matrix summed over all processes, on the CPU.
@@ -208,7 +208,7 @@ def evaluate(
     confusion = ConfusionMatrix(num_classes, device=precision.device)
     for batch in samples:
         if interrupted():
-            raise Interrupted("evaluate: stopped between two pictures")
+            raise Interrupted("evaluate: stopped between two images")
         with precision.autocast():
             scores = predict(net, precision.images(batch["image"]))
         classes, label = scores.argmax(dim=1)[0], batch["label"][0]

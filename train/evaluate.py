@@ -1,8 +1,8 @@
 """Evaluate a trained network: `python -m train.evaluate --checkpoint RUN/last.pt --data PATH`.
 
-Whole pictures or sliding windows, several scales (`--ms`), mirror images (`--flip`); the data set is the one that the
+Whole images or sliding windows, several scales (`--ms`), flipped images (`--flip`); the dataset is the one that the
 checkpoint was trained on. `--save-predictions DIR` writes the label files that a test server wants, also for
-pictures without labels (`--unlabelled`).
+images without labels (`--unlabelled`).
 """
 
 from __future__ import annotations
@@ -22,30 +22,29 @@ from tqdm import tqdm
 
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
-from ccgpu.train import distributed, engine, records
-from ccgpu.train.command import BAD_INPUT, FAILURES, fail, failure, load_evaluation, place_network, read_network
-from ccgpu.train.data_set import DataSet, find_data_set
-from ccgpu.train.films import Clip, evaluation_clips
-from ccgpu.train.interrupts import DeferredInterrupts
+from ccgpu.models.normalisation import Normalise
+from ccgpu.models.prediction import AVERAGES, MODES, MULTI_SCALE, Prediction
+from ccgpu.train import distributed, engine
+from ccgpu.train.data.clips import Clip, evaluation_clips
+from ccgpu.train.data.pairs import check_pairs
+from ccgpu.train.data.submission import save_prediction
+from ccgpu.train.dataset import Dataset, find_dataset
+from ccgpu.train.distributed import say
 from ccgpu.train.metrics import results_table, scores_line
-from ccgpu.train.pairs import check_pairs
-from ccgpu.train.prediction import AVERAGES, MODES, Prediction
-from ccgpu.train.recipe import Settings, prediction
-from ccgpu.train.run import say
-from ccgpu.train.submission import save_prediction
-from ccgpu.train.transforms import Normalise
-
-# Huang et al., TPAMI 2020, section 4.2.
-MULTI_SCALE = (0.75, 1.0, 1.25)
+from ccgpu.train.runs import records
+from ccgpu.train.runs.errors import BAD_INPUT, FAILURES, fail, failure
+from ccgpu.train.runs.interrupts import DeferredInterrupts
+from ccgpu.train.runs.settings import Settings, prediction
+from ccgpu.train.runs.setup import load_evaluation, place_network, read_network
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `score` needs: the network with its weights, the pictures, and how both come together."""
+    """What `score` needs: the network with its weights, the images, and how both come together."""
 
     iteration: int | None
     settings: Settings
-    data_set: DataSet
+    dataset: Dataset
     net: CCNet
     loader: DataLoader[dict[str, Any]]
     precision: engine.Precision
@@ -80,11 +79,11 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="a run's last.pt, or a published checkpoint")
-    add("--data", type=Path, metavar="PATH", help="the data set's folder (default: the run's)")
-    add("--data-set", metavar="MODULE", help="module with a DATA_SET (default: the run's)")
+    add("--data", type=Path, metavar="PATH", help="the dataset's folder (default: the run's)")
+    add("--dataset", metavar="MODULE", help="module with a DATASET (default: the run's)")
     add("--split", nargs="+", metavar="NAME", help="splits to evaluate on (default: the run's)")
-    add("--unlabelled", action="store_true", help="the pictures have no labels: save predictions, score nothing")
-    add("--mode", choices=MODES, help="whole pictures or sliding windows (default: the run's)")
+    add("--unlabelled", action="store_true", help="the images have no labels: save predictions, score nothing")
+    add("--mode", choices=MODES, help="whole images or sliding windows (default: the run's)")
     add("--crop", type=int, nargs="+", metavar="N", help="window in pixels, H W or N (default: the run's)")
     add("--stride", type=int, nargs="+", metavar="N", help="window step in pixels, H W or N (default: the run's)")
     add(
@@ -94,7 +93,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="S",
         help=f"average over these scales, {' '.join(map(str, MULTI_SCALE))} where none are given (default: the run's)",
     )
-    add("--flip", action=argparse.BooleanOptionalAction, help="average with the mirrored picture (default: the run's)")
+    add("--flip", action=argparse.BooleanOptionalAction, help="average with the flipped image (default: the run's)")
     add("--average", choices=AVERAGES, help="what is averaged (default: the run's)")
     add("--save-predictions", type=Path, metavar="DIR", help="write each prediction as a file of label ids")
     add("--record", type=Path, metavar="FILE", help="append the scores to this file of JSON lines")
@@ -107,7 +106,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
-    """Read the checkpoint, find the pictures, and make sure that the results can be written.
+    """Read the checkpoint, find the images, and make sure that the results can be written.
 
     Raises:
         ValueError, OSError, ImportError: flags, data or a checkpoint that cannot be used.
@@ -119,14 +118,14 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
     if flags.unlabelled and flags.record is not None:
         raise ValueError("--record must not come with --unlabelled: without labels there are no scores to record")
     found = read_network(flags.checkpoint)
-    data_set = data_set_of(found, flags)
+    dataset = dataset_of(found, flags)
     run = found.run
-    settings = evaluation_settings(recipe_of(found, data_set) if run is None else run["settings"], flags)
-    predict = prediction(settings, data_set)
+    settings = evaluation_settings(recipe_of(found, dataset) if run is None else run["settings"], flags)
+    predict = prediction(settings, dataset)
     net = place_network(checkpoint.build(found), settings, device)
-    clips = find_clips(flags, settings, data_set)
+    clips = find_clips(flags, settings, dataset)
     normalise = Normalise(net.backbone.mean, net.backbone.std)
-    _, loader = load_evaluation(clips, data_set, normalise, settings.clip, flags.workers, device)
+    _, loader = load_evaluation(clips, dataset, normalise, settings.clip, flags.workers, device)
     if distributed.is_main():
         # Now, so that a path that cannot be written does not show hours later.
         if flags.save_predictions is not None:
@@ -135,33 +134,33 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
             flags.record.parent.mkdir(parents=True, exist_ok=True)
             flags.record.open("a").close()
     distributed.wait_for_all()
-    what = "pictures" if settings.clip == 1 else f"clips of up to {settings.clip} pictures"
+    what = "images" if settings.clip == 1 else f"clips of up to {settings.clip} images"
     iteration = None if run is None else run["iteration"]
-    of = f"{flags.checkpoint}, {found.source if run is None else f'iteration {iteration}'}: {data_set.name}"
+    of = f"{flags.checkpoint}, {found.source if run is None else f'iteration {iteration}'}: {dataset.name}"
     say(f"{of}, {len(clips)} {what}, {describe(predict)}")
     precision = engine.Precision(device, settings.amp, settings.channels_last)
-    return Evaluation(iteration, settings, data_set, net, loader, precision, predict)
+    return Evaluation(iteration, settings, dataset, net, loader, precision, predict)
 
 
-def data_set_of(found: checkpoint.Checkpoint, flags: argparse.Namespace) -> DataSet:
-    """Return --data-set, or the data set that the run was trained on.
+def dataset_of(found: checkpoint.Checkpoint, flags: argparse.Namespace) -> Dataset:
+    """Return --dataset, or the dataset that the run was trained on.
 
     Raises:
         ValueError: neither is there, or its classes are not as many as the network's.
     """
-    if flags.data_set is None and found.run is None:
-        raise ValueError(f"--data-set must be given for {flags.checkpoint}, which is of no run: cityscapes, for one")
-    data_set = find_data_set(found.run["data_set"] if flags.data_set is None and found.run else flags.data_set)
-    if data_set.labels.num_classes != found.network["num_classes"]:
+    if flags.dataset is None and found.run is None:
+        raise ValueError(f"--dataset must be given for {flags.checkpoint}, which is of no run: cityscapes, for one")
+    dataset = find_dataset(found.run["dataset"] if flags.dataset is None and found.run else flags.dataset)
+    if dataset.labels.num_classes != found.network["num_classes"]:
         raise ValueError(
-            f"--data-set must have the network's {found.network['num_classes']} classes, got {data_set.name} with "
-            f"{data_set.labels.num_classes}; name another."
+            f"--dataset must have the network's {found.network['num_classes']} classes, got {dataset.name} with "
+            f"{dataset.labels.num_classes}; name another."
         )
-    return data_set
+    return dataset
 
 
-def recipe_of(found: checkpoint.Checkpoint, data_set: DataSet) -> dict[str, Any]:
-    """Return the settings for a network of no run: the data set's recipe, at the size that the file asks for.
+def recipe_of(found: checkpoint.Checkpoint, dataset: Dataset) -> dict[str, Any]:
+    """Return the settings for a network of no run: the dataset's recipe, at the size that the file asks for.
 
     Raises:
         ValueError: a network for clips, whose length the file does not hold.
@@ -174,35 +173,35 @@ def recipe_of(found: checkpoint.Checkpoint, data_set: DataSet) -> dict[str, Any]
     asked = {name: tuple(value) if name == "eval_fit" else value for name, value in size.items() if value is not None}
     if asked:  # what the network was made for takes the place of both of the recipe's
         asked = {"eval_short_side": None, "eval_fit": None, **asked}
-    return dataclasses.asdict(Settings(**{**data_set.recipe, **asked}))
+    return dataclasses.asdict(Settings(**{**dataset.recipe, **asked}))
 
 
-def find_clips(flags: argparse.Namespace, settings: Settings, data_set: DataSet) -> list[tuple[Clip, int]]:
+def find_clips(flags: argparse.Namespace, settings: Settings, dataset: Dataset) -> list[tuple[Clip, int]]:
     """Return the checked clips to evaluate on; each split counts once.
 
     Raises:
-        ValueError, OSError: pictures that are not there or cannot be used, or whose predictions would replace each
+        ValueError, OSError: images that are not there or cannot be used, or whose predictions would replace each
             other's.
     """
     root = data_folder(flags, settings)
-    found = [data_set.find_pairs(root, split, not flags.unlabelled) for split in dict.fromkeys(settings.val_split)]
+    found = [dataset.find_pairs(root, split, not flags.unlabelled) for split in dict.fromkeys(settings.val_split)]
     pairs = [pair for split in found for pair in split]
     check_pairs(pairs)
     names = Counter(pair.name for pair in pairs)
     if flags.save_predictions is not None and len(names) < len(pairs):
         raise ValueError(
-            f"--save-predictions must come with pictures of different names, got {names.most_common(1)[0][0]!r} more "
+            f"--save-predictions must come with images of different names, got {names.most_common(1)[0][0]!r} more "
             f"than once in {' '.join(settings.val_split)}; evaluate one split at a time."
         )
-    return [clip for split in found for clip in evaluation_clips(split, settings.clip, data_set.film)]
+    return [clip for split in found for clip in evaluation_clips(split, settings.clip, dataset.frame_of)]
 
 
 def score(flags: argparse.Namespace, evaluation: Evaluation) -> int:
     """Predict, save, print and record; return the exit status."""
-    settings, labels = evaluation.settings, evaluation.data_set.labels
+    settings, labels = evaluation.settings, evaluation.dataset.labels
     bar = tqdm(
         evaluation.loader,
-        unit="picture" if settings.clip == 1 else "clip",
+        unit="image" if settings.clip == 1 else "clip",
         disable=not distributed.is_main(),
         mininterval=0.2 if sys.stderr.isatty() else 10.0,  # seconds; a log file needs few lines
     )
@@ -227,10 +226,10 @@ def score(flags: argparse.Namespace, evaluation: Evaluation) -> int:
     if not distributed.is_main():
         return 0
     if not flags.unlabelled:
-        say(f"\n{results_table(confusion, labels.names)}\n\n{scores_line(confusion, evaluation.data_set.scores)}")
+        say(f"\n{results_table(confusion, labels.names)}\n\n{scores_line(confusion, evaluation.dataset.scores)}")
     if flags.record is not None:
         record = records.evaluation_record(evaluation.iteration, confusion, labels.names)
-        what = {"data_set": evaluation.data_set.name, "checkpoint": str(flags.checkpoint)}
+        what = {"dataset": evaluation.dataset.name, "checkpoint": str(flags.checkpoint)}
         how = {"split": list(settings.val_split), **dataclasses.asdict(evaluation.predict)}
         records.append_record(flags.record, {**record, **what, **how, "commit": records.commit()})
     if flags.save_predictions is not None:
@@ -277,7 +276,7 @@ def _size(flag: str, values: list[int] | None) -> tuple[int, int] | None:
 
 
 def data_folder(flags: argparse.Namespace, settings: Settings) -> Path:
-    """Return --data, or the folder that the run was trained on, or the run's drawn pictures.
+    """Return --data, or the folder that the run was trained on, or the run's synthetic images.
 
     Raises:
         ValueError: neither is there.
@@ -286,21 +285,19 @@ def data_folder(flags: argparse.Namespace, settings: Settings) -> Path:
         return flags.data
     folder = flags.checkpoint.parent / "scenes" if settings.data is None else Path(settings.data)
     if not folder.is_dir():
-        raise ValueError(f"--data must name the data set's folder, got nothing, and {folder} is not there")
+        raise ValueError(f"--data must name the dataset's folder, got nothing, and {folder} is not there")
     return folder
 
 
 def describe(predict: Prediction) -> str:
-    """Return in words how pictures are predicted."""
+    """Return in words how images are predicted."""
     scales = f"scales {', '.join(map(str, predict.scales))}"
     base = f"short side {predict.short_side}, " if predict.short_side is not None else ""
     base += f"largest in {predict.fit}, " if predict.fit is not None else ""
     window = ""
     if predict.mode == "sliding" and predict.crop is not None and predict.stride is not None:
         window = " windows of {}x{} every {}x{} pixels".format(*predict.crop, *predict.stride)
-    return (
-        f"{predict.mode}{window}, {base}{scales}{', mirrored too' if predict.flip else ''}, mean of {predict.average}"
-    )
+    return f"{predict.mode}{window}, {base}{scales}{', flipped too' if predict.flip else ''}, mean of {predict.average}"
 
 
 if __name__ == "__main__":

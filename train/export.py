@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from ccgpu.formula import attention
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
-from ccgpu.train.command import BAD_INPUT, fail, read_network
-from ccgpu.train.run import say
+from ccgpu.train.distributed import say
+from ccgpu.train.runs.errors import BAD_INPUT, fail
+from ccgpu.train.runs.setup import read_network
 
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
 OPSET = 18
@@ -40,7 +41,7 @@ INFORMATION = "ccgpu"  # key of the metadata, and name of the extra file
 
 
 class Pixels(nn.Module):
-    """A network whose input is pixels, red, green, blue in 0..255, rather than normalised pictures."""
+    """A network whose input is pixels, red, green, blue in 0..255, rather than normalised images."""
 
     mean: Tensor
     std: Tensor
@@ -53,7 +54,7 @@ class Pixels(nn.Module):
             self.register_buffer(name, values, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits of pictures (B, 3, H, W)."""
+        """Return the logits of images (B, 3, H, W)."""
         return self.net((images - self.mean) / self.std)
 
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         target = check_target(flags)
         found = read_network(flags.checkpoint)
         if found.network.get("dims", 2) != 2:
-            raise ValueError(f"--checkpoint must hold a network for pictures, got {flags.checkpoint} for clips")
+            raise ValueError(f"--checkpoint must hold a network for images, got {flags.checkpoint} for clips")
         net = checkpoint.build(found)
         module = Pixels(net) if flags.pixels else net
         information = describe(net, found, flags.pixels)
@@ -138,7 +139,7 @@ def describe(net: CCNet, found: checkpoint.Checkpoint, pixels: bool) -> dict[str
 
 @torch.no_grad()
 def exported_program(module: nn.Module) -> torch.export.ExportedProgram:
-    """Return a module as a program of torch's own operators, for any number and size of pictures.
+    """Return a module as a program of torch's own operators, for any number and size of images.
 
     In the place of the op stands its formula, `ccgpu.formula.attention`.
     """

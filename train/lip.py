@@ -1,9 +1,9 @@
 """Train CCNet on LIP (Look into Person, single people): `python -m train.lip --data PATH`.
 
-30462 pictures for training, 10000 for validation, 20 classes. From the paper (Huang et al., TPAMI 2020), known at
+30462 images for training, 10000 for validation, 20 classes. From the paper (Huang et al., TPAMI 2020), known at
 second hand: the category consistent loss is on; on the validation set 55.47 % mIoU, 88.01 % of the pixels right,
 63.91 % in the mean over the classes. The rest is the recipe of CE2P (Ruan et al., AAAI 2019), on which its numbers are
-probably built: 473x473, scale 0.75 to 1.25, 150 epochs, learning rate 0.007, weight decay 0.0005. Ours: 28 pictures a
+probably built: 473x473, scale 0.75 to 1.25, 150 epochs, learning rate 0.007, weight decay 0.0005. Ours: 28 images a
 step, and that they keep their shape, where CE2P stretches them to the crop's. Without `--data` the people are drawn
 (`scene_people.py`).
 """
@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ccgpu.models.labels import Labels
 from ccgpu.train import command
-from ccgpu.train.data_set import DataSet
-from ccgpu.train.drawn import Key, file_in, varied, write_drawn
-from ccgpu.train.labels import Labels
-from ccgpu.train.pairs import Pair, find_by_name
-from ccgpu.train.scene_people import PARTS, draw_people
+from ccgpu.train.data.pairs import Pair, find_by_name
+from ccgpu.train.dataset import Dataset
+from ccgpu.train.scenes.files import Key, file_in, varied, write_synthetic
+from ccgpu.train.scenes.people import PARTS, draw_people
 
 LABELS = Labels(
     names=(
@@ -42,14 +42,14 @@ LABELS = Labels(
     void=(255,),
     hint="use the grey label files of train_segmentations/ and val_segmentations/",
 )
-"""Colours of the data set's authors (LIP_JPPNet, also in CE2P's evaluate.py)."""
+"""Colours of the dataset's authors (LIP_JPPNet, also in CE2P's evaluate.py)."""
 
 _DRAWN_IDS = np.array([LABELS.ids[LABELS.names.index(part)] for part in PARTS], dtype=np.uint8)
-_GREY = 0.1  # share of the drawn pictures without colour; LIP has some, too
+_GREY = 0.1  # share of the synthetic images without colour; LIP has some, too
 
 
 def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
-    """Return the pictures of a split, sorted by name.
+    """Return the images of a split, sorted by name.
 
         root/SPLIT_images/NAME.jpg
         root/SPLIT_segmentations/NAME.png
@@ -67,22 +67,22 @@ def _folder(root: Path, archive: str, name: str) -> Path:
 
 
 def draw(root: str | Path, splits: Mapping[str, int], size: tuple[int, int], seed: int) -> Path:
-    """Write drawn people of up to `size`, in this layout; see `drawn.write_drawn`."""
-    return write_drawn(root, splits, size, seed, layout="lip", write=_write)
+    """Write synthetic people of up to `size`, in this layout; see `files.write_synthetic`."""
+    return write_synthetic(root, splits, size, seed, layout="lip", write=_write)
 
 
 def _write(root: Path, split: str, index: int, size: tuple[int, int], key: Key) -> None:
     generator = np.random.default_rng((*key, index))
     pixels, parts = draw_people(varied(size, generator), generator)
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     if generator.random() < _GREY:
-        picture = picture.convert("L")
-    name = f"drawn_{index:06d}"
-    picture.save(file_in(root / f"{split}_images", f"{name}.jpg"), quality=95)
+        image = image.convert("L")
+    name = f"synthetic_{index:06d}"
+    image.save(file_in(root / f"{split}_images", f"{name}.jpg"), quality=95)
     Image.fromarray(_DRAWN_IDS[parts]).save(file_in(root / f"{split}_segmentations", f"{name}.png"))
 
 
-DATA_SET = DataSet(
+DATASET = Dataset(
     name="lip",
     labels=LABELS,
     layout="a folder with {train,val}_images/ and {train,val}_segmentations/, or with the archives' folders of them.",
@@ -122,13 +122,13 @@ DATA_SET = DataSet(
         "workers": 0,
     },
     scores=("miou", "pixel_accuracy", "mean_accuracy"),
-    mirrored=((14, 15), (16, 17), (18, 19)),
+    flip_pairs=((14, 15), (16, 17), (18, 19)),
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see `command.main` for the exit status."""
-    return command.main(DATA_SET, argv)
+    return command.main(DATASET, argv)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 
 from ccgpu.models.ccnet import Outputs
+from ccgpu.models.labels import IGNORE
 from ccgpu.train.consistency import category_consistent_loss
 from ccgpu.train.distributed import rank, sum_over_processes, world_size
-from ccgpu.train.labels import IGNORE
 
 # Weight of the auxiliary head's loss (Huang et al., TPAMI 2020, section 4.2; PSPNet uses the same).
 AUXILIARY_WEIGHT = 0.4
-# The authors look for the threshold of hard pixels at 1/8 of the pictures' extents.
+# The authors look for the threshold of hard pixels at 1/8 of the images' extents.
 SHRINK = 8
 
 
@@ -107,10 +107,10 @@ def ohem_label(logits: torch.Tensor, label: torch.Tensor, threshold: float = 0.7
     nearest (`label_at`). Frames of a clip are shrunk one by one. A probability that is not a number counts as hard, so
     that the loss shows it.
 
-    One limit holds for all pictures of all processes. The authors' code finds one for each GPU: their 100000 on each of
+    One limit holds for all images of all processes. The authors' code finds one for each GPU: their 100000 on each of
     four GPUs is kept=400000 here.
 
-    Nothing waits for the device; no gradient. Memory: the probabilities of one picture or clip, (classes, *S) in
+    Nothing waits for the device; no gradient. Memory: the probabilities of one image or clip, (classes, *S) in
     float32.
 
     Args:
@@ -132,14 +132,14 @@ def ohem_label(logits: torch.Tensor, label: torch.Tensor, threshold: float = 0.7
     if logits.ndim not in (4, 5):
         raise ValueError(
             "ohem_label: logits must be (B, classes, H, W) or (B, classes, T, H, W), got shape "
-            f"{tuple(logits.shape)}; give the pictures both axes."
+            f"{tuple(logits.shape)}; give the images both axes."
         )
     if not (0 <= threshold <= 1 and kept >= 0):
         raise ValueError(
             f"ohem_label: threshold must be from 0 to 1 and kept 0 or more, got {threshold} and {kept}; the authors' "
             "are 0.7 and 100000."
         )
-    found = [_true_probabilities(*picture) for picture in zip(logits, label, strict=True)]
+    found = [_true_probabilities(*image) for image in zip(logits, label, strict=True)]
     small = torch.cat([sample for _, sample in found])
     # Each process fills its row of zeros, so the sum over the processes is all rows.
     rows = small.new_zeros(world_size(), small.numel())

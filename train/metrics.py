@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ccgpu.train.labels import IGNORE
+from ccgpu.models.labels import IGNORE
 
 
 class ConfusionMatrix:
-    """Counts of pixels by (label, prediction), summed over all pictures of an evaluation.
+    """Counts of pixels by (label, prediction), summed over all images of an evaluation.
 
     ``matrix[i, j]`` is the number of pixels of class i that were predicted as class j; pixels with the label
-    255 are left out, whatever was predicted there. Two matrices of parts of a data set add up to the matrix
+    255 are left out, whatever was predicted there. Two matrices of parts of a dataset add up to the matrix
     of the whole: in a run of several processes, sum ``matrix`` over them.
 
     Arguments:
@@ -47,7 +47,7 @@ class ConfusionMatrix:
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def update(self, prediction: torch.Tensor, label: torch.Tensor) -> None:
-        """Add the pixels of one picture or batch.
+        """Add the pixels of one image or batch.
 
         Arguments:
             prediction: class of each pixel, any integer dtype, any shape, values 0..num_classes-1.

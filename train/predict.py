@@ -1,8 +1,8 @@
-"""Predict pictures and videos: `python -m train.predict --checkpoint X INPUT... --out DIR`.
+"""Predict images and videos: `python -m train.predict --checkpoint X INPUT... --out DIR`.
 
 INPUT is a file, a folder, a pattern ("photos/*.jpg") or a video. X is a run's `last.pt`, a file of `train.convert`, or
-a published checkpoint as it is; everything that the network needs to know about pictures comes with it. For each
-picture DIR holds masks/NAME.png in the classes' colours, overlays/NAME.jpg, ids/NAME.png with label ids, and a line in
+a published checkpoint as it is; everything that the network needs to know about images comes with it. For each
+image DIR holds masks/NAME.png in the classes' colours, overlays/NAME.jpg, ids/NAME.png with label ids, and a line in
 predictions.jsonl; sheet.jpg shows the first ones. A video becomes a folder of each, and overlays/NAME.mp4.
 """
 
@@ -22,25 +22,25 @@ from PIL import Image
 from tqdm import tqdm
 
 from ccgpu.models import checkpoint
-from ccgpu.models.weights import write_whole
+from ccgpu.models.colouring import class_overlay, colour_mask
+from ccgpu.models.image_files import BadImage, read_image
+from ccgpu.models.labels import Labels
+from ccgpu.models.normalisation import Normalise
+from ccgpu.models.prediction import MULTI_SCALE, Prediction, predict_classes
+from ccgpu.models.weights import write_atomically
 from ccgpu.train import distributed, engine
-from ccgpu.train.command import BAD_INPUT, FAILURES, fail, failure, read_network
-from ccgpu.train.data_set import find_data_set
-from ccgpu.train.evaluate import MULTI_SCALE
-from ccgpu.train.inputs import Input, find_inputs
-from ccgpu.train.interrupts import DeferredInterrupts
-from ccgpu.train.labels import Labels
-from ccgpu.train.pairs import BadPicture
-from ccgpu.train.photographs import read_photograph
-from ccgpu.train.pictures import class_overlay, colour_mask, contact_sheet, thumbnail
-from ccgpu.train.prediction import Prediction, predict_classes
-from ccgpu.train.run import say
-from ccgpu.train.submission import save_prediction
-from ccgpu.train.transforms import Normalise
-from ccgpu.train.video import Video, VideoWriter
+from ccgpu.train.data.inputs import Input, find_inputs
+from ccgpu.train.data.submission import save_prediction
+from ccgpu.train.data.video import Video, VideoWriter
+from ccgpu.train.dataset import find_dataset
+from ccgpu.train.distributed import say
+from ccgpu.train.runs.errors import BAD_INPUT, FAILURES, fail, failure
+from ccgpu.train.runs.interrupts import DeferredInterrupts
+from ccgpu.train.runs.setup import read_network
+from ccgpu.train.visualise import contact_sheet, thumbnail
 
 KINDS = ("masks", "overlays", "ids")
-WINDOW = 1024  # pixels: two of them side by side are a picture of Cityscapes
+WINDOW = 1024  # pixels: two of them side by side are an image of Cityscapes
 SHEET, SHEET_COLUMNS, SHEET_SIDE = 24, 4, 240  # cells, and the pixels of a cell's longer side
 RECORDS = "predictions.jsonl"
 JPEG_QUALITY = 92
@@ -49,7 +49,7 @@ JPEG_QUALITY = 92
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    0: all pictures were predicted. 1: some were not, each named on stderr. 2: bad flags, checkpoint or inputs.
+    0: all images were predicted. 1: some were not, each named on stderr. 2: bad flags, checkpoint or inputs.
     130, 143: stopped by Ctrl-C, SIGTERM.
     """
     flags = read_flags(argv)
@@ -71,7 +71,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the command line."""
     parser = argparse.ArgumentParser(prog="predict", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="pictures, folders, patterns, videos")
+    add("inputs", nargs="+", metavar="INPUT", help="images, folders, patterns, videos")
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="a run's last.pt, or a published checkpoint")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     add("--write", nargs="+", choices=KINDS, default=list(KINDS), help="what to write (default: all)")
@@ -83,26 +83,26 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="S",
         help=f"average over these scales, {' '.join(map(str, MULTI_SCALE))} where none are given",
     )
-    add("--flip", action="store_true", help="average with the mirrored picture")
-    add("--short-side", type=int, metavar="N", help="let the network see pictures of this short side, in pixels")
+    add("--flip", action="store_true", help="average with the flipped image")
+    add("--short-side", type=int, metavar="N", help="let the network see images of this short side, in pixels")
     add(
         "--window",
         type=int,
         default=WINDOW,
         metavar="N",
-        help=f"cut pictures of more than 2 N x N pixels into windows of this side; 0: never (default: {WINDOW})",
+        help=f"cut images of more than 2 N x N pixels into windows of this side; 0: never (default: {WINDOW})",
     )
     add("--every", type=int, default=1, metavar="N", help="of a video, each N-th frame (default: 1)")
-    add("--data-set", metavar="MODULE", help="data set whose classes these are (default: the checkpoint's)")
+    add("--dataset", metavar="MODULE", help="dataset whose classes these are (default: the checkpoint's)")
     add("--amp", choices=tuple(engine.AMP_DTYPES), default="off", help="autocast (default: off)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run (default: auto)")
     return parser.parse_args(argv)
 
 
 class Predictor:
-    """A network that takes pictures as they are, uint8 RGB, and returns their classes.
+    """A network that takes images as they are, uint8 RGB, and returns their classes.
 
-    A network for clips sees each picture, or each frame, as a clip of one.
+    A network for clips sees each image, or each frame, as a clip of one.
 
     Raises:
         ValueError, OSError, ImportError: a checkpoint or flags that cannot be used.
@@ -116,7 +116,7 @@ class Predictor:
             raise ValueError(f"--opacity must be from 0 to 1, got {flags.opacity}")
         device = distributed.choose_device(flags.device)
         found = read_network(flags.checkpoint)
-        self.labels = labels_of(found, flags.data_set)
+        self.labels = labels_of(found, flags.dataset)
         size = {} if flags.short_side is None else {"short_side": flags.short_side, "fit": None}
         self.prediction = Prediction(
             scales=(1.0,) if flags.ms is None else tuple(flags.ms) or MULTI_SCALE,
@@ -129,7 +129,7 @@ class Predictor:
         self.window = flags.window
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Return the classes, uint8 (H, W), of a picture, uint8 (H, W, 3)."""
+        """Return the classes, uint8 (H, W), of an image, uint8 (H, W, 3)."""
         pixels = self.precision.images(self.normalise(image)[None])
         with self.precision.autocast():
             classes = predict_classes(
@@ -141,22 +141,22 @@ class Predictor:
         return self.net(images[:, :, None])[:, :, 0] if self.net.dims == 3 else self.net(images)
 
 
-def labels_of(found: checkpoint.Checkpoint, data_set: str | None) -> Labels:
-    """Return the classes that a checkpoint's network has, or those of a data set.
+def labels_of(found: checkpoint.Checkpoint, dataset: str | None) -> Labels:
+    """Return the classes that a checkpoint's network has, or those of a dataset.
 
     Raises:
-        ValueError: a data set that cannot be had, or another number of classes than the network's.
+        ValueError: a dataset that cannot be had, or another number of classes than the network's.
     """
     number = found.network["num_classes"]
-    if data_set is not None:
-        labels = find_data_set(data_set).labels
+    if dataset is not None:
+        labels = find_dataset(dataset).labels
     elif found.labels is not None:
         labels = Labels.from_plain(found.labels)
     else:
         labels = Labels.numbered(number)
     if labels.num_classes != number:
         raise ValueError(
-            f"--data-set must have the network's {number} classes, got {labels.num_classes}; name another data set."
+            f"--dataset must have the network's {number} classes, got {labels.num_classes}; name another dataset."
         )
     return labels
 
@@ -174,9 +174,9 @@ def run(
             if entry.is_video:
                 predict_video(flags, predictor, results, entry, interrupts)
             else:
-                image = read_photograph(entry.path)
+                image = read_image(entry.path)
                 results.write(entry.name, str(entry.path), image, predictor(image))
-        except (BadPicture, FileNotFoundError, PermissionError, IsADirectoryError, ModuleNotFoundError) as error:
+        except (BadImage, FileNotFoundError, PermissionError, IsADirectoryError, ModuleNotFoundError) as error:
             failed += 1
             bar.write(f"predict: {error}", file=sys.stderr)
         if interrupts():
@@ -200,13 +200,13 @@ def predict_video(
     """Predict the frames of a video: files NAME/000000 ..., counted from 0, and a video of the overlays.
 
     Raises:
-        BadPicture, ModuleNotFoundError: a video that cannot be read to its end; what was predicted stays.
+        BadImage, ModuleNotFoundError: a video that cannot be read to its end; what was predicted stays.
     """
     with ExitStack() as stack:
         video = stack.enter_context(Video(entry.path))
-        film: VideoWriter | None = None
+        writer: VideoWriter | None = None
         if "overlays" in flags.write:
-            film = stack.enter_context(
+            writer = stack.enter_context(
                 VideoWriter(flags.out / "overlays" / f"{entry.name}.mp4", video.rate / flags.every)
             )
         bar = tqdm(video, total=video.frames, unit="frame", desc=entry.path.name, leave=False, mininterval=1.0)
@@ -215,14 +215,14 @@ def predict_video(
                 continue
             classes = predictor(frame)
             results.write(f"{entry.name}/{number:06d}", f"{entry.path}#{number}", frame, classes)
-            if film is not None:
-                film.add(class_overlay(frame, classes, predictor.labels.colours, flags.opacity))
+            if writer is not None:
+                writer.add(class_overlay(frame, classes, predictor.labels.colours, flags.opacity))
             if interrupts():
                 return
 
 
 class Results:
-    """The files of predicted pictures, one line of predictions.jsonl for each, and the contact sheet at the end."""
+    """The files of predicted images, one line of predictions.jsonl for each, and the contact sheet at the end."""
 
     def __init__(self, flags: argparse.Namespace, labels: Labels) -> None:
         self.out: Path = flags.out
@@ -231,10 +231,10 @@ class Results:
         self.labels = labels
         self._cells: list[tuple[str, Image.Image]] = []
         self._seen = np.zeros(labels.num_classes, dtype=np.int64)
-        write_whole(self.out / RECORDS, "")
+        write_atomically(self.out / RECORDS, "")
 
     def write(self, name: str, source: str, image: np.ndarray, classes: np.ndarray) -> None:
-        """Write the files of one picture, each whole or not at all.
+        """Write the files of one image, each atomically.
 
         Raises:
             OSError: a file cannot be written.
@@ -275,14 +275,14 @@ class Results:
         say(f"{', '.join(str(self.out / kind) for kind in self.kinds)}; the first: {self.out / 'sheet.jpg'}")
 
 
-def _save(path: Path, picture: np.ndarray) -> None:
-    """Write uint8 (H, W, 3) as PNG or JPEG, whole or not at all."""
+def _save(path: Path, image: np.ndarray) -> None:
+    """Write uint8 (H, W, 3) as PNG or JPEG, atomically."""
     content = io.BytesIO()
     if path.suffix == ".png":
-        Image.fromarray(picture).save(content, format="PNG")
+        Image.fromarray(image).save(content, format="PNG")
     else:
-        Image.fromarray(picture).save(content, format="JPEG", quality=JPEG_QUALITY)
-    write_whole(path, content.getvalue())
+        Image.fromarray(image).save(content, format="JPEG", quality=JPEG_QUALITY)
+    write_atomically(path, content.getvalue())
 
 
 if __name__ == "__main__":

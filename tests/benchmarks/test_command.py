@@ -9,7 +9,8 @@ import torch
 from benchmarks import cca, plot, profile_kernels, results_file, run_case
 from benchmarks.candidates import Candidate, candidates, ours
 from benchmarks.cases import Case
-from ccgpu import cupy_device, numba_cuda_device
+from ccgpu.bridges import numba_cuda
+from ccgpu.bridges.cupy_cuda import device
 
 CPU = torch.device("cpu")
 SMALL = ["--device", "cpu", "--size", "5", "6", "--query-channels", "4", "--channels", "4"]
@@ -106,9 +107,9 @@ def test_ours_are_the_backends_made_for_the_device(monkeypatch):
     assert [(c.name, c.why_not) for c in ours(case, CPU)] == [("ccgpu numba_cpu", None), ("ccgpu cpu", None)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(cupy_device, "_REASONS", {0: "no CuPy"})
-    monkeypatch.setattr(numba_cuda_device, "_REASONS", {0: None})
-    monkeypatch.setattr(numba_cuda_device, "simulated", lambda: False)
+    monkeypatch.setattr(device, "_REASONS", {0: "no CuPy"})
+    monkeypatch.setattr(numba_cuda, "_REASONS", {0: None})
+    monkeypatch.setattr(numba_cuda, "simulated", lambda: False)
     assert [(c.name, c.why_not) for c in ours(case, torch.device("cuda"))] == [
         ("ccgpu cupy", "no CuPy"),
         ("ccgpu numba_cuda", "it has no kernels for torch.bfloat16"),

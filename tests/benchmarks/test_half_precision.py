@@ -7,11 +7,12 @@ import pytest
 from PIL import Image
 
 from benchmarks import half_precision
-from ccgpu.train import camvid, records
+from ccgpu.train import camvid
+from ccgpu.train.runs import records
 
 
 def blocks(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A picture of blocks in three classes' colours with noise, and its label."""
+    """An image of blocks in three classes' colours with noise, and its label."""
     generator = np.random.default_rng(seed)
     classes = np.kron(generator.integers(0, 3, (4, 6)), np.ones((16, 16), np.uint8)).astype(np.uint8)
     pixels = camvid.LABELS.colours[classes] * 0.8 + generator.integers(0, 50, (64, 96, 1))
@@ -20,13 +21,13 @@ def blocks(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run on such pictures, with its data beside it."""
+    """The folder of a run on such images, with its data beside it."""
     root = tmp_path_factory.mktemp("trained")
     for split, seeds in (("train", range(8)), ("val", range(8, 12))):
         for seed in seeds:
             for folder, pixels in zip((split, f"{split}annot"), blocks(seed), strict=True):
                 (root / "data" / folder).mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels).save(root / "data" / folder / f"film_{seed}.png")
+                Image.fromarray(pixels).save(root / "data" / folder / f"video_{seed}.png")
     flags = [
         "--backbone",
         "resnet18",
@@ -53,7 +54,7 @@ def test_a_trained_network_keeps_its_classes_in_half_precision(trained: Path, tm
     flags = ["--checkpoint", str(trained / "run" / "last.pt"), "--device", "cpu", "--record", str(record)]
     assert half_precision.main([*flags, str(trained / "data" / "val")]) == 0
     (line,) = records.read_records(record)
-    assert line["pictures"] == 4
+    assert line["images"] == 4
     assert set(line["kept"]) == {"bf16", "fp16"}
     assert min(line["kept"].values()) >= 0.995
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from ccgpu import cupy_device, numba_cuda_device
-from ccgpu.cupy_launch import LAUNCHER, CuPyLauncher
-from ccgpu.kernels.plans import ARGUMENT_BYTES
+from ccgpu.bridges import numba_cuda
+from ccgpu.bridges.cupy_cuda import device
+from ccgpu.bridges.cupy_cuda.launch import LAUNCHER, CuPyLauncher
+from ccgpu.kernels.cuda.plans import ARGUMENT_BYTES
 
 STATIC_LIMIT = 48 * 1024
 OPTIN_LIMIT = 227 * 1024
@@ -136,8 +137,8 @@ def gpu(monkeypatch):
     """Two devices of compute capability 9.0 and a launcher that knows nothing yet."""
     fake = FakeGpu()
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(fake))
-    monkeypatch.setattr(cupy_device, "_REASONS", {})
-    monkeypatch.setattr(numba_cuda_device, "simulated", lambda: True)  # so that it takes no CUDA tensors
+    monkeypatch.setattr(device, "_REASONS", {})
+    monkeypatch.setattr(numba_cuda, "simulated", lambda: True)  # so that it takes no CUDA tensors
     monkeypatch.setattr(LAUNCHER, "_kernels", {})
     monkeypatch.setattr(LAUNCHER, "_limits", {})
     monkeypatch.setattr(torch.version, "cuda", "12.8")

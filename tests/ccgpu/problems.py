@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ccgpu
-from ccgpu import torch_lines
 from ccgpu.kernels import reference
+from ccgpu.layouts import energy_dtype
 from tests import error_table
 from tests.error_table import Row, in_units
 
@@ -142,7 +142,7 @@ def problems(draw, dtypes=DTYPES, maps=SIZES):
     dlse = torch.randn(batch, *sizes, generator=generator, dtype=torch.float64)
     layout = draw(st.tuples(*[st.sampled_from(["contiguous", "channels_last", "reversed", "sliced"])] * 3))
     tensors = tuple(layouts(x.to(dtype), kind) for x, kind in zip((q, k, v), layout, strict=True))
-    dlse = dlse.to(torch_lines.energy_dtype(dtype))
+    dlse = dlse.to(energy_dtype(dtype))
     return Problem(tensors, dout.to(dtype), dlse, draw(st.sampled_from([1.0, 0.3, -2.0])), layout)
 
 
@@ -198,7 +198,7 @@ def check_errors(ours, theirs, truth, problem, unit=None, row=None):
     """
     tensors, dout, dlse, scale = problem[:4]
     q, k, v = (largest(x) for x in tensors)
-    wide = EPSILON[torch_lines.energy_dtype(tensors[0].dtype)] if unit is None else unit
+    wide = EPSILON[energy_dtype(tensors[0].dtype)] if unit is None else unit
     unit = EPSILON[tensors[0].dtype] if unit is None else unit
     # What nobody can avoid: an energy is rounded in proportion to its terms, and weights recomputed from lse by as much
     # again; dE = w (dout . v - delta + dlse) is rounded in proportion to the terms that cancel in it, and
@@ -260,7 +260,7 @@ def check_form(results, problem):
     (out, lse, *gradients), tensors = results, problem.tensors
     assert out.dtype == tensors[2].dtype
     assert out.stride() == torch.empty_like(tensors[2]).stride()
-    assert lse.dtype == torch_lines.energy_dtype(out.dtype)
+    assert lse.dtype == energy_dtype(out.dtype)
     assert lse.is_contiguous()
     for gradient, x in zip(gradients, tensors, strict=True):
         assert gradient.dtype == x.dtype

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ccgpu
-from ccgpu import torch_lines
 from ccgpu.kernels import reference
+from ccgpu.layouts import energy_dtype
 from tests import error_table
 from tests.ccgpu.problems import DTYPES, EPSILON, SIZES, layouts, name_of
 from tests.error_table import GRADIENT_LIMIT, VALUE_LIMIT, Row, in_units
@@ -91,7 +91,7 @@ def problems(draw, dtypes=DTYPES, maps=SIZES):
     batch, channels = draw(st.sampled_from([1, 2, 3, 0])), draw(st.integers(1, 9))
     magnitudes = [1.0, 1e-2, 8.0] if dtype == torch.float16 else [1.0, 1e-10, 30.0, 1e4]
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    wide = torch_lines.energy_dtype(dtype) if draw(st.booleans()) else dtype
+    wide = energy_dtype(dtype) if draw(st.booleans()) else dtype
     shapes = [(batch, channels, *sizes)] * 2 + [(batch, criss_cross(sizes), *sizes)]
     a, b, weights = (
         (draw(st.sampled_from(magnitudes)) * torch.randn(shape, generator=generator, dtype=torch.float64)).to(kind)
@@ -128,10 +128,10 @@ def record(backend, x, stage, value, gradients):
 
 def check_affinity(backend, problem):
     (q, k), denergies, _ = problem
-    denergies = denergies.to(torch_lines.energy_dtype(q.dtype))
+    denergies = denergies.to(energy_dtype(q.dtype))
     q, k = q.detach().requires_grad_(), k.detach().requires_grad_()
     energies = ccgpu.affinity(q, k, backend=backend)
-    assert energies.dtype == torch_lines.energy_dtype(q.dtype)
+    assert energies.dtype == energy_dtype(q.dtype)
     assert energies.movedim(1, -1).is_contiguous()
     plain = plain_affinity(q, k)
     value = units_of(energies, plain, VALUE_LIMIT, reference.affinity, q, k)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 
 import ccgpu
-from ccgpu import torch_lines
+from ccgpu.bridges.torch_gemm import lines
 from ccgpu.kernels import reference
 from tests.ccgpu.problems import (
     SLOW,
@@ -50,14 +50,14 @@ def test_cca_matches_reference_sweep(backend, dtype, rank):
 def test_cca_matches_reference_however_it_is_cut_up(limits, problem):
     """Maps too large for one piece: single queries, single lines, energies formed twice, slabs of 2 channels."""
     cut = {
-        "one query": torch_lines.Limits(piece=8, kept=0, slab=2),
-        "one line": torch_lines.Limits(piece=8 * 49, kept=0, slab=2),
-        "recomputed": torch_lines.Limits(piece=2**20, kept=0, slab=2),
-        "slabs": torch_lines.Limits(piece=8 * 100, kept=2**20, slab=2),
+        "one query": lines.Limits(piece=8, kept=0, slab=2),
+        "one line": lines.Limits(piece=8 * 49, kept=0, slab=2),
+        "recomputed": lines.Limits(piece=2**20, kept=0, slab=2),
+        "slabs": lines.Limits(piece=8 * 100, kept=2**20, slab=2),
     }[limits]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_lines, "CPU_LIMITS", cut)
-        patch.setattr(torch_lines, "SMALL_IMAGE_ENERGIES", 10)
+        patch.setattr(lines, "CPU_LIMITS", cut)
+        patch.setattr(lines, "SMALL_IMAGE_ENERGIES", 10)
         ours = attend(problem, "cpu")
     check_errors(ours, attend_plainly(problem), expected(problem), problem, row=row_of(problem, "cpu"))
 

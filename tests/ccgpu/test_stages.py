@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 
 import ccgpu
-from ccgpu import torch_lines
+from ccgpu.bridges.torch_gemm import lines
 from ccgpu.kernels import reference
+from ccgpu.layouts import energy_dtype
 from tests.ccgpu.problems import DTYPES, EPSILON, SIMULATED, cells, quick_cells, takers, try_examples
 from tests.ccgpu.stage_problems import (
     CHECKS,
@@ -104,8 +105,8 @@ def test_stage_matches_reference_sweep(stage, backend, dtype, rank):
 def test_stage_matches_reference_however_it_is_cut_up(stage, piece, problem):
     """Maps too large for one piece: single queries or single lines at a time, one image at a time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_lines, "CPU_LIMITS", torch_lines.Limits(piece=piece, kept=0, slab=2))
-        patch.setattr(torch_lines, "SMALL_IMAGE_ENERGIES", 10)
+        patch.setattr(lines, "CPU_LIMITS", lines.Limits(piece=piece, kept=0, slab=2))
+        patch.setattr(lines, "SMALL_IMAGE_ENERGIES", 10)
         CHECKS[stage]("cpu", problem)
 
 
@@ -125,7 +126,7 @@ def test_stage_of_middle_sizes_matches_float64(stage, backend, dtype, sizes):
     generator = torch.Generator().manual_seed(1)
     a, b = (torch.randn(2, 24, *sizes, generator=generator).to(dtype) for _ in "ab")
     w = torch.randn(2, criss_cross(sizes), *sizes, generator=generator)
-    w = w.to(torch_lines.energy_dtype(dtype))
+    w = w.to(energy_dtype(dtype))
     ours = {
         "affinity": lambda: ccgpu.affinity(a, b, backend=backend),
         "aggregate": lambda: ccgpu.aggregate(w, a, backend=backend),

@@ -7,7 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ccgpu
 from benchmarks.measure import peak_bytes
-from ccgpu import bridge, torch_lines
+from ccgpu.bridges import reference
+from ccgpu.layouts import energy_dtype
 from tests.ccgpu.problems import check_compiled_once, layouts
 from tests.ccgpu.stage_problems import inputs, staged, transposed
 
@@ -44,7 +45,7 @@ def test_only_the_gradient_that_is_asked_for_is_computed(needed):
 def test_opcheck(sizes, dtype):
     q, k, v, weights = inputs(sizes, dtype)
     ops = torch.ops.ccgpu
-    wide = weights.detach().to(torch_lines.energy_dtype(dtype)).requires_grad_()
+    wide = weights.detach().to(energy_dtype(dtype)).requires_grad_()
     for op, *arguments in (
         (ops.affinity, q, k),
         (ops.aggregate, weights, v),
@@ -90,7 +91,7 @@ def test_fake_tensors_of_any_device(dtype):
     assert energies.device.type == out.device.type == "cuda"
     assert energies.shape == (2, 8, 4, 5)
     assert energies.movedim(1, -1).is_contiguous()
-    assert energies.dtype == torch_lines.energy_dtype(dtype)
+    assert energies.dtype == energy_dtype(dtype)
     assert (out.shape, out.stride(), out.dtype) == (v.shape, v.stride(), dtype)
 
 
@@ -173,8 +174,8 @@ def test_temporaries_are_small_beside_the_energies():
 def test_backend_is_passed_on_to_the_derivatives(backend, monkeypatch):
     ran = []
     for name in ("affinity", "aggregate", "aggregate_transposed"):
-        original = getattr(bridge, name)
-        monkeypatch.setattr(bridge, name, lambda *x, f=original, n=name: ran.append(n) or f(*x))
+        original = getattr(reference, name)
+        monkeypatch.setattr(reference, name, lambda *x, f=original, n=name: ran.append(n) or f(*x))
     q, k, v, _ = inputs((2, 3), batch=1)
     ccgpu.aggregate(ccgpu.affinity(q, k, backend=backend), v, backend=backend).sum().backward()
     expected = {"affinity": 2, "aggregate": 2, "aggregate_transposed": 2} if backend == "reference" else {}

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ccgpu import warmup as module
-from ccgpu.cupy_launch import LAUNCHER
-from ccgpu.cupy_lines import plan
+from ccgpu.bridges.cupy_cuda.attention import plan
+from ccgpu.bridges.cupy_cuda.launch import LAUNCHER
 from ccgpu.warmup import main, warmup
 
 

@@ -1,13 +1,13 @@
-"""A launcher of the shipped kernels whose device is the CPU: what `ccgpu.cupy_lines.Bridge` takes in CuPy's place."""
+"""A launcher of the shipped kernels whose device is the CPU: what `ccgpu.bridges.cupy_cuda` takes instead of CuPy's."""
 
 import ctypes
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from ccgpu.kernels import configurations
-from ccgpu.kernels.configurations import Limits
-from ccgpu.kernels.plans import Pointers
+from ccgpu.kernels.cuda import configurations
+from ccgpu.kernels.cuda.configurations import Limits
+from ccgpu.kernels.cuda.plans import Pointers
 
 H100 = Limits((9, 0), 227 * 1024)
 WRITTEN = {

@@ -1,4 +1,4 @@
-"""What a reader of the documentation has at hand: data sets, a published checkpoint, photographs, a film."""
+"""What a reader of the documentation has at hand: datasets, a published checkpoint, photographs, a video."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from ccgpu.models.backbones import build_backbone
-from ccgpu.train import ade20k, camvid, cityscapes, lip, scenes
-from ccgpu.train.video import VideoWriter
+from ccgpu.train import ade20k, camvid, cityscapes, lip
+from ccgpu.train.data.video import VideoWriter
+from ccgpu.train.scenes import streets
 from tests.docs.reader import ROOT
 from tests.models.published_files import config_text, mmsegmentation_file
 
@@ -23,7 +24,7 @@ PICTURE = (64, 96)
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Draws a small data set when it is first asked for."""
+    """Draws a small dataset when it is first asked for."""
     root = tmp_path_factory.mktemp("data")
     drawn: dict[str, Path] = {}
 
@@ -34,11 +35,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
                 draw_ponds(root / name)
             else:
                 module = {"ade20k": ade20k, "camvid": camvid, "cityscapes": cityscapes, "lip": lip}[name]
-                number = 7 if name == "camvid" else 4  # of films a clip of 5 and more
+                number = 7 if name == "camvid" else 4  # of videos a clip of 5 and more
                 splits = dict.fromkeys(
                     ("training", "validation") if name == "ade20k" else ("train", "val", "test"), number
                 )
-                draw = module.DATA_SET.draw
+                draw = module.DATASET.draw
                 assert draw is not None
                 draw(root / name, splits, PICTURE, 0)
         return drawn[name]
@@ -47,35 +48,35 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def draw_ponds(root: Path) -> None:
-    """The data set of docs/own-data.md."""
+    """The dataset of docs/own-data.md."""
     for seed, split in enumerate(("train", "val")):
         generator = np.random.default_rng(seed)
-        for kind in ("pictures", "labels"):
+        for kind in ("images", "labels"):
             (root / split / kind).mkdir(parents=True)
         for name in "abcdef":
             ids = np.kron(generator.integers(0, 4, (5, 7)), np.ones((9, 9))).astype(np.uint8)
             Image.fromarray(np.stack([60 * ids, 255 - 60 * ids, ids], axis=-1)).save(
-                root / split / "pictures" / f"{name}.jpg"
+                root / split / "images" / f"{name}.jpg"
             )
             Image.fromarray(ids).save(root / split / "labels" / f"{name}.png")
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A reader's folder: a published checkpoint, ImageNet weights, photographs and a film."""
+    """A reader's folder: a published checkpoint, ImageNet weights, photographs and a video."""
     pytest.importorskip("av")
     state = mmsegmentation_file(50, classes=19)
     file = {"meta": {"config": config_text(True, 2), "epoch": 1}, "state_dict": state}
     torch.save(file, tmp_path / "ccnet_r50-d8_769x769.pth")
     torch.manual_seed(0)
     torch.save(build_backbone("resnet18").state_dict(), tmp_path / "resnet101.pth")
-    frames = [scenes.draw_scene(PICTURE, np.random.default_rng(index), index)[0] for index in range(3)]
+    frames = [streets.draw_scene(PICTURE, np.random.default_rng(index), index)[0] for index in range(3)]
     for name, frame in zip(("photos/street.jpg", "photos/park.png", "more/a.png"), frames, strict=True):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(frame).save(tmp_path / name)
-    with VideoWriter(tmp_path / "holiday.mp4", Fraction(10)) as film:
+    with VideoWriter(tmp_path / "holiday.mp4", Fraction(10)) as video:
         for frame in frames:
-            film.add(frame)
+            video.add(frame)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path)]))  # for torchrun's processes

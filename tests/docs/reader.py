@@ -2,7 +2,7 @@
 
 Python runs as it stands; a block with a title is saved under that name. A command runs in this process, as it stands
 but for what makes it small: where a flag is given twice, the last one counts, so flags are added at its end. "PATH"
-stands for the folder of the command's data set and is replaced by a drawn one.
+stands for the folder of the command's dataset and is replaced by a drawn one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SMALL_RUN = [
     "--no-tensorboard",
 ]
 HERE = ["--device", "cpu", "--workers", "0"]
-# What is added for a data set, because its recipe says something about sizes.
+# What is added for a dataset, because its recipe says something about sizes.
 SMALL_RECIPES = {
     "ade20k": ["--short-sides", "48", "64", "--eval-short-side", "64"],
     "lip": ["--eval-fit", "64", "64"],
@@ -73,7 +73,7 @@ class Reader:
     """Follows blocks in the current folder.
 
     Args:
-        data: name of a data set -> the folder of a small one.
+        data: name of a dataset -> the folder of a small one.
     """
 
     def __init__(self, data: Callable[[str], Path]) -> None:
@@ -147,12 +147,12 @@ class Reader:
     def smaller(self, module: str, arguments: list[str]) -> list[str]:
         """Return the arguments with what makes the command small at their end, and real folders in them."""
         name = module.rpartition(".")[2]
-        data_set = name
-        if "--data-set" in arguments:
-            data_set = arguments[arguments.index("--data-set") + 1]
+        dataset = name
+        if "--dataset" in arguments:
+            dataset = arguments[arguments.index("--dataset") + 1]
         elif "--checkpoint" in arguments:
-            data_set = "cityscapes"
-        arguments = [str(self.data(data_set)) if word == "PATH" else word for word in arguments]
+            dataset = "cityscapes"
+        arguments = [str(self.data(dataset)) if word == "PATH" else word for word in arguments]
         if name in SMALL:
             windows = (
                 ["--crop", "65", "--stride", "49"] if name == "evaluate" and "ccnet.safetensors" in arguments else []

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ccgpu.models.ccnet import CCNet
-from ccgpu.train.cityscapes_labels import CITYSCAPES
+from ccgpu.train.data.cityscapes_labels import CITYSCAPES
 from tests.docs.reader import ROOT, Reader
 from tests.models.published_networks import mmsegmentation_network
 from tests.train.browser import CHROMIUM, opened
@@ -25,15 +25,15 @@ def test_a_published_checkpoint_goes_all_the_way(folder: Path, data: Callable[[s
     Reader(data).read(ROOT / "docs" / "checkpoints.md")
 
     pixels = np.array(Image.open("photos/street.jpg"))
-    pictures = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    photos = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
     state = torch.load("ccnet_r50-d8_769x769.pth", weights_only=True)["state_dict"]
-    expected, _ = mmsegmentation_network(state, pictures, align_corners=True)
+    expected, _ = mmsegmentation_network(state, photos, align_corners=True)
     close = 1e-4 * expected.abs().max().item()
 
     # Converted: the published network's logits. Predicted: its classes, but where two logits are as good as equal.
     net = CCNet.from_checkpoint("ccnet.safetensors")
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (net.backbone.mean, net.backbone.std))
-    images = (pictures - mean) / std
+    images = (photos - mean) / std
     torch.testing.assert_close(net(images), expected, rtol=0, atol=close)
     best, second = expected[0].topk(2, dim=0).values
     sure = (best - second > 2 * close).numpy()

@@ -1,11 +1,12 @@
-"""The data set that docs/own-data.md shows is whole: it trains, and its checkpoint is evaluated."""
+"""The dataset that docs/own-data.md shows is whole: it trains, and its checkpoint is evaluated."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ccgpu.train import evaluate, records
+from ccgpu.train import evaluate
+from ccgpu.train.runs import records
 from tests.docs.reader import ROOT, blocks
 
 TINY = [
@@ -14,7 +15,7 @@ TINY = [
 ]
 
 
-def test_the_data_set_shown_trains_and_is_evaluated(
+def test_the_dataset_shown_trains_and_is_evaluated(
     tmp_path: Path, data: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (code,) = (block.text for block in blocks(ROOT / "docs" / "own-data.md") if block.title == "ponds.py")
@@ -22,12 +23,12 @@ def test_the_data_set_shown_trains_and_is_evaluated(
     monkeypatch.syspath_prepend(str(tmp_path))
     import ponds
 
-    assert ponds.main(["--out", str(tmp_path / "nothing")]) == 2  # it draws no pictures of its own
+    assert ponds.main(["--out", str(tmp_path / "nothing")]) == 2  # it draws no images of its own
     out = tmp_path / "run"
     assert ponds.main([*TINY, "--data", str(data("ponds")), "--out", str(out)]) == 0
     trained = records.read_records(out / "metrics.jsonl")[-1]
     assert list(trained["iou"]) == ["water", "reed", "sky"]
     record = tmp_path / "scores.jsonl"
-    flags = ["--checkpoint", str(out / "last.pt"), "--data-set", "ponds", "--workers", "0", "--record", str(record)]
+    flags = ["--checkpoint", str(out / "last.pt"), "--dataset", "ponds", "--workers", "0", "--record", str(record)]
     assert evaluate.main(flags) == 0
     assert records.read_records(record)[0]["matrix"] == trained["matrix"]

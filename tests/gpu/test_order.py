@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ccgpu
-from ccgpu.cupy_launch import LAUNCHER
+from ccgpu.bridges.cupy_cuda.launch import LAUNCHER
 from tests.gpu.device import DEVICE, gradients, inputs, same_bits
 
 SLEEP = 200_000_000  # GPU cycles, some 0.1 s: far longer than a call takes

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ccgpu.kernels.configurations import FOLDER, OPTIONS
+from ccgpu.kernels.cuda.configurations import FOLDER, OPTIONS
 
 MODELS = Path(__file__).resolve().parents[1] / "cuda_on_cpu" / "test_primitives.py"
 INCLUDE = '#include "primitives.cuh"'

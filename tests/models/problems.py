@@ -40,7 +40,7 @@ def network(num_classes: Any = 5, *, backbone: str = "resnet18", gamma: float = 
     return net
 
 
-def pictures(height: int = 33, width: int = 49, batch: int = 2) -> Tensor:
+def random_images(height: int = 33, width: int = 49, batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
 
 

@@ -61,7 +61,7 @@ def authors_file(depth: int) -> State:
     for i, (out, into) in enumerate([(64, 3), (64, 64), (128, 64)], 1):
         drawn.convolution(f"conv{i}", out, into, 3)
         drawn.norm(f"bn{i}", out)
-    drawn.state["conv1.weight"] /= 60  # their pictures are not divided by anything
+    drawn.state["conv1.weight"] /= 60  # their images are not divided by anything
     drawn.stages("", depth, 128)
     drawn.convolution("head.conva.0", HEAD, 2048, 3)
     drawn.norm("head.conva.1", HEAD)

@@ -75,10 +75,10 @@ def upsampled(logits: Tensor, images: Tensor, align_corners: bool) -> Tensor:
     return F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=align_corners)
 
 
-def authors_network(state: State, pictures: Tensor, recurrence: int = 2) -> tuple[Tensor, Tensor]:
-    """Logits and auxiliary logits of pictures (B, 3, H, W), red, green, blue in 0..255."""
+def authors_network(state: State, images: Tensor, recurrence: int = 2) -> tuple[Tensor, Tensor]:
+    """Logits and auxiliary logits of images (B, 3, H, W), red, green, blue in 0..255."""
     mean = torch.tensor([104.00698793, 116.66876762, 122.67891434]).view(1, 3, 1, 1)
-    x = pictures.flip(1) - mean  # blue, green, red
+    x = images.flip(1) - mean  # blue, green, red
     x = inplace_abn(state, convolve(state, x, "conv1", stride=2), "bn1").relu()
     x = inplace_abn(state, convolve(state, x, "conv2"), "bn2").relu()
     x = inplace_abn(state, convolve(state, x, "conv3"), "bn3").relu()
@@ -95,16 +95,16 @@ def authors_network(state: State, pictures: Tensor, recurrence: int = 2) -> tupl
     joined = leaky(torch.cat([x, attended], 1), "head.bottleneck.0", "head.bottleneck.1")
     logits = convolve(state, joined, "head.bottleneck.3")
     auxiliary = convolve(state, leaky(layer3, "dsn.0", "dsn.1"), "dsn.3")
-    return upsampled(logits, pictures, True), upsampled(auxiliary, pictures, True)
+    return upsampled(logits, images, True), upsampled(auxiliary, images, True)
 
 
 def mmsegmentation_network(
-    state: State, pictures: Tensor, *, align_corners: bool, recurrence: int = 2
+    state: State, images: Tensor, *, align_corners: bool, recurrence: int = 2
 ) -> tuple[Tensor, Tensor]:
-    """Logits and auxiliary logits of pictures (B, 3, H, W), red, green, blue in 0..255."""
+    """Logits and auxiliary logits of images (B, 3, H, W), red, green, blue in 0..255."""
     mean = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1)
     std = torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1)
-    x = (pictures - mean) / std
+    x = (images - mean) / std
     for i, stride in ((0, 2), (3, 1), (6, 1)):
         x = convolve(state, x, f"backbone.stem.{i}", stride=stride)
         x = batch_norm(state, x, f"backbone.stem.{i + 1}").relu()
@@ -120,4 +120,4 @@ def mmsegmentation_network(
     attended = module(attended, "decode_head.convs.1")
     logits = convolve(state, module(torch.cat([x, attended], 1), "decode_head.conv_cat"), "decode_head.conv_seg")
     auxiliary = convolve(state, module(layer3, "auxiliary_head.convs.0"), "auxiliary_head.conv_seg")
-    return upsampled(logits, pictures, align_corners), upsampled(auxiliary, pictures, align_corners)
+    return upsampled(logits, images, align_corners), upsampled(auxiliary, images, align_corners)

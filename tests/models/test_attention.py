@@ -216,13 +216,13 @@ def test_kernels_that_are_not_1x1_are_refused() -> None:
             RCCA(16, dims=3).load_state_dict({**state, "query_conv.weight": torch.zeros(shape)})
 
 
-def test_clips_of_one_frame_are_pictures() -> None:
-    pictures, clips = make(RCCA, 8, 2), RCCA(8, 2, dims=3).double()
-    clips.load_state_dict(pictures.state_dict())
+def test_clips_of_one_frame_are_images() -> None:
+    images, clips = make(RCCA, 8, 2), RCCA(8, 2, dims=3).double()
+    clips.load_state_dict(images.state_dict())
     x = features(2).requires_grad_()
-    ours, theirs = clips(x.unsqueeze(2)).squeeze(2), pictures(x)
+    ours, theirs = clips(x.unsqueeze(2)).squeeze(2), images(x)
     torch.testing.assert_close(ours, theirs)
-    for a, b in zip(gradients(ours, x, clips), gradients(theirs, x, pictures), strict=True):
+    for a, b in zip(gradients(ours, x, clips), gradients(theirs, x, images), strict=True):
         torch.testing.assert_close(a.flatten(), b.flatten())
 
 

@@ -16,7 +16,7 @@ from ccgpu.models.attention import attention_map
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.context import CONTEXTS
 from ccgpu.models.heads import CCHead, as_frames
-from tests.models.problems import clips, network, pictures
+from tests.models.problems import clips, network, random_images
 
 # Layout
 
@@ -75,7 +75,7 @@ def test_norms_and_dropouts_are_plain_so_that_they_can_be_swapped() -> None:
     assert [(type(module), module.p) for module in dropouts] == [(nn.Dropout2d, 0.3)] * 2
     swapped = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net)).eval()
     assert swapped.state_dict().keys() == net.state_dict().keys()
-    torch.testing.assert_close(swapped(pictures()), net.eval()(pictures()))
+    torch.testing.assert_close(swapped(random_images()), net.eval()(random_images()))
 
 
 # What is computed
@@ -124,7 +124,7 @@ def test_head_equals_the_papers_figure() -> None:
 
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_logits_are_upsampled_head_outputs(align_corners: bool) -> None:
-    net, images = network(align_corners=align_corners, dropout=0.0), pictures()
+    net, images = network(align_corners=align_corners, dropout=0.0), random_images()
 
     def upsample(logits: Tensor) -> Tensor:
         return F.interpolate(logits, size=(33, 49), mode="bilinear", align_corners=align_corners)
@@ -147,14 +147,14 @@ def test_train_mode_without_auxiliary_head_gives_logits_alone() -> None:
     net = network(auxiliary=False)
     assert net.auxiliary_head is None
     assert not any(name.startswith("auxiliary_head") for name in net.state_dict())
-    outputs = net(pictures())
+    outputs = net(random_images())
     assert outputs.logits.shape == (2, 5, 33, 49)
     assert outputs.auxiliary is None
 
 
 @pytest.mark.parametrize("size", [(33, 49), (40, 31), (64, 64), (1, 9)])
-def test_logits_have_the_size_of_any_picture(size: tuple[int, int]) -> None:
-    outputs = network(3)(pictures(*size))
+def test_logits_have_the_size_of_any_image(size: tuple[int, int]) -> None:
+    outputs = network(3)(random_images(*size))
     for logits in (outputs.logits, outputs.auxiliary):
         assert logits.shape == (2, 3, *size)
         assert logits.isfinite().all()
@@ -162,7 +162,7 @@ def test_logits_have_the_size_of_any_picture(size: tuple[int, int]) -> None:
 
 def test_gradients_reach_every_parameter() -> None:
     net = network(recurrence=2)
-    logits, auxiliary, _ = net(pictures())
+    logits, auxiliary, _ = net(random_images())
     labels = torch.randint(5, (2, 33, 49), generator=torch.Generator().manual_seed(3))
     (F.cross_entropy(logits, labels) + F.cross_entropy(auxiliary, labels)).backward()
     # A bias before a norm, and a shift of all of one query's energies, change nothing: their gradients are 0.
@@ -178,9 +178,9 @@ def test_recurrence_zero_is_the_network_with_gamma_zero() -> None:
     assert not missing.missing_keys
     assert all(name.startswith("head.cca.") for name in missing.unexpected_keys)
     assert len(missing.unexpected_keys) == 7
-    torch.testing.assert_close(without(pictures()), with_attention(pictures()), rtol=0, atol=0)
+    torch.testing.assert_close(without(random_images()), with_attention(random_images()), rtol=0, atol=0)
     nn.init.ones_(with_attention.head.cca.gamma)
-    assert not torch.allclose(without(pictures()), with_attention(pictures()), atol=1e-3)
+    assert not torch.allclose(without(random_images()), with_attention(random_images()), atol=1e-3)
 
 
 @pytest.mark.parametrize(("context", "module"), [("rcca", "cca"), ("nonlocal", "context")])
@@ -191,17 +191,17 @@ def test_gamma_starts_where_the_network_is_told(context: str, module: str) -> No
 
 def test_state_dict_round_trip_gives_the_same_logits(tmp_path: Path) -> None:
     net = network()
-    net(pictures())
+    net(random_images())
     torch.save(net.state_dict(), tmp_path / "net.pth")
     torch.manual_seed(9)
     other = CCNet("resnet18", 5, head_channels=16)
     other.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True))
-    assert torch.equal(other.eval()(pictures()), net.eval()(pictures()))
+    assert torch.equal(other.eval()(random_images()), net.eval()(random_images()))
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_channels_last_equals_contiguous(dims: int) -> None:
-    net, images = network(dims=dims).eval(), pictures() if dims == 2 else clips()
+    net, images = network(dims=dims).eval(), random_images() if dims == 2 else clips()
     expected = net(images)
     for parameter in net.parameters():
         if parameter.ndim == 4:
@@ -236,9 +236,9 @@ def test_any_context_takes_the_place_of_the_attention(context: str) -> None:
     net = network(context=context)
     module = net.head.cca if context == "rcca" else net.head.context
     assert (module is None) == (context == "none")
-    assert net.eval()(pictures()).shape == (2, 5, 33, 49)
+    assert net.eval()(random_images()).shape == (2, 5, 33, 49)
     if module is not None:
-        features = net.head.conva(net.backbone(pictures())[1])
+        features = net.head.conva(net.backbone(random_images())[1])
         assert not torch.allclose(module(features), features, atol=1e-3)
 
 
@@ -247,7 +247,7 @@ def test_any_context_takes_the_place_of_the_attention(context: str) -> None:
 def test_every_parameter_has_a_part_in_the_outputs(context: str, dims: int) -> None:
     """Several processes wait for the gradient of each (find_unused_parameters=False)."""
     net = network(context=context, dims=dims, embedding=4)
-    sum(output.square().mean() for output in net(pictures() if dims == 2 else clips())).backward()
+    sum(output.square().mean() for output in net(random_images() if dims == 2 else clips())).backward()
     assert [name for name, parameter in net.named_parameters() if parameter.grad is None] == []
 
 
@@ -255,20 +255,20 @@ def test_the_embedding_is_the_reduced_output_of_the_attention_in_train_mode_alon
     net = network(embedding=16)
     seen: list[Tensor] = []
     net.head.cca.register_forward_hook(lambda module, inputs, out: seen.append(out))
-    embedding = net(pictures()).embedding
+    embedding = net(random_images()).embedding
     weight = net.head.embedding
     torch.testing.assert_close(embedding, F.conv2d(seen[0], weight.weight, weight.bias))
     assert embedding.shape == (2, 16, 5, 7)
-    assert isinstance(net.eval()(pictures()), Tensor)
+    assert isinstance(net.eval()(random_images()), Tensor)
     assert network().head.embedding is None
 
 
-def test_a_clip_of_one_frame_is_the_network_for_pictures() -> None:
+def test_a_clip_of_one_frame_is_the_network_for_images() -> None:
     net = network(recurrence=3, dropout=0.0)
     for_clips = network(dims=3, dropout=0.0)
     assert for_clips.head.cca.recurrence == 3  # what it takes for each position to reach every other
     for_clips.load_state_dict(net.state_dict())
-    images = pictures()
+    images = random_images()
     outputs, of_clips = net(images), for_clips(images[:, :, None])
     torch.testing.assert_close(of_clips.logits[:, :, 0], outputs.logits)
     torch.testing.assert_close(of_clips.auxiliary[:, :, 0], outputs.auxiliary)
@@ -324,7 +324,7 @@ def test_attention_map_of_one_loop_is_the_criss_cross_of_the_nearest_position(
 ) -> None:
     """65 x 129 pixels on 9 x 17 positions, 8 pixels apart, or 65 / 9 and 129 / 17 with edges aligned."""
     net = network(recurrence=1, align_corners=align_corners)
-    row = net.attention_map(pictures(65, 129), at)
+    row = net.attention_map(random_images(65, 129), at)
     cross = torch.zeros(9, 17, dtype=torch.bool)
     cross[expected[0]], cross[:, expected[1]] = True, True
     assert row.shape == (2, 9, 17)
@@ -336,12 +336,12 @@ def test_attention_map_is_that_of_the_heads_attention_in_eval_mode() -> None:
     net.backbone.eval()
     modes = [module.training for module in net.modules()]
     statistics = net.head.conva[1].running_mean.clone()
-    row = net.attention_map(pictures(), (16, 24))
+    row = net.attention_map(random_images(), (16, 24))
     assert [module.training for module in net.modules()] == modes
     assert torch.equal(net.head.conva[1].running_mean, statistics)
     assert all(parameter.grad is None for parameter in net.parameters())
     net.eval()
-    features = net.head.conva(net.backbone(pictures())[1])
+    features = net.head.conva(net.backbone(random_images())[1])
     torch.testing.assert_close(row, attention_map(net.head.cca, features, (2, 3)))
     torch.testing.assert_close(row.sum((1, 2)), torch.ones(2))
     assert (row > 0).all()
@@ -349,9 +349,9 @@ def test_attention_map_is_that_of_the_heads_attention_in_eval_mode() -> None:
 
 def test_attention_map_works_in_inference_mode() -> None:
     net = network(recurrence=2)
-    expected = net.attention_map(pictures(), (0, 0))
+    expected = net.attention_map(random_images(), (0, 0))
     with torch.inference_mode():
-        torch.testing.assert_close(net.attention_map(pictures(), (0, 0)), expected)
+        torch.testing.assert_close(net.attention_map(random_images(), (0, 0)), expected)
 
 
 # Errors
@@ -364,13 +364,17 @@ def test_attention_map_works_in_inference_mode() -> None:
         (lambda: network(context="pool"), ValueError, "context must be one of .*'rcca'.*got 'pool'"),
         (lambda: network(dims=1), ValueError, "dims must be 2 or 3, got 1"),
         (lambda: network(embedding=-1), ValueError, "embedding must be 0 or more, got -1"),
-        (lambda: network(dims=3)(pictures()), ValueError, r"\(B, 3, T, H, W\) for dims=3, got shape \(2, 3, 33, 49\)"),
         (
-            lambda: network(context="psp").attention_map(pictures(), (0, 0)),
+            lambda: network(dims=3)(random_images()),
+            ValueError,
+            r"\(B, 3, T, H, W\) for dims=3, got shape \(2, 3, 33, 49\)",
+        ),
+        (
+            lambda: network(context="psp").attention_map(random_images(), (0, 0)),
             RuntimeError,
             "criss-cross attention, got none",
         ),
-        (lambda: network()(pictures(0)), ValueError, r"must have a pixel or more, got shape \(2, 3, 0, 49\)"),
+        (lambda: network()(random_images(0)), ValueError, r"must have a pixel or more, got shape \(2, 3, 0, 49\)"),
         (lambda: network(dims=3)(clips(0)), ValueError, r"must have a pixel or more, got shape \(2, 3, 0, 33, 49\)"),
         (lambda: network(0), ValueError, "num_classes must be 1 or more, got 0"),
         (lambda: network(2.0), TypeError, "num_classes must be an int, got float"),
@@ -385,14 +389,14 @@ def test_attention_map_works_in_inference_mode() -> None:
             r"\(B, 3, H, W\) for dims=2, got shape \(1, 1, 33, 33\)",
         ),
         (
-            lambda: network().attention_map(pictures(), (33, 0)),
+            lambda: network().attention_map(random_images(), (33, 0)),
             ValueError,
             r"inside of \(33, 49\), got \(33, 0\)",
         ),
-        (lambda: network().attention_map(pictures(), (0, 0, 0)), ValueError, "must be a position"),
-        (lambda: network().attention_map(pictures(), (0.5, 0)), TypeError, "at must be ints"),
+        (lambda: network().attention_map(random_images(), (0, 0, 0)), ValueError, "must be a position"),
+        (lambda: network().attention_map(random_images(), (0.5, 0)), TypeError, "at must be ints"),
         (
-            lambda: network(recurrence=0).attention_map(pictures(), (0, 0)),
+            lambda: network(recurrence=0).attention_map(random_images(), (0, 0)),
             RuntimeError,
             "criss-cross attention, got none",
         ),

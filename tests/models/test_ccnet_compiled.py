@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from ccgpu.models.ccnet import Outputs
-from tests.models.problems import clips, network, pictures
+from tests.models.problems import clips, network, random_images
 
 
 @pytest.mark.parametrize("options", [{}, {"backbone": "efficientnet-lite0", "dims": 3}])
-def test_an_exported_network_takes_pictures_of_any_size(options: dict[str, Any]) -> None:
+def test_an_exported_network_takes_images_of_any_size(options: dict[str, Any]) -> None:
     net = network(**options).eval()
     clip = options.get("dims") == 3
-    images = clips(3) if clip else pictures()
+    images = clips(3) if clip else random_images()
     axes = {axis: torch.export.Dim.AUTO for axis in range(images.ndim) if axis != 1}
     exported = torch.export.export(net, (images,), dynamic_shapes=(axes,)).module()
     for height, width in ((33, 49), (64, 40), (9, 18)):

@@ -162,7 +162,7 @@ def test_aspp_equals_its_parts() -> None:
 
 @pytest.mark.parametrize("kind", [PyramidPooling, ASPP])
 @pytest.mark.parametrize("size", [(1, 1), (5, 9)])
-def test_pooling_modules_train_with_two_pictures_and_not_with_one(kind: type[nn.Module], size: tuple[int, int]) -> None:
+def test_pooling_modules_train_with_two_images_and_not_with_one(kind: type[nn.Module], size: tuple[int, int]) -> None:
     torch.manual_seed(7)
     module = kind(6)
     x = torch.randn(2, 6, *size, requires_grad=True)

@@ -33,11 +33,11 @@ def published(variant: str) -> EfficientNetLiteClassifier:
 def photograph(name: str, size: int) -> Tensor:
     """A photograph as the published networks take it: short side 8/7 of the size, centre crop, (x - 127) / 128."""
     data = pytest.importorskip("skimage.data", reason="scikit-image is not installed")
-    picture = Image.fromarray(getattr(data, name)())
-    scale = size * 8 / 7 / min(picture.size)
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (picture.width - size) // 2, (picture.height - size) // 2
-    pixels = np.array(picture.crop((left, top, left + size, top + size)))
+    image = Image.fromarray(getattr(data, name)())
+    scale = size * 8 / 7 / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    pixels = np.array(image.crop((left, top, left + size, top + size)))
     return (torch.from_numpy(pixels).permute(2, 0, 1)[None].float() - 127) / 128
 
 

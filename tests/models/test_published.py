@@ -29,13 +29,13 @@ from tests.models.published_networks import authors_network, mmsegmentation_netw
 
 
 def photographs(height: int = 44, width: int = 61) -> Tensor:
-    """Pictures of sizes at which rounding up and down in the max-pool differ: 44 -> 22 -> 11 or 12."""
+    """Images of sizes at which rounding up and down in the max-pool differ: 44 -> 22 -> 11 or 12."""
     return torch.randint(256, (2, 3, height, width), generator=torch.Generator().manual_seed(7)).float()
 
 
-def normalised(net: CCNet, pictures: Tensor) -> Tensor:
+def normalised(net: CCNet, images: Tensor) -> Tensor:
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (net.backbone.mean, net.backbone.std))
-    return (pictures - mean) / std
+    return (images - mean) / std
 
 
 def auxiliary_logits(net: CCNet, images: Tensor) -> Tensor:
@@ -44,10 +44,10 @@ def auxiliary_logits(net: CCNet, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def assert_same_logits(net: CCNet, pictures: Tensor, logits: Tensor, auxiliary: Tensor) -> None:
+def assert_same_logits(net: CCNet, batch: Tensor, logits: Tensor, auxiliary: Tensor) -> None:
     """Equal to 1e-4 of the logits' size, and not for want of anything to compare."""
     assert logits.std() > 0.1
-    images = normalised(net, pictures)
+    images = normalised(net, batch)
     torch.testing.assert_close(net(images), logits, rtol=0, atol=1e-4 * logits.abs().max().item())
     torch.testing.assert_close(
         auxiliary_logits(net, images), auxiliary, rtol=0, atol=1e-4 * auxiliary.abs().max().item()
@@ -74,17 +74,17 @@ def test_authors_file_gives_the_authors_logits(authors: State, prefix: str, tmp_
     path = saved({prefix + name: value for name, value in authors.items()}, tmp_path)
     net = CCNet.from_checkpoint(path)
     assert not net.training
-    pictures = photographs()
-    assert_same_logits(net, pictures, *authors_network(authors, pictures))
+    images = photographs()
+    assert_same_logits(net, images, *authors_network(authors, images))
     assert net.backbone.mean == AUTHORS_MEAN
 
 
 def test_authors_file_of_depth_101_and_other_loops(tmp_path: Path) -> None:
     state = authors_file(101)
     assert len(state) == 562, "the entries of the published R-101 files"
-    pictures = photographs(33, 24)
+    images = photographs(33, 24)
     net = CCNet.from_checkpoint(saved(state, tmp_path), recurrence=1)
-    assert_same_logits(net, pictures, *authors_network(state, pictures, recurrence=1))
+    assert_same_logits(net, images, *authors_network(state, images, recurrence=1))
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -99,9 +99,9 @@ def test_mmsegmentation_file_gives_its_logits(mmsegmentation: State, align_corne
     net = CCNet.from_checkpoint(path)
     assert net.head.cca is not None
     assert net.head.cca.recurrence == 3
-    pictures = photographs()
-    expected = mmsegmentation_network(mmsegmentation, pictures, align_corners=align_corners, recurrence=3)
-    assert_same_logits(net, pictures, *expected)
+    images = photographs()
+    expected = mmsegmentation_network(mmsegmentation, images, align_corners=align_corners, recurrence=3)
+    assert_same_logits(net, images, *expected)
     assert checkpoint.read(path).labels == {"names": ["a", "b"], "colours": [[1, 2, 3], [4, 5, 6]]}
 
 
@@ -118,12 +118,12 @@ def test_mmsegmentation_file_without_a_config_says_what_was_assumed(mmsegmentati
     found = checkpoint.read(path)
     assert any("align_corners=False" in note for note in found.notes)
     assert any("R = 2" in note for note in found.notes)
-    pictures = photographs(24, 33)
+    images = photographs(24, 33)
     assert_same_logits(
-        checkpoint.build(found), pictures, *mmsegmentation_network(mmsegmentation, pictures, align_corners=False)
+        checkpoint.build(found), images, *mmsegmentation_network(mmsegmentation, images, align_corners=False)
     )
     chosen = CCNet.from_checkpoint(path, align_corners=True)
-    assert_same_logits(chosen, pictures, *mmsegmentation_network(mmsegmentation, pictures, align_corners=True))
+    assert_same_logits(chosen, images, *mmsegmentation_network(mmsegmentation, images, align_corners=True))
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pt"])
@@ -220,10 +220,13 @@ def test_entries_that_tell_the_network_may_be_missing_too(authors: State, name: 
         [torch.zeros(3)],
         {"ccgpu": {"format": 99}, "state_dict": {}},
         {"ccgpu": 3, "state_dict": {}},
-        {"ccgpu": {"format": 1, "network": {"backbone": "vgg"}}, "state_dict": {"a": torch.zeros(1)}},
-        {"ccgpu": {"format": 1, "network": {"wings": 2}}, "state_dict": {"a": torch.zeros(1)}},
-        {"ccgpu": {"format": 1, "network": {"backbone": "resnet18"}}, "state_dict": {"a": torch.zeros(1)}},
-        {"ccgpu": {"format": 1, "network": {"backbone": "resnet18"}}},
+        {"ccgpu": {"format": checkpoint.FORMAT, "network": {"backbone": "vgg"}}, "state_dict": {"a": torch.zeros(1)}},
+        {"ccgpu": {"format": checkpoint.FORMAT, "network": {"wings": 2}}, "state_dict": {"a": torch.zeros(1)}},
+        {
+            "ccgpu": {"format": checkpoint.FORMAT, "network": {"backbone": "resnet18"}},
+            "state_dict": {"a": torch.zeros(1)},
+        },
+        {"ccgpu": {"format": checkpoint.FORMAT, "network": {"backbone": "resnet18"}}},
     ],
 )
 def test_other_files_are_refused_with_a_reason(content: Any, tmp_path: Path) -> None:

@@ -30,15 +30,15 @@ def signatures(shape, dtype):
     import numba
     from numba import types as kinds
 
-    from ccgpu.kernels import numba_cuda, numba_cuda_fused, numba_cuda_stages
-    from ccgpu.kernels.numba_cuda_tiles import phases
+    from ccgpu.kernels.numba_cuda import fused, launch, stages
+    from ccgpu.kernels.numba_cuda.schedule import phases
 
     phase, number = numba.typeof(phases((3, 4), 64)[0]), kinds.int64
     element, real = numba.from_dtype(dtype), numba.from_dtype(shape.real)
     x, wide, row = (kinds.Array(*a, "C") for a in ((element, 3), (real, 3), (real, 2)))
-    forward, backward = numba_cuda_fused.forward_kernel(shape), numba_cuda_fused.backward_kernel(shape)
-    affinity = numba_cuda_stages.affinity_kernel(shape)
-    sums = [numba_cuda_stages.aggregate_kernel(shape, transposed) for transposed in (False, True)]
+    forward, backward = fused.forward_kernel(shape), fused.backward_kernel(shape)
+    affinity = stages.affinity_kernel(shape)
+    sums = [stages.aggregate_kernel(shape, transposed) for transposed in (False, True)]
     strided = [kinds.Array(kind, 5, "A") for kind in (real, element)]
     return {
         "forward": (forward, (x, x, x, wide, row, number, number, phase, real, real)),
@@ -46,7 +46,7 @@ def signatures(shape, dtype):
         "affinity": (affinity, (x, x, wide, number, phase)),
         "aggregate": (sums[0], (wide, x, wide, number, phase, real)),
         "aggregate_transposed": (sums[1], (wide, x, wide, number, phase, real)),
-        "copy": (numba_cuda.copy_kernel(), (*strided, kinds.UniTuple(number, 3), number)),
+        "copy": (launch.copy_kernel(), (*strided, kinds.UniTuple(number, 3), number)),
     }
 
 
@@ -57,16 +57,15 @@ def print_ptx():
     from numba.core import types as kinds
     from numba.cuda import dispatcher
 
-    from ccgpu.kernels import numba_cuda
+    from ccgpu.kernels.dtypes import energy_dtype
+    from ccgpu.kernels.numba_cuda import launch
 
     # Device functions are compiled for "the current device".
     dispatcher.get_current_device = lambda: types.SimpleNamespace(compute_capability=(7, 5))
     texts = {}
     for name in DTYPES:
         dtype = np.dtype(name)
-        for kernel, (function, arguments) in signatures(
-            numba_cuda.DEVICE_SHAPES[numba_cuda.real_type(dtype)], dtype
-        ).items():
+        for kernel, (function, arguments) in signatures(launch.DEVICE_SHAPES[energy_dtype(dtype).type], dtype).items():
             for gpu in GPUS:
                 capability = int(gpu[3]), int(gpu[4:])
                 texts[f"{kernel} {name} {gpu}"], _ = cuda.compile_ptx(

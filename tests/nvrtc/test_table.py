@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from benchmarks import registers
 from benchmarks.registers import GPUS, Resources, blocks_by_registers, blocks_by_shared, jobs, read_report, tabled
-from ccgpu.kernels.configurations import KERNELS, arithmetic, why_not
-from ccgpu.kernels.plans import plan
+from ccgpu.kernels.cuda.configurations import KERNELS, arithmetic, why_not
+from ccgpu.kernels.cuda.plans import plan
 
 AGAIN = "the table is out of date: run `python -m benchmarks.registers --write`"
 LOG = """kernels.cu(3): warning #177-D: variable "x" was declared but never referenced

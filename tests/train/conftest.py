@@ -6,19 +6,19 @@ import pytest
 import torch
 from PIL import Image
 
-from ccgpu.train.cityscapes_labels import CITYSCAPES
+from ccgpu.train.data.cityscapes_labels import CITYSCAPES
 
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set in the Cityscapes layout: 9 + 3 pictures of 64x128 pixels, blocks of class colours with noise."""
+    """A dataset in the Cityscapes layout: 9 + 3 images of 64x128 pixels, blocks of class colours with noise."""
     root = tmp_path_factory.mktemp("tiny_data")
     for split, number in (("train", 9), ("val", 3)):
         for index in range(number):
             generator = np.random.default_rng((number, index))
             classes = np.kron(generator.integers(0, 19, (4, 8)), np.ones((16, 16), dtype=np.int64))
             ids = CITYSCAPES.to_file[classes]
-            ids[: 4 * index] = 0  # unlabelled, another share in each picture
+            ids[: 4 * index] = 0  # unlabelled, another share in each image
             noise = generator.integers(0, 50, (64, 128, 1))
             image = (CITYSCAPES.colours[classes] * 0.8 + noise).astype(np.uint8)
             for kind, pixels, ending in (
@@ -33,7 +33,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Pictures of a few pixels gain nothing from threads, which wait for each other where the machine is busy."""
+    """Images of a few pixels gain nothing from threads, which wait for each other where the machine is busy."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -9,8 +9,8 @@ import torch
 
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
+from ccgpu.models.labels import Labels
 from ccgpu.train import camvid
-from ccgpu.train.labels import Labels
 
 
 def write_network(

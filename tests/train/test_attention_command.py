@@ -18,7 +18,7 @@ from ccgpu.models.attention import RCCA, attention_map, attention_weights
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.context import NonLocal
 from ccgpu.train import attention
-from ccgpu.train.pictures import CAPTION_HEIGHT, GAP
+from ccgpu.train.visualise import CAPTION_HEIGHT, GAP
 from tests.train.browser import CHROMIUM, opened
 from tests.train.networks import write_network
 
@@ -32,13 +32,13 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pictures") / "a.png"
+    path = tmp_path_factory.mktemp("images") / "a.png"
     coarse = np.random.default_rng(1).integers(0, 256, (9, 13, 3), dtype=np.uint8)
     Image.fromarray(coarse).resize((97, 65), Image.Resampling.BILINEAR).save(path)
     return path
 
 
-def images(net: CCNet, path: Path) -> torch.Tensor:
+def random_images(net: CCNet, path: Path) -> torch.Tensor:
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (net.backbone.mean, net.backbone.std))
     return ((torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) - mean) / std)[None]
 
@@ -99,13 +99,13 @@ def test_maps_are_drawn_for_each_pixel_and_number_of_loops(file: Path, photograp
     sheet = np.asarray(Image.open(tmp_path / "maps.png"), dtype=float)
     assert sheet.shape == (2 * (65 + CAPTION_HEIGHT + GAP) + GAP, 3 * (97 + GAP) + GAP, 3)
     net = CCNet.from_checkpoint(file)
-    picture = np.asarray(Image.open(photograph), dtype=float)
+    image = np.asarray(Image.open(photograph), dtype=float)
     for line, at in enumerate([(8, 16), (64, 96)]):
         for column in range(3):
             top, left = GAP + line * (65 + CAPTION_HEIGHT + GAP) + CAPTION_HEIGHT, GAP + column * (97 + GAP)
-            changed = np.abs(sheet[top : top + 65, left : left + 97] - picture).sum(-1)
-            weights = net.attention_map(images(net, photograph), at, recurrence=column + 1)[0]
-            # Positions lie 8 pixels apart, corners on corners: where there is weight the picture is changed.
+            changed = np.abs(sheet[top : top + 65, left : left + 97] - image).sum(-1)
+            weights = net.attention_map(random_images(net, photograph), at, recurrence=column + 1)[0]
+            # Positions lie 8 pixels apart, corners on corners: where there is weight the image is changed.
             drawn = torch.from_numpy(changed[::8, ::8])
             assert drawn.flatten()[weights.argmax()] > 30
             if column == 0:  # one loop: nothing outside of the cross but the ring around the pixel
@@ -171,7 +171,7 @@ def test_page_needs_nothing_else_and_holds_the_weights(file: Path, photograph: P
     assert "http" not in text
     data = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', text, re.DOTALL)[1])
     net = CCNet.from_checkpoint(file)
-    loops = net.attention_weights(images(net, photograph), recurrence=3)
+    loops = net.attention_weights(random_images(net, photograph), recurrence=3)
     for packed, weights in zip(data["weights"], loops, strict=True):
         counts = np.frombuffer(gzip.decompress(base64.b64decode(packed)), "<u2").reshape(9, 13, 21).astype(float)
         shares = counts / counts.sum(-1, keepdims=True)
@@ -189,10 +189,10 @@ def test_a_click_shows_the_maps_of_the_pixel(align_corners: bool, photograph: Pa
         for y, x in [(5, 90), (64, 0), (33, 12)]:
             tab.locator("canvas").nth(y % 4).click(position={"x": x + 0.5, "y": y + 0.5})
             chosen = tuple(int(index) for index in tab.evaluate("document.body.dataset.chosen").split(","))
-            # The browser rounds where a click fell to its own pixels, which lie between those of the picture.
+            # The browser rounds where a click fell to its own pixels, which lie between those of the image.
             assert max(abs(chosen[0] - y), abs(chosen[1] - x)) <= 1
             for loops in (1, 2, 3):
-                expected = net.attention_map(images(net, photograph), chosen, recurrence=loops)[0].flatten()
+                expected = net.attention_map(random_images(net, photograph), chosen, recurrence=loops)[0].flatten()
                 shown = torch.tensor(tab.evaluate(f"Array.from(maps[{loops - 1}])"))
                 torch.testing.assert_close(shown, expected, rtol=0, atol=1e-4)
         assert tab.evaluate("canvases[2].toDataURL()") != before

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from ccgpu.train import cityscapes, command, engine, plan, recipe, records
+from ccgpu.train import cityscapes, command, engine
 from ccgpu.train.metrics import ConfusionMatrix
+from ccgpu.train.runs import plan, records, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 8
@@ -81,7 +82,7 @@ def alone(folders: tuple[Path, Path]) -> Path:
     return folders[0]
 
 
-def test_a_run_leaves_its_records_pictures_and_results(alone: Path) -> None:
+def test_a_run_leaves_its_records_images_and_results(alone: Path) -> None:
     lines = records.read_records(alone / "metrics.jsonl")
     assert [line["iteration"] for line in lines if line["kind"] == "training"] == list(range(1, ITERATIONS + 1))
     evaluations = [line for line in lines if line["kind"] == "evaluation"]
@@ -102,7 +103,7 @@ def test_a_run_leaves_its_records_pictures_and_results(alone: Path) -> None:
     assert written["settings"]["lr"] == 2e-4
     assert written["settings"]["crop"] == [25, 33]
     assert written["starts"][0]["versions"]["torch"] == torch.__version__
-    names = sorted(path.name for path in (alone / "pictures").iterdir())
+    names = sorted(path.name for path in (alone / "images").iterdir())
     assert names == ["attention.png", *(f"town_{index:06d}_000019.png" for index in range(3))]
     assert {"last.pt", "previous.pt"} <= {path.name for path in alone.iterdir()}
 
@@ -171,7 +172,7 @@ def test_a_new_run_may_begin_where_one_was_refused(tiny_data: Path, tmp_path: Pa
 def test_two_processes_follow_the_loss_curve_of_one(folders: tuple[Path, Path]) -> None:
     one, two = map(comparable, folders)
     assert [line["iteration"] for line in two] == [line["iteration"] for line in one]
-    # The same weights before the first step: the same matrix, each of the three pictures counted once.
+    # The same weights before the first step: the same matrix, each of the three images counted once.
     assert two[0] == one[0]
     assert one[0]["kind"] == "evaluation"
     for expected, line in zip(one, two, strict=True):
@@ -220,7 +221,7 @@ def test_a_finished_run_is_evaluated_on_another_split_into_another_folder(
     first, second = (json.loads(text.splitlines()[-1]) for text in (before, (out / "metrics.jsonl").read_text()))
     assert first["kind"] == second["kind"] == "evaluation"
     assert first["iteration"] == second["iteration"]
-    assert sum(map(sum, first["matrix"])) != sum(map(sum, second["matrix"]))  # other pictures
+    assert sum(map(sum, first["matrix"])) != sum(map(sum, second["matrix"]))  # other images
     assert (alone / "metrics.jsonl").read_text() == before
 
 
@@ -267,7 +268,7 @@ def test_a_new_run_never_overwrites_one(alone: Path, tiny_data: Path, capsys: py
         (["--context", "psp", "--batch", "1"], "--batch must be 2 or more for --context psp"),
         (["--ohem", "0.7", "0.5"], "--ohem must be a probability and a number of pixels"),
         (["--ohem", "2", "100"], "--ohem must be a probability and a number of pixels"),
-        (["--clip", "5"], "--clip must be 1 for cityscapes, whose pictures are no films"),
+        (["--clip", "5"], "--clip must be 1 for cityscapes, whose images are no videos"),
         (["--fit", "--short-sides", "300"], "--fit and --short-sides exclude each other"),
         (["--eval-scales", "0"], "--eval-scales must be more than 0"),
         (["--amp", "fp16", "--device", "cpu"], "--amp fp16 needs a CUDA device"),
@@ -310,7 +311,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_breaks_in_the_middle_is_named(
+def test_an_image_that_breaks_in_the_middle_is_named(
     tiny_data: Path, tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Header and end of the file are whole, so only decoding finds out, in the middle of training."""
@@ -325,15 +326,15 @@ def test_a_picture_that_breaks_in_the_middle_is_named(
     flags = ["--data", str(data), *TINY, "--workers", str(workers), "--out", str(out)]
     assert cityscapes.main(flags) == 1
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("cityscapes: read_pair: file must be a whole PNG or JPEG picture, got ")
+    assert line.startswith("cityscapes: read_pair: file must be a whole PNG or JPEG image, got ")
     assert "_leftImg8bit.png" in line
     assert line.endswith(f"continue with --resume --out {out}")
 
 
 def test_defaults_are_the_recipe_of_the_paper() -> None:
-    s = recipe.Settings(**cityscapes.DATA_SET.recipe)
+    s = settings.Settings(**cityscapes.DATASET.recipe)
     assert (s.lr, s.momentum, s.weight_decay, s.power) == (1e-2, 0.9, 1e-4, 0.9)
-    assert (s.batch, s.crop, s.iterations, s.scale, s.mirror) == (8, (769, 769), 60000, (0.75, 2.0), True)
+    assert (s.batch, s.crop, s.iterations, s.scale, s.flip) == (8, (769, 769), 60000, (0.75, 2.0), True)
     assert (s.backbone, s.context, s.loops, s.head_channels) == ("resnet101", "rcca", 2, 512)
     assert (s.auxiliary_weight, s.dropout) == (0.4, 0.1)
     assert (s.eval, s.eval_crop, s.eval_stride) == ("sliding", (769, 769), (513, 513))
@@ -344,19 +345,19 @@ def test_help_names_every_setting_and_its_default(capsys: pytest.CaptureFixture[
         cityscapes.main(["--help"])
     assert stopped.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    for name in recipe.Settings.__dataclass_fields__:
+    for name in settings.Settings.__dataclass_fields__:
         assert "--" + name.replace("_", "-") in text
     assert "learning rate of SGD at the start (default: 0.01)" in text
 
 
 def test_evaluation_due() -> None:
-    s = recipe.Settings(iterations=10, eval_every=4)
+    s = settings.Settings(iterations=10, eval_every=4)
     assert [i for i in range(11) if command.evaluation_due(s, i)] == [4, 8, 10]
-    s = recipe.Settings(iterations=10, eval_every=0, baselines=True)
+    s = settings.Settings(iterations=10, eval_every=0, baselines=True)
     assert [i for i in range(11) if command.evaluation_due(s, i)] == [0, 10]
 
 
 def test_presets_hold_settings_the_command_has() -> None:
-    for values in command.presets(cityscapes.DATA_SET).values():
-        recipe.check_settings(recipe.Settings(**values), cityscapes.DATA_SET, 1, torch.device("cpu"))
+    for values in command.presets(cityscapes.DATASET).values():
+        settings.check_settings(settings.Settings(**values), cityscapes.DATASET, 1, torch.device("cpu"))
     assert set(engine.AMP_DTYPES) == {"off", "bf16", "fp16"}

@@ -1,4 +1,4 @@
-"""Every training command from top to bottom, on its drawn pictures and on real samples; then `train.evaluate` of it."""
+"""Every training command from top to bottom, on synthetic images and on real samples; then `train.evaluate` of it."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,10 @@ from PIL import Image
 from ccgpu.models import checkpoint
 from ccgpu.models.backbones import build_backbone
 from ccgpu.models.ccnet import CCNet
-from ccgpu.train import ade20k, camvid, cityscapes, command, convert, evaluate, lip, recipe, records, state
+from ccgpu.train import ade20k, camvid, cityscapes, command, convert, evaluate, lip
 from ccgpu.train.metrics import SCORES as METRICS
 from ccgpu.train.metrics import ConfusionMatrix
+from ccgpu.train.runs import checkpoints, records, settings
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 COMMANDS = [ade20k, camvid, cityscapes, lip]
@@ -26,7 +27,7 @@ TINY = [
 ]
 
 
-# The recipes' sizes of pictures, brought down to those of the drawn ones.
+# The recipes' sizes of images, brought down to those of the drawn ones.
 SMALL = {
     "ade20k": ("--short-sides", "48", "64", "--eval-short-side", "64"),
     "lip": ("--eval-fit", "64", "64"),
@@ -36,7 +37,7 @@ SMALL = {
 
 
 def name_of(module: Any) -> str:
-    return module.DATA_SET.name if isinstance(module, ModuleType) else ""
+    return module.DATASET.name if isinstance(module, ModuleType) else ""
 
 
 def run(module: ModuleType, out: Path, *flags: str) -> list[dict[str, Any]]:
@@ -50,7 +51,7 @@ def run(module: ModuleType, out: Path, *flags: str) -> list[dict[str, Any]]:
 
 def saved_scores(module: ModuleType, predictions: Path, root: Path, split: str) -> ConfusionMatrix:
     """The matrix of saved prediction files against the label files, read anew."""
-    labels = module.DATA_SET.labels
+    labels = module.DATASET.labels
     confusion = ConfusionMatrix(labels.num_classes)
     for pair in module.find_pairs(root, split):
         predicted = np.asarray(Image.open(predictions / f"{pair.name}.png"))
@@ -61,22 +62,22 @@ def saved_scores(module: ModuleType, predictions: Path, root: Path, split: str) 
 
 
 @pytest.mark.parametrize("module", COMMANDS, ids=name_of)
-def test_a_command_trains_on_drawn_pictures_and_its_checkpoint_is_evaluated(
+def test_a_command_trains_on_synthetic_images_and_its_checkpoint_is_evaluated(
     module: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, predictions = tmp_path / "run", tmp_path / "predictions"
-    data_set = module.DATA_SET
+    dataset = module.DATASET
     trained = run(module, out)[-1]
     report = (out / "results.txt").read_text()
     shown = report.partition("trained network: ")[2]
-    assert METRICS[data_set.scores[0]][0] == shown[: shown.index(" %")].rpartition(" ")[0]
-    assert len(shown.splitlines()[0].split(", ")) == len(data_set.scores)
-    assert len(list((out / "pictures").iterdir())) == 4
+    assert METRICS[dataset.scores[0]][0] == shown[: shown.index(" %")].rpartition(" ")[0]
+    assert len(shown.splitlines()[0].split(", ")) == len(dataset.scores)
+    assert len(list((out / "images").iterdir())) == 4
 
     record = tmp_path / "scores.jsonl"
     flags = ["--checkpoint", str(out / "last.pt"), "--workers", "0", "--record", str(record), "--device", "cpu"]
     assert evaluate.main([*flags, "--save-predictions", str(predictions)]) == 0
-    split = recipe.Settings(**data_set.recipe).val_split[0]
+    split = settings.Settings(**dataset.recipe).val_split[0]
     again = json.loads(record.read_text())
     assert again["matrix"] == trained["matrix"]
     confusion = saved_scores(module, predictions, out / "scenes", split)
@@ -114,7 +115,7 @@ def test_clips_train_and_are_evaluated_frame_by_frame(tmp_path: Path) -> None:
     assert {"main", "auxiliary", "variance", "distance", "regularity"} <= set(lines[0])
     root = tmp_path / "run" / "scenes"
     counted = sum(
-        int((camvid.DATA_SET.labels.to_train[np.asarray(Image.open(pair.label))] != 255).sum())
+        int((camvid.DATASET.labels.to_train[np.asarray(Image.open(pair.label))] != 255).sum())
         for pair in camvid.find_pairs(root, "val")
     )
     assert np.sum(lines[-1]["matrix"]) == counted  # every frame once
@@ -131,12 +132,12 @@ def test_clips_train_and_are_evaluated_frame_by_frame(tmp_path: Path) -> None:
     assert saved_scores(camvid, predictions, root, "val").matrix.tolist() == lines[-1]["matrix"]
 
 
-def test_evaluate_predicts_pictures_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_predicts_images_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, data, predictions = tmp_path / "run", tmp_path / "data", tmp_path / "predictions"
     run(camvid, out)
     (data / "test").mkdir(parents=True)
     for number, size in enumerate([(50, 37), (33, 64)]):
-        Image.new("RGB", size, (90, 30 * number, 0)).save(data / "test" / f"film_{number}.png")
+        Image.new("RGB", size, (90, 30 * number, 0)).save(data / "test" / f"video_{number}.png")
     flags = ["--checkpoint", str(out / "last.pt"), "--data", str(data), "--split", "test", "--workers", "0"]
     assert evaluate.main(flags) == 2
     assert "label files must lie in" in capsys.readouterr().err
@@ -145,13 +146,13 @@ def test_evaluate_predicts_pictures_without_labels(tmp_path: Path, capsys: pytes
     assert evaluate.main([*flags, "--unlabelled", "--save-predictions", str(predictions)]) == 0
     assert "mIoU" not in capsys.readouterr().out
     assert {path.name: Image.open(path).size for path in predictions.iterdir()} == {
-        "film_0.png": (50, 37),
-        "film_1.png": (33, 64),
+        "video_0.png": (50, 37),
+        "video_1.png": (33, 64),
     }
 
 
 def test_a_runs_checkpoint_is_a_network_to_take_along(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    saved = state.read_checkpoint(tiny_checkpoint)
+    saved = checkpoints.read_checkpoint(tiny_checkpoint)
     net = CCNet.from_checkpoint(tiny_checkpoint)
     assert not net.training
     assert all(torch.equal(value, saved["model"][name]) for name, value in net.state_dict().items())
@@ -171,10 +172,10 @@ def test_evaluate_takes_a_network_of_no_run(
     assert convert.main([str(tiny_checkpoint), str(network)]) == 0
     flags = ["--checkpoint", str(network), "--data", str(tiny_checkpoint.parent / "scenes"), "--workers", "0"]
     assert evaluate.main(flags) == 2
-    assert "--data-set must be given" in capsys.readouterr().err
-    assert evaluate.main([*flags, "--data-set", "lip"]) == 2
+    assert "--dataset must be given" in capsys.readouterr().err
+    assert evaluate.main([*flags, "--dataset", "lip"]) == 2
     assert "must have the network's 11 classes, got lip with 20" in capsys.readouterr().err
-    assert evaluate.main([*flags, "--data-set", "camvid", "--record", str(record)]) == 0
+    assert evaluate.main([*flags, "--dataset", "camvid", "--record", str(record)]) == 0
     last = records.read_records(tiny_checkpoint.parent / "metrics.jsonl")[-1]
     found = json.loads(record.read_text())
     assert found["iteration"] is None
@@ -183,7 +184,7 @@ def test_evaluate_takes_a_network_of_no_run(
 
 def test_evaluate_refuses_a_backbone_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(build_backbone("resnet18", stem="7x7").state_dict(), tmp_path / "resnet18.pth")
-    assert evaluate.main(["--checkpoint", str(tmp_path / "resnet18.pth"), "--data-set", "camvid"]) == 2
+    assert evaluate.main(["--checkpoint", str(tmp_path / "resnet18.pth"), "--dataset", "camvid"]) == 2
     assert "backbone alone" in capsys.readouterr().err
 
 
@@ -191,8 +192,8 @@ def test_evaluate_refuses_a_backbone_alone(tmp_path: Path, capsys: pytest.Captur
     ("flags", "message"),
     [
         (["--checkpoint", "nowhere.pt"], "path must be a file, got 'nowhere.pt'"),
-        (["--data-set", "ccgpu.train.engine"], "must be a module with a DATA_SET, got 'ccgpu.train.engine'"),
-        (["--data-set", "no.such.module"], "must be a module that can be imported, got 'no.such.module'"),
+        (["--dataset", "ccgpu.train.engine"], "must be a module with a DATASET, got 'ccgpu.train.engine'"),
+        (["--dataset", "no.such.module"], "must be a module that can be imported, got 'no.such.module'"),
         (["--split", "nowhere"], "'nowhere'"),
         (["--data", "/nowhere"], "/nowhere"),
         (["--ms", "0"], "scales must be one or more positive numbers, got (0.0,)"),
@@ -221,7 +222,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("module", COMMANDS, ids=name_of)
 def test_presets_hold_settings_the_command_takes(module: ModuleType) -> None:
-    for values in command.presets(module.DATA_SET).values():
-        recipe.check_settings(recipe.Settings(**values), module.DATA_SET, 1, torch.device("cpu"))
-    assert recipe.Settings(**module.DATA_SET.recipe).preset is None
-    assert command.presets(module.DATA_SET)["demo"].keys() >= {"iterations", "backbone"}
+    for values in command.presets(module.DATASET).values():
+        settings.check_settings(settings.Settings(**values), module.DATASET, 1, torch.device("cpu"))
+    assert settings.Settings(**module.DATASET.recipe).preset is None
+    assert command.presets(module.DATASET)["demo"].keys() >= {"iterations", "backbone"}

@@ -167,7 +167,7 @@ HALVES = torch.arange(12).reshape(2, 2, 3) // 6
 # What a term must be, None where only finite.
 DEGENERATE = {
     "no valid pixel": (scattered(1.0), torch.full((2, 2, 3), 255), (0.0, 0.0, 0.0)),
-    "no picture": (scattered(1.0)[:0], HALVES[:0], (0.0, 0.0, 0.0)),
+    "no image": (scattered(1.0)[:0], HALVES[:0], (0.0, 0.0, 0.0)),
     "one class": (scattered(1.0), torch.ones(2, 2, 3).long(), (None, 0.0, None)),
     "one pixel a class": (scattered(1.0), ONE_EACH, (0.0, None, None)),
     "one pixel": (scattered(1.0), torch.full((2, 2, 3), 255).index_fill(2, torch.tensor([0]), 2), (None, 0.0, None)),
@@ -206,7 +206,7 @@ def test_regularity_has_the_direction_of_a_tiny_mean() -> None:
 def test_classes_and_means_are_those_of_the_whole_batch() -> None:
     embedding = torch.tensor([[[0.0, 0.0]], [[4.0, 1.0]]])
     label = torch.tensor([[0, 0], [0, 1]])
-    # Class 0 has the mean 4/3 over both pictures; each picture by itself would have no variance at all.
+    # Class 0 has the mean 4/3 over both images; each image by itself would have no variance at all.
     far = 8 / 3 - 1.5 + 1
     near = (4 / 3 - 0.5) ** 2
     assert values(embedding, label) == pytest.approx([(far + 2 * near) / 3 / 2, (3 - 1 / 3) ** 2, (4 / 3 + 1) / 2])

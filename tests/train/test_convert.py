@@ -13,7 +13,7 @@ from ccgpu.models import checkpoint
 from ccgpu.models.backbones import build_backbone, load_imagenet
 from ccgpu.models.ccnet import CCNet
 from ccgpu.train import convert
-from ccgpu.train.cityscapes_labels import CITYSCAPES
+from ccgpu.train.data.cityscapes_labels import CITYSCAPES
 from tests.models import test_published as published
 
 
@@ -43,13 +43,13 @@ def test_converted_file_gives_the_logits_of_the_original(
     assert run(files[layout], tmp_path / "out") == 0
     target = tmp_path / "out.safetensors"
     assert f"written: {target}" in capsys.readouterr().out
-    pictures = published.photographs(33, 24)
+    images = published.photographs(33, 24)
     state = torch.load(files[layout], weights_only=True)
     if layout == "authors":
-        expected = published.authors_network(state, pictures)
+        expected = published.authors_network(state, images)
     else:
-        expected = published.mmsegmentation_network(state["state_dict"], pictures, align_corners=True)
-    published.assert_same_logits(CCNet.from_checkpoint(target), pictures, *expected)
+        expected = published.mmsegmentation_network(state["state_dict"], images, align_corners=True)
+    published.assert_same_logits(CCNet.from_checkpoint(target), images, *expected)
 
 
 def test_classes_come_from_the_file_or_from_their_number(
@@ -59,14 +59,14 @@ def test_classes_come_from_the_file_or_from_their_number(
     assert checkpoint.read(tmp_path / "mm.pt").labels["names"] == list("abcdefg")
     assert run(files["authors"], tmp_path / "authors.pt") == 0
     assert checkpoint.read(tmp_path / "authors.pt").labels is None
-    assert "--data-set gives them names" in capsys.readouterr().out
+    assert "--dataset gives them names" in capsys.readouterr().out
     net = CCNet("resnet18", 19, head_channels=8)
     nameless = tmp_path / "nameless.pt"
     checkpoint.write(nameless, checkpoint.Checkpoint(net.config, net.state_dict()))
     assert run(nameless, tmp_path / "named.pt") == 0
     assert "those of cityscapes were taken" in capsys.readouterr().out
     assert checkpoint.read(tmp_path / "named.pt").labels == CITYSCAPES.as_plain()
-    assert run(nameless, tmp_path / "wrong.pt", "--data-set", "camvid") == 2
+    assert run(nameless, tmp_path / "wrong.pt", "--dataset", "camvid") == 2
     assert "must have the network's 19 classes, got camvid with 11" in capsys.readouterr().err
     assert not (tmp_path / "wrong.pt").exists()
 
@@ -130,7 +130,7 @@ def test_existing_files_are_kept(files: dict[str, Path], tmp_path: Path, capsys:
     [
         (["IN", "OUT.onnx"], "must end in .safetensors, .pt or .pth"),
         (["IN", "OUT.pt", "--recurrence", "-1"], "recurrence must be 0 or more"),
-        (["IN", "OUT.pt", "--data-set", "nothing"], "--data-set must be a module"),
+        (["IN", "OUT.pt", "--dataset", "nothing"], "--dataset must be a module"),
         (["IN", "nowhere/OUT.pt"], "nowhere"),
         (["nowhere.pth", "OUT.pt"], "there is none"),
     ],

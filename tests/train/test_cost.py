@@ -11,7 +11,6 @@ import torch
 
 from ccgpu.models.resnet import ResNet
 from ccgpu.train import cost
-from ccgpu.train.activations import peak_bytes, saved_bytes
 from ccgpu.train.cost import (
     CANDIDATES,
     PAPERS_SHAPE,
@@ -23,6 +22,7 @@ from ccgpu.train.cost import (
     prepared,
     training_step,
 )
+from ccgpu.train.memory import peak_bytes, saved_bytes
 
 CPU = torch.device("cpu")
 CANDIDATE = {candidate.name: candidate for candidate in CANDIDATES}

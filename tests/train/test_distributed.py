@@ -25,7 +25,7 @@ from torch import nn
 from ccgpu.models.ccnet import Outputs
 from ccgpu.train import distributed, engine
 from ccgpu.train.losses import ConsistencyWeights, Criterion, ohem_label
-from ccgpu.train.prediction import Prediction
+from ccgpu.models.prediction import Prediction
 
 
 def network():
@@ -186,7 +186,7 @@ def test_evaluation_counts_every_sample_once(results: dict[str, dict]) -> None:
     alone = results["1-0"]
     assert int(alone["matrix"].sum()) == alone["seen"] > 0
     assert torch.equal(results["2-0"]["matrix"], results["2-1"]["matrix"])
-    # The weights agree to rounding; no two logits of these pictures are that close.
+    # The weights agree to rounding; no two logits of these images are that close.
     assert torch.equal(alone["matrix"], results["2-0"]["matrix"])
 
 

@@ -5,14 +5,15 @@ import pytest
 import torch
 from torch import nn
 
+from ccgpu.models.normalisation import Normalise
+from ccgpu.models.prediction import Prediction
 from ccgpu.train import engine
 from ccgpu.train.cityscapes import find_pairs
-from ccgpu.train.cityscapes_labels import CITYSCAPES
-from ccgpu.train.datasets import EvaluationSet, StreamSampler, TrainStream
+from ccgpu.train.data.cityscapes_labels import CITYSCAPES
+from ccgpu.train.data.samples import EvaluationSet, StreamSampler, TrainStream
+from ccgpu.train.data.transforms import EvaluationTransform, TrainTransform
 from ccgpu.train.engine import Precision, evaluate, poly, train
 from ccgpu.train.losses import Criterion
-from ccgpu.train.prediction import Prediction
-from ccgpu.train.transforms import EvaluationTransform, Normalise, TrainTransform
 
 CPU = Precision(torch.device("cpu"))
 

@@ -23,7 +23,7 @@ def run(*arguments: Any) -> int:
     return export.main([str(argument) for argument in arguments])
 
 
-def pictures(batch: int, height: int, width: int) -> torch.Tensor:
+def random_images(batch: int, height: int, width: int) -> torch.Tensor:
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
 
 
@@ -61,7 +61,7 @@ def test_onnx_model_gives_the_logits_at_any_size(options: dict[str, Any], tmp_pa
     assert told["mean"] == pytest.approx(net.backbone.mean)
     session = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
     for size in SIZES:
-        images = pictures(*size)
+        images = random_images(*size)
         with torch.no_grad():
             assert_same(torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), net(images))
 

@@ -103,7 +103,7 @@ def test_label_at_refuses_other_axes(size: tuple[int, ...]) -> None:
         label_at(torch.zeros(1, 4, 5).long(), size)
 
 
-def test_label_at_features_of_a_picture() -> None:
+def test_label_at_features_of_an_image() -> None:
     label = torch.arange(769).expand(1, 769, 769)
     assert label_at(label, (97, 97))[0, 0].tolist() == list(range(0, 769, 8))
 
@@ -224,7 +224,7 @@ def test_ohem_keeps_all_where_no_more_than_k_pixels_are_valid() -> None:
     assert torch.equal(ohem_label(sureness(p), none, 0.7, 64), none)
 
 
-def test_ohem_has_one_limit_for_all_pictures_and_frames() -> None:
+def test_ohem_has_one_limit_for_all_images_and_frames() -> None:
     logits, label = random_case(3, size=(20, 33))
     whole = ohem_label(logits, label, 0.0, 64 * 7)
     clips = logits.transpose(0, 1)[None], label[None]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ccgpu.train.cityscapes_labels import CITYSCAPES, LABELS
+from ccgpu.train.data.cityscapes_labels import CITYSCAPES, LABELS
 from ccgpu.train.metrics import ConfusionMatrix, results_table, scores_line
 
 
@@ -161,14 +161,14 @@ def test_scores_equal_the_official_evaluation(tmp_path: Path) -> None:
     classes = [index for index, name in enumerate(CITYSCAPES.names) if name not in ("wall", "train", "bus")]
     confusion = ConfusionMatrix(19)
     predictions, truths = [], []
-    for picture in range(3):
+    for image in range(3):
         truth = generator.choice(ids, (40, 60)).astype(np.uint8)
         right = CITYSCAPES.to_train[truth]
         usable = np.isin(right, classes) & (generator.random(truth.shape) < 0.6)
         prediction = np.where(usable, right, generator.choice(classes, truth.shape)).astype(np.uint8)
         confusion.update(torch.from_numpy(prediction), torch.from_numpy(right))
-        predictions.append(str(tmp_path / f"drawn_00000{picture}_000019_pred.png"))
-        truths.append(str(tmp_path / f"drawn_00000{picture}_000019_gtFine_labelIds.png"))
+        predictions.append(str(tmp_path / f"synthetic_00000{image}_000019_pred.png"))
+        truths.append(str(tmp_path / f"synthetic_00000{image}_000019_gtFine_labelIds.png"))
         Image.fromarray(CITYSCAPES.to_file[prediction]).save(predictions[-1])
         Image.fromarray(truth).save(truths[-1])
     official.args.evalInstLevelScore = False

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from ccgpu.train import camvid, cityscapes, command, distributed, engine, evaluate, records
+from ccgpu.train import camvid, cityscapes, command, distributed, engine, evaluate
+from ccgpu.train.runs import errors, records, setup
 from tests.train.test_commands import TINY, run
 
 CPU = torch.device("cpu")
@@ -36,7 +37,7 @@ def told(capsys: pytest.CaptureFixture[str], name: str) -> str:
 # The training commands
 
 
-def test_a_run_of_another_data_set_is_not_continued(
+def test_a_run_of_another_dataset_is_not_continued(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -47,9 +48,9 @@ def test_a_run_of_another_data_set_is_not_continued(
     assert not out.exists()
 
 
-def test_a_data_set_without_a_demo_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data_set = dataclasses.replace(camvid.DATA_SET, demo={})
-    assert command.main(data_set, ["--preset", "demo", "--out", str(tmp_path / "run")]) == 2
+def test_a_dataset_without_a_demo_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = dataclasses.replace(camvid.DATASET, demo={})
+    assert command.main(dataset, ["--preset", "demo", "--out", str(tmp_path / "run")]) == 2
     assert "--preset must be left out for camvid, which has no demo, got demo" in told(capsys, "camvid")
 
 
@@ -67,12 +68,12 @@ def test_a_package_that_cannot_be_imported_is_told_in_one_line(
     assert not out.exists()
 
 
-def test_a_picture_that_vanishes_in_a_loaders_process_is_named(
+def test_an_image_that_vanishes_in_a_loaders_process_is_named(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, out = tmp_path / "data", tmp_path / "run"
     shutil.copytree(tiny_data, data)
-    monkeypatch.setattr(command, "check_pairs", lambda pairs: shutil.rmtree(data / "leftImg8bit" / "train"))
+    monkeypatch.setattr(setup, "check_pairs", lambda pairs: shutil.rmtree(data / "leftImg8bit" / "train"))
     assert cityscapes.main([*TINY, "--data", str(data), "--workers", "1", "--out", str(out)]) == 1
     line = told(capsys, "cityscapes")
     assert line.startswith("cityscapes: read_pair: file must exist, got no ")
@@ -89,7 +90,7 @@ def test_a_loader_that_is_killed_is_told_in_one_line() -> None:
     batches = engine.load_batches(Deadly(), batches=[[0]], workers=1, device=CPU)
     with pytest.raises(RuntimeError) as caught:
         next(iter(batches))
-    message = command.failure(caught.value, again="run it again", smaller="take fewer")
+    message = errors.failure(caught.value, again="run it again", smaller="take fewer")
     assert message.startswith("a loader's process ended (DataLoader worker")
     assert message.endswith("lower --workers, then run it again")
 
@@ -108,12 +109,12 @@ def test_a_loader_that_is_killed_is_told_in_one_line() -> None:
     ],
 )
 def test_failures_are_told_with_what_to_do(error: Exception, message: str) -> None:
-    assert message in command.failure(error, again="run it again", smaller="take fewer")
+    assert message in errors.failure(error, again="run it again", smaller="take fewer")
 
 
 def test_an_error_of_the_program_keeps_its_traceback() -> None:
     with pytest.raises(RuntimeError, match="size of tensor a"):
-        command.failure(RuntimeError("The size of tensor a (3) must match"), again="", smaller="")
+        errors.failure(RuntimeError("The size of tensor a (3) must match"), again="", smaller="")
 
 
 def test_every_process_tells_its_own_failure(
@@ -121,9 +122,9 @@ def test_every_process_tells_its_own_failure(
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     assert not distributed.is_main()
-    assert command.fail("camvid", "--lr must be more than 0", 2) == 2
+    assert errors.fail("camvid", "--lr must be more than 0", 2) == 2
     assert capsys.readouterr().err == ""
-    assert command.fail("camvid", "a.png does not decode", 1, everywhere=True) == 1
+    assert errors.fail("camvid", "a.png does not decode", 1, everywhere=True) == 1
     assert capsys.readouterr().err == "camvid: a.png does not decode\n"
 
 
@@ -146,22 +147,22 @@ def test_evaluate_shows_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixt
     capsys.readouterr()
     assert evaluate.main(["--checkpoint", str(tmp_path / "run" / "last.pt"), "--workers", "0"]) == 0
     shown = capsys.readouterr()
-    assert "3 clips of up to 3 pictures, whole, scales 1.0" in shown.out
+    assert "3 clips of up to 3 images, whole, scales 1.0" in shown.out
     assert "3/3" in shown.err
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--data-set", ".camvid"], "--data-set must be a module that can be imported, got '.camvid'"),
-        (["--data-set", ""], "--data-set must be a module that can be imported, got ''"),
-        (["--data-set", "nosuch"], "--data-set must be a module that can be imported, got 'nosuch'"),
-        (["--data-set", "json"], "--data-set must be a module with a DATA_SET, got 'json'"),
+        (["--dataset", ".camvid"], "--dataset must be a module that can be imported, got '.camvid'"),
+        (["--dataset", ""], "--dataset must be a module that can be imported, got ''"),
+        (["--dataset", "nosuch"], "--dataset must be a module that can be imported, got 'nosuch'"),
+        (["--dataset", "json"], "--dataset must be a module with a DATASET, got 'json'"),
         (["--crop", "33"], "--crop and --stride must come with sliding windows, got mode whole"),
         (["--unlabelled", "--save-predictions", "new", "--record", "a"], "--record must not come with --unlabelled"),
         (["--record", "file/scores.jsonl"], "file"),
         (["--save-predictions", "file"], "'file'"),
-        (["--split", "train", "val", "--save-predictions", "new"], "must come with pictures of different names"),
+        (["--split", "train", "val", "--save-predictions", "new"], "must come with images of different names"),
     ],
 )
 def test_evaluate_names_mistakes_before_it_begins(
@@ -193,7 +194,7 @@ def test_evaluate_that_cannot_write_a_prediction_failed(
     def full_disk(path: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("ccgpu.train.submission.write_whole", full_disk)
+    monkeypatch.setattr("ccgpu.train.data.submission.write_atomically", full_disk)
     flags = ["--checkpoint", str(trained / "last.pt"), "--workers", "0"]
     assert evaluate.main([*flags, "--save-predictions", str(tmp_path / "new")]) == 1
     line = told(capsys, "evaluate")

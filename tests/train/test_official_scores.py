@@ -1,4 +1,4 @@
-"""Our scores beside the rules of the data sets' own evaluations, written out as loops over saved prediction files."""
+"""Our scores beside the rules of the datasets' own evaluations, written out as loops over saved prediction files."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from ccgpu.train import ade20k, camvid, lip
-from ccgpu.train.data_set import DataSet
+from ccgpu.train.data.submission import save_prediction
+from ccgpu.train.dataset import Dataset
 from ccgpu.train.metrics import SCORES, ConfusionMatrix
-from ccgpu.train.submission import save_prediction
 
 Files = list[tuple[np.ndarray, np.ndarray]]
 
@@ -65,13 +65,13 @@ def camvid_rule(files: Files) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("data_set", "rule"),
-    [(ade20k.DATA_SET, ade20k_rule), (lip.DATA_SET, lip_rule), (camvid.DATA_SET, camvid_rule)],
+    ("dataset", "rule"),
+    [(ade20k.DATASET, ade20k_rule), (lip.DATASET, lip_rule), (camvid.DATASET, camvid_rule)],
     ids=["ade20k", "lip", "camvid"],
 )
-def test_scores_are_those_of_the_official_evaluation(data_set: DataSet, rule: object, tmp_path: Path) -> None:
+def test_scores_are_those_of_the_official_evaluation(dataset: Dataset, rule: object, tmp_path: Path) -> None:
     """Every class occurs: where one does not, the official rules count 0 for it, or nothing at all, as we do."""
-    labels, generator = data_set.labels, np.random.default_rng(1)
+    labels, generator = dataset.labels, np.random.default_rng(1)
     confusion = ConfusionMatrix(labels.num_classes)
     files: Files = []
     for index in range(2):
@@ -80,10 +80,10 @@ def test_scores_are_those_of_the_official_evaluation(data_set: DataSet, rule: ob
         others = generator.integers(0, labels.num_classes, label.shape)
         classes = np.where((truth != 255) & (generator.random(label.shape) < 0.6), truth, others)
         confusion.update(torch.from_numpy(classes), torch.from_numpy(truth))
-        with Image.open(save_prediction(tmp_path, f"picture {index}", classes, labels)) as picture:
-            files.append((np.asarray(picture).astype(int), label.astype(int)))
+        with Image.open(save_prediction(tmp_path, f"image {index}", classes, labels)) as image:
+            files.append((np.asarray(image).astype(int), label.astype(int)))
     official = rule(files)  # type: ignore[operator]
-    assert set(official) == set(data_set.scores)
+    assert set(official) == set(dataset.scores)
     for name, value in official.items():
         assert SCORES[name][1](confusion) == pytest.approx(value, abs=1e-12)
         assert 0.3 < value < 0.7

@@ -1,4 +1,4 @@
-"""python -m train.predict: pictures, folders and films in; masks, overlays, label ids and a sheet out."""
+"""python -m train.predict: images, folders and videos in; masks, overlays, label ids and a sheet out."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from ccgpu.models.ccnet import CCNet
+from ccgpu.models.image_files import read_image
+from ccgpu.models.prediction import Prediction, predict_classes
 from ccgpu.train import camvid, lip, predict
-from ccgpu.train.photographs import read_photograph
-from ccgpu.train.pictures import contact_sheet
-from ccgpu.train.prediction import Prediction, predict_classes
+from ccgpu.train.visualise import contact_sheet
 from tests.train.networks import write_network
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -32,7 +32,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def picture(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
+def image(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
     coarse = np.random.default_rng(seed).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
     return np.kron(coarse, np.ones((8, 8, 1), np.uint8))[:height, :width]
 
@@ -57,12 +57,12 @@ def expected_classes(net: CCNet, pixels: np.ndarray) -> np.ndarray:
 
 
 def test_every_file_is_what_the_network_says(file: Path, tmp_path: Path) -> None:
-    pixels = picture()
+    pixels = image()
     source = save(tmp_path / "photos" / "a.png", pixels)
     out = tmp_path / "out"
     assert run("--checkpoint", file, "--out", out, source) == 0
     classes = expected_classes(CCNet.from_checkpoint(file), pixels)
-    assert len(np.unique(classes)) > 2, "a picture of one class would show nothing"
+    assert len(np.unique(classes)) > 2, "an image of one class would show nothing"
     labels = camvid.LABELS
     assert np.array_equal(np.asarray(Image.open(out / "ids" / "a.png")), labels.to_file[classes])
     assert np.array_equal(np.asarray(Image.open(out / "masks" / "a.png")), labels.colours[classes])
@@ -81,9 +81,9 @@ def test_every_file_is_what_the_network_says(file: Path, tmp_path: Path) -> None
 def test_one_bad_file_does_not_keep_the_others(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = tmp_path / "photos"
     for name in ("a.png", "deep/b.png"):
-        save(photos / name, picture())
-    (photos / "cut.jpg").write_bytes(save(tmp_path / "whole.jpg", picture()).read_bytes()[:300])
-    (photos / "text.png").write_text("no picture")
+        save(photos / name, image())
+    (photos / "cut.jpg").write_bytes(save(tmp_path / "whole.jpg", image()).read_bytes()[:300])
+    (photos / "text.png").write_text("no image")
     assert run("--checkpoint", file, "--out", tmp_path / "out", photos) == 1
     error = capsys.readouterr().err
     assert "cut.jpg" in error
@@ -98,35 +98,35 @@ def test_one_bad_file_does_not_keep_the_others(file: Path, tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (37, 3), (16, 16), (129, 65)])
-def test_pictures_of_any_size(size: tuple[int, int], file: Path, tmp_path: Path) -> None:
-    source = save(tmp_path / "a.png", picture(*size))
+def test_images_of_any_size(size: tuple[int, int], file: Path, tmp_path: Path) -> None:
+    source = save(tmp_path / "a.png", image(*size))
     assert run("--checkpoint", file, "--out", tmp_path / "out", source, "--write", "ids") == 0
     assert np.asarray(Image.open(tmp_path / "out" / "ids" / "a.png")).shape == size
     assert not (tmp_path / "out" / "masks").exists()
 
 
-def test_upright_pictures(file: Path, tmp_path: Path) -> None:
-    """A phone's picture lies on its side in the file; its prediction stands."""
+def test_upright_images(file: Path, tmp_path: Path) -> None:
+    """A phone's image lies on its side in the file; its prediction stands."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(picture(40, 56)).save(tmp_path / "phone.png", exif=exif)
+    Image.fromarray(image(40, 56)).save(tmp_path / "phone.png", exif=exif)
     assert run("--checkpoint", file, "--out", tmp_path / "out", tmp_path / "phone.png") == 0
     ids = np.asarray(Image.open(tmp_path / "out" / "ids" / "phone.png"))
-    upright = read_photograph(tmp_path / "phone.png")
+    upright = read_image(tmp_path / "phone.png")
     assert ids.shape == upright.shape[:2] == (56, 40)
     assert np.array_equal(ids, camvid.LABELS.to_file[expected_classes(CCNet.from_checkpoint(file), upright)])
 
 
 def test_the_size_that_the_network_was_made_for_comes_with_it(tmp_path: Path) -> None:
-    prediction = {"short_side": 24, "mirrored": [list(pair) for pair in lip.DATA_SET.mirrored]}
+    prediction = {"short_side": 24, "flip_pairs": [list(pair) for pair in lip.DATASET.flip_pairs]}
     net = write_network(tmp_path / "net.pt", lip.LABELS, num_classes=lip.LABELS.num_classes, prediction=prediction)
-    pixels = picture(40, 56)
+    pixels = image(40, 56)
     source = save(tmp_path / "a.png", pixels)
     given = ("--checkpoint", tmp_path / "net.pt", source)
     assert run(*given, "--out", tmp_path / "out", "--ms", "1", "1.5", "--flip") == 0
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (net.backbone.mean, net.backbone.std))
     images = ((torch.from_numpy(pixels.copy()).permute(2, 0, 1) - mean) / std)[None]
-    scores = Prediction(scales=(1, 1.5), flip=True, short_side=24, mirrored=lip.DATA_SET.mirrored)(net, images)
+    scores = Prediction(scales=(1, 1.5), flip=True, short_side=24, flip_pairs=lip.DATASET.flip_pairs)(net, images)
     ids = np.asarray(Image.open(tmp_path / "out" / "ids" / "a.png"))
     assert np.array_equal(ids, scores[0].argmax(0).numpy())
     assert run(*given, "--out", tmp_path / "own", "--short-side", "40") == 0
@@ -136,34 +136,34 @@ def test_the_size_that_the_network_was_made_for_comes_with_it(tmp_path: Path) ->
 
 def test_a_network_without_names_has_numbered_classes(tmp_path: Path) -> None:
     write_network(tmp_path / "net.pt", None)
-    source = save(tmp_path / "a.png", picture())
+    source = save(tmp_path / "a.png", image())
     assert run("--checkpoint", tmp_path / "net.pt", "--out", tmp_path / "out", source) == 0
     record = json.loads((tmp_path / "out" / "predictions.jsonl").read_text())
     assert set(record["shares"]) <= {f"class {index}" for index in range(K)}
-    assert run("--checkpoint", tmp_path / "net.pt", "--out", tmp_path / "named", source, "--data-set", "camvid") == 0
+    assert run("--checkpoint", tmp_path / "net.pt", "--out", tmp_path / "named", source, "--dataset", "camvid") == 0
     record = json.loads((tmp_path / "named" / "predictions.jsonl").read_text())
     assert set(record["shares"]) <= set(camvid.LABELS.names)
 
 
-def test_films_become_frames_and_a_film(tmp_path: Path, file: Path) -> None:
+def test_videos_become_frames_and_a_video(tmp_path: Path, file: Path) -> None:
     pytest.importorskip("av")
-    from ccgpu.train.video import Video, VideoWriter
+    from ccgpu.train.data.video import Video, VideoWriter
 
-    with VideoWriter(tmp_path / "film.mp4", Fraction(10)) as writer:
+    with VideoWriter(tmp_path / "video.mp4", Fraction(10)) as writer:
         for number in range(5):
-            writer.add(picture(49, 65, seed=number))
+            writer.add(image(49, 65, seed=number))
     out = tmp_path / "out"
-    assert run("--checkpoint", file, "--out", out, tmp_path / "film.mp4", "--every", "2") == 0
-    assert sorted(path.name for path in (out / "ids" / "film").iterdir()) == ["000000.png", "000002.png", "000004.png"]
-    assert Image.open(out / "ids" / "film" / "000002.png").size == (64, 48)
-    with Video(out / "overlays" / "film.mp4") as film:
-        assert film.rate == 5
-        frames = list(film)
+    assert run("--checkpoint", file, "--out", out, tmp_path / "video.mp4", "--every", "2") == 0
+    assert sorted(path.name for path in (out / "ids" / "video").iterdir()) == ["000000.png", "000002.png", "000004.png"]
+    assert Image.open(out / "ids" / "video" / "000002.png").size == (64, 48)
+    with Video(out / "overlays" / "video.mp4") as video:
+        assert video.rate == 5
+        frames = list(video)
     assert [frame.shape for frame in frames] == [(48, 64, 3)] * 3
-    shown = np.asarray(Image.open(out / "overlays" / "film" / "000004.jpg"), dtype=float)
+    shown = np.asarray(Image.open(out / "overlays" / "video" / "000004.jpg"), dtype=float)
     assert np.abs(frames[2] - shown).mean() < 25
-    (tmp_path / "broken.mp4").write_bytes((tmp_path / "film.mp4").read_bytes()[:100])
-    (tmp_path / "text.avi").write_text("no film")
+    (tmp_path / "broken.mp4").write_bytes((tmp_path / "video.mp4").read_bytes()[:100])
+    (tmp_path / "text.avi").write_text("no video")
     assert run("--checkpoint", file, "--out", out, tmp_path / "broken.mp4", tmp_path / "text.avi") == 1
 
 
@@ -177,7 +177,7 @@ def test_films_become_frames_and_a_film(tmp_path: Path, file: Path) -> None:
         (["PICTURE", "--opacity", "2"], "--opacity must be from 0 to 1"),
         (["PICTURE", "--short-side", "0"], "short_side"),
         (["PICTURE", "--ms", "-1"], "scales must be"),
-        (["PICTURE", "--data-set", "ade20k"], "must have the network's 11 classes, got 150"),
+        (["PICTURE", "--dataset", "ade20k"], "must have the network's 11 classes, got 150"),
         (["PICTURE", "--device", "cuda"], "cuda"),
     ],
 )
@@ -186,7 +186,7 @@ def test_mistakes_are_told_before_anything_is_written(
 ) -> None:
     if message == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    source = str(save(tmp_path / "a.png", picture()))
+    source = str(save(tmp_path / "a.png", image()))
     flags = [source if argument == "PICTURE" else argument for argument in arguments]
     given = [] if "--checkpoint" in arguments else ["--checkpoint", file]
     assert run(*given, "--out", tmp_path / "out", *flags) == 2
@@ -198,13 +198,13 @@ def test_a_backbone_alone_cannot_predict(tmp_path: Path, capsys: pytest.CaptureF
     from ccgpu.models.backbones import build_backbone
 
     torch.save(build_backbone("resnet18", stem="7x7").state_dict(), tmp_path / "resnet18.pth")
-    source = save(tmp_path / "a.png", picture())
+    source = save(tmp_path / "a.png", image())
     assert run("--checkpoint", tmp_path / "resnet18.pth", "--out", tmp_path / "out", source) == 2
     assert "backbone alone" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data with real pictures")
-def test_real_pictures(file: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data with real images")
+def test_real_images(file: Path, tmp_path: Path) -> None:
     folder = SHARED / "samples"
     count = sum(path.suffix in (".jpg", ".png") for path in folder.rglob("*"))
     out = tmp_path / "out"
@@ -212,7 +212,7 @@ def test_real_pictures(file: Path, tmp_path: Path) -> None:
     assert len((out / "predictions.jsonl").read_text().splitlines()) == count
 
 
-# Large pictures
+# Large images
 
 
 def local(images: Tensor) -> Tensor:
@@ -222,7 +222,7 @@ def local(images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(70, 90), (33, 200), (200, 33), (64, 65), (97, 97)])
-def test_windows_give_what_the_whole_picture_gives_a_network_that_looks_less_far(size: tuple[int, int]) -> None:
+def test_windows_give_what_the_whole_image_gives_a_network_that_looks_less_far(size: tuple[int, int]) -> None:
     image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     seen = []
 
@@ -238,7 +238,7 @@ def test_windows_give_what_the_whole_picture_gives_a_network_that_looks_less_far
     assert len(seen) > 1
 
 
-def test_small_pictures_and_window_zero_are_seen_whole() -> None:
+def test_small_images_and_window_zero_are_seen_whole() -> None:
     seen = []
 
     def net(images: Tensor) -> Tensor:
@@ -252,7 +252,7 @@ def test_small_pictures_and_window_zero_are_seen_whole() -> None:
         predict_classes(net, torch.randn(1, 3, 80, 64), Prediction(), window=32, overlap=32)
 
 
-def test_large_pictures_of_a_network_with_a_size_of_its_own_are_shrunk_first() -> None:
+def test_large_images_of_a_network_with_a_size_of_its_own_are_shrunk_first() -> None:
     image = torch.zeros(1, 3, 100, 200)
     image[..., 100:] = 1
 
@@ -270,7 +270,7 @@ def test_large_pictures_of_a_network_with_a_size_of_its_own_are_shrunk_first() -
 
 
 def test_contact_sheet_holds_every_cell_and_the_legend() -> None:
-    cells = [(f"picture number {index}", Image.new("RGB", (40, 30), (index, 0, 255))) for index in range(5)]
+    cells = [(f"image number {index}", Image.new("RGB", (40, 30), (index, 0, 255))) for index in range(5)]
     legend = [(f"class {index}", (0, 200, index)) for index in range(12)]
     sheet = np.asarray(contact_sheet(cells, legend, 3))
     for index in range(5):

@@ -1,0 +1,106 @@
+"""Criss-cross attention on the CPU kernels: where torch tensors become NumPy arrays, on the same memory.
+
+Half precision is computed in float32, as in `torch_lines`. torch.get_num_threads() threads share the work. Numba is
+imported at the first call.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ccgpu.bridges.call import Call, first_line
+from ccgpu.layouts import Result, empty_energies, energy_dtype
+
+
+@functools.cache
+def _kernels() -> Any:
+    return importlib.import_module("ccgpu.kernels.numba_cpu.calls")
+
+
+@functools.cache
+def _reason() -> str | None:
+    try:
+        numba = importlib.import_module("numba")
+        if numba.config.DISABLE_JIT:
+            return "Numba compiles nothing, because NUMBA_DISABLE_JIT is set"
+        _kernels()
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        return f"Numba cannot be used ({first_line(error)}); install a release of numba for this Python and NumPy"
+    return None
+
+
+def why_not(call: Call) -> str | None:
+    """Return why the kernels cannot run a call, or None."""
+    return _reason()
+
+
+def suits(call: Call) -> bool:
+    """Tell whether the kernels are the faster choice, as measured (docs/kernels.md, "Which backend when").
+
+    They are where each thread has lines of every axis, and where nothing has to be converted: half precision is not.
+    """
+    if call.dtype not in (torch.float32, torch.float64):
+        return False
+    longest = max(call.sizes, default=1)
+    return longest <= 1 or call.images * math.prod(call.sizes) // longest >= torch.get_num_threads()
+
+
+def _array(x: Tensor) -> np.ndarray:
+    """Return a view of x's memory, or of a float32 copy."""
+    return x.detach().to(energy_dtype(x.dtype)).numpy()
+
+
+def _result_like(x: Tensor) -> Result:
+    """Return a result in the layout of x; float32 memory is computed where x has half precision."""
+    target, dtype = torch.empty_like(x), energy_dtype(x.dtype)
+    return Result(target) if x.dtype == dtype else Result(target, torch.empty_like(target, dtype=dtype))
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Return out (B, C, *S) in v's dtype and layout and lse (B, *S); see `ccgpu.cca` for the formula."""
+    result, threads = _result_like(v), torch.get_num_threads()
+    arrays = (_array(x) for x in (q, k, v))
+    _, lse = _kernels().forward(*arrays, scale, threads=threads, out=result.memory.numpy())
+    return result.finish(), torch.from_numpy(lse)
+
+
+def backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dlse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return dq, dk, dv in the layouts of q, k, v, given the gradients of out and lse."""
+    results, threads = [_result_like(x) for x in (q, k, v)], torch.get_num_threads()
+    arrays = (_array(x) for x in (dout, q, k, v, out, lse, dlse))
+    _kernels().backward(*arrays, scale, threads=threads, gradients=tuple(x.memory.numpy() for x in results))
+    dq, dk, dv = (x.finish() for x in results)
+    return dq, dk, dv
+
+
+def affinity(q: Tensor, k: Tensor) -> Tensor:
+    """Return the energies q_u . k_i (B, K, *S), float32 (float64 for float64 inputs), channels-last in memory."""
+    energies = empty_energies(q)
+    _kernels().affinity(_array(q), _array(k), threads=torch.get_num_threads(), out=energies.movedim(1, -1).numpy())
+    return energies
+
+
+def aggregate(weights: Tensor, v: Tensor) -> Tensor:
+    """Return the sums of v_i by the weights of u (B, C, *S), in v's dtype and layout."""
+    return _sum("aggregate", weights, v)
+
+
+def aggregate_transposed(weights: Tensor, x: Tensor) -> Tensor:
+    """Return the sums of x_u by the weights that u gives i (B, C, *S), in x's dtype and layout."""
+    return _sum("aggregate_transposed", weights, x)
+
+
+def _sum(kernel: str, weights: Tensor, v: Tensor) -> Tensor:
+    result = _result_like(v)
+    wide = weights.to(energy_dtype(v.dtype))
+    getattr(_kernels(), kernel)(_array(wide), _array(v), threads=torch.get_num_threads(), out=result.memory.numpy())
+    return result.finish()

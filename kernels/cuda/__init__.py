@@ -1,0 +1,1 @@
+"""The CUDA kernels: their source, the configurations they are compiled in, and the launches of a call."""

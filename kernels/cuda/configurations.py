@@ -1,0 +1,226 @@
+"""Which CUDA kernels compute a call, how they are cut to it, and their source: everything but the launch itself.
+
+A configuration is one compiled kernel: arithmetic, tiles of a line that a block holds, channels of q and k. Sizes of
+the map, batch and channels of v are arguments: another image size needs another kernel only where its lines are of
+another class (`TILE_CLASSES`, in units of 16 positions). `cuda/schedule.cuh` says what items and phases are.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+FOLDER = Path(__file__).resolve().parent
+OPTIONS = ("-std=c++17",)
+KERNELS = ("forward", "backward", "affinity", "aggregate", "aggregate_transposed")
+TILE = 16  # positions
+TILE_CLASSES = (1, 2, 4, 5, 7, 8, 9, 12, 16)
+DEPTHS = (16, 32, 64, 128, 256)
+UNIT = 16  # bytes: what a thread copies at once, and what rows of q, k, v must be a multiple of
+ITEM_BYTES = 64  # where a block keeps what it works on
+OLDEST = (7, 5)
+MATRIX_UNITS = (8, 0)
+
+
+class Arithmetic(NamedTuple):
+    """How products are formed, and the tiles for which its sums and weights fit in the registers."""
+
+    type: str  # of cuda/arithmetic.cuh
+    size: int  # bytes of an element
+    sheet: int  # bytes of a weight in shared memory
+    sum: int  # bytes of a sum
+    forward_rows: int  # tiles of rows that a warp owns in forward, for lines of 4 tiles and more
+    rows: int  # and in the other kernels
+    forward_most: int  # tiles that a block can hold in forward
+    most: int  # and in the other kernels
+
+
+ARITHMETICS = {
+    "bf16": Arithmetic("Matrix16<bf16>", 2, 2, 4, 2, 2, 16, 8),
+    "f16": Arithmetic("Matrix16<f16>", 2, 2, 4, 2, 2, 16, 8),
+    "tf32": Arithmetic("Tf32", 4, 4, 4, 2, 1, 7, 7),
+    "f32": Arithmetic("MultiplyAdd<float, float>", 4, 4, 4, 2, 1, 7, 7),
+    "f64": Arithmetic("MultiplyAdd<double, double>", 8, 8, 8, 1, 1, 4, 2),
+    "bf16_fma": Arithmetic("MultiplyAdd<bf16, float>", 2, 4, 4, 1, 1, 4, 4),
+    "f16_fma": Arithmetic("MultiplyAdd<f16, float>", 2, 4, 4, 1, 1, 4, 4),
+}
+
+
+class Limits(NamedTuple):
+    """What the choice depends on, of a GPU."""
+
+    capability: tuple[int, int]
+    shared_bytes: int  # the most dynamic shared memory that a block may have
+
+
+class Configuration(NamedTuple):
+    """One kernel to compile."""
+
+    kernel: str
+    arithmetic: str
+    tiles: int
+    depth: int  # 0 in the two stages, whose kernels read the channels in chunks
+    row_tiles: int
+    chunk_units: int
+    blocks: int  # that a multiprocessor should hold: bounds the registers
+    half_units: int = 0  # units of a row of dv that backward forms at once
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block: a warp for every `row_tiles` tiles."""
+        return 32 * math.ceil(self.tiles / self.row_tiles)
+
+    @property
+    def entry(self) -> str:
+        """The kernel's name."""
+        depth = f"_d{self.depth}" if self.depth else ""
+        return (
+            f"cca_{self.kernel}_{self.arithmetic}_n{TILE * self.tiles}{depth}"
+            f"_r{self.row_tiles}c{self.chunk_units}{f'h{self.half_units}' if self.half_units else ''}b{self.blocks}"
+        )
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of a block; the kernel asserts the same number."""
+        kind, rows = ARITHMETICS[self.arithmetic], TILE * self.tiles
+        chunk, depth = rows * UNIT * self.chunk_units, rows * UNIT * _units(self.depth * kind.size)
+        if self.kernel == "forward":
+            return 2 * max(depth, chunk) + 2 * chunk + ITEM_BYTES
+        if self.kernel == "backward":
+            columns = min(self.depth, 32 if kind.size == 8 or (kind.size == 4 and self.depth > 64) else 64)
+            late = rows * UNIT * (_units(rows * kind.sheet) + _units(columns * kind.size))
+            return 2 * depth + max(5 * chunk, late) + 2 * rows * kind.sum + ITEM_BYTES
+        return 4 * chunk + ITEM_BYTES
+
+    def instantiation(self) -> str:
+        """Return the lines of C++ that make the kernel."""
+        numbers = [self.tiles, self.row_tiles, self.chunk_units]
+        if self.kernel in ("forward", "backward"):
+            numbers.insert(1, self.depth)
+        if self.kernel == "backward":
+            numbers.append(self.half_units)
+        stage = {"forward": "Forward", "backward": "Backward"}.get(self.kernel, "Stage")
+        shape = f"{stage}Shape<{', '.join([ARITHMETICS[self.arithmetic].type, *map(str, numbers)])}>"
+        return (
+            f'extern "C" __global__ void __launch_bounds__({self.threads}, {self.blocks}) '
+            f"{self.entry}(const __grid_constant__ Arguments a) {{\n"
+            f'  static_assert({shape}::SHARED == {self.shared_bytes}, "shared memory as launched");\n'
+            f"  {self.kernel}<{shape}>(a);\n}}\n"
+        )
+
+
+def _units(size: int) -> int:
+    """Return the units of a tile's row that holds `size` bytes, as cuda/tiles.cuh does."""
+    return 2 if size <= 32 else 4 if size <= 64 else (size + 127) // 128 * 8
+
+
+def arithmetic(dtype: str, capability: tuple[int, int], tf32: bool) -> str:
+    """Return the arithmetic for a dtype: "float32", "bfloat16", "float16" or "float64".
+
+    The matrix units multiply 16-bit elements from compute capability 8.0 on, and float32 rounded to TF32 where that is
+    allowed; the rest are multiply-adds.
+    """
+    if dtype == "float64":
+        return "f64"
+    new = capability >= MATRIX_UNITS
+    if dtype == "float32":
+        return "tf32" if tf32 and new else "f32"
+    name = {"bfloat16": "bf16", "float16": "f16"}[dtype]
+    return name if new else f"{name}_fma"
+
+
+def why_not(dtype: str, depth: int, limits: Limits) -> str | None:
+    """Return why the kernels cannot run a call, or None: `depth` is the number of channels of q and k."""
+    if dtype not in ("float32", "bfloat16", "float16", "float64"):
+        return f"its kernels compute float32, bfloat16, float16 and float64, and these are {dtype}"
+    if limits.capability < OLDEST:
+        return "its kernels need compute capability {}.{}, and this GPU has {}.{}".format(*OLDEST, *limits.capability)
+    if depth > DEPTHS[-1]:
+        return f"its kernels hold at most {DEPTHS[-1]} channels of q and k, and these have {depth}"
+    if not classes("backward", arithmetic(dtype, limits.capability, tf32=False), depth, limits):
+        return (
+            f"its kernels need more shared memory for {depth} channels of q and k in {dtype} "
+            f"than the {limits.shared_bytes} bytes of this GPU"
+        )
+    return None
+
+
+def configuration(kernel: str, arithmetic: str, tiles: int, depth: int, limits: Limits) -> Configuration:
+    """Return the kernel for lines of up to `tiles` tiles (of TILE_CLASSES) and `depth` channels of q and k.
+
+    Its `blocks` is 0 where it does not fit the GPU.
+    """
+    kind = ARITHMETICS[arithmetic]
+    row_tiles = (kind.forward_rows if kernel == "forward" else kind.rows) if tiles >= 4 else 1
+    chosen = _fitted(kernel, arithmetic, tiles, depth, row_tiles, limits)
+    if kernel == "backward" and tiles >= 8 and (chosen.blocks == 1 or chosen.depth == DEPTHS[0]):
+        # The sums and weights of two tiles of 128 take all registers, with few channels of q and k one or two more (as
+        # compiled). Where a block is alone, twice as many warps with one tile each hide more waiting, too.
+        return _fitted(kernel, arithmetic, tiles, depth, 1, limits)
+    return chosen
+
+
+def _fitted(kernel: str, arithmetic: str, tiles: int, depth: int, row_tiles: int, limits: Limits) -> Configuration:
+    """Return the kernel with the chunk of channels that suits a GPU."""
+    kind, forward = ARITHMETICS[arithmetic], kernel == "forward"
+    held = next(d for d in DEPTHS if d >= depth) if kernel in ("forward", "backward") else 0
+    # What a thread needs at most (docs/results/kernels-registers.csv); a multiprocessor has 65,536 registers.
+    registers = 168 if forward and kind.size == 2 and tiles <= 7 and held <= 64 else 255
+    by_registers = max(1, 65536 // (registers * 32 * math.ceil(tiles / row_tiles)))
+    choices = []
+    for chunk_units in (8, 4):
+        if chunk_units == 8 and forward and kind.size == 2 and tiles > 9:
+            continue  # 64 channels of results beside the weights of 12 tiles do not fit in registers
+        if chunk_units == 4 and kind.size == 8:
+            continue  # 8 channels, half a product's columns
+        chosen = Configuration(kernel, arithmetic, tiles, held, row_tiles, chunk_units, 1)
+        by_memory = (limits.shared_bytes + 1024) // (chosen.shared_bytes + 1024)
+        blocks = min(by_registers, by_memory, 8)
+        if kernel == "backward":
+            # A warp that owns two tiles forms dv in parts of a chunk; in smaller ones where registers run short: beside
+            # the sums and weights of 8 tiles, and where the compiler is told that a block is alone and spends more.
+            short = row_tiles == 2 and (tiles >= 8 or blocks == 1)
+            chosen = chosen._replace(half_units=2 if short else max(2, chunk_units // row_tiles))
+        choices.append(chosen._replace(blocks=blocks))
+    # The wider chunk, unless only the narrower one lets two blocks hide each other's waiting.
+    return max(choices, key=lambda c: min(c.blocks, 2))
+
+
+@lru_cache(maxsize=1024)
+def classes(kernel: str, arithmetic: str, depth: int, limits: Limits) -> tuple[int, ...]:
+    """Return the line lengths, in tiles, for which there is a kernel that fits the GPU."""
+    kind = ARITHMETICS[arithmetic]
+    most = kind.forward_most if kernel == "forward" else kind.most
+    fitting = (n for n in TILE_CLASSES if n <= most)
+    return tuple(n for n in fitting if configuration(kernel, arithmetic, n, depth, limits).blocks > 0)
+
+
+@lru_cache(maxsize=64)
+def _spliced(kernel: str, primitives: Path) -> str:
+    """Return the kernel's file with what it includes, each once: caches of compiled kernels look at the text only."""
+    seen: set[str] = set()
+
+    def text(name: str) -> str:
+        if name in seen:
+            return ""
+        seen.add(name)
+        path = primitives if name == "primitives.cuh" else FOLDER / name
+        lines = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith('#include "') and path.parent == FOLDER:
+                lines.append(text(line.split('"')[1]))
+            elif line != "#pragma once":
+                lines.append(line)
+        return "\n".join(lines)
+
+    return text({"forward": "forward.cu", "backward": "backward.cu"}.get(kernel, "stages.cu"))
+
+
+def source(*configurations: Configuration, primitives: Path = FOLDER / "primitives.cuh") -> str:
+    """Return the CUDA C++ of configurations, which must come from one file, complete in itself.
+
+    `primitives` takes the place of cuda/primitives.cuh: the tests put a model of the machine there.
+    """
+    return "\n".join([_spliced(configurations[0].kernel, primitives), *(c.instantiation() for c in configurations)])

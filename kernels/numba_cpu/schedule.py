@@ -1,0 +1,217 @@
+"""How the CPU kernels are run: arrays as addresses and strides, axes cut into groups of lines, groups given to threads.
+
+The kernels let go of Python's lock and run on a pool of Python threads, not on Numba's threading layers: calls from
+several threads at once, and in processes forked by others (data loaders), work whatever OpenMP is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import config
+from numpy.typing import NDArray
+
+from ccgpu.kernels.numba_cpu.attention import Sizes, divide_memory
+from ccgpu.kernels.numba_cpu.cache import prepare
+from ccgpu.kernels.numba_cpu.lines import Axis, Map
+from ccgpu.kernels.numba_cpu.matrices import filled_up
+from ccgpu.kernels.numba_cpu.tickets import new_counters, phase_of
+from ccgpu.kernels.numba_cpu.vectors import TILE_ROWS, VECTOR_BYTES
+
+Array = NDArray[Any]
+
+# What a worker holds of the energies of a group's lines. Of 97 columns of 97 positions (43 kB each) half are taken at
+# once: a strip that is read and written 200 bytes at a time; strips of 13 columns took 1.7 times as long.
+SHEET_BYTES = 5 * 2**19
+CHUNK, CHUNK_GATHERED = 512, 128  # bytes of a position's channels taken at a time; fewer where many lines are gathered
+PARTS = 8  # tickets of a phase for each thread: the one that is held up takes fewer
+SMALL = 2**20  # multiply-adds done before another thread is awake
+TOGETHER = 2**20  # numbers of v whose images go through all axes together, while caches still hold them
+
+
+def flat(x: Array) -> Map | None:
+    """Return x (B, channels, *S) as (images, positions, channels), or None where it has to be copied for that.
+
+    Its positions must be evenly spaced, and they or the channels side by side.
+    """
+    strides = [(stride, size) for stride, size in zip(x.strides[2:], x.shape[2:], strict=True) if size > 1]
+    step, count = (strides[-1][0] if strides else x.itemsize), 1
+    for stride, size in reversed(strides):
+        if stride != step * count:
+            return None
+        count *= size
+    channel = x.strides[1] if x.shape[1] > 1 else x.itemsize
+    if x.itemsize not in (step, channel) or not x.flags.aligned:
+        return None
+    return Map(x.ctypes.data, x.strides[0], step, channel)
+
+
+def channels_last(x: Array) -> Array:
+    """Return a copy of x (B, channels, *S) whose memory is (B, *S, channels), aligned."""
+    return np.moveaxis(np.array(np.moveaxis(x, 1, -1), order="C"), -1, 1)
+
+
+class Input:
+    """An input in the dtype of the arithmetic: the array itself, or a copy."""
+
+    def __init__(self, x: Array, dtype: Any) -> None:
+        self._array, self.map = _mapped(x.astype(dtype, copy=False))
+
+
+class Output:
+    """An array to be written, and the one in the dtype of the arithmetic that is computed: itself where it can be."""
+
+    def __init__(self, target: Array, dtype: Any) -> None:
+        self.target = target
+        self._computed, self.map = _mapped(target if target.dtype == dtype else np.empty_like(target, dtype=dtype))
+
+    def finish(self) -> Array:
+        """Return the array, when the result is computed."""
+        if self._computed is not self.target:
+            with np.errstate(over="ignore", invalid="ignore"):
+                self.target[...] = self._computed
+        return self.target
+
+
+def _mapped(x: Array) -> tuple[Array, Map]:
+    """Return an array, or its copy in channels-last memory, and its map."""
+    layout = flat(x)
+    if layout is not None:
+        return x, layout
+    x = channels_last(x)
+    layout = flat(x)
+    assert layout is not None
+    return x, layout
+
+
+def plan_axes(sizes: tuple[int, ...], images: int, itemsize: int, gathers: bool, threads: int) -> list[Axis]:
+    """Return the axes to run, the last first, and how their lines are dealt out; length 1 has nothing to add.
+
+    Args:
+        gathers: whether any map has positions, and not channels, side by side.
+    """
+    wanted = [len(sizes) - 1, *(a for a in range(len(sizes) - 1) if sizes[a] > 1)]
+    axes = []
+    for number, axis in enumerate(wanted):
+        length, inner, outer = sizes[axis], math.prod(sizes[axis + 1 :]), math.prod(sizes[:axis])
+        many = gathers and inner > 1
+        row = filled_up(length * itemsize)
+        fewest = min(inner, VECTOR_BYTES // itemsize) if many else 1
+        queries = min(length, max(TILE_ROWS, SHEET_BYTES // max(2, fewest) // row))
+        lines = min(inner, max(fewest, SHEET_BYTES // (queries * row))) if many else 1
+        groups = -(-inner // lines)
+        if images * outer * groups < threads * PARTS:  # as many for each thread
+            groups = min(inner, -(-groups // threads) * threads)
+        axes.append(
+            Axis(
+                length=length,
+                inner=inner,
+                outer=outer,
+                groups=groups,
+                lines=-(-inner // groups),
+                queries=queries,
+                chunk=(CHUNK_GATHERED if many else CHUNK) // itemsize,
+                crossing=len(wanted),
+                first=number == 0,
+                last=number == len(wanted) - 1,
+                slot=sum(sizes[:axis]) - axis,
+                skips=axis != len(sizes) - 1,
+            )
+        )
+    return axes
+
+
+# The pool ------------------------------------------------------------------------------------------------------------
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):  # a child has the object, but not its threads
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def _others() -> ThreadPoolExecutor:
+    """Return the threads beside the caller's."""
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(max_workers=max(32, os.cpu_count() or 1), thread_name_prefix="ccgpu")
+    return _pool
+
+
+class Problem(NamedTuple):
+    """Images of maps, what is computed of them and by how many threads."""
+
+    images: int
+    sizes: tuple[int, ...]
+    dtype: Any  # of the arithmetic
+    threads: int
+    backward: bool = False
+
+    def run(
+        self,
+        kernel: Callable[..., None],
+        operands: list[Input | Output],
+        depth: int,
+        channels: int,
+        scale: float,
+        products: int,
+        arguments: tuple[Any, ...],
+    ) -> None:
+        """Run a kernel on all groups of lines of all axes, some images at a time.
+
+        Args:
+            kernel: of `numba_cpu_kept`.
+            operands: all maps that it works on.
+            depth, channels, scale: as in `Sizes`.
+            products: multiply-adds of a position with another one.
+            arguments: that follow the sizes.
+        """
+        prepare(self.dtype)
+        like = self.dtype(0)
+        gathers = any(x.map.channel != like.itemsize for x in operands)
+        axes = plan_axes(self.sizes, self.images, like.itemsize, gathers, self.threads)
+        neighbours = sum(self.sizes) - len(self.sizes) + 1
+        sizes = Sizes(math.prod(self.sizes), depth, channels, scale, neighbours, self.sizes[-1])
+        step = max(1, TOGETHER // (sizes.positions * max(depth, channels)))
+        rows, work = [], 0
+        for start in range(0, self.images, step):
+            end = min(self.images, start + step)
+            for axis in axes:
+                a_image = axis.outer * axis.groups
+                rows.append(phase_of(axis, start * a_image, end * a_image, self.threads, PARTS))
+                work += (end - start) * sizes.positions * axis.length * products
+        phases, counters = np.array(rows, np.int64), new_counters(len(rows))
+        size = max(divide_memory(axis, sizes, like.itemsize, self.backward).end for axis in axes)
+
+        def take_part() -> None:
+            memory = np.empty(size + VECTOR_BYTES, np.uint8)
+            start = -memory.ctypes.data % VECTOR_BYTES
+            kernel(like, phases, counters, memory.ctypes.data + start, sizes, *arguments)
+
+        others: list[Future[None]] = []
+        try:
+            with contextlib.suppress(RuntimeError):  # no thread can be started, as at the interpreter's end
+                for _ in range(self.threads - 1 if work >= SMALL else 0):
+                    others.append(_others().submit(take_part))
+            take_part()
+        except BaseException:  # the others may still be writing to memory of this call
+            wait(other for other in others if not other.cancel())
+            raise
+        for other in others:  # all is done: one that has not begun need not, one that has finds no ticket
+            other.cancel()
+
+
+def thread_count(threads: int | None) -> int:
+    """Return how many threads share the work: NUMBA_NUM_THREADS, all cores if it is not set, where None."""
+    return int(config.NUMBA_NUM_THREADS) if threads is None else threads

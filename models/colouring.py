@@ -1,0 +1,64 @@
+"""Label maps in the colours of their classes, alone and over an image."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ccgpu.models.labels import IGNORE
+
+# Ignored pixels are black, as in the colour files of Cityscapes.
+IGNORE_COLOUR = (0, 0, 0)
+
+
+def colour_mask(classes: torch.Tensor | np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Return a label or prediction in the dataset's colours.
+
+    Args:
+        classes: (H, W) of integers, 0 .. K - 1, or 255 for ignored pixels (drawn black); on the CPU.
+        colours: uint8 (K, 3), RGB; K at most 255.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+
+    Raises:
+        ValueError: another rank or values.
+    """
+    values = np.asarray(classes)
+    known = (values == IGNORE) | ((values >= 0) & (values < len(colours)))
+    if values.ndim != 2 or not known.all():
+        raise ValueError(
+            f"colour_mask: classes must be (H, W) with values 0..{len(colours) - 1} or {IGNORE}, got "
+            f"shape {values.shape} with values up to {values.max() if values.size else '-'}; map label ids "
+            "to train ids."
+        )
+    table = np.zeros((IGNORE + 1, 3), dtype=np.uint8)
+    table[: len(colours)] = colours
+    table[IGNORE] = IGNORE_COLOUR
+    return table[values.astype(np.int64)]
+
+
+def class_overlay(
+    image: np.ndarray, classes: torch.Tensor | np.ndarray, colours: np.ndarray, opacity: float
+) -> np.ndarray:
+    """Return an image with its classes' colours over it: opacity 0 is the image, 1 the colours alone.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        classes, colours: as for `colour_mask`.
+        opacity: 0 to 1.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+
+    Raises:
+        ValueError: sizes that differ, or values that are no class.
+    """
+    mask = colour_mask(classes, colours)
+    if mask.shape != image.shape:
+        raise ValueError(
+            f"class_overlay: classes must have the image's size {image.shape[:2]}, got {mask.shape[:2]}; predict at "
+            "full size."
+        )
+    blended = image.astype(np.float32) * (1 - opacity) + mask.astype(np.float32) * opacity
+    return np.rint(blended).astype(np.uint8)

@@ -1,0 +1,118 @@
+"""What the label files of a dataset hold: its classes, their ids and colours, and the tables between ids.
+
+A label file holds *ids*. A network predicts *train ids*: 0..K-1 in the order of the classes' names. Every
+pixel without a class has the train id 255 and counts neither in the loss nor in the evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+IGNORE = 255
+"""Train id of every pixel without a class."""
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """The classes of a dataset; all arrays are read-only.
+
+    Args:
+        names: K different names, 1..255 of them; the index is the train id.
+        colours: RGB of each class, uint8 (K, 3).
+        ids: what stands for each class in the label files, K different values in 0..255.
+        void: further values that the files may hold, 0..255; their pixels have no class.
+        hint: what to do about a file with other values, for messages.
+
+    Attributes:
+        to_train: uint8 (256,), id -> train id; 255 for ``void`` and for unknown values.
+        to_file: uint8 (256,), train id -> id; for what is no class the first of ``void``, or 0 without any.
+        known: uint8, every id that a file may hold, ascending.
+
+    Raises:
+        ValueError: an argument out of its range, or of a length that does not fit the others.
+    """
+
+    names: tuple[str, ...]
+    colours: np.ndarray
+    ids: tuple[int, ...]
+    void: tuple[int, ...] = ()
+    hint: str = "use the label files of this dataset"
+    to_train: np.ndarray = field(init=False, repr=False)
+    to_file: np.ndarray = field(init=False, repr=False)
+    known: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(set(self.names)) == len(self.names) <= IGNORE:
+            raise ValueError(
+                f"Labels: names must be 1..{IGNORE} different names, got {self.names}; rename or drop some."
+            )
+        all_ids = (*self.ids, *self.void)
+        if len(self.ids) != self.num_classes or len(set(all_ids)) != len(all_ids) or not set(all_ids) <= {*range(256)}:
+            raise ValueError(
+                f"Labels: ids and void must be different values in 0..255, {self.num_classes} of them ids, "
+                f"got {self.ids} and {self.void}; give each class its id in the label files."
+            )
+        colours = np.array(self.colours)
+        if colours.dtype != np.uint8 or colours.shape != (self.num_classes, 3):
+            raise ValueError(
+                f"Labels: colours must be uint8 ({self.num_classes}, 3), got {colours.dtype} {colours.shape}; "
+                "give an RGB colour for each class."
+            )
+        to_train = np.full(256, IGNORE, dtype=np.uint8)
+        to_train[list(self.ids)] = np.arange(self.num_classes)
+        to_file = np.full(256, self.void[0] if self.void else 0, dtype=np.uint8)
+        to_file[: self.num_classes] = self.ids
+        tables = {
+            "colours": colours,
+            "to_train": to_train,
+            "to_file": to_file,
+            "known": np.array(sorted(all_ids), dtype=np.uint8),
+        }
+        for name, table in tables.items():
+            table.flags.writeable = False  # shared by every reader in the process
+            object.__setattr__(self, name, table)
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Labels:
+        """Return the labels of `as_plain`; without "ids" the label files hold 0 .. K - 1, without "void" nothing else.
+
+        Raises:
+            ValueError: values that are no labels.
+        """
+        try:
+            names = tuple(str(name) for name in values["names"])
+            colours = np.array(values["colours"], dtype=np.uint8)
+            ids = tuple(int(value) for value in values.get("ids", range(len(names))))
+            void = tuple(int(value) for value in values.get("void", ()))
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"Labels: values must have names and colours, got {dict(values)} ({error!r}).") from error
+        return cls(names, colours, ids, void)
+
+    @classmethod
+    def numbered(cls, num_classes: int) -> Labels:
+        """Return labels for classes without names: "class 0", ..., in the colours of Pascal VOC's table (1, 2, ...)."""
+        indices = np.arange(1, num_classes + 1)  # the table's first colour is black, which stands for no class
+        colours = np.zeros((num_classes, 3), dtype=np.uint8)
+        # Bits 0, 1, 2 of each three of the index go to red, green, blue, those of the lowest three to bit 7.
+        for bit in range(8):
+            for channel in range(3):
+                colours[:, channel] |= ((indices >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
+        return cls(tuple(f"class {index}" for index in range(num_classes)), colours, tuple(range(num_classes)))
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return names, colours, ids and void as lists of plain values, for files."""
+        return {
+            "names": list(self.names),
+            "colours": self.colours.tolist(),
+            "ids": list(self.ids),
+            "void": list(self.void),
+        }
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes."""
+        return len(self.names)

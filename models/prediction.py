@@ -1,0 +1,300 @@
+"""Prediction as papers report it: whole images or sliding windows, several scales, flipped images, one average."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Network = Callable[[Tensor], Tensor]
+MULTI_SCALE = (0.75, 1.0, 1.25)  # Huang et al., TPAMI 2020, section 4.2
+MODES, AVERAGES = ("whole", "sliding"), ("logits", "probabilities")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How an image becomes class scores at its full size: images -> scores, the mean over n passes.
+
+        scores = 1/n sum over scales s and, with flip, m in (plain, flipped):
+                 full(m(logits(m(image resized to round(s * base)))))             average "logits"
+                 softmax(full(m(logits(m(image resized to round(s * base))))))    average "probabilities"
+
+    m is the flipped image along the width, its own inverse. base is the image's size, or the one that short_side or
+    fit gives, with the image's aspect. `full` resizes logits to the image's size. What has its size already is
+    not resampled: at one scale of 1, without flip, the logits are the network's, bit for bit.
+
+    Resizing is bilinear between the images' edges (align_corners=False), for the logits as for the images, so
+    that the way back is the inverse of the way there and a score stays on its pixel. (CCNet's own upsampling has
+    align_corners=True: its feature positions lie on pixels 0, 8, 16, ..., which is another grid.) Images that
+    shrink are smoothed (antialias), as in training; logits are not.
+
+    sliding: logits[y, x] = mean over the windows that hold (y, x) of the window's logits there
+
+    Windows of one pass are averaged as logits for either average. The last window of each axis lies at the border. A
+    image smaller than a window is padded at the bottom and right with 0, the mean colour after normalisation, and
+    the logits are cut back. Crop and stride are pixels of the resized image and the same at every scale, as in the
+    authors' code.
+
+    Memory: one pass at a time, one window at a time, the sum of the passes.
+
+    Attributes:
+        mode: "whole" or "sliding"; the paper's table is sliding.
+        crop: window (height, width) in pixels, for sliding; the paper's is (769, 769). Ignored for whole.
+        stride: step (down, right) in pixels, 1 .. crop, for sliding; the authors' is (513, 513). Ignored for whole.
+        scales: factors of the base size, positive; CCNet's multi-scale evaluation has (0.75, 1.0, 1.25) and
+            flip.
+        flip: whether each scale is seen flipped, too.
+        average: of "logits", as the authors do, or of "probabilities", as mmsegmentation does.
+        short_side: the shorter side of the base size in pixels, 1 or more.
+        fit: (height, width) in pixels; the base size is the largest that fits into it. At most one of the two.
+        flip_pairs: pairs of classes that a flipped image exchanges, as left and right arm: with flip, the scores of
+            the flipped image are exchanged back.
+
+    Raises:
+        ValueError: an attribute outside of these values.
+
+    Source: the authors' evaluate.py (windows, scales and averaged logits; it turns flipped scores along the height
+        and does not resize those of another scale, which is not followed here); mmsegmentation's test-time
+        augmentation.
+
+    Examples:
+        >>> import torch
+        >>> from ccgpu.models.prediction import Prediction
+        >>> images = torch.rand(1, 3, 9, 13)
+        >>> net = torch.nn.Conv2d(3, 5, 1)
+        >>> torch.equal(Prediction()(net, images), net(images))
+        True
+        >>> prediction = Prediction("sliding", crop=(6, 6), stride=(4, 4), scales=(0.75, 1.25), flip=True)
+        >>> prediction(net, images).shape
+        torch.Size([1, 5, 9, 13])
+    """
+
+    mode: str = "whole"
+    crop: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    average: str = "logits"
+    short_side: int | None = None
+    fit: tuple[int, int] | None = None
+    flip_pairs: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (("mode", self.mode, MODES), ("average", self.average, AVERAGES)):
+            if value not in choices:
+                raise ValueError(f"Prediction: {name} must be one of {choices}, got {value!r}; pass one of these.")
+        if self.mode == "sliding":
+            if self.crop is None or self.stride is None:
+                raise ValueError(
+                    f"Prediction: crop and stride must be given for mode sliding, got {self.crop} and {self.stride}; "
+                    "give both as (height, width) in pixels."
+                )
+            for crop, stride in zip(self.crop, self.stride, strict=True):
+                window_starts(crop, crop, stride)
+        if not self.scales or not all(math.isfinite(scale) and scale > 0 for scale in self.scales):
+            raise ValueError(
+                f"Prediction: scales must be one or more positive numbers, got {self.scales}; (1.0,) is the base size."
+            )
+        if self.short_side is not None and self.fit is not None:
+            raise ValueError(
+                f"Prediction: short_side and fit must not both be given, got {self.short_side} and {self.fit}; "
+                "leave one out."
+            )
+        sides = self.fit if self.short_side is None else (self.short_side,)
+        if sides is not None and min(sides) < 1:
+            raise ValueError(
+                f"Prediction: short_side and fit must be 1 pixel or more, got {self.short_side} and {self.fit}; "
+                "enlarge them."
+            )
+        exchanged = [index for pair in self.flip_pairs for index in pair]
+        if len(set(exchanged)) != 2 * len(self.flip_pairs):
+            raise ValueError(
+                f"Prediction: flip_pairs must be pairs of different classes, got {self.flip_pairs}; "
+                "name each class once."
+            )
+
+    def preparation(self) -> dict[str, Any]:
+        """Return as plain values what of this belongs to the network rather than to an evaluation: short_side, fit and
+        flip_pairs, those that are set; `Prediction(**values)` takes them.
+        """
+        fit = None if self.fit is None else list(self.fit)
+        values = {"short_side": self.short_side, "fit": fit, "flip_pairs": [list(pair) for pair in self.flip_pairs]}
+        return {name: value for name, value in values.items() if value}
+
+    @torch.no_grad()
+    def __call__(self, net: Network, images: Tensor) -> Tensor:
+        """Return the scores of images or clips of any size.
+
+        Args:
+            net: in eval mode, images (B, 3, h, w) or clips (B, 3, T, h, w) -> logits of the same size with the
+                classes in place of the channels.
+            images: (B, 3, H, W) or (B, 3, T, H, W), normalised.
+
+        Returns:
+            (B, classes, H, W) or (B, classes, T, H, W), float32 or wider, on the images' device: logits, or
+            probabilities, which sum to 1 over the classes; not differentiable.
+
+        Raises:
+            IndexError: `flip_pairs` names a class that the logits do not have.
+        """
+        size = images.shape[-2:]
+        base = self._base_size(*size)
+        total: Tensor | None = None
+        for scale in self.scales:
+            seen = _resize(images, [max(1, round(scale * side)) for side in base], antialias=True)
+            for flipped in (False, True) if self.flip else (False,):
+                scores = self._pass(net, seen, size, flipped)
+                # A copy, because the sum must not go into a tensor that the network may still hold.
+                total = scores.clone() if total is None else total.add_(scores)
+                del scores  # the next pass needs the memory
+        assert total is not None  # there is at least one scale
+        return total.div_(len(self.scales) * (1 + self.flip))
+
+    def seen_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size (height, width) at which the network sees an image at scale 1."""
+        rows, columns = (max(1, round(side)) for side in self._base_size(height, width))
+        return rows, columns
+
+    def _pass(self, net: Network, seen: Tensor, size: Sequence[int], flipped: bool) -> Tensor:
+        """Scores at `size` of the resized image `seen`, plain or flipped."""
+        if flipped:
+            logits = self._exchange(self._logits(net, seen.flip(-1)).flip(-1))
+        else:
+            logits = self._logits(net, seen)
+        full = _resize(logits, size)
+        return full.softmax(dim=1) if self.average == "probabilities" else full
+
+    def _base_size(self, height: int, width: int) -> tuple[float, float]:
+        new, old = 1, 1
+        if self.short_side is not None:
+            new, old = self.short_side, min(height, width)
+        if self.fit is not None:
+            new, old = min(zip(self.fit, (height, width), strict=True), key=lambda sides: sides[0] / sides[1])
+        # Multiplied first, so that the side that was asked for is exact and s * base is rounded as it is written.
+        return height * new / old, width * new / old
+
+    def _logits(self, net: Network, images: Tensor) -> Tensor:
+        """Logits of one pass at the size of `images`, float32 or wider."""
+        if self.mode == "whole":
+            logits = net(images)
+            return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        assert self.crop is not None  # for sliding, see __post_init__
+        assert self.stride is not None
+        return _sliding_logits(net, images, self.crop, self.stride)
+
+    def _exchange(self, scores: Tensor) -> Tensor:
+        """Scores with the classes of each pair of `flip_pairs` exchanged."""
+        if not self.flip_pairs:
+            return scores
+        order = list(range(scores.shape[1]))
+        for one, other in self.flip_pairs:
+            order[one], order[other] = other, one
+        return scores[:, order]
+
+
+@torch.no_grad()
+def predict_classes(
+    net: Network, image: Tensor, prediction: Prediction, *, window: int = 0, overlap: int = 0
+) -> Tensor:
+    """Return the class of every pixel of one image of any size, in memory that does not grow with the image.
+
+        classes[y, x] = argmax of prediction(net, the window nearest to whose middle (y, x) lies)[y, x]
+
+    An image with more than 2 window^2 pixels is cut into windows of window x window, each predicted by itself, which
+    overlap by `overlap` pixels or more; the border between two windows' pixels is the middle of their overlap. Where
+    the prediction has a short_side or fit, which say how large the network sees a whole image, it is shrunk to
+    2 window^2 pixels instead, and each pixel gets the class of the one it falls on. A smaller image, or any for
+    window=0, is predicted as it is.
+
+    Args:
+        net: as for `Prediction`.
+        image: (1, 3, H, W), normalised.
+        prediction: how each window is predicted.
+        window: side in pixels; 0 for no windows.
+        overlap: pixels, 0 or more and less than window.
+
+    Returns:
+        (H, W), int64 on the CPU.
+
+    Raises:
+        ValueError: an overlap out of its range.
+    """
+    height, width = image.shape[-2:]
+    if window == 0 or height * width <= 2 * window**2:
+        return prediction(net, image)[0].argmax(dim=0).cpu()
+    if not 0 <= overlap < window:
+        raise ValueError(
+            f"predict_classes: overlap must be in 0..{window - 1}, got {overlap}; lower it or enlarge the window."
+        )
+    if prediction.short_side is not None or prediction.fit is not None:
+        share = window * math.sqrt(2 / (height * width))
+        small = _resize(image, [max(1, int(side * share)) for side in (height, width)], antialias=True)
+        found = prediction(net, small)[0].argmax(dim=0)
+        return F.interpolate(found[None, None].double(), (height, width), mode="nearest-exact")[0, 0].long().cpu()
+    classes = torch.empty(height, width, dtype=torch.int64)
+    for top, rows in _cells(height, window, overlap):
+        for left, columns in _cells(width, window, overlap):
+            seen = image[..., top : top + window, left : left + window]
+            found = prediction(net, seen)[0].argmax(dim=0).cpu()
+            inner = (slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left))
+            classes[rows, columns] = found[inner]
+    return classes
+
+
+def _cells(size: int, window: int, overlap: int) -> list[tuple[int, slice]]:
+    """Where windows start along an axis, each with the part of the axis that is taken from it."""
+    starts = window_starts(size, window, window - overlap)
+    borders = [(one + window + other) // 2 for one, other in itertools.pairwise(starts)]
+    return list(zip(starts, map(slice, [0, *borders], [*borders, size]), strict=True))
+
+
+def window_starts(size: int, crop: int, stride: int) -> list[int]:
+    """Return where windows of `crop` pixels start along an axis of `size`: every `stride`, the last at the border.
+
+    Raises:
+        ValueError: crop or stride below 1, or a stride above the crop, which would leave pixels out.
+    """
+    if crop < 1 or not 1 <= stride <= crop:
+        raise ValueError(
+            f"window_starts: stride must be in 1..crop, got stride {stride} for crop {crop}; lower the stride."
+        )
+    last = max(size - crop, 0)
+    return [*range(0, last, stride), last]
+
+
+def _sliding_logits(net: Network, images: Tensor, crop: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (0, max(crop[1] - width, 0), 0, max(crop[0] - height, 0)))
+    size = padded.shape[-2:]
+    total: Tensor | None = None
+    count = torch.zeros(size, device=images.device)
+    for top in window_starts(size[0], crop[0], stride[0]):
+        for left in window_starts(size[1], crop[1], stride[1]):
+            window = (..., slice(top, top + crop[0]), slice(left, left + crop[1]))
+            logits = net(padded[window])
+            if total is None:
+                wide = torch.promote_types(logits.dtype, torch.float32)
+                total = torch.zeros(*logits.shape[:-2], *size, dtype=wide, device=images.device)
+            total[window] += logits
+            count[window] += 1
+    assert total is not None  # window_starts is never empty
+    return total.div_(count)[..., :height, :width]
+
+
+def _resize(maps: Tensor, size: Sequence[int], *, antialias: bool = False) -> Tensor:
+    """Resize the last two axes bilinearly, edges on edges; every image, channel and frame by itself."""
+    if maps.shape[-2:] == tuple(size):
+        return maps
+    if antialias and size[1] == 1 and maps.shape[-2] != size[0]:
+        # torch 2.13 on the CPU gives wrong rows where the new width is 1: the height follows by itself, on its side.
+        narrow = _resize(maps, (maps.shape[-2], 1), antialias=True)
+        return _resize(narrow.transpose(-2, -1), (1, size[0]), antialias=True).transpose(-2, -1)
+    # Interpolation wants four axes: a clip's frames join its channels.
+    flat = F.interpolate(maps.flatten(1, -3), tuple(size), mode="bilinear", align_corners=False, antialias=antialias)
+    return flat.unflatten(1, maps.shape[1:-2])

@@ -1,0 +1,256 @@
+"""The backend `numba_cpu` in processes as users have them, many threads, forks, data loaders; where it cannot run."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ccgpu
+from ccgpu.bridges import numba_cpu
+from ccgpu.bridges.call import Call
+from ccgpu.kernels.numba_cpu import calls, schedule
+from tests.ccgpu.problems import layouts
+
+ROOT = Path(__file__).resolve().parents[3]
+SECONDS = 120  # until a process counts as hanging
+
+
+def python(*arguments, **environment):
+    """Run Python from the checkout; a process that hangs, or fails, fails the test."""
+    answer = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer
+
+
+def program(text, **environment):
+    return python("-c", textwrap.dedent(text), **environment)
+
+
+# Threads and processes ------------------------------------------------------------------------------------------------
+
+
+def attend(arrays, threads):
+    q, k, v, dlse = arrays
+    out, lse = calls.forward(q, k, v, threads=threads)
+    return (out, lse, *calls.backward(v, q, k, v, out, lse, dlse, threads=threads))
+
+
+@pytest.mark.timeout(SECONDS)
+def test_eight_threads_at_once(monkeypatch):
+    """Each with maps of its own size and dtype, all of them with helpers of the one pool, which is made meanwhile."""
+    monkeypatch.setattr(schedule, "SMALL", 0)
+    monkeypatch.setattr(schedule, "_pool", None)
+    generator = np.random.default_rng(0)
+    problems = []
+    for number in range(8):
+        sizes, dtype = (7 + 3 * number, 31 - 2 * number), (np.float32, np.float64)[number % 2]
+        shapes = [(2, 8, *sizes), (2, 8, *sizes), (2, 16 + number, *sizes), (2, *sizes)]
+        problems.append([generator.standard_normal(shape).astype(dtype) for shape in shapes])
+    alone = [attend(arrays, threads=1) for arrays in problems]
+    start, wrong, done = threading.Barrier(8), [], []
+
+    def work(number):
+        start.wait()
+        for _ in range(6):
+            results = attend(problems[number], threads=1 + number % 4)
+            if not all(np.array_equal(a, b) for a, b in zip(results, alone[number], strict=True)):
+                wrong.append(number)
+        done.append(number)
+
+    workers = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(SECONDS / 2)
+    assert sorted(done) == list(range(8))
+    assert not wrong
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_in_workers_of_a_data_loader(method):
+    if method == "fork" and not hasattr(os, "fork"):
+        pytest.skip("this system has no fork")
+    assert python("-m", "tests.ccgpu.bridges.data_loading", method).stdout.strip() == "same"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_in_children_of_children():
+    """Forked while the pool has threads, which the child has not; and the parent goes on meanwhile."""
+    answer = program(
+        """
+        import os
+        from tests.ccgpu.bridges.data_loading import attend
+        import torch
+
+        expected, parent = attend(3), os.getpid()
+        for generation in range(3):
+            child = os.fork()
+            same = all(torch.equal(expected, attend(3)) for _ in range(5))
+            if child:
+                _, status = os.waitpid(child, 0)
+                same = same and status == 0
+                if os.getpid() == parent:
+                    print("same" if same else "different", flush=True)
+                os._exit(not same)
+        os._exit(not same)
+        """
+    )
+    assert answer.stdout.strip() == "same"
+
+
+def test_in_a_thread_that_outlives_the_main_one():
+    """Python's pools of threads take nothing more by then."""
+    answer = program(
+        """
+        import threading, time
+        from tests.ccgpu.bridges.data_loading import attend
+        import torch
+
+        expected = attend(3)
+
+        def work():
+            threading.main_thread().join()
+            time.sleep(0.2)
+            print("same" if torch.equal(expected, attend(3)) else "different")
+
+        threading.Thread(target=work).start()
+        """
+    )
+    assert answer.stdout.strip() == "same"
+
+
+# Torch's tensors ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_torch_says_how_many_threads(threads, monkeypatch):
+    submitted = []
+
+    class Pool:
+        def submit(self, function):
+            submitted.append(function)
+            return threading.Timer(0, function)  # never started; a timer can be cancelled
+
+    monkeypatch.setattr(schedule, "SMALL", 0)
+    monkeypatch.setattr(schedule, "_pool", Pool())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    q = torch.randn(1, 3, 4, 5, requires_grad=True)
+    out = ccgpu.cca(q, q, q, backend="numba_cpu")
+    assert len(submitted) == threads - 1
+    out.sum().backward()
+    assert len(submitted) == 2 * (threads - 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_results_are_written_in_torch_s_memory(layout, dtype):
+    """In the layouts that torch gives them; tensors that require gradients are arguments like others."""
+    q, k, v = (layouts(torch.randn(2, c, 5, 7).to(dtype), layout).requires_grad_() for c in (16, 16, 32))
+    out, lse = numba_cpu.forward(q, k, v, 1.0)
+    gradients = numba_cpu.backward(torch.ones_like(out), q, k, v, out, lse, torch.zeros_like(lse), 1.0)
+    for result, like in zip((out, *gradients), (v, q, k, v), strict=True):
+        assert result.dtype == dtype
+        assert result.stride() == like.stride()
+        assert not result.requires_grad
+    assert lse.dtype == torch.promote_types(dtype, torch.float32)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_tensors_on_misaligned_memory(layout):
+    """As torch.frombuffer gives them, on part of a file."""
+    x = torch.frombuffer(bytearray(4 * 320 + 1), dtype=torch.float32, offset=1)
+    x = x.view(1, 4, 5, 16).movedim(-1, 1) if layout == "channels_last" else x.view(1, 1, 20, 16)
+    x.copy_(torch.randn(x.shape))
+    torch.testing.assert_close(ccgpu.cca(x, x, x, backend="numba_cpu"), ccgpu.cca(x, x, x, backend="cpu"))
+
+
+# Whether it runs ------------------------------------------------------------------------------------------------------
+
+
+def test_why_not_on_other_devices():
+    assert numba_cpu.why_not(Call(torch.device("cpu"))) is None
+    reason = next(status.reason for status in ccgpu.backends("meta") if status.name == "numba_cpu")
+    assert reason == "it runs CPU tensors, and these are on meta"
+
+
+@pytest.mark.parametrize(
+    ("images", "sizes", "threads", "faster"),
+    [
+        (1, (97, 97), 8, True),
+        (1, (97,), 2, False),  # one line
+        (2, (97,), 2, True),
+        (1, (4, 97), 4, True),  # four rows
+        (1, (3, 97), 4, False),
+        (1, (97, 3), 4, False),
+        (2, (3, 97), 4, True),
+        (1, (2, 3, 97), 6, True),
+        (1, (1, 1), 8, True),  # nothing to share
+        (0, (97, 97), 1, False),
+    ],
+)
+def test_suits_where_each_thread_has_lines(images, sizes, threads, faster, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert numba_cpu.suits(Call(torch.device("cpu"), sizes=sizes, images=images)) == faster
+
+
+def test_suits_where_nothing_is_converted():
+    on_cpu = [
+        Call(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    ]
+    assert [numba_cpu.suits(call) for call in on_cpu] == [True, True, False, False]
+
+
+ANSWER = """
+    import torch, ccgpu
+
+    status = next(b for b in ccgpu.backends("cpu") if b.name == "numba_cpu")
+    print(status.available, status.reason)
+    torch.set_num_threads(1)
+    q = torch.randn(1, 3, 4, 5, requires_grad=True)
+    for _ in range(3):
+        ccgpu.cca(q, q, q).sum().backward()
+    print(torch.equal(ccgpu.cca(q, q, q), ccgpu.cca(q, q, q, backend="cpu")))
+    try:
+        ccgpu.cca(q, q, q, backend="numba_cpu")
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "environment", "reason"),
+    [
+        ("", {"NUMBA_DISABLE_JIT": "1"}, "Numba compiles nothing, because NUMBA_DISABLE_JIT is set"),
+        (
+            "import sys; sys.modules['numba'] = None",
+            {},
+            "Numba cannot be used (import of numba halted; None in sys.modules); install a release of numba for this ",
+        ),
+    ],
+    ids=["disabled", "missing"],
+)
+def test_why_not_without_numba(before, environment, reason):
+    """The default falls to torch's matrix products and says so once; asked for by name, it raises."""
+    environment = {"CCGPU_BACKEND": "", **environment}
+    answer = program(f"{before}\n{textwrap.dedent(ANSWER)}", **environment)
+    status, equal, error = answer.stdout.splitlines()
+    assert status.startswith(f"False {reason}")
+    assert equal == "True"
+    assert error.startswith(f"cca: backend='numba_cpu' cannot run this call: {reason}")
+    warnings = [line for line in answer.stderr.splitlines() if "numba_cpu" in line]
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"ccgpu: backend 'numba_cpu' cannot run, a slower one does: {reason}")

@@ -1,0 +1,301 @@
+"""The choice of a backend: the first that can run, or the one asked for, never another."""
+
+import ast
+import importlib
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+import ccgpu
+from ccgpu import dispatch
+from ccgpu.bridges import numba_cpu, numba_cuda
+from ccgpu.bridges.call import Call
+from ccgpu.bridges.cupy_cuda import device
+
+Q = torch.randn(1, 2, 3, 4)
+META = torch.empty(1, 2, 3, 4, device="meta")
+
+
+@pytest.fixture(autouse=True)
+def _two_threads_and_no_environment(monkeypatch):
+    monkeypatch.delenv("CCGPU_BACKEND", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Record which backends run."""
+    names = []
+
+    class Recorder:
+        def __init__(self, backend):
+            self.backend = backend
+
+        def __getattr__(self, name):
+            return getattr(self.backend.module, name)
+
+        def forward(self, *arguments):
+            names.append(self.backend.name)
+            return self.backend.module.forward(*arguments)
+
+        def backward(self, *arguments):
+            names.append(f"{self.backend.name} backward")
+            return self.backend.module.backward(*arguments)
+
+    monkeypatch.setattr(dispatch, "BACKENDS", tuple(b._replace(module=Recorder(b)) for b in dispatch.BACKENDS))
+    return names
+
+
+def test_first_that_can_run(ran):
+    q = Q.clone().requires_grad_()
+    ccgpu.cca(q, Q, Q).sum().backward()
+    assert ran == ["numba_cpu", "numba_cpu backward"]
+
+
+def test_other_devices_take_the_torch_formulation():
+    assert dispatch.choose(META, v=META).name == "torch"
+
+
+@pytest.mark.parametrize("name", ["numba_cpu", "cpu", "torch", "reference"])
+def test_argument_forces_forward_and_backward(ran, name):
+    q = Q.clone().requires_grad_()
+    ccgpu.cca(q, Q, Q, backend=name).sum().backward()
+    assert ran == [name, f"{name} backward"]
+
+
+def test_environment_variable_forces_and_the_argument_wins(ran, monkeypatch):
+    monkeypatch.setenv("CCGPU_BACKEND", "reference")
+    ccgpu.cca(Q, Q, Q)
+    ccgpu.cca(Q, Q, Q, backend="torch")
+    assert ran == ["reference", "torch"]
+    monkeypatch.setenv("CCGPU_BACKEND", "")
+    ccgpu.cca(Q, Q, Q)
+    assert ran[-1] == "numba_cpu"
+
+
+def test_bad_environment_variable_is_named(monkeypatch):
+    monkeypatch.setenv("CCGPU_BACKEND", "cuda")
+    with pytest.raises(ValueError, match=r"cca: CCGPU_BACKEND must be one of \[.*\], got 'cuda'; "):
+        ccgpu.cca(Q, Q, Q)
+
+
+@pytest.mark.parametrize("name", ["numba_cpu", "cpu", "cupy", "numba_cuda", "reference"])
+def test_named_backend_that_cannot_run_raises(name):
+    with pytest.raises(
+        RuntimeError, match=rf"affinity: backend='{name}' cannot run this call: .*on meta; use one of \['torch'\]"
+    ):
+        dispatch.choose(META, name, function="affinity")
+
+
+def test_backends_lists_all_with_reasons(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(numba_cuda, "simulated", lambda: False)
+    for module in (device, numba_cuda):
+        monkeypatch.setattr(module, "_REASONS", {0: f"no such thing: {module.__name__}"})
+    on_cpu, on_cuda = ({b.name: b for b in ccgpu.backends(device)} for device in ("cpu", "cuda"))
+    assert list(on_cpu) == list(on_cuda) == ["numba_cpu", "cpu", "cupy", "numba_cuda", "torch", "reference"]
+    assert [b.name for b in on_cpu.values() if b.available] == ["numba_cpu", "cpu", "torch", "reference"]
+    assert [b.name for b in on_cuda.values() if b.available] == ["torch"]
+    assert "on cuda" in on_cuda["cpu"].reason
+    assert on_cuda["cupy"].reason == "no such thing: ccgpu.bridges.cupy_cuda.device"
+    assert on_cuda["numba_cuda"].reason == "no such thing: ccgpu.bridges.numba_cuda"
+    assert "unavailable" in str(on_cuda["cpu"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for module in (device, numba_cuda):
+        monkeypatch.setattr(module, "_REASONS", {})
+    on_cuda = {b.name: b for b in ccgpu.backends("cuda")}
+    assert not any(b.available for b in on_cuda.values())
+    assert all("no CUDA device" in on_cuda[name].reason for name in ("cupy", "numba_cuda", "torch"))
+
+
+# The kernels for the CPU: where they are worth while, and where they cannot run ---------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "sizes", "threads", "name"),
+    [
+        (1, (100,), 2, "cpu"),  # one line for two threads
+        (2, (100,), 2, "numba_cpu"),
+        (1, (100,), 1, "numba_cpu"),
+        (1, (3, 100), 3, "numba_cpu"),  # three rows, and more columns
+        (1, (3, 100), 4, "cpu"),
+        (1, (100, 3), 4, "cpu"),
+        (1, (2, 2, 100), 4, "numba_cpu"),
+        (1, (1, 1), 2, "numba_cpu"),  # nothing to share out
+        (0, (100,), 2, "cpu"),
+    ],
+)
+def test_cpu_kernels_run_where_every_thread_has_lines(monkeypatch, images, sizes, threads, name):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    x = torch.zeros(images, 2, *sizes)
+    assert dispatch.choose(x, v=x).name == name
+    assert dispatch.choose(x).name == name  # a stage
+    assert dispatch.choose(x, "numba_cpu", x).name == "numba_cpu"
+
+
+def test_cpu_kernels_run_by_name_where_they_are_not_worth_while(ran):
+    line = torch.randn(1, 2, 9)
+    by_name, chosen = ccgpu.cca(line, line, line, backend="numba_cpu"), ccgpu.cca(line, line, line)
+    assert ran == ["numba_cpu", "cpu"]
+    torch.testing.assert_close(by_name, chosen)
+
+
+@pytest.fixture
+def numba_reason(monkeypatch):
+    """A function that finds out anew whether Numba can be used."""
+    dispatch._say_once.cache_clear()
+    numba_cpu._reason.cache_clear()
+    yield lambda: next(b for b in ccgpu.backends("cpu") if b.name == "numba_cpu").reason
+    numba_cpu._reason.cache_clear()
+
+
+def test_numba_that_cannot_be_used_is_passed_over_with_one_warning(numba_reason, monkeypatch, caplog):
+    def fail(name):
+        raise ImportError("Numba needs NumPy 2.4 or less\nand more")
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    reason = numba_reason()
+    assert reason.startswith("Numba cannot be used (Numba needs NumPy 2.4 or less); install a release of numba")
+    for _ in range(2):
+        assert dispatch.choose(Q, v=Q).name == "cpu"
+    (record,) = caplog.records
+    assert record.getMessage() == f"ccgpu: backend 'numba_cpu' cannot run, a slower one does: {reason}"
+    with pytest.raises(RuntimeError, match="backend='numba_cpu' cannot run this call: Numba cannot be used"):
+        dispatch.choose(Q, "numba_cpu", Q)
+
+
+def test_numba_that_compiles_nothing_is_passed_over(numba_reason, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("numba").config, "DISABLE_JIT", 1)
+    assert numba_reason() == "Numba compiles nothing, because NUMBA_DISABLE_JIT is set"
+    assert dispatch.choose(Q, v=Q).name == "cpu"
+
+
+def test_reference_backend_differs_in_bits_only():
+    q, v = Q.clone().requires_grad_(), Q.clone().requires_grad_()
+    a, b = ccgpu.cca(q, Q, v, backend="reference"), ccgpu.cca(q, Q, v, backend="cpu")
+    torch.testing.assert_close(a, b)
+    for x, y in zip(torch.autograd.grad(a.sum(), (q, v)), torch.autograd.grad(b.sum(), (q, v)), strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def test_import_is_light():
+    """Nothing that is heavy or optional is imported along: no Numba, CuPy, TensorBoard, PIL."""
+    code = (
+        "import sys, torch; before = set(sys.modules); import ccgpu; new = set(sys.modules) - before;"
+        "print(sorted({name.split('.')[0] for name in new}))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(ast.literal_eval(answer.stdout)) <= {"ccgpu", "numpy", "torch"}
+
+
+def test_no_backend_for_a_device(monkeypatch):
+    monkeypatch.setattr(dispatch, "BACKENDS", tuple(b for b in dispatch.BACKENDS if b.name != "torch"))
+    with pytest.raises(
+        RuntimeError, match=r"cca: a backend must be able to run on meta, got none \(numba_cpu: it runs CPU"
+    ):
+        dispatch.choose(META)
+
+
+# The CUDA kernels, on a device that is not there ----------------------------------------------------------------------
+
+CUDA = torch.device("cuda", 0)
+
+
+def status(name="cupy", **call):
+    return next(b for b in ccgpu.backends("cuda", **call) if b.name == name)
+
+
+def test_cupy_is_the_first_choice_for_cuda_tensors(gpu):
+    assert [b.name for b in ccgpu.backends() if b.available] == ["cupy", "torch"]
+    tensor = types.SimpleNamespace(device=CUDA, dtype=torch.float16, shape=torch.Size((2, 64, 9, 9)))
+    assert dispatch.choose(tensor, v=tensor).name == "cupy"
+    assert dispatch.choose(tensor, "torch", tensor).name == "torch"
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        assert status(dtype=dtype, depth=256, sizes=(2000, 3, 5)).available
+
+
+def test_cupy_leaves_what_it_has_no_kernel_for(gpu):
+    wide = types.SimpleNamespace(device=CUDA, dtype=torch.float32, shape=torch.Size((2, 300, 9, 9)))
+    assert dispatch.choose(wide, v=wide).name == "torch"
+    assert dispatch.choose(wide).name == "cupy"  # a stage, which takes any number of channels
+    with pytest.raises(
+        RuntimeError, match=r"'cupy' cannot run this call: its kernels hold at most 256 .* these have 300"
+    ):
+        dispatch.choose(wide, "cupy", wide)
+    assert status(dtype=torch.int32).reason == "it has no kernels for torch.int32"
+
+
+def test_cupy_is_not_installed(gpu, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert status().reason == 'CuPy is not installed; pip install "ccgpu[cuda12]"'
+    assert status("torch").available
+    monkeypatch.setattr(device, "_REASONS", {})
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert status().reason.endswith('"ccgpu[cuda13]"')
+
+
+def test_cupy_cannot_be_imported(gpu, monkeypatch):
+    def fail(name):
+        raise ImportError("libcudart.so.12: no such file\nand more")
+
+    monkeypatch.setattr(device.importlib, "import_module", fail)
+    assert status().reason.startswith("CuPy cannot be imported (libcudart.so.12: no such file); pip install")
+
+
+def test_cupy_sees_no_device(gpu, monkeypatch):
+    def fail():
+        raise RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
+
+    monkeypatch.setattr(sys.modules["cupy"].cuda.runtime, "getDeviceCount", fail)
+    assert status().reason.startswith("CuPy sees no CUDA device (cudaErrorInsufficientDriver: CUDA driver")
+    monkeypatch.setattr(device, "_REASONS", {})
+    monkeypatch.setattr(sys.modules["cupy"].cuda.runtime, "getDeviceCount", lambda: 0)
+    assert status().reason == "CuPy sees no CUDA device"
+
+
+def test_cupy_of_another_cuda_finds_no_compiler(gpu, monkeypatch):
+    def fail():
+        raise RuntimeError("CuPy failed to load libnvrtc.so.12: OSError")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(sys.modules["cupy"].cuda.nvrtc, "getVersion", fail)
+    reason = status().reason
+    assert "CuPy finds no NVRTC, the compiler of CUDA 12 (CuPy failed to load libnvrtc.so.12" in reason
+    assert 'torch has CUDA 13.0; pip install "ccgpu[cuda13]"' in reason
+
+
+def test_old_gpu_and_rocm_are_named(gpu, monkeypatch):
+    gpu.capability = (7, 0)
+    assert status().reason == "its kernels need compute capability 7.5, and this GPU has 7.0"
+    monkeypatch.setattr(device, "_REASONS", {})
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    assert "ROCm" in status().reason
+
+
+def test_reasons_are_found_out_once_for_each_device(gpu, monkeypatch):
+    counted = []
+    monkeypatch.setattr(device, "_find_reason", lambda index: counted.append(index))
+    for index in (0, 1, 0, 1):
+        assert device.why_not(Call(torch.device("cuda", index))) is None
+    assert counted == [0, 1]
+
+
+def test_passing_over_the_kernels_is_said_once(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device, "_REASONS", {})
+    monkeypatch.setattr(numba_cuda, "simulated", lambda: True)
+    dispatch._say_once.cache_clear()
+    on_cuda = types.SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32, shape=torch.Size((1, 8, 3, 4)))
+    for _ in range(2):
+        assert dispatch.choose(on_cuda, None, on_cuda).name == "torch"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "'cupy' cannot run, a slower one does: CuPy" in record.getMessage()
+    caplog.clear()
+    assert dispatch.choose(torch.zeros(1, 8, 3, 4)).name == "numba_cpu"
+    assert not caplog.records

@@ -1,0 +1,365 @@
+"""The shipped CUDA source, run by a machine on the CPU, against the NumPy reference: every kernel and arithmetic.
+
+Sizes lie around the edges of tiles (16 positions) and of blocks; a GPU with little shared memory cuts lines into many
+segments. Threads run in several orders, results and shared memory are NaN before, memory ends where the arrays end.
+"""
+
+import contextlib
+import functools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.cases import precision
+from ccgpu.bridges.cupy_cuda.attention import Kernels
+from ccgpu.bridges.cupy_cuda.stages import Stages
+from ccgpu.kernels.cuda import configurations, plans
+from ccgpu.kernels.cuda.configurations import ARITHMETICS, Limits
+from ccgpu.layouts import energy_dtype
+from tests.ccgpu.problems import Problem, attend_plainly, check_errors, expected, row_of, run, truth_in_float64
+from tests.ccgpu.stage_problems import criss_cross
+from tests.cuda_on_cpu.launcher import H100, MachineLauncher, build_all
+from tests.error_table import STAGES, VALUE_LIMIT, in_units
+
+DTYPE = {
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+    "tf32": torch.float32,
+    "f32": torch.float32,
+    "f64": torch.float64,
+}
+DTYPE |= {"bf16_fma": torch.bfloat16, "f16_fma": torch.float16}
+# In the table of errors: these kernels, and the arithmetics where that is another thing than the dtype.
+NAME = "cupy, on the CPU"
+DTYPE_NAMES = {"tf32": "tf32", "bf16_fma": "bfloat16 fma", "f16_fma": "float16 fma"}
+TF32_UNIT = 2.0**-10
+# The tiles of the blocks that are compiled here. Fewer are allowed in some examples: then lines are cut into segments.
+# float16 and the 16-bit multiply-adds differ from others by their conversions only.
+TILES = {"bf16": (1, 2, 4), "f16": (1, 2), "tf32": (1, 2, 4), "f32": (1, 2, 4), "f64": (1, 2)}
+TILES |= {"bf16_fma": (1, 2), "f16_fma": (1, 2)}
+STAGED = ["bf16", "tf32", "f32", "f64"]
+EDGES = [1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33]
+
+
+def limits(arithmetic):
+    return Limits((7, 5) if arithmetic.endswith("_fma") else (9, 0), H100.shared_bytes)
+
+
+@contextlib.contextmanager
+def most_tiles(held):
+    """Let blocks hold so many tiles, and no other number."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plans, "plan", plans.plan.__wrapped__)
+        patch.setattr(plans, "classes", lambda *arguments: held)
+        yield
+
+
+class Attention(torch.autograd.Function):
+    """The bridge's two functions, so that results come out as they do from cca."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, scale, bridge):
+        out, lse = bridge.forward(q, k, v, scale)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.scale, ctx.bridge = scale, bridge
+        return out, lse
+
+    @staticmethod
+    def backward(ctx, dout, dlse):
+        q, k, v, out, lse = ctx.saved_tensors
+        return (*ctx.bridge.backward(dout, q, k, v, out, lse, dlse, ctx.scale), None, None)
+
+
+def attend(problem, bridge):
+    """Return out, lse, dq, dk, dv by the kernels."""
+    return run(lambda *x: Attention.apply(*x, problem.scale, bridge), problem.tensors, problem.dout, problem.dlse)
+
+
+def random_problem(dtype, batch, sizes, depth, channels, scale=1.0, seed=0, energy=1.0, magnitude=1.0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(n, factor):
+        x = factor * torch.randn(batch, *sizes, n, generator=generator, dtype=torch.float64)
+        return x.to(dtype).movedim(-1, 1)
+
+    part = energy**0.5 * depth**-0.25
+    q, k, v, dout = draw(depth, part), draw(depth, part), draw(channels, magnitude), draw(channels, magnitude)
+    dlse = torch.randn(batch, *sizes, generator=generator, dtype=torch.float64).to(energy_dtype(dtype))
+    return Problem((q, k, v), dout, dlse, scale)
+
+
+LONG, SHORT, BOTH = st.sampled_from(EDGES), st.integers(1, 3), st.integers(4, 18)
+MAPS = {
+    1: st.tuples(LONG),
+    2: st.one_of(st.tuples(LONG, SHORT), st.tuples(SHORT, LONG), st.tuples(BOTH, BOTH)),
+    3: st.one_of(st.tuples(SHORT, SHORT, LONG), st.tuples(LONG, SHORT, SHORT), st.tuples(SHORT, LONG, SHORT)),
+}
+
+
+@st.composite
+def problems(draw, dtype, rank):
+    return random_problem(
+        dtype,
+        draw(st.integers(1, 3)),
+        draw(MAPS[rank]),
+        draw(st.integers(1, 16)),
+        draw(st.sampled_from([1, 3, 8, 24, 40, 64, 65, 72])),
+        draw(st.sampled_from([1.0, 0.3, -2.0])),
+        draw(st.integers(0, 2**31)),
+        draw(st.sampled_from([1.0, 1e-3, 30.0])),
+        draw(st.sampled_from([1.0, 1e-3, 8.0])),
+    )
+
+
+ORDERS = st.one_of(st.sampled_from(["forward", "reverse"]), st.integers(0, 2**31))
+
+
+def check(problem, arithmetic, ours):
+    small = problem.dout[:, :1].numel() <= 64
+    truth = expected(problem) if small else truth_in_float64(problem)
+    unit = TF32_UNIT if arithmetic == "tf32" else None
+    if arithmetic == "f64" and not small:
+        unit = 2.0**-50  # the truth is no better than the formulation to compare with, which seems to have no error
+    row = row_of(problem, NAME, DTYPE_NAMES.get(arithmetic))
+    check_errors(ours, attend_plainly(problem), truth, problem, unit, row)
+
+
+@pytest.fixture
+def tf32(request):
+    """Multiply float32 in TF32 where the test's arithmetic is that."""
+    with precision(request.getfixturevalue("arithmetic")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def machine(cuda_on_cpu):
+    """The machine, with the kernels of the small tests compiled."""
+    build_all(
+        cuda_on_cpu,
+        [
+            configurations.configuration(kernel, arithmetic, n, 16, limits(arithmetic))
+            for arithmetic in ARITHMETICS
+            for kernel in configurations.KERNELS
+            for n in TILES[arithmetic]
+            if kernel in ("forward", "backward") or arithmetic in STAGED
+        ],
+    )
+    return cuda_on_cpu
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("arithmetic", list(ARITHMETICS))
+@pytest.mark.parametrize("rank", MAPS)
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_kernels_match_reference(machine, rank, arithmetic, data):
+    problem = data.draw(problems(DTYPE[arithmetic], rank))
+    held = data.draw(st.sampled_from([TILES[arithmetic], TILES[arithmetic][:1]]))
+    launcher = MachineLauncher(machine, limits(arithmetic), order=data.draw(ORDERS))
+    with most_tiles(held):
+        check(problem, arithmetic, attend(problem, Kernels(launcher)))
+    assert {launch.configuration.arithmetic for launch in launcher.launched} == {arithmetic}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("arithmetic", list(ARITHMETICS))
+@pytest.mark.parametrize("rank", MAPS)
+@given(data=st.data())
+@settings(max_examples=500, deadline=None)
+def test_kernels_match_reference_sweep(machine, rank, arithmetic, data):
+    test_kernels_match_reference.hypothesis.inner_test(machine, rank, arithmetic, data)
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("arithmetic", STAGED)
+@pytest.mark.parametrize("rank", MAPS)
+@given(data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_stages_match_reference(machine, rank, arithmetic, data):
+    problem = data.draw(problems(DTYPE[arithmetic], rank))
+    held = data.draw(st.sampled_from([TILES[arithmetic], TILES[arithmetic][:1]]))
+    launcher = MachineLauncher(machine, limits(arithmetic), order=data.draw(ORDERS))
+    stages, (q, k, v) = Stages(launcher), problem.tensors
+    weights = torch.randn(q.shape[0], criss_cross(q.shape[2:]), *q.shape[2:], dtype=energy_dtype(q.dtype))
+    with most_tiles(held):
+        ours = stages.affinity(q, k), stages.aggregate(weights, v), stages.aggregate_transposed(weights, v)
+    truth = (
+        stages.affinity(q.double(), k.double()),
+        stages.aggregate(weights.double(), v.double()),
+        stages.aggregate_transposed(weights.double(), v.double()),
+    )
+    # A product's factors are rounded to the unit (what is in memory is exact), the sum once more.
+    unit = TF32_UNIT if arithmetic == "tf32" else torch.finfo(q.dtype).eps
+    bounds = (
+        stages.affinity(q.double().abs(), k.double().abs()),
+        stages.aggregate(weights.double().abs(), v.double().abs()),
+        stages.aggregate_transposed(weights.double().abs(), v.double().abs()),
+    )
+    units = {}
+    for name, a, b, size in zip(("affinity", "aggregate", "transposed"), ours, truth, bounds, strict=True):
+        assert a.shape == b.shape
+        error, bound = (a.double() - b).abs(), 4 * unit * size + torch.finfo(q.dtype).tiny
+        # Whatever einsum's error is, it allows for none here.
+        units[name] = in_units(error.numpy(), 0.0, bound.numpy(), VALUE_LIMIT)
+    STAGES.record(row_of(problem, NAME, DTYPE_NAMES.get(arithmetic)), units)
+    assert max(units.values()) <= VALUE_LIMIT, units
+
+
+# Whole blocks ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize(
+    ("arithmetic", "sizes"),
+    [
+        pytest.param(name, sizes, marks=[pytest.mark.slow] if name in ("tf32", "f64") and sizes[1] < 300 else [])
+        for name in ("bf16", "tf32", "f32", "f64")
+        for sizes in ((3, 97), (2, 129), (2, 300))
+    ],
+)
+def test_long_lines(cuda_on_cpu, arithmetic, sizes):
+    """Lines of several tiles a warp, and lines in several segments, with 40 channels of q and k."""
+    problem = random_problem(DTYPE[arithmetic], 1, sizes, 40, 72, seed=sizes[1])
+    check(problem, arithmetic, attend(problem, Kernels(MachineLauncher(cuda_on_cpu, limits(arithmetic)))))
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("arithmetic", ["bf16", "f32", "f64"])
+@pytest.mark.parametrize("depth", [100, 250])
+def test_many_channels_of_queries(cuda_on_cpu, arithmetic, depth):
+    problem = random_problem(DTYPE[arithmetic], 1, (5, 6), depth, 24)
+    check(problem, arithmetic, attend(problem, Kernels(MachineLauncher(cuda_on_cpu, limits(arithmetic)))))
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse", 1, 2])
+def test_order_of_blocks_makes_no_difference(machine, order):
+    """Blocks take their work by ticket, so any may come first; the results are the same bits."""
+    problem = random_problem(torch.bfloat16, 3, (20, 18), 16, 72)
+    first = attend(problem, Kernels(MachineLauncher(machine)))
+    again = attend(problem, Kernels(MachineLauncher(machine, block_order=order, order=order)))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2, 5])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_lag_makes_no_difference(machine, monkeypatch, batch, lag):
+    """Every phase of every image is computed, after the ones before it, however the images are staggered."""
+    problem = random_problem(torch.bfloat16, batch, (20, 18), 16, 24)
+    usual = attend(problem, Kernels(MachineLauncher(machine)))
+    monkeypatch.setattr(plans, "plan", functools.partial(plans.plan.__wrapped__, lag=lag))
+    launcher = MachineLauncher(machine, block_order=3)
+    assert all(torch.equal(a, b) for a, b in zip(attend(problem, Kernels(launcher)), usual, strict=True))
+    assert [launch.blocks for launch in launcher.launched] == [(batch + lag) * 38] * 2
+
+
+def test_one_image_alone_hands_out_no_ticket_without_an_item():
+    for sizes, segments in (((97, 97), 1), ((300, 300), 2)):
+        (launch,) = plans.plan("forward", "bf16", 1, sizes, 64, 512, H100)
+        assert launch.blocks == 2 * sizes[0] * segments**2
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_what_is_not_finite_stays_on_its_lines(machine, which, bad):
+    """A NaN or infinity reaches the positions that attend to it, as in the reference, and no others."""
+    problem = random_problem(torch.float32, 1, (4, 19), 8, 8)
+    problem.tensors[which][0, 2, 1, 17] = bad
+    out, lse = Kernels(MachineLauncher(machine)).forward(*problem.tensors, 1.0)
+    truth = expected(problem)
+    for a, b in ((out, truth[0]), (lse, truth[1])):
+        torch.testing.assert_close(a.double(), b, equal_nan=True, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("arithmetic", ["bf16", "f32", "f64"])
+def test_parts_of_the_lines_sum_to_one_whatever_the_energies(machine, arithmetic):
+    """Values that are all alike come out as they are: lse may be rounded in proportion to the energies, they not."""
+    problem = random_problem(DTYPE[arithmetic], 1, (9, 13), 8, 8, energy=2000.0)
+    values = torch.full_like(problem.tensors[2], 1.5)
+    out, lse = Kernels(MachineLauncher(machine, limits(arithmetic))).forward(*problem.tensors[:2], values, 1.0)
+    assert float(lse.max()) > 1000
+    unit = torch.finfo(out.dtype).eps
+    torch.testing.assert_close(out, values, rtol=6 * unit, atol=0.0)
+
+
+def test_no_weight_at_all_is_nan_and_minus_infinity(machine):
+    q, k, v = (torch.ones(1, n, 3, 4) for n in (4, 4, 8))
+    k[...] = -float("inf")
+    out, lse = Kernels(MachineLauncher(machine)).forward(q, k, v, 1.0)
+    assert bool(out.isnan().all())
+    assert bool((lse == -float("inf")).all())
+
+
+# Traffic --------------------------------------------------------------------------------------------------------------
+
+
+def minimum_bytes(kernel, problem):
+    """Return the bytes that the phases of a kernel must read and write: each its lines, and what the last one left."""
+    q, _, v = problem.tensors
+    depth, channels = (x.shape[1] * x.element_size() for x in (q, v))
+    positions, phases, number = problem.dlse.numel(), q.ndim - 2, problem.dlse.element_size()
+    if kernel == "forward":
+        result = channels + number
+        return positions * (phases * (2 * depth + channels) + (phases - 1) * result), positions * phases * result
+    result, inputs = 2 * depth + channels, 2 * depth + 2 * channels + number
+    return (
+        positions * (phases * inputs + channels + number + (phases - 1) * (result + number)),
+        positions * (phases * result + number),
+    )
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("arithmetic", ["bf16", "tf32"])
+def test_hot_kernels_move_no_byte_twice_and_meet_no_bank_conflict(cuda_on_cpu, arithmetic):
+    """97x97 with 64 channels of q and k, as in CCNet; of v, whose chunks are all alike, only one or two."""
+    problem = random_problem(DTYPE[arithmetic], 1, (97, 97), 64, 64)
+    launcher = MachineLauncher(cuda_on_cpu, count=True, check_races=False)
+    attend(problem, Kernels(launcher))
+    assert [launch.configuration.tiles for launch in launcher.launched] == [7, 7]
+    for launch, counts in zip(launcher.launched, launcher.counts, strict=True):
+        read, written = minimum_bytes(launch.configuration.kernel, problem)
+        assert read <= counts.bytes_read <= 1.1 * read
+        assert counts.bytes_written == written
+        for kind in ("matrix_loads", "loads", "stores", "copies"):
+            assert getattr(counts, kind).wavefronts > 0
+            assert getattr(counts, kind).conflicts == 0, kind
+
+
+# AddressSanitizer -----------------------------------------------------------------------------------------------------
+
+SANITIZED = """
+import torch
+from ccgpu.bridges import torch_gemm
+from ccgpu.bridges.cupy_cuda.attention import Kernels
+from ccgpu.bridges.cupy_cuda.stages import Stages
+from tests.cuda_on_cpu import device
+from tests.cuda_on_cpu.launcher import MachineLauncher
+from tests.kernels.cuda.test_kernels import attend, random_problem
+
+launcher = MachineLauncher(device, sanitize=True)
+for sizes in ((5, 14), (2, 3, 7)):
+    problem = random_problem(torch.bfloat16, 2, sizes, 9, 70)
+    attend(problem, Kernels(launcher))
+q, k, v = problem.tensors
+stages = Stages(launcher)
+energies = stages.affinity(q, k)
+stages.aggregate(energies, v)
+stages.aggregate_transposed(energies, v)
+print(len(launcher.counts), "launches")
+"""
+
+
+def test_kernels_under_address_sanitizer(cuda_on_cpu):
+    runtime = cuda_on_cpu.sanitizer_runtime()
+    if runtime is None:
+        pytest.skip("g++ has no libasan here")
+    environment = {**os.environ, "LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0"}
+    command = [sys.executable, "-c", SANITIZED]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "launches" in result.stdout

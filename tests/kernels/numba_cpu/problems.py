@@ -1,0 +1,96 @@
+"""Arguments of the CPU kernels and their results: problems as arrays, in memory of every kind."""
+
+import numpy as np
+import torch
+
+from ccgpu.kernels.numba_cpu import calls, schedule
+from tests.ccgpu.problems import Problem
+
+DTYPES = (torch.float64, torch.float32, torch.float16)
+
+
+def arrays_of(problem):
+    """q, k, v, dout and dlse."""
+    return [x.detach().numpy() for x in (*problem.tensors, problem.dout, problem.dlse)]
+
+
+def attend(q, k, v, dout, dlse, scale, threads=2):
+    """Return out, lse, dq, dk, dv."""
+    out, lse = calls.forward(q, k, v, scale, threads=threads)
+    return (out, lse, *calls.backward(dout, q, k, v, out, lse, dlse, scale, threads=threads))
+
+
+def tensors_of(arrays):
+    """The same numbers as tensors: of native byte order, aligned, without negative strides."""
+    return [torch.from_numpy(np.array(x, x.dtype.newbyteorder("="), order="C")) for x in arrays]
+
+
+def problem_of(sizes, dtype, batch=2, d=6, c=11, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v, dout = (
+        torch.randn(batch, n, *sizes, generator=generator, dtype=torch.float64).to(dtype) for n in (d, d, c, c)
+    )
+    dlse = torch.randn(batch, *sizes, generator=generator, dtype=torch.float64)
+    return Problem((q, k, v), dout, dlse.to(torch.promote_types(dtype, torch.float32)), 0.7)
+
+
+def cut_up(monkeypatch, **cuts):
+    """Set what decides how work is cut up: constants of numba_cpu_work."""
+    for name, value in cuts.items():
+        monkeypatch.setattr(schedule, name, value)
+
+
+def channels_last(x):
+    return np.moveaxis(np.moveaxis(x, 1, -1).copy(), -1, 1) if x.ndim > 1 else x
+
+
+def in_reverse(x):
+    return x[(slice(None, None, -1),) * x.ndim].copy()[(slice(None, None, -1),) * x.ndim]
+
+
+def misaligned(x):
+    """The same, one byte into its memory."""
+    memory = np.zeros(x.nbytes + 1, np.uint8)
+    view = memory[1:].view(x.dtype).reshape(x.shape)
+    view[...] = x
+    return view
+
+
+def sliced(x):
+    wide = np.full((x.shape[0], 2 * x.shape[1] + 1, *x.shape[2:]), np.nan, x.dtype)
+    wide[:, 1::2] = x
+    return wide[:, 1::2]
+
+
+def records(x):
+    """A field of records of an odd size."""
+    fields = np.zeros(x.shape, [("before", "u1"), ("x", x.dtype)])
+    fields["x"] = x
+    return fields["x"]
+
+
+def read_only(x):
+    view = x.copy()
+    view.flags.writeable = False
+    return view
+
+
+def big_endian(x):
+    return x.astype(x.dtype.newbyteorder(">"))
+
+
+LAYOUTS = {
+    "contiguous": np.ascontiguousarray,
+    "channels last": channels_last,
+    "Fortran": np.asfortranarray,
+    "in reverse": in_reverse,
+    "channels last in reverse": lambda x: channels_last(in_reverse(x))[:, ::-1].copy("K")[:, ::-1],
+    "sliced": sliced,
+    "misaligned": misaligned,
+    "misaligned channels last": lambda x: np.moveaxis(misaligned(np.moveaxis(x, 1, -1).copy()), -1, 1),
+    "records": records,
+    "channels between axes": lambda x: np.moveaxis(np.moveaxis(x, 1, min(2, x.ndim - 1)).copy(), min(2, x.ndim - 1), 1),
+    "images last": lambda x: np.moveaxis(np.moveaxis(x, 0, -1).copy(), -1, 0),
+    "big-endian": big_endian,
+    "read-only": read_only,
+}

@@ -1,0 +1,131 @@
+"""The machine code of the CPU kernels on disk: written once, loaded by later processes, new for other source."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ccgpu.kernels.numba_cpu import cache
+
+ROOT = Path(__file__).resolve().parents[3]
+# One kernel of the four, in one dtype: it compiles in two or three seconds.
+PROGRAM = """
+import json, logging, sys
+said = []
+handler = logging.Handler()
+handler.emit = lambda record: said.append(record.getMessage())
+logging.getLogger("ccgpu").addHandler(handler)
+logging.getLogger("ccgpu").setLevel(logging.INFO)
+import numpy as np
+from ccgpu.kernels import reference
+from ccgpu.kernels.numba_cpu import cache, calls
+
+q = np.random.default_rng(0).standard_normal((1, 5, 4, 6)).astype(np.float32)
+answers = []
+for source in [None, *sys.argv[1:]]:
+    if source is not None:
+        calls.AFFINITY = cache._kernels(source)[2]
+    right = np.allclose(calls.affinity(q, q), reference.affinity(q, q), atol=1e-5)
+    stats = calls.AFFINITY.stats
+    counts = sum(stats.cache_hits.values()), sum(stats.cache_misses.values())
+    answers.append({"right": bool(right), "loaded": counts[0], "compiled": counts[1]})
+print(json.dumps([answers, said]))
+"""
+
+
+def run(*sources, **environment):
+    """Return what a process did, with its own source and others, and how often it said that it keeps nothing."""
+    answer = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *sources],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    answers, said = json.loads(answer.stdout)
+    return answers, sum(line.startswith("ccgpu: the CPU kernels are compiled anew in each process: ") for line in said)
+
+
+def files_of(folder):
+    """Return the names of the kernels' files of machine code."""
+    return sorted(path.name for path in folder.rglob("*.nbc"))
+
+
+def test_kept_for_later_processes_and_compiled_anew_for_other_source(tmp_path):
+    (first,), complaints = run(NUMBA_CACHE_DIR=str(tmp_path))
+    assert first == {"right": True, "loaded": 0, "compiled": 1}
+    assert complaints == 0
+    assert list(tmp_path.rglob("*.nbi"))
+    files = files_of(tmp_path)
+    assert len(files) == 3  # transpose, multiply and the kernel
+    (second, other), complaints = run("another source", NUMBA_CACHE_DIR=str(tmp_path))
+    assert second == {"right": True, "loaded": 1, "compiled": 0}
+    assert other == {"right": True, "loaded": 0, "compiled": 1}
+    assert complaints == 0
+    assert len(set(files_of(tmp_path)) - set(files)) == 1
+
+
+@pytest.fixture(scope="module")
+def without_a_folder():
+    """What a process did where Numba finds no folder: it is told of no place but zip archives."""
+    pytest.importorskip("numba", minversion="0.62", reason="earlier ones cannot be told where not to look")
+    return run(NUMBA_CACHE_LOCATOR_CLASSES="ZipCacheLocator", NUMBA_CACHE_DIR="")
+
+
+@pytest.mark.slow
+def test_without_a_folder_the_kernels_run_and_the_log_says_so(without_a_folder):
+    (answer,), complaints = without_a_folder
+    assert answer["right"]
+    assert answer["loaded"] == 0
+    assert complaints > 0
+
+
+@pytest.mark.slow
+def test_without_a_folder_the_log_says_so_once(without_a_folder):
+    _, complaints = without_a_folder
+    assert complaints == 1
+
+
+def imported_by(name):
+    """Return the files of this folder that a module stands on, its own among them."""
+    names, waiting = set(), [name]
+    while waiting:
+        name = waiting.pop()
+        if name in names:
+            continue
+        names.add(name)
+        tree = ast.parse((ROOT / "kernels" / "numba_cpu" / f"{name}.py").read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module == "ccgpu.kernels.numba_cpu":
+                waiting += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module.startswith("ccgpu.kernels.numba_cpu."):
+                waiting.append(node.module.rpartition(".")[2])
+    return {f"{name}.py" for name in names}
+
+
+def test_source_is_that_of_all_files_the_kernels_stand_on(monkeypatch):
+    """But for cache.py itself, whose time Numba compares."""
+    texts, read = set(), Path.read_bytes
+
+    def read_and_note(path):
+        texts.add(path.name)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_note)
+    assert cache._source() == cache.SOURCE
+    assert texts >= imported_by("cache") - {"cache.py"}
+
+
+def test_source_is_another_for_any_change(monkeypatch):
+    read = Path.read_bytes
+    for changed in ("vectors", "matrices", "lines", "attention", "stages", "tickets"):
+        end = f"{changed}.py"
+        monkeypatch.setattr(Path, "read_bytes", lambda path, end=end: read(path) + b" " * (path.name == end))
+        assert cache._source() != cache.SOURCE

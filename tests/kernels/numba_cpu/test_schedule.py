@@ -1,0 +1,194 @@
+"""How the CPU kernels are run: any number of threads, helpers that are late or fail, temporaries."""
+
+import concurrent.futures
+import threading
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+
+from ccgpu.kernels.numba_cpu import calls, schedule
+from tests.ccgpu.problems import attend_plainly, check_errors, expected
+from tests.kernels.numba_cpu.problems import DTYPES, LAYOUTS, arrays_of, attend, cut_up, problem_of, tensors_of
+
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float64", "float32", "float16"])
+
+
+# Threads --------------------------------------------------------------------------------------------------------------
+
+
+@every_dtype
+@pytest.mark.parametrize("order", ["contiguous", "channels last", "Fortran"])
+@pytest.mark.parametrize("channels", [(16, 48), (9, 21)], ids=["whole vectors", "parts of vectors"])
+def test_same_bits_by_any_number_of_threads_and_again(monkeypatch, channels, order, dtype):
+    cut_up(monkeypatch, SMALL=0, SHEET_BYTES=10000, TOGETHER=1)
+    problem = problem_of((29, 33), dtype, d=channels[0], c=channels[1])
+    arrays = [LAYOUTS[order](x) for x in arrays_of(problem)]
+    weights = np.random.default_rng(0).standard_normal((2, 61, 29, 33)).astype(arrays[0].dtype)
+    first = None
+    for threads in (1, 2, 3, 7, 7, 1):
+        results = attend(*arrays, problem.scale, threads)
+        results += (calls.affinity(*arrays[:2], threads=threads),)
+        results += (calls.aggregate(weights, arrays[2], threads=threads),)
+        results += (calls.aggregate_transposed(weights, arrays[2], threads=threads),)
+        first = first or results
+        for a, b in zip(first, results, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+class Pool:
+    """Stands in for the pool of threads: what is submitted runs when the test says so."""
+
+    def __init__(self):
+        self.late = []
+
+    def submit(self, function):
+        self.late.append(function)
+        return concurrent.futures.Future()
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    """No thread wakes up in time."""
+    cut_up(monkeypatch, SMALL=0)
+    pool = Pool()
+    monkeypatch.setattr(schedule, "_pool", pool)
+    return pool
+
+
+def check_short_call(threads):
+    """Raise unless a call with fewer lines than threads is right."""
+    problem = problem_of((2, 3), torch.float32, batch=1)
+    ours = attend(*arrays_of(problem), problem.scale, threads)
+    check_errors(tensors_of(ours), attend_plainly(problem), expected(problem), problem)
+
+
+@pytest.mark.timeout(60)
+def test_more_threads_than_groups(monkeypatch):
+    cut_up(monkeypatch, SMALL=0)
+    for _ in range(20):
+        check_short_call(threads=16)
+
+
+@pytest.mark.timeout(60)
+def test_helpers_that_never_come(pool):
+    check_short_call(threads=4)
+    assert len(pool.late) == 6
+
+
+@pytest.mark.timeout(60)
+def test_helpers_that_come_when_all_is_done_touch_nothing(pool):
+    """The arrays may be another's by then."""
+    arrays = arrays_of(problem_of((2, 3), torch.float32, batch=1))
+    results = attend(*arrays, 1.0, threads=4)
+    for x in results:
+        x[...] = 7
+    for helper in pool.late:
+        helper()
+    assert len(pool.late) == 6
+    assert all((x == 7).all() for x in results)
+
+
+@pytest.mark.timeout(60)
+def test_helpers_that_come_in_the_middle(monkeypatch):
+    """Each begins a moment after the call, on a thread of its own."""
+    cut_up(monkeypatch, SMALL=0, PARTS=30)
+    problem = problem_of((61, 67), torch.float32, d=16, c=32)
+    alone = attend(*arrays_of(problem), problem.scale, threads=1)
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+
+        class Delayed:
+            delays = iter([0.0, 0.001, 0.002, 0.004] * 100)
+
+            def submit(self, function):
+                delay = next(self.delays)
+                return threads.submit(lambda: (time.sleep(delay), function()))
+
+        monkeypatch.setattr(schedule, "_pool", Delayed())
+        for _ in range(10):
+            together = attend(*arrays_of(problem), problem.scale, threads=4)
+            for a, b in zip(alone, together, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.timeout(60)
+def test_helpers_that_fail(monkeypatch):
+    """One without memory for its part: the others do it."""
+
+    class Failing:
+        def submit(self, function):
+            future = concurrent.futures.Future()
+            future.set_exception(MemoryError())
+            return future
+
+    cut_up(monkeypatch, SMALL=0)
+    monkeypatch.setattr(schedule, "_pool", Failing())
+    check_short_call(threads=4)
+
+
+@pytest.mark.timeout(60)
+def test_a_caller_that_fails_waits_for_helpers_that_began(monkeypatch):
+    """They write to arrays that are given back when the error is raised."""
+    began, finished = threading.Barrier(2), []
+
+    def kernel(*arguments):
+        if threading.current_thread() is threading.main_thread():
+            began.wait()
+            raise MemoryError
+        began.wait()
+        time.sleep(0.2)
+        finished.append(True)
+
+    cut_up(monkeypatch, SMALL=0)
+    monkeypatch.setattr(calls, "FORWARD", kernel)
+    q = np.ones((1, 2, 3, 4), np.float32)
+    with pytest.raises(MemoryError):
+        calls.forward(q, q, q, threads=2)
+    assert finished
+
+
+@pytest.mark.timeout(60)
+def test_helpers_that_cannot_be_started(monkeypatch):
+    """As when the interpreter shuts down, or the system has no thread left: the caller does all."""
+
+    class Exhausted:
+        def submit(self, function):
+            raise RuntimeError("can't start new thread")
+
+    cut_up(monkeypatch, SMALL=0)
+    monkeypatch.setattr(schedule, "_pool", Exhausted())
+    check_short_call(threads=4)
+
+
+# Temporaries ----------------------------------------------------------------------------------------------------------
+
+
+def temporaries(call):
+    """Return the most bytes that a call holds at once beside its results."""
+    tracemalloc.start()
+    try:
+        results = call()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return peak - sum(x.nbytes for x in results)
+
+
+@pytest.mark.parametrize(("order", "limit"), [("channels last", 4e6), ("contiguous", 16e6)])
+def test_temporaries_are_small(order, limit):
+    problem = problem_of((97, 97), torch.float32, batch=1, d=64, c=512)
+    q, k, v, dout, dlse = (LAYOUTS[order](x) for x in arrays_of(problem))
+    out, lse = calls.forward(q, k, v, threads=1)  # nothing is compiled or loaded while it is measured
+    calls.backward(dout, q, k, v, out, lse, dlse, threads=1)
+    assert temporaries(lambda: calls.forward(q, k, v, threads=1)) < limit
+    assert temporaries(lambda: calls.backward(dout, q, k, v, out, lse, dlse, threads=1)) < limit
+
+
+def test_energies_of_a_long_line_are_never_held_together():
+    q, k, v, dout, dlse = arrays_of(problem_of((6000,), torch.float32, batch=1, d=4, c=4))
+    out, lse = calls.forward(q, k, v, threads=1)
+    all_energies = 6000 * 6000 * 4
+    assert temporaries(lambda: calls.forward(q, k, v, threads=1)) < all_energies / 8
+    assert temporaries(lambda: calls.backward(dout, q, k, v, out, lse, dlse, threads=1)) < all_energies / 8

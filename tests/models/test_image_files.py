@@ -1,0 +1,129 @@
+"""Images as people have them: every common kind, and what is none."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ccgpu.models.image_files import BadImage, read_image
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    """Smooth enough for JPEG: 20 x 30."""
+    rows, columns = np.mgrid[:20, :30]
+    return np.stack([rows * 10, columns * 8, 255 - rows * 5], axis=-1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tif", "bmp", "ppm", "jp2"])
+def test_formats(ending: str, pixels: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{ending}"
+    options = {"lossless": True} if ending == "webp" else {"quality": 98} if ending == "jpg" else {}
+    Image.fromarray(pixels).save(path, **options)
+    found = read_image(path)
+    assert found.dtype == np.uint8
+    assert found.shape == pixels.shape
+    assert np.abs(found.astype(int) - pixels).max() <= (12 if ending == "jpg" else 0)
+
+
+def test_ending_does_not_matter(pixels: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a.jpg")
+    assert np.array_equal(read_image(tmp_path / "a.jpg"), pixels)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr"])
+def test_modes_become_rgb(mode: str, pixels: np.ndarray, tmp_path: Path) -> None:
+    image = Image.fromarray(pixels).convert(mode)
+    path = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr") else "a.png")
+    image.save(path)
+    assert np.abs(read_image(path).astype(int) - np.asarray(image.convert("RGB"))).max() <= 1
+
+
+def test_sixteen_bits_of_grey_keep_the_high_byte(tmp_path: Path) -> None:
+    values = np.arange(600, dtype=np.uint16).reshape(20, 30) * 100
+    Image.fromarray(values).save(tmp_path / "a.png")
+    found = read_image(tmp_path / "a.png")
+    assert np.array_equal(found, np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2))
+
+
+def test_unknown_ranges_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 5), 0.5, np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(np.full((4, 5), 1 << 20, np.int32)).save(tmp_path / "int.tif")
+    for name in ("float.tif", "int.tif"):
+        with pytest.raises(BadImage, match="8 or 16 bits"):
+            read_image(tmp_path / name)
+
+
+def test_transparent_pixels_show_white(pixels: np.ndarray, tmp_path: Path) -> None:
+    alpha = np.zeros((20, 30), np.uint8)
+    alpha[:, 10:20], alpha[:, 20:] = 128, 255
+    Image.fromarray(np.dstack([pixels, alpha])).save(tmp_path / "a.png")
+    found = read_image(tmp_path / "a.png")
+    assert (found[:, :10] == 255).all()
+    assert np.array_equal(found[:, 20:], pixels[:, 20:])
+    half = pixels[:, 10:20] * (128 / 255) + 255 * (127 / 255)
+    assert np.abs(found[:, 10:20] - half).max() <= 1
+    palette = Image.fromarray(pixels).convert("P")
+    palette.save(tmp_path / "p.png", transparency=int(np.asarray(palette)[0, 0]))
+    assert (read_image(tmp_path / "p.png")[0, 0] == 255).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int, pixels: np.ndarray, tmp_path: Path) -> None:
+    """The EXIF standard's eight cases: what the stored rows and columns stand for."""
+    stored = {
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.transpose(1, 0, 2),
+        6: pixels.transpose(1, 0, 2)[::-1],
+        7: pixels.transpose(1, 0, 2)[::-1, ::-1],
+        8: pixels.transpose(1, 0, 2)[:, ::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "a.png"), pixels)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF"])
+def test_truncated_files_are_named(kind: str, share: float, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    whole = io.BytesIO()
+    Image.fromarray(noise).save(whole, format=kind)
+    path = tmp_path / "cut.png"
+    path.write_bytes(whole.getvalue()[: int(share * len(whole.getvalue()))])
+    with pytest.raises(BadImage, match=r"cut\.png"):
+        read_image(path)
+
+
+def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "page.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
+    for name in ("notes.txt", "page.eps"):
+        with pytest.raises(BadImage, match=name):
+            read_image(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        read_image(tmp_path / "nowhere.png")
+    with pytest.raises((BadImage, OSError)):
+        read_image(tmp_path)
+
+
+def test_images_beyond_any_memory_are_refused(tmp_path: Path) -> None:
+    """A PNG whose header promises 60000 x 60000 pixels."""
+    small = io.BytesIO()
+    Image.new("L", (1, 1)).save(small, format="PNG")
+    content = bytearray(small.getvalue())
+    content[16:24] = (60000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    (tmp_path / "bomb.png").write_bytes(content)
+    with pytest.raises(BadImage, match="bomb"):
+        read_image(tmp_path / "bomb.png")

@@ -1,0 +1,156 @@
+"""The folder layouts of the datasets, on a few files and on real ones."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ccgpu.train import ade20k, camvid, cityscapes, lip
+from ccgpu.train.data.clips import evaluation_clips, training_clips
+from ccgpu.train.data.pairs import check_pairs, read_pair
+
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+def found(module: ModuleType, root: Path, split: str, labelled: bool = True) -> list[tuple[str, str, str | None]]:
+    """Name, image and label of each pair, relative to the root."""
+    return [
+        (pair.name, pair.image.relative_to(root).as_posix(), pair.label and pair.label.relative_to(root).as_posix())
+        for pair in module.find_pairs(root, split, labelled)
+    ]
+
+
+def test_cityscapes_has_a_folder_for_each_city(tmp_path: Path) -> None:
+    for city in ("b", "a"):
+        touch(tmp_path, f"leftImg8bit/val/{city}/{city}_1_leftImg8bit.png", f"leftImg8bit/val/{city}/README.txt")
+        touch(
+            tmp_path, f"gtFine/val/{city}/{city}_1_gtFine_labelIds.png", f"gtFine/val/{city}/{city}_1_gtFine_color.png"
+        )
+    assert found(cityscapes, tmp_path, "val") == [
+        (
+            f"{city}_1",
+            f"leftImg8bit/val/{city}/{city}_1_leftImg8bit.png",
+            f"gtFine/val/{city}/{city}_1_gtFine_labelIds.png",
+        )
+        for city in ("a", "b")
+    ]
+
+
+@pytest.mark.parametrize("above", ["", "ADEChallengeData2016/"])
+def test_ade20k_is_found_in_its_folder_and_from_above(above: str, tmp_path: Path) -> None:
+    touch(
+        tmp_path, f"{above}images/training/a.jpg", f"{above}annotations/training/a.png", f"{above}images/testing/t.jpg"
+    )
+    assert found(ade20k, tmp_path, "training") == [
+        ("a", f"{above}images/training/a.jpg", f"{above}annotations/training/a.png")
+    ]
+    assert found(ade20k, tmp_path, "testing", False) == [("t", f"{above}images/testing/t.jpg", None)]
+    with pytest.raises(FileNotFoundError, match=r"find_pairs: label files must lie in .*testing"):
+        ade20k.find_pairs(tmp_path, "testing")
+
+
+@pytest.mark.parametrize("folders", [("", ""), ("TrainVal_images/", "TrainVal_parsing_annotations/")])
+def test_lip_is_found_side_by_side_and_in_the_folders_of_its_archives(folders: tuple[str, str], tmp_path: Path) -> None:
+    images, labels = folders
+    touch(tmp_path, f"{images}val_images/7_1.jpg", f"{labels}val_segmentations/7_1.png", "test_images/t.jpg")
+    assert found(lip, tmp_path, "val") == [("7_1", f"{images}val_images/7_1.jpg", f"{labels}val_segmentations/7_1.png")]
+    assert found(lip, tmp_path, "test", False) == [("t", "test_images/t.jpg", None)]
+    with pytest.raises(FileNotFoundError, match=r"find_pairs: images must lie in .*train_images"):
+        lip.find_pairs(tmp_path, "train")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_camvid_is_found_as_png_and_as_jpg(suffix: str, tmp_path: Path) -> None:
+    touch(tmp_path, f"test/a_2.{suffix}", f"test/a_10.{suffix}", "testannot/a_2.png", "testannot/a_10.png", "test.txt")
+    assert found(camvid, tmp_path, "test") == [
+        (name, f"test/{name}.{suffix}", f"testannot/{name}.png") for name in ("a_10", "a_2")
+    ]
+
+
+def test_video_reads_the_number_of_a_frame() -> None:
+    names = ("0001TP_006690", "0006R0_f00930", "0016E5_08001", "Seq05VD_f00000", "my_video_12")
+    assert [camvid.frame_of(name) for name in names] == [
+        *(("0001TP", 6690), ("0006R0", 930), ("0016E5", 8001), ("Seq05VD", 0), ("my_video", 12))
+    ]
+    for name in ("0001TP", "0001TP_", "0001TP_6x", "_12"):
+        with pytest.raises(ValueError, match=f"video: name must be FILM_NUMBER, got '{name}'"):
+            camvid.frame_of(name)
+
+
+def real(folder: str) -> Path:
+    if not (SHARED / folder).is_dir():
+        pytest.skip(f"the real data is not here: {SHARED / folder}")
+    return SHARED / folder
+
+
+@pytest.mark.parametrize(
+    ("module", "folder", "sizes"),
+    [
+        (ade20k, "samples/ade20k", {"training": 3, "validation": 3}),
+        (lip, "samples/lip", {"train": 1, "val": 1}),
+        (camvid, "camvid", {"train": 367, "val": 101, "test": 233}),
+    ],
+)
+def test_real_files_are_found_checked_and_read(module: ModuleType, folder: str, sizes: dict[str, int]) -> None:
+    labels = module.DATASET.labels
+    for split, number in sizes.items():
+        pairs = module.find_pairs(real(folder), split)
+        check_pairs(pairs)
+        assert len(pairs) == number
+        for pair in pairs[:3]:
+            image, label = read_pair(pair, labels)
+            assert image.shape == (*label.shape, 3)
+            classes = set(np.unique(label).tolist())
+            assert classes <= {*range(labels.num_classes), 255}
+            assert len(classes) > 4
+
+
+def test_real_lip_has_a_grey_image() -> None:
+    (pair,) = lip.find_pairs(real("samples/lip"), "val")
+    assert Image.open(pair.image).mode == "L"
+
+
+def test_real_camvid_is_videos() -> None:
+    root = real("camvid")
+    videos = {
+        split: {camvid.frame_of(pair.name)[0] for pair in camvid.find_pairs(root, split)} for split in ("train", "val")
+    }
+    assert videos == {"train": {"0001TP", "0006R0", "0016E5"}, "val": {"0016E5"}}
+    pairs = camvid.find_pairs(root, "val")
+    assert len(training_clips(pairs, 5, camvid.frame_of)) == 97  # one stretch of 101 frames
+    clips = evaluation_clips(camvid.find_pairs(root, "test"), 5, camvid.frame_of)
+    assert sum(len(clip) - first for clip, first in clips) == 233
+
+
+@pytest.mark.parametrize(("module", "closed"), [(camvid, "train"), (cityscapes, "town")], ids=["camvid", "cityscapes"])
+def test_a_folder_that_cannot_be_read_is_an_error(
+    module: ModuleType, closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of images and labels alike: nothing would be missing without it."""
+    for file in ("train/a_1.png", "trainannot/a_1.png"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    for kind, ending in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+        for town in ("town", "city"):
+            (tmp_path / kind / "train" / town).mkdir(parents=True)
+            (tmp_path / kind / "train" / town / f"{town}_1_{ending}.png").touch()
+    entries = Path.iterdir
+
+    def iterdir(path: Path) -> Iterator[Path]:
+        if path.name == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return entries(path)
+
+    assert module.find_pairs(tmp_path, "train")
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(PermissionError):
+        module.find_pairs(tmp_path, "train")

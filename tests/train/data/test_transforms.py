@@ -1,0 +1,306 @@
+import dataclasses
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ccgpu.models.normalisation import Normalise
+from ccgpu.train.data.transforms import EvaluationTransform, TrainTransform, scaled_window
+
+RAW = Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def coordinates(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Red 8 y, green 8 x (linear, so bilinear is exact inside); label 16 (y // 4) + x // 4."""
+    y, x = np.mgrid[:height, :width]
+    image = np.stack([8 * y, 8 * x, np.full_like(x, 7)], axis=2).astype(np.uint8)
+    return image, (16 * (y // 4) + x // 4).astype(np.uint8)
+
+
+def test_normalise_subtracts_the_mean_and_divides_by_the_deviation() -> None:
+    image = np.array([[[10, 20, 30], [255, 0, 128]]], dtype=np.uint8)
+    result = Normalise((10.0, 10.0, 20.0), (1.0, 2.0, 5.0))(image)
+    assert result.dtype == torch.float32
+    assert result.is_contiguous()
+    assert result.tolist() == [[[0.0, 245.0]], [[5.0, -5.0]], [[2.0, pytest.approx(21.6)]]]
+
+
+def test_denormalise_inverts_normalise_for_every_value() -> None:
+    image = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    assert np.array_equal(Normalise().denormalise(Normalise()(image)), image)
+    assert Normalise().denormalise(torch.full((3, 1, 1), 99.0)).tolist() == [[[255, 255, 255]]]
+    assert Normalise().denormalise(torch.full((3, 1, 1), -99.0)).tolist() == [[[0, 0, 0]]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(4, 30), st.integers(4, 30), st.integers(1, 60), st.integers(1, 60), st.data())
+def test_scaled_window_equals_resize_then_cut(
+    height: int, width: int, rows: int, columns: int, data: st.DataObject
+) -> None:
+    image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    label = np.random.default_rng(width).integers(0, 19, (height, width), dtype=np.uint8)
+    top, left = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, columns - 1))
+    size = data.draw(st.integers(1, rows - top)), data.draw(st.integers(1, columns - left))
+    cut = (slice(top, top + size[0]), slice(left, left + size[1]))
+    got_image, got_label = scaled_window(image, label, (rows, columns), (top, left), size)
+    whole = Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR)
+    # One grey level: the filter's coordinates are rounded differently.
+    assert np.abs(got_image.astype(int) - np.asarray(whole)[cut]).max() <= 1
+    for y, x in np.ndindex(*got_label.shape):
+        nearest = (2 * (y + top) + 1) * height // (2 * rows), (2 * (x + left) + 1) * width // (2 * columns)
+        assert got_label[y, x] == label[nearest]
+
+
+def test_scaled_window_takes_the_right_pixel_where_a_centre_lies_on_a_border() -> None:
+    image, label = np.zeros((4, 4, 3), np.uint8), np.arange(16, dtype=np.uint8).reshape(4, 4)
+    _, got = scaled_window(image, label, (1, 49), (0, 24), (1, 1))
+    assert got.tolist() == [[10]]  # (24 + 1/2) * 4/49 = 2, which in floating point is a little less
+
+
+def test_scaled_window_refuses_a_window_outside() -> None:
+    image, label = coordinates(8, 8)
+    with pytest.raises(ValueError, match=r"inside the resized image \(8, 8\), got \(8, 8\) at \(0, 1\)"):
+        scaled_window(image, label, (8, 8), (0, 1), (8, 8))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.tuples(st.integers(1, 40), st.integers(1, 40)), st.booleans())
+def test_train_transform_keeps_image_and_label_aligned(seed: int, crop: tuple[int, int], flipped: bool) -> None:
+    image, label = coordinates(24, 30)
+    transform = TrainTransform(crop, (0.75, 2.0), flip=flipped, normalise=RAW)
+    pixels, classes = transform(image, label, np.random.default_rng(seed))
+    assert pixels.shape == (3, *crop)
+    assert classes.shape == crop
+    assert (pixels.dtype, classes.dtype) == (torch.float32, torch.int64)
+    inside = classes != 255
+    y, x = pixels[0][inside] / 8, pixels[1][inside] / 8
+    # Bilinear gives the pixel's own coordinate, the nearest label one at most 1/2 away; at the border the
+    # smoothing of a shrunken image pulls a little more.
+    assert (torch.abs(y - 1.5 - 4 * (classes[inside] // 16)) <= 2.5).all()
+    assert (torch.abs(x - 1.5 - 4 * (classes[inside] % 16)) <= 2.5).all()
+    assert (pixels[2][inside] == 7).all()
+    assert (pixels[:, ~inside] == 0).all()
+
+
+def test_train_transform_without_change_returns_the_image() -> None:
+    image, label = coordinates(12, 20)
+    pixels, classes = TrainTransform((12, 20), (1.0, 1.0), flip=False, normalise=RAW)(
+        image, label, np.random.default_rng(3)
+    )
+    assert np.array_equal(pixels.numpy().transpose(1, 2, 0), image)
+    assert np.array_equal(classes.numpy(), label)
+
+
+def test_train_transform_flips_half_of_the_images_along_the_width() -> None:
+    image, label = coordinates(12, 20)
+    transform = TrainTransform((12, 20), (1.0, 1.0), normalise=RAW)
+    count = 0
+    for seed in range(400):
+        pixels, classes = transform(image, label, np.random.default_rng(seed))
+        flipped = bool(pixels[1, 0, 0] > pixels[1, 0, -1])
+        expected = image[:, ::-1] if flipped else image
+        assert np.array_equal(pixels.numpy().transpose(1, 2, 0), expected)
+        assert np.array_equal(classes.numpy(), label[:, ::-1] if flipped else label)
+        count += flipped
+    assert 160 <= count <= 240  # 200 +- 4 standard deviations
+
+
+def test_train_transform_pads_at_the_right_and_bottom_with_the_mean_and_255() -> None:
+    image, label = coordinates(6, 8)
+    pixels, classes = TrainTransform((10, 9), (1.0, 1.0), flip=False)(image, label, np.random.default_rng(0))
+    assert np.array_equal(classes[:6, :8].numpy(), label)
+    assert np.array_equal(pixels[:, :6, :8].numpy(), Normalise()(image).numpy())
+    for part in (np.s_[..., 6:, :], np.s_[..., 8:]):
+        assert (pixels[part] == 0).all()
+        assert (classes[part] == 255).all()
+
+
+def test_train_transform_scales_and_crops_uniformly() -> None:
+    image = np.zeros((100, 100, 3), dtype=np.uint8)
+    label = np.zeros((100, 100), dtype=np.uint8)
+    transform = TrainTransform((200, 200), (0.5, 2.0))
+    sides = [int((transform(image, label, np.random.default_rng(seed))[1] != 255).any(0).sum()) for seed in range(300)]
+    assert min(sides) in range(50, 56)
+    assert max(sides) in range(195, 201)
+    assert np.mean(sides) == pytest.approx(125, abs=4 * 43.3 / 300**0.5)
+    image, label = coordinates(32, 32)
+    still = TrainTransform((31, 30), (1.0, 1.0), flip=False, normalise=RAW)
+    corners = [still(image, label, np.random.default_rng(seed))[0][:2, 0, 0].tolist() for seed in range(60)]
+    assert {tuple(corner) for corner in corners} == {(8.0 * y, 8.0 * x) for y in range(2) for x in range(3)}
+
+
+def test_train_transform_is_a_function_of_the_generator() -> None:
+    image, label = coordinates(24, 30)
+    transform = pickle.loads(pickle.dumps(TrainTransform((16, 16))))
+    first, again, other = (transform(image, label, np.random.default_rng(seed)) for seed in (5, 5, 6))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+    used, plain = np.random.default_rng(5), np.random.default_rng(5)
+    transform(image, label, used)
+    TrainTransform((1, 40), (1.0, 1.0), flip=False)(image, label, plain)
+    assert used.random() == plain.random()  # the same number of draws, whatever the settings
+
+
+def coverage(transform: TrainTransform, size: tuple[int, int], seed: int) -> tuple[int, int]:
+    """Height and width of what a crop shows of an image."""
+    image, label = np.zeros((*size, 3), dtype=np.uint8), np.zeros(size, dtype=np.uint8)
+    shown = transform(image, label, np.random.default_rng(seed))[1] != 255
+    return int(shown.any(1).sum()), int(shown.any(0).sum())
+
+
+def test_train_transform_draws_the_short_side_and_scales_it() -> None:
+    still = TrainTransform((100, 100), (1.0, 1.0), short_sides=(30, 40, 60))
+    for size, sides in (
+        ((50, 80), {(30, 48), (40, 64), (60, 96)}),
+        ((80, 50), {(48, 30), (64, 40), (96, 60)}),
+        ((7, 7), {(30, 30), (40, 40), (60, 60)}),
+    ):
+        seen = [coverage(still, size, seed) for seed in range(150)]
+        assert set(seen) == sides
+        assert all(30 <= seen.count(side) <= 70 for side in sides)  # 50 +- 3.5 standard deviations
+    scaled = TrainTransform((150, 150), (0.5, 2.0), short_sides=(40,))
+    short, long = zip(*(coverage(scaled, (50, 80), seed) for seed in range(100)), strict=True)
+    assert min(short) in range(20, 24)
+    assert max(short) in range(77, 81)
+    assert all(abs(high - 1.6 * low) <= 1.3 for low, high in zip(short, long, strict=True))
+
+
+@settings(max_examples=60, deadline=None)
+@given(*[st.integers(1, 90)] * 4, st.integers(0, 10**6))
+def test_train_transform_fits_the_image_into_the_crop(
+    height: int, width: int, rows: int, columns: int, seed: int
+) -> None:
+    fitted = coverage(TrainTransform((rows, columns), (1.0, 1.0), fit=True), (height, width), seed)
+    ratio = min(rows / height, columns / width)
+    assert fitted == (max(1, round(height * ratio)), max(1, round(width * ratio)))
+    assert fitted[0] == rows or fitted[1] == columns
+    halved = coverage(TrainTransform((rows, columns), (0.5, 0.5), fit=True), (height, width), seed)
+    assert all(abs(half - max(1, full / 2)) <= 0.75 for half, full in zip(halved, fitted, strict=True))
+
+
+def test_train_transform_scales_by_the_same_number_with_and_without_fit() -> None:
+    image, label = coordinates(16, 32)
+    plain = TrainTransform((16, 32), (0.5, 2.0))
+    for seed in range(20):
+        expected = plain(image, label, np.random.default_rng(seed))
+        got = dataclasses.replace(plain, fit=True)(image, label, np.random.default_rng(seed))
+        assert torch.equal(got[0], expected[0])
+        assert torch.equal(got[1], expected[1])
+
+
+def test_train_transform_draws_the_short_side_before_everything_else() -> None:
+    image, label = coordinates(24, 30)
+    for seed in range(10):
+        used = np.random.default_rng(seed)
+        got = TrainTransform((16, 16), short_sides=(24,))(image, label, used)
+        skipped = np.random.default_rng(seed)
+        skipped.integers(1)
+        expected = TrainTransform((16, 16))(image, label, skipped)
+        assert torch.equal(got[0], expected[0])
+        assert torch.equal(got[1], expected[1])
+        assert used.random() == skipped.random()
+
+
+def test_train_transform_exchanges_classes_in_flipped_images_alone() -> None:
+    image, label = coordinates(12, 20)
+    label = (label % 4).astype(np.uint8)
+    label[0] = 255
+    exchange = np.arange(256, dtype=np.uint8)
+    exchange[[1, 3]] = 3, 1
+    transform = TrainTransform((14, 22), (1.0, 1.0), normalise=RAW, exchange=exchange)
+    still = dataclasses.replace(transform, flip=False)
+    names = {0: 0, 1: 3, 2: 2, 3: 1, 255: 255}
+    flipped = 0
+    for seed in range(40):
+        pixels, classes = transform(image, label, np.random.default_rng(seed))
+        plain_pixels, plain_classes = still(image, label, np.random.default_rng(seed))
+        if torch.equal(pixels, plain_pixels):
+            assert torch.equal(classes, plain_classes)
+            assert np.array_equal(classes[:12, :20].numpy(), label)
+            continue
+        flipped += 1
+        assert torch.equal(pixels, plain_pixels.flip(-1))
+        expected = [[names[value] for value in reversed(row)] for row in plain_classes.tolist()]
+        assert classes.tolist() == expected
+    assert 8 <= flipped <= 32  # 20 +- 4 standard deviations
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.sampled_from([{}, {"fit": True}, {"short_sides": (9, 30)}]))
+def test_transforms_do_the_same_to_every_frame_of_a_clip(seed: int, length: int, base: dict[str, Any]) -> None:
+    generator = np.random.default_rng(seed)
+    images = generator.integers(0, 256, (length, 18, 24, 3), dtype=np.uint8)
+    labels = generator.integers(0, 19, (length, 18, 24), dtype=np.uint8)
+    transform = TrainTransform((15, 20), (0.5, 2.0), exchange=np.arange(256, dtype=np.uint8)[::-1].copy(), **base)
+    pixels, classes = transform(images, labels, np.random.default_rng(seed))
+    assert pixels.shape == (3, length, 15, 20)
+    assert classes.shape == (length, 15, 20)
+    whole, whole_classes = EvaluationTransform()(images, labels)
+    assert whole.shape == (3, length, 18, 24)
+    assert np.array_equal(Normalise().denormalise(whole), images)
+    for frame in range(length):
+        expected = transform(images[frame], labels[frame], np.random.default_rng(seed))
+        assert torch.equal(pixels[:, frame], expected[0])
+        assert torch.equal(classes[frame], expected[1])
+        assert torch.equal(whole[:, frame], Normalise()(images[frame]))
+        assert np.array_equal(whole_classes[frame].numpy(), labels[frame])
+
+
+def test_train_transform_draws_scale_top_left_flip_in_this_order() -> None:
+    image, label = coordinates(40, 50)
+    for seed in range(20):
+        draws = np.random.default_rng(seed)
+        factor = 0.75 + 1.25 * draws.random()
+        scaled = round(40 * factor), round(50 * factor)
+        size = min(scaled[0], 32), min(scaled[1], 36)
+        start = int(draws.integers(scaled[0] - size[0] + 1)), int(draws.integers(scaled[1] - size[1] + 1))
+        expected, expected_label = scaled_window(image, label, scaled, start, size)
+        pixels, classes = TrainTransform((32, 36), normalise=RAW)(image, label, np.random.default_rng(seed))
+        if draws.random() < 0.5:
+            pixels, classes = pixels.flip(-1), classes.flip(-1)
+        assert np.array_equal(pixels[:, : size[0], : size[1]].numpy().transpose(1, 2, 0), expected)
+        assert np.array_equal(classes[: size[0], : size[1]].numpy(), expected_label)
+
+
+def test_evaluation_transform_normalises_only() -> None:
+    image, label = coordinates(5, 9)
+    pixels, classes = EvaluationTransform(RAW)(image, label)
+    assert np.array_equal(pixels.numpy().transpose(1, 2, 0), image)
+    assert np.array_equal(classes.numpy(), label)
+    assert classes.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: TrainTransform((0, 5)), r"crop must be \(height, width\) >= 1, got \(0, 5\)"),
+        (lambda: TrainTransform((5, 5), (0.0, 1.0)), r"scale must be 0 < low <= high, got \(0.0, 1.0\)"),
+        (lambda: TrainTransform((5, 5), (2.0, 1.0)), r"scale must be 0 < low <= high, got \(2.0, 1.0\)"),
+        (lambda: TrainTransform((5, 5), (1.0, float("nan"))), "scale must be 0 < low <= high"),
+        (lambda: TrainTransform((5, 5), short_sides=(5, 0)), r"short_sides must be >= 1.*got \(5, 0\)"),
+        (lambda: TrainTransform((5, 5), short_sides=(5,), fit=True), r"none with fit, got \(5,\) and fit=True"),
+        (lambda: TrainTransform((5, 5), exchange=np.arange(256)), r"uint8 \(256,\), got int64 \(256,\)"),
+        (lambda: TrainTransform((5, 5), exchange=np.zeros(19, np.uint8)), r"got uint8 \(19,\)"),
+        (lambda: Normalise(std=(1.0, 0.0, 1.0)), "std must be positive"),
+        (lambda: Normalise(mean=(1.0, float("nan"), 1.0)), "mean must be three finite numbers"),
+        (
+            lambda: EvaluationTransform()(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5), np.uint8)),
+            r"\(4, 5\)",
+        ),
+        (lambda: EvaluationTransform()(np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8)), "float64"),
+        (
+            lambda: EvaluationTransform()(np.zeros((2, 4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)),
+            r"\(2, 4, 4, 3\) and uint8 \(4, 4\)",
+        ),
+    ],
+)
+def test_transforms_refuse_bad_arguments(build: object, message: str) -> None:
+    assert callable(build)
+    with pytest.raises(ValueError, match=message):
+        build()

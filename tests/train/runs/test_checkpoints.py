@@ -1,0 +1,242 @@
+import os
+import pickle
+import random
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ccgpu.train.runs import checkpoints
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def network(classes: int = 3) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, classes, 1))
+
+
+def trained(classes: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
+    net = network(classes)
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    net(torch.randn(2, 3, 5, 5)).square().mean().backward()
+    optimiser.step()
+    return net, optimiser
+
+
+def scaler() -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", enabled=False)
+
+
+def checkpoint(iteration: int = 7, net: nn.Module | None = None, optimiser: Any = None) -> dict[str, Any]:
+    if net is None:
+        net, optimiser = trained()
+    return {
+        "format": checkpoints.FORMAT,
+        "iteration": iteration,
+        "position": 8 * iteration,
+        "dataset": "cityscapes",
+        "network": {"backbone": "resnet18"},
+        "prediction": {},
+        "labels": {"names": ["road"], "colours": [[1, 2, 3]], "ids": [7], "void": []},
+        "settings": {"lr": 0.1, "crop": (33, 33), "data": None},
+        "data": "digest",
+        "model": net.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "scaler": scaler().state_dict(),
+        "random": checkpoints.random_state(),
+    }
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def draws() -> list[float]:
+    # An odd number of normal draws leaves a spare one in NumPy's and Python's state.
+    return [
+        *torch.rand(3).tolist(),
+        *np.random.rand(3).tolist(),  # noqa: NPY002
+        float(np.random.randn()),  # noqa: NPY002
+        random.random(),
+        random.gauss(0, 1),
+    ]
+
+
+def test_random_state_returns_every_generator(tmp_path: Path) -> None:
+    draws()
+    checkpoints.save_checkpoint(tmp_path, checkpoint())
+    first = draws()
+    assert draws() != first
+    checkpoints.set_random_state(checkpoints.read_checkpoint(tmp_path / "last.pt")["random"])
+    assert draws() == first
+
+
+def test_restore_returns_network_and_optimiser(tmp_path: Path) -> None:
+    net, optimiser = trained()
+    checkpoints.save_checkpoint(tmp_path, checkpoint(5, net, optimiser))
+    other, other_optimiser = trained()
+    path = tmp_path / "last.pt"
+    saved = checkpoints.read_checkpoint(path)
+    checkpoints.restore(saved, path, "digest", other, other_optimiser, scaler())
+    assert saved["iteration"] == 5
+    assert saved["settings"] == {"lr": 0.1, "crop": (33, 33), "data": None}
+    for name, value in net.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+    for old, new in zip(net.parameters(), other.parameters(), strict=True):
+        momentum = optimiser.state[old]["momentum_buffer"]
+        assert torch.equal(momentum, other_optimiser.state[new]["momentum_buffer"])
+
+
+def test_save_checkpoint_keeps_the_one_before(tmp_path: Path) -> None:
+    for iteration in (1, 2, 3):
+        checkpoints.save_checkpoint(tmp_path, checkpoint(iteration))
+    assert files(tmp_path) == {"last.pt", "previous.pt"}
+    assert checkpoints.read_checkpoint(tmp_path / "last.pt")["iteration"] == 3
+    assert checkpoints.read_checkpoint(tmp_path / "previous.pt")["iteration"] == 2
+
+
+def test_save_checkpoint_refuses_other_keys(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must have the keys"):
+        checkpoints.save_checkpoint(tmp_path, {"iteration": 1})
+    assert files(tmp_path) == set()
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync"])
+def test_save_checkpoint_on_a_full_disk_keeps_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    checkpoints.save_checkpoint(tmp_path, checkpoint(1))
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*((torch, "save", full) if failing == "write" else (os, "fsync", full)))
+    with pytest.raises(checkpoints.CheckpointError, match=r"last\.pt.*No space left.*iteration 2.*is kept.*--resume"):
+        checkpoints.save_checkpoint(tmp_path, checkpoint(2))
+    assert files(tmp_path) == {"last.pt"}
+    assert checkpoints.read_checkpoint(tmp_path / "last.pt")["iteration"] == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_FSIZE is POSIX")
+def test_save_checkpoint_over_the_file_size_limit_keeps_the_last(tmp_path: Path) -> None:
+    """The system itself refuses the write in the middle of the file, which torch reports in its own way."""
+    checkpoints.save_checkpoint(tmp_path, checkpoint(1))
+    program = """
+        import resource, sys, torch
+        from pathlib import Path
+        import ccgpu
+        from ccgpu.train.runs import checkpoints
+        folder = Path(sys.argv[1])
+        saved = checkpoints.read_checkpoint(folder / "last.pt")
+        saved["iteration"], saved["model"]["large"] = 2, torch.zeros(1_000_000)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+        try:
+            checkpoints.save_checkpoint(folder, saved)
+        except checkpoints.CheckpointError as error:
+            print(error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert "File too large" in done.stdout, done.stderr
+    assert "at iteration 2" in done.stdout
+    assert files(tmp_path) == {"last.pt"}
+    assert checkpoints.read_checkpoint(tmp_path / "last.pt")["iteration"] == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_read_checkpoint_names_a_truncated_file_and_the_way_out(tmp_path: Path, share: float) -> None:
+    for iteration in (1, 2):
+        checkpoints.save_checkpoint(tmp_path, checkpoint(iteration))
+    path = tmp_path / "last.pt"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(checkpoints.CheckpointError, match=r"last\.pt must be a whole checkpoint.*previous\.pt"):
+        checkpoints.read_checkpoint(path)
+    assert checkpoints.read_checkpoint(tmp_path / "previous.pt")["iteration"] == 1
+
+
+def test_read_checkpoint_refuses_foreign_files(tmp_path: Path) -> None:
+    path = tmp_path / "some.pt"
+    path.write_text("not a checkpoint")
+    with pytest.raises(checkpoints.CheckpointError, match=r"some\.pt must be a whole checkpoint"):
+        checkpoints.read_checkpoint(path)
+    torch.save(network().state_dict(), path)
+    with pytest.raises(checkpoints.CheckpointError, match="other contents"):
+        checkpoints.read_checkpoint(path)
+    torch.save({**checkpoint(), "format": 99}, path)
+    with pytest.raises(checkpoints.CheckpointError, match="format 4, got 99"):
+        checkpoints.read_checkpoint(path)
+    with pytest.raises(FileNotFoundError, match=r"absent\.pt"):
+        checkpoints.read_checkpoint(tmp_path / "absent.pt")
+
+
+class _Trap:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_read_checkpoint_runs_no_code_of_the_file(tmp_path: Path) -> None:
+    torch.save({**checkpoint(), "data": _Trap(tmp_path / "ran")}, tmp_path / "a.pt")
+    (tmp_path / "b.pt").write_bytes(pickle.dumps(_Trap(tmp_path / "ran"), protocol=2))
+    for name in ("a.pt", "b.pt"):
+        with pytest.raises(checkpoints.CheckpointError, match=name):
+            checkpoints.read_checkpoint(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_restore_refuses_another_network_and_copies_nothing(tmp_path: Path) -> None:
+    net, optimiser = trained(classes=5)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(checkpoints.CheckpointError, match=r"2\.weight is \(3, 4, 1, 1\), not \(5, 4, 1, 1\)"):
+        checkpoints.restore(checkpoint(), tmp_path / "x.pt", "digest", net, optimiser, scaler())
+    with pytest.raises(checkpoints.CheckpointError, match=r"0\.weight is surplus"):
+        checkpoints.restore(checkpoint(), tmp_path / "x.pt", "digest", nn.Linear(2, 2), optimiser, scaler())
+    for name, value in net.state_dict().items():
+        assert torch.equal(before[name], value)
+
+
+def test_restore_refuses_other_training_images(tmp_path: Path) -> None:
+    net, optimiser = trained()
+    with pytest.raises(checkpoints.CheckpointError, match=r"x\.pt was trained on.*--data"):
+        checkpoints.restore(checkpoint(), tmp_path / "x.pt", "other", net, optimiser, scaler())
+
+
+def test_find_checkpoint_takes_previous_after_a_kill_between_the_renames(tmp_path: Path) -> None:
+    assert checkpoints.find_checkpoint(tmp_path) is None
+    for iteration in (1, 2):
+        checkpoints.save_checkpoint(tmp_path, checkpoint(iteration))
+    assert checkpoints.find_checkpoint(tmp_path) == tmp_path / "last.pt"
+    (tmp_path / "last.pt").rename(tmp_path / "last.pt.partial")
+    assert checkpoints.find_checkpoint(tmp_path) == tmp_path / "previous.pt"
+    checkpoints.remove_partial(tmp_path)
+    assert files(tmp_path) == {"previous.pt"}
+
+
+def test_set_aside_newer_protects_the_previous_one_that_a_run_goes_on_from(tmp_path: Path) -> None:
+    for iteration in (1, 2):
+        checkpoints.save_checkpoint(tmp_path, checkpoint(iteration))
+    checkpoints.set_aside_newer(tmp_path, tmp_path / "last.pt")
+    assert files(tmp_path) == {"last.pt", "previous.pt"}
+    checkpoints.set_aside_newer(tmp_path, tmp_path / "previous.pt")
+    assert files(tmp_path) == {"abandoned.pt", "previous.pt"}
+    checkpoints.save_checkpoint(tmp_path, checkpoint(3))
+    assert checkpoints.read_checkpoint(tmp_path / "previous.pt")["iteration"] == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_check_finite_refuses_broken_weights(value: float) -> None:
+    net = network()
+    checkpoints.check_finite(net, 4)
+    with torch.no_grad():
+        net.state_dict()["1.running_var"][2] = value
+    with pytest.raises(checkpoints.CheckpointError, match=r"1\.running_var after iteration 4"):
+        checkpoints.check_finite(net, 4)

@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ccgpu.models.labels import Labels
+from ccgpu.train.data.pairs import find_by_name
+from ccgpu.train.dataset import Dataset
+
+LABELS = Labels(tuple("abcdef"), np.zeros((6, 3), np.uint8), tuple(range(6)))
+
+
+def dataset(flip_pairs: tuple[tuple[int, int], ...] = (), scores: tuple[str, ...] = ("miou",)) -> Dataset:
+    return Dataset(
+        name="letters",
+        labels=LABELS,
+        layout="a folder with SPLIT/NAME.png",
+        find_pairs=lambda root, split, labelled: find_by_name("find_pairs", root / split, None),
+        draw=lambda root, splits, size, seed: Path(root),
+        recipe={},
+        demo={},
+        source="nobody's",
+        scores=scores,
+        flip_pairs=flip_pairs,
+    )
+
+
+def test_exchange_names_the_classes_of_a_flip_image() -> None:
+    exchange = dataset(((1, 2), (5, 3))).exchange
+    assert exchange.dtype == np.uint8
+    assert exchange.tolist() == [0, 2, 1, 5, 4, 3, *range(6, 256)]
+    assert (exchange[exchange] == np.arange(256)).all()
+    logits = torch.arange(6.0).reshape(1, 6, 1, 1)
+    assert logits[:, exchange[:6].tolist()].flatten().tolist() == [0, 2, 1, 5, 4, 3]
+    assert dataset().exchange.tolist() == list(range(256))
+
+
+@pytest.mark.parametrize("flip_pairs", [((1, 1),), ((1, 2), (2, 3)), ((0, 6),), ((-1, 2),)])
+def test_dataset_refuses_classes_that_cannot_be_exchanged(flip_pairs: tuple[tuple[int, int], ...]) -> None:
+    with pytest.raises(ValueError, match=r"Dataset: flip_pairs must be pairs of different train ids in 0\.\.5, got"):
+        dataset(flip_pairs)
+
+
+@pytest.mark.parametrize("scores", [(), ("miou", "f1")])
+def test_dataset_refuses_scores_that_nobody_computes(scores: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"Dataset: scores must be one or more of .*mean_accuracy"):
+        dataset(scores=scores)

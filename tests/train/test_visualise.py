@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+import torch
+
+from ccgpu.models.colouring import colour_mask
+from ccgpu.train.visualise import CAPTION_HEIGHT, GAP, MARK, attention_overlay, side_by_side
+
+COLOURS = np.array([[128, 64, 128], [70, 130, 180], [220, 20, 60], [119, 11, 32]], dtype=np.uint8)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_colour_mask_has_the_colours_given_and_black_for_ignored(dtype: torch.dtype) -> None:
+    mask = colour_mask(torch.tensor([[0, 1, 255], [2, 3, 0]], dtype=dtype), COLOURS)
+    assert mask.tolist() == [
+        [[128, 64, 128], [70, 130, 180], [0, 0, 0]],
+        [[220, 20, 60], [119, 11, 32], [128, 64, 128]],
+    ]
+    assert mask.dtype == np.uint8
+
+
+@pytest.mark.parametrize("number", [1, 150, 255])
+def test_colour_mask_takes_up_to_255_classes(number: int) -> None:
+    colours = np.random.default_rng(0).integers(1, 256, (number, 3), dtype=np.uint8)
+    classes = np.array([[*range(number), 255]])
+    assert np.array_equal(colour_mask(classes, colours), [[*colours, (0, 0, 0)]])
+
+
+@pytest.mark.parametrize("bad", [[[4]], [[-1]], [[254]], [0, 1]])
+def test_colour_mask_refuses_what_is_no_class(bad: list) -> None:
+    with pytest.raises(ValueError, match=r"colour_mask: classes must be .* values 0\.\.3 or 255"):
+        colour_mask(torch.tensor(bad), COLOURS)
+
+
+def test_side_by_side_places_input_truth_and_prediction() -> None:
+    generator = np.random.default_rng(0)
+    image = generator.integers(0, 256, (20, 60, 3), dtype=np.uint8)
+    truth, prediction = torch.randint(0, 4, (20, 60)), torch.randint(0, 4, (20, 60))
+    truth[:3] = 255
+    sheet = np.asarray(side_by_side(image, truth, prediction, COLOURS))
+    assert sheet.shape == (20 + CAPTION_HEIGHT, 3 * 60 + 2 * GAP, 3)
+    for index, panel in enumerate((image, colour_mask(truth, COLOURS), colour_mask(prediction, COLOURS))):
+        left = index * (60 + GAP)
+        assert np.array_equal(sheet[CAPTION_HEIGHT:, left : left + 60], panel)
+        assert (sheet[:CAPTION_HEIGHT, left : left + 60] < 128).any(), "a caption stands above"
+
+
+def test_side_by_side_refuses_other_sizes() -> None:
+    image = np.zeros((4, 6, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"\(4, 6\), got \(4, 6\) and \(4, 5\)"):
+        side_by_side(image, np.zeros((4, 6), dtype=int), np.zeros((4, 5), dtype=int), COLOURS)
+
+
+def test_attention_overlay_shines_where_attention_is_and_leaves_the_rest() -> None:
+    image = np.full((41, 81, 3), 90, dtype=np.uint8)
+    attention = torch.zeros(6, 11)
+    attention[1, 8] = 0.5
+    overlay = np.asarray(attention_overlay(image, attention, at=(30, 20)))
+    assert overlay.shape == image.shape
+    # Corners lie on corners: cell (1, 8) of 6 x 11 is pixel (8, 64) of 41 x 81.
+    assert overlay[8, 64].sum() == overlay.astype(int).sum(axis=-1).max()
+    assert overlay[8, 64].sum() > 500
+    assert overlay[35, 70].tolist() == [90, 90, 90]
+    marked = np.argwhere((overlay == MARK).all(axis=-1))
+    assert marked.mean(axis=0).round().tolist() == [30, 20]
+
+
+def test_attention_overlay_of_an_empty_map_is_the_input() -> None:
+    image = np.full((20, 20, 3), 7, dtype=np.uint8)
+    overlay = np.asarray(attention_overlay(image, torch.zeros(3, 3), at=(0, 0)))
+    assert overlay[-1, -1].tolist() == [7, 7, 7]
+
+
+def test_attention_overlay_refuses_a_pixel_outside_and_a_batch_of_maps() -> None:
+    image = np.zeros((4, 6, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"of 4 x 6, got \(4, 0\)"):
+        attention_overlay(image, torch.ones(2, 2), at=(4, 0))
+    with pytest.raises(ValueError, match="attention must be"):
+        attention_overlay(image, torch.ones(1, 2, 2), at=(0, 0))

@@ -1,0 +1,1 @@
+"""From files to samples: images, label files and videos of a dataset."""

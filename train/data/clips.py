@@ -1,0 +1,100 @@
+"""Clips: frames of a video that follow each other, for training and for evaluation.
+
+A *stretch* is a run of frames of one video without a gap: neighbours are at most 1.5 times as far apart as
+neighbours of that video usually are (the median). Clips never cross a gap, so give the images of one split at a
+time: what lies between two splits is a gap of none of them.
+"""
+
+import itertools
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from ccgpu.train.data.pairs import Pair
+
+Clip = tuple[Pair, ...]
+"""Frames in the order of time; a single image is a clip of one."""
+FrameOf = Callable[[str], tuple[str, int]]
+"""Name of an image -> its video and frame number."""
+
+# CamVid's labelled frames are 30 apart, now and then 29 or 31; its gaps are of 270 and more.
+_GAP = 1.5
+
+
+def training_clips(pairs: Sequence[Pair], length: int, frame_of: FrameOf | None) -> list[Clip]:
+    """Every window of `length` frames that follow each other, by video and time.
+
+    Args:
+        pairs: the images of one split.
+        length: frames of a clip, 1 or more; with 1 each image by itself, in the order of `pairs`.
+        frame_of: which frame of which video an image is; may be None with length 1.
+
+    Returns:
+        A stretch of n frames gives n - length + 1 clips, one shorter than a clip none.
+
+    Raises:
+        ValueError: a length below 1, no videos, two images of one frame, no stretch long enough.
+    """
+    if length == 1:
+        return [(pair,) for pair in pairs]
+    found = _stretches("training_clips", pairs, length, frame_of)
+    clips = [tuple(frames[i : i + length]) for frames in found for i in range(len(frames) - length + 1)]
+    if not clips:
+        longest = max((len(frames) for frames in found), default=0)
+        raise ValueError(
+            f"training_clips: length must be at most that of the longest stretch of frames, {longest}, got {length}; "
+            "take shorter clips."
+        )
+    return clips
+
+
+def evaluation_clips(pairs: Sequence[Pair], length: int, frame_of: FrameOf | None) -> list[tuple[Clip, int]]:
+    """Clips of up to `length` frames in which each image counts once, each as (clip, first).
+
+    The frames before number `first` count in the clip before: the last clip of a stretch begins early enough to have
+    `length` frames. A stretch shorter than that is one shorter clip.
+
+    Args:
+        pairs: the images of one split.
+        length: frames of a clip, 1 or more; with 1 each image by itself, in the order of `pairs`.
+        frame_of: which frame of which video an image is; may be None with length 1.
+
+    Raises:
+        ValueError: a length below 1, no videos, two images of one frame.
+    """
+    if length == 1:
+        return [((pair,), 0) for pair in pairs]
+    clips = []
+    for frames in _stretches("evaluation_clips", pairs, length, frame_of):
+        for counted in range(0, len(frames), length):
+            start = max(0, min(counted, len(frames) - length))
+            clips.append((tuple(frames[start : start + length]), counted - start))
+    return clips
+
+
+def _stretches(function: str, pairs: Sequence[Pair], length: int, frame_of: FrameOf | None) -> list[list[Pair]]:
+    if length < 1 or frame_of is None:
+        raise ValueError(f"{function}: length must be 1, or more for videos, got {length}; take single images.")
+    videos: defaultdict[str, dict[int, Pair]] = defaultdict(dict)
+    for pair in pairs:
+        name, number = frame_of(pair.name)
+        if number in videos[name]:
+            raise ValueError(
+                f"{function}: pairs must be different frames, got {videos[name][number].image} and {pair.image} for "
+                f"frame {number} of {name!r}; give one split at a time."
+            )
+        videos[name][number] = pair
+    return [frames for name in sorted(videos) for frames in _without_gaps(videos[name])]
+
+
+def _without_gaps(frames: dict[int, Pair]) -> list[list[Pair]]:
+    numbers = sorted(frames)
+    steps = [after - before for before, after in itertools.pairwise(numbers)]
+    # The lower median: of two steps, the longer one may be a gap.
+    limit = _GAP * statistics.median_low(steps) if steps else 0
+    found = [[frames[numbers[0]]]]
+    for number, step in zip(numbers[1:], steps, strict=True):
+        if step > limit:
+            found.append([])
+        found[-1].append(frames[number])
+    return found

@@ -1,0 +1,214 @@
+"""Clips -> samples, and the order in which training sees them. An image is a clip of one frame.
+
+Training samples are positions in one endless stream. What lies at a position is a function of (seed,
+position), so a resumed run, a run with another number of workers and a run of several processes see the same
+images.
+"""
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from ccgpu.models.image_files import BadImage
+from ccgpu.models.labels import Labels
+from ccgpu.train.data.clips import Clip
+from ccgpu.train.data.pairs import read_pair
+
+TrainFunction = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[torch.Tensor, torch.Tensor]]
+EvaluationFunction = Callable[[np.ndarray, np.ndarray], tuple[torch.Tensor, torch.Tensor]]
+
+
+def read_clip(clip: Clip, labels: Labels, *, video: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Decode the frames of a clip and their labels.
+
+    Args:
+        clip: the frames, of one size; a single one where not `video`.
+        labels: the ids that the label files may hold.
+        video: whether the result has an axis T.
+
+    Returns:
+        RGB uint8 (H, W, 3) and train ids uint8 (H, W), or (T, H, W, 3) and (T, H, W).
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        BadImage: see ``read_pair``; frames of different sizes.
+        ValueError: a clip of several frames where not `video`.
+    """
+    if not video:
+        if len(clip) != 1:
+            raise ValueError(f"read_clip: clip must be one image, got {len(clip)} frames; say video=True.")
+        return read_pair(clip[0], labels)
+    frames, frame_labels = zip(*(read_pair(pair, labels) for pair in clip), strict=True)
+    for pair, frame in zip(clip, frames, strict=True):
+        if frame.shape != frames[0].shape:
+            raise BadImage(
+                f"read_clip: frames of a clip must have one size, got {_size(frames[0])} in {clip[0].image} and "
+                f"{_size(frame)} in {pair.image}; resize one, or train on single images."
+            )
+    return np.stack(frames), np.stack(frame_labels)
+
+
+def _size(image: np.ndarray) -> str:
+    return f"{image.shape[1]}x{image.shape[0]}"
+
+
+class TrainStream(Dataset[dict[str, Any]]):
+    """Training samples by position in an endless stream of shuffled epochs.
+
+    Position s holds the clip number permutation(seed, s // n)[s % n] of the n clips, augmented with
+    ``numpy.random.default_rng((seed, s))``: nothing depends on what was read before.
+
+    Args:
+        clips: at least one; all of one length where ``video``, of one frame where not.
+        labels: the ids that the label files may hold.
+        transform: (image, label, generator) -> (image tensor, label tensor), such as ``TrainTransform``.
+        seed: 0 or more.
+        length: number of positions, 0 or more: iterations x global batch.
+        video: whether samples have an axis T.
+
+    Raises:
+        ValueError: no clips, a negative seed or length.
+
+    A sample is a dict: ``image`` float32 (3, H, W) or (3, T, H, W), ``label`` int64 (H, W) or (T, H, W), ``names``
+    the frames' names, a tuple of T.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        labels: Labels,
+        transform: TrainFunction,
+        seed: int,
+        length: int,
+        *,
+        video: bool = False,
+    ) -> None:
+        for name, value, least in (("clips", len(clips), 1), ("seed", seed, 0), ("length", length, 0)):
+            if value < least:
+                raise ValueError(f"TrainStream: {name} must be {least} or more, got {value}; correct it.")
+        self.clips = list(clips)
+        self.labels = labels
+        self.transform = transform
+        self.seed = seed
+        self.length = length
+        self.video = video
+
+    def __len__(self) -> int:
+        return self.length
+
+    def clip_at(self, position: int) -> Clip:
+        """The clip at a position of the stream, 0..length-1 (IndexError beyond)."""
+        position = operator.index(position)
+        if not 0 <= position < self.length:
+            raise IndexError(f"TrainStream: position must be in 0..{self.length - 1}, got {position}; enlarge length.")
+        epoch, offset = divmod(position, len(self.clips))
+        # The 1 keeps the shuffle of epoch e apart from the augmentation at position e.
+        order = np.random.default_rng((self.seed, epoch, 1)).permutation(len(self.clips))
+        return self.clips[order[offset]]
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        clip = self.clip_at(position)
+        pixels = read_clip(clip, self.labels, video=self.video)
+        image, label = self.transform(*pixels, np.random.default_rng((self.seed, position)))
+        return {"image": image, "label": label, "names": tuple(pair.name for pair in clip)}
+
+
+class StreamSampler(Sampler[list[int]]):
+    """Stream positions of each iteration, for ``DataLoader(..., batch_sampler=...)``.
+
+    The global batch of iteration i is the positions i * batch_size .. (i + 1) * batch_size - 1, of which each
+    process takes its contiguous part. To resume at an iteration is to start there.
+
+    Args:
+        start: first iteration.
+        stop: iteration after the last; start <= stop.
+        batch_size: global batch, divisible by world_size.
+        rank: this process, 0..world_size-1.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    def __init__(self, start: int, stop: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        if not 0 <= start <= stop:
+            raise ValueError(f"StreamSampler: start must be in 0..stop ({stop}), got {start}; start earlier.")
+        _check_rank("StreamSampler", rank, world_size)
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(
+                f"StreamSampler: batch_size must be a positive multiple of world_size ({world_size}), "
+                f"got {batch_size}; choose a global batch that the processes can share equally."
+            )
+        self.start = start
+        self.stop = stop
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        share = self.batch_size // self.world_size
+        for iteration in range(self.start, self.stop):
+            first = iteration * self.batch_size + self.rank * share
+            yield list(range(first, first + share))
+
+
+class EvaluationSet(Dataset[dict[str, Any]]):
+    """Every clip once, in order, at its own size.
+
+    Args:
+        clips: (clip, first) as from ``evaluation_clips``: the frames before ``first`` count in another clip.
+        labels: the ids that the label files may hold.
+        transform: (image, label) -> (image tensor, label tensor), such as ``EvaluationTransform``.
+        video: whether samples have an axis T.
+
+    A sample is as in ``TrainStream``, with ``first``, an int. Clips may differ in length.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[tuple[Clip, int]],
+        labels: Labels,
+        transform: EvaluationFunction,
+        *,
+        video: bool = False,
+    ) -> None:
+        self.clips = list(clips)
+        self.labels = labels
+        self.transform = transform
+        self.video = video
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        clip, first = self.clips[index]
+        image, label = self.transform(*read_clip(clip, self.labels, video=self.video))
+        return {"image": image, "label": label, "names": tuple(pair.name for pair in clip), "first": first}
+
+
+def evaluation_indices(length: int, rank: int = 0, world_size: int = 1) -> range:
+    """Samples that a process evaluates: every world_size-th from rank on, for ``DataLoader(...,
+    sampler=...)``.
+
+    Over all processes each sample occurs once; the last ones get fewer where the length does not divide (none
+    is repeated to fill up, which would count its pixels twice).
+
+    Raises:
+        ValueError: a negative length, a rank outside 0..world_size-1.
+    """
+    if length < 0:
+        raise ValueError(f"evaluation_indices: length must be 0 or more, got {length}; give len(dataset).")
+    _check_rank("evaluation_indices", rank, world_size)
+    return range(rank, length, world_size)
+
+
+def _check_rank(caller: str, rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"{caller}: rank must be in 0..world_size-1 ({world_size - 1}), got {rank}; pass both.")

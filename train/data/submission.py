@@ -1,0 +1,49 @@
+"""Predictions as the files that test servers and the datasets' own evaluations read."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ccgpu.models.labels import Labels
+from ccgpu.models.weights import write_atomically
+
+
+def save_prediction(folder: Path, name: str, classes: torch.Tensor | np.ndarray, labels: Labels) -> Path:
+    """Write a predicted image as folder/NAME.png: an 8-bit grey PNG of the dataset's own label ids.
+
+        pixel = labels.to_file[class]:    Cityscapes 7, 8, 11, ... 33, ADE20K 1..150
+
+    The file is there atomically: it is written as NAME.png.partial, brought to the disk and renamed, so a
+    killed run leaves at most files of that ending. A file of the same name is replaced.
+
+    Args:
+        folder: an existing folder.
+        name: the image's name without folder and ending (`Pair.name`), by which evaluations find its label.
+        classes: (H, W), H and W 1 or more, integers of any dtype: train ids 0 .. K - 1; on the CPU.
+        labels: the dataset's classes.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: another rank, no pixels, another dtype, or values that are no class. Nothing is written then.
+        OSError: the file cannot be written.
+    """
+    values = np.asarray(classes)
+    fits = values.ndim == 2 and values.size > 0 and np.issubdtype(values.dtype, np.integer)
+    if not fits or values.min() < 0 or values.max() >= labels.num_classes:
+        held = f"{values.min()}..{values.max()}" if values.size else "none"
+        raise ValueError(
+            f"save_prediction: classes must be integers (H, W) in 0..{labels.num_classes - 1}, got {values.dtype} "
+            f"{values.shape} with values {held} for {name}; pass one image's logits.argmax over the classes."
+        )
+    path = folder / f"{name}.png"
+    image = io.BytesIO()
+    Image.fromarray(labels.to_file[values]).save(image, format="PNG")
+    write_atomically(path, image.getvalue())
+    return path

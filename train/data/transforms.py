@@ -1,0 +1,193 @@
+"""Augmentation and normalisation: pure functions of an image, its label and a random generator.
+
+An image is uint8 (H, W, 3) RGB, a label uint8 (H, W) of train ids; a clip of T frames is uint8 (T, H, W, 3) with
+uint8 (T, H, W). Every function changes all frames and their labels alike, so a label stays on its pixel. Nothing
+here holds a random state: the same arguments give the same result in any process.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ccgpu.models.labels import IGNORE
+from ccgpu.models.normalisation import Normalise
+
+
+def scaled_window(
+    image: np.ndarray,
+    label: np.ndarray,
+    scaled: tuple[int, int],
+    start: tuple[int, int],
+    size: tuple[int, int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut a window out of the image or clip resized to ``scaled``, without resizing what lies outside of it.
+
+    The result is resize first, cut second: pixel (y, x) looks at ((start + (y, x) + 1/2) * original / scaled
+    - 1/2), bilinear (with Pillow's smoothing where the image shrinks) for the image, the nearest pixel
+    for the label.
+
+    Args:
+        image: uint8 (H, W, 3) or (T, H, W, 3).
+        label: uint8 (H, W) or (T, H, W).
+        scaled: height and width after resizing.
+        start: top and left of the window in the resized image.
+        size: height and width of the window; it must lie inside the resized image.
+
+    Returns:
+        uint8 (h, w, 3) and (h, w), or (T, h, w, 3) and (T, h, w).
+
+    Raises:
+        ValueError: shapes that do not belong together, a window that leaves the resized image.
+    """
+    _check_pair("scaled_window", image, label)
+    (height, width), (top, left), (rows, columns) = scaled, start, size
+    if min(rows, columns) < 1 or min(top, left, height - top - rows, width - left - columns) < 0:
+        raise ValueError(
+            f"scaled_window: size must lie inside the resized image {scaled}, got {size} at {start}; cut less."
+        )
+    original = label.shape[-2:]
+    step_y, step_x = original[0] / height, original[1] / width
+    # Rounding may carry the far corner past the border, which Pillow refuses.
+    bottom = min((top + rows) * step_y, original[0])
+    right = min((left + columns) * step_x, original[1])
+    box = (left * step_x, top * step_y, right, bottom)
+    windows = [
+        np.asarray(Image.fromarray(frame).resize((columns, rows), Image.Resampling.BILINEAR, box=box))
+        for frame in image.reshape(-1, *original, 3)
+    ]
+    # In integers: a centre that lies on the border of two pixels must not depend on rounding.
+    y = (2 * (top + np.arange(rows)) + 1) * original[0] // (2 * height)
+    x = (2 * (left + np.arange(columns)) + 1) * original[1] // (2 * width)
+    return np.stack(windows).reshape(*label.shape[:-2], rows, columns, 3), label[..., y[:, None], x]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainTransform:
+    """Random scale, random crop, flip, normalise: what one training sample goes through.
+
+    The image is resized to factor * base size. The factor is uniform in [low, high]; the base size is the image's
+    own, or the one that ``short_sides`` or ``fit`` gives, with the image's aspect. The crop's corner is uniform over
+    the positions inside the resized image. Where this is smaller than the crop, the rest at the right and the bottom
+    is 0 after normalisation (the mean colour) and has the label 255. The flip is drawn with probability 1/2. All
+    frames of a clip share what is drawn.
+
+    Args:
+        crop: height and width of the result, in pixels.
+        scale: lowest and highest factor.
+        flip: whether images are flipped at all.
+        normalise: mean and std.
+        short_sides: one of these, each as likely, is the shorter side of the base size, in pixels; none: the image's.
+        fit: whether the base size is the largest that fits into the crop.
+        exchange: class -> class of the same thing in a flipped image, uint8 (256,) (see ``Dataset.exchange``); None:
+            the same.
+
+    Raises:
+        ValueError: a crop or short side below 1, a scale that is not positive and finite, or lowest above highest,
+            short sides together with fit, an exchange of another kind.
+
+    Source: CCNet, section 4.1 (scale 0.75..2.0, flip; crop 769 x 769 on Cityscapes; short sides 300..600 on ADE20K);
+        padding as in the authors' code.
+    """
+
+    crop: tuple[int, int] = (769, 769)
+    scale: tuple[float, float] = (0.75, 2.0)
+    flip: bool = True
+    normalise: Normalise = field(default_factory=Normalise)
+    short_sides: tuple[int, ...] = ()
+    fit: bool = False
+    exchange: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.crop) != 2 or min(self.crop) < 1:
+            raise ValueError(f"TrainTransform: crop must be (height, width) >= 1, got {self.crop}; give pixels.")
+        low, high = self.scale
+        if not (0 < low <= high < float("inf")):
+            raise ValueError(f"TrainTransform: scale must be 0 < low <= high, got {self.scale}; give two factors.")
+        if min(self.short_sides, default=1) < 1 or (self.fit and self.short_sides):
+            raise ValueError(
+                f"TrainTransform: short_sides must be >= 1, and none with fit, got {self.short_sides} "
+                f"and fit={self.fit}; give pixels or choose one of the two."
+            )
+        if self.exchange is not None and (self.exchange.dtype != np.uint8 or self.exchange.shape != (256,)):
+            raise ValueError(
+                f"TrainTransform: exchange must be uint8 (256,), got {self.exchange.dtype} {self.exchange.shape}; "
+                "give Dataset.exchange."
+            )
+
+    def __call__(
+        self, image: np.ndarray, label: np.ndarray, generator: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One augmented sample.
+
+        Args:
+            image: uint8 (H, W, 3) or (T, H, W, 3), RGB.
+            label: uint8 (H, W) or (T, H, W), train ids.
+            generator: gives four numbers per call (scale, top, left, flip), whatever the settings, and before them
+                one where there are short sides.
+
+        Returns:
+            float32 (3, h, w) and int64 (h, w), or (3, T, h, w) and (T, h, w), with (h, w) = crop.
+
+        Raises:
+            ValueError: shapes or dtypes of image and label that do not belong together.
+        """
+        _check_pair("TrainTransform", image, label)
+        original = label.shape[-2:]
+        base = self._base(original, generator)
+        low, high = self.scale
+        factor = low + (high - low) * generator.random()
+        height, width = (max(1, round(side * base * factor)) for side in original)
+        size = min(height, self.crop[0]), min(width, self.crop[1])
+        top = int(generator.integers(height - size[0] + 1))
+        left = int(generator.integers(width - size[1] + 1))
+        flipped = generator.random() < 0.5 and self.flip
+        image, label = scaled_window(image, label, (height, width), (top, left), size)
+        if flipped and self.exchange is not None:
+            label = self.exchange[label]
+        frames = label.shape[:-2]
+        padded_image = torch.zeros(3, *frames, *self.crop)
+        padded_label = torch.full((*frames, *self.crop), IGNORE, dtype=torch.int64)
+        padded_image[..., : size[0], : size[1]] = self.normalise(image)
+        padded_label[..., : size[0], : size[1]] = torch.from_numpy(label.astype(np.int64))
+        if flipped:
+            padded_image, padded_label = padded_image.flip(-1), padded_label.flip(-1)
+        return padded_image, padded_label
+
+    def _base(self, original: tuple[int, ...], generator: np.random.Generator) -> float:
+        """Base size over the image's own size."""
+        if self.short_sides:
+            return self.short_sides[generator.integers(len(self.short_sides))] / min(original)
+        if self.fit:
+            return min(side / own for side, own in zip(self.crop, original, strict=True))
+        return 1.0
+
+
+@dataclass(frozen=True)
+class EvaluationTransform:
+    """Normalise only: the whole image or clip at its own size.
+
+    Args:
+        normalise: mean and std, the same as in training.
+    """
+
+    normalise: Normalise = field(default_factory=Normalise)
+
+    def __call__(self, image: np.ndarray, label: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """One sample: float32 (3, H, W) and int64 (H, W) of uint8 (H, W, 3) and uint8 (H, W), or with T before H.
+
+        Raises:
+            ValueError: shapes or dtypes of image and label that do not belong together.
+        """
+        _check_pair("EvaluationTransform", image, label)
+        return self.normalise(image), torch.from_numpy(label.astype(np.int64))
+
+
+def _check_pair(caller: str, image: np.ndarray, label: np.ndarray) -> None:
+    fits = image.ndim in (3, 4) and image.shape == (*label.shape, 3) and label.size > 0
+    if not fits or image.dtype != np.uint8 or label.dtype != np.uint8:
+        raise ValueError(
+            f"{caller}: image and label must be uint8 (H, W, 3) and uint8 (H, W), or with T before H, "
+            f"got {image.dtype} {image.shape} and {label.dtype} {label.shape}; decode them with read_pair."
+        )

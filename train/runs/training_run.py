@@ -1,0 +1,187 @@
+"""A run under way: what is written between two steps of training, and what a reader finds at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from ccgpu.models.ccnet import CCNet
+from ccgpu.models.normalisation import Normalise
+from ccgpu.models.prediction import Prediction
+from ccgpu.models.weights import write_atomically
+from ccgpu.train import engine
+from ccgpu.train.data.samples import EvaluationSet
+from ccgpu.train.dataset import Dataset
+from ccgpu.train.distributed import is_main, say
+from ccgpu.train.metrics import ConfusionMatrix, results_table, scores_line
+from ccgpu.train.runs import checkpoints, records
+from ccgpu.train.runs.interrupts import DeferredInterrupts
+from ccgpu.train.visualise import attention_overlay, side_by_side
+
+# How many evaluation images are drawn beside truth and prediction.
+SHOWN = 4
+RESULTS = "results.txt"
+
+
+@dataclass
+class Run:
+    """Network, optimiser, evaluation images and folder of a run.
+
+    Attributes:
+        out: the run folder.
+        dataset: classes, colours and official scores.
+        settings: all settings, as they go into checkpoints.
+        data_digest: what the order of the training samples depends on, as it goes into checkpoints.
+        batch: global batch, from which the position in the sample stream follows.
+        precision: device, autocast, memory order.
+        net: the network itself, not its wrapper for several processes.
+        optimiser: as it goes into checkpoints.
+        scaler: likewise.
+        val_set: the evaluation images.
+        val_loader: this process's share of them.
+        normalise: what made the network's input of an image.
+        predict: how an image becomes class scores.
+        board: TensorBoard.
+        interrupts: asked during an evaluation.
+    """
+
+    out: Path
+    dataset: Dataset
+    settings: Mapping[str, Any]
+    data_digest: str
+    batch: int
+    precision: engine.Precision
+    net: CCNet
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    val_set: EvaluationSet
+    val_loader: DataLoader[dict[str, Any]]
+    normalise: Normalise
+    predict: Prediction
+    board: records.Board
+    interrupts: DeferredInterrupts
+
+    def record(self, step: engine.Step, images_per_second: float) -> None:
+        """Write losses, learning rate and speed of a step to metrics.jsonl and TensorBoard."""
+        if not is_main():
+            return
+        values = {
+            "loss": step.loss,
+            **step.parts,
+            "lr": step.lr,
+            "images_per_second": images_per_second,
+        }
+        line = {"kind": "training", "iteration": step.iteration, **values}
+        records.append_record(self.out / records.METRICS, line)
+        self.board.scalars(step.iteration, {f"training/{name}": value for name, value in values.items()})
+
+    def save(self, iteration: int) -> None:
+        """Write a checkpoint after `iteration` steps, from which the run continues exactly."""
+        checkpoints.check_finite(self.net, iteration)
+        if not is_main():
+            return
+        checkpoints.save_checkpoint(
+            self.out,
+            {
+                "format": checkpoints.FORMAT,
+                "iteration": iteration,
+                "position": iteration * self.batch,
+                "dataset": self.dataset.name,
+                "network": self.net.config,
+                "labels": self.dataset.labels.as_plain(),
+                "prediction": self.predict.preparation(),
+                "settings": dict(self.settings),
+                "data": self.data_digest,
+                "model": self.net.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "random": checkpoints.random_state(),
+            },
+        )
+
+    def evaluate(self, iteration: int) -> None:
+        """Evaluate on all images; the first process draws some and records the scores.
+
+        Raises:
+            engine.Interrupted: where the run was asked to stop; nothing is recorded then.
+        """
+        labels = self.dataset.labels
+        confusion = engine.evaluate(
+            self.net,
+            self.val_loader,
+            num_classes=labels.num_classes,
+            precision=self.precision,
+            predict=self.predict,
+            interrupted=self.interrupts,
+        )
+        if not is_main():
+            return
+        self._draw(iteration)
+        record = records.evaluation_record(iteration, confusion, labels.names)
+        scalars = {f"evaluation/{name}": record[name] for name in self.dataset.scores}
+        scalars |= {f"iou/{name}": value for name, value in record["iou"].items()}
+        self.board.scalars(iteration, scalars)
+        # Last, so that an evaluation counts as done once everything of it is written.
+        records.append_record(self.out / records.METRICS, record)
+        say(f"iteration {iteration}: {scores_line(confusion, self.dataset.scores)}")
+
+    def _draw(self, iteration: int) -> None:
+        folder = self.out / "images"
+        folder.mkdir(exist_ok=True)
+        for index in range(min(SHOWN, len(self.val_set))):
+            sample = self.val_set[index]
+            with self.precision.autocast():
+                scores = self.predict(self.net, self.precision.images(sample["image"][None]))
+            image, label, classes = sample["image"], sample["label"], scores[0].argmax(dim=0).cpu()
+            if label.ndim == 3:  # a clip is shown by its last frame
+                image, label, classes = image[:, -1], label[-1], classes[-1]
+            sheet = side_by_side(self.normalise.denormalise(image), label, classes, self.dataset.labels.colours)
+            sheet.save(folder / f"{sample['names'][-1]}.png")
+            self.board.image(iteration, f"evaluation/{index}", np.asarray(sheet))
+
+    def report(self) -> None:
+        """Print the last evaluation's table and the baselines, write results.txt, say where things lie."""
+        evaluations = [
+            record for record in records.read_records(self.out / records.METRICS) if record["kind"] == "evaluation"
+        ]
+        names, scores = self.dataset.labels.names, self.dataset.scores
+        confusion = records.confusion(evaluations[-1])
+        lines = [results_table(confusion, names), "", f"trained network: {scores_line(confusion, scores)}"]
+        if evaluations[0]["iteration"] == 0:
+            lines.append(f"untrained network: {scores_line(records.confusion(evaluations[0]), scores)}")
+            lines.append(f"everything is {names[0]}: {scores_line(one_class_baseline(confusion), scores)}")
+        text = "\n".join(lines)
+        write_atomically(self.out / RESULTS, text + "\n")
+        say(f"\n{text}\n\nrun folder: {self.out} (results.txt, metrics.jsonl, settings.json, last.pt)")
+        say(f"images: {self.out / 'images'}")
+        if self.net.head.cca is not None:
+            say(f"attention of the middle pixel: {self._draw_attention()}")
+        if (self.out / "tensorboard").exists():
+            say(f"curves: tensorboard --logdir {self.out}")
+
+    def _draw_attention(self) -> Path:
+        images = self.precision.images(self.val_set[0]["image"][None])
+        *frame, y, x = (side // 2 for side in images.shape[2:])
+        with self.precision.autocast():
+            attention = self.net.attention_map(images, at=(*frame, y, x))[0]
+        image = images[0].cpu()
+        if attention.ndim == 3:  # a clip's map: what its middle frame holds of it
+            attention, image = attention[frame[0]], image[:, frame[0]]
+        path = self.out / "images" / "attention.png"
+        overlay: Image.Image = attention_overlay(self.normalise.denormalise(image), attention, (y, x))
+        overlay.save(path)
+        return path
+
+
+def one_class_baseline(confusion: ConfusionMatrix, prediction: int = 0) -> ConfusionMatrix:
+    """Return the matrix of a network that says class `prediction` at every pixel of the same images."""
+    baseline = ConfusionMatrix(confusion.num_classes)
+    baseline.matrix[:, prediction] = confusion.matrix.sum(dim=1)
+    return baseline

@@ -1,0 +1,1 @@
+"""Synthetic datasets: street scenes and people, drawn from a seed."""

@@ -1,0 +1,167 @@
+"""What lies behind and over the things of a synthetic scene: sky, ground, and what the camera adds."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ccgpu.train.scenes.canvas import ID, Camera, Colour, Light, by_id
+
+GRAIN = by_id(
+    {
+        **{"vegetation": 0.16, "terrain": 0.13, "wall": 0.08, "sidewalk": 0.05, "road": 0.05, "building": 0.05},
+        "rail track": 0.10,
+    },
+    0.0,
+)
+"""How much the brightness of a surface varies (share), by id: leaves and grass are rough, glass and paint are not."""
+
+_ASPHALTS: tuple[Colour, ...] = ((92, 92, 94), (78, 78, 82), (112, 108, 104), (98, 96, 100))
+_PAVINGS: tuple[Colour, ...] = ((150, 144, 136), (134, 130, 128), (168, 156, 144), (150, 128, 116))
+_GRASSES: tuple[Colour, ...] = ((106, 124, 58), (124, 128, 66), (92, 116, 60), (134, 116, 80))
+# Colour of the sky overhead and at the horizon, metres of sight, brightness of shadows.
+_SKIES: tuple[tuple[Colour, Colour, float, float], ...] = (
+    ((84, 136, 208), (190, 212, 234), 260.0, 0.45),  # clear
+    ((150, 164, 180), (206, 210, 214), 200.0, 0.72),  # overcast
+    ((108, 128, 172), (240, 202, 158), 180.0, 0.40),  # low sun
+    ((186, 190, 194), (206, 208, 210), 90.0, 0.80),  # fog
+)
+
+
+@dataclass(frozen=True)
+class Street:
+    """Course of a street: distances from the middle of the camera's lane in metres, index 0 left and 1 right.
+
+    ``road``: to the road's edge. ``beside``: width of what follows, and its label ("rail track", "parking"
+    or, at width 0, nothing). ``grass``, ``sidewalk``: widths of the next strips. ``front``: from there on to
+    the buildings, terrain.
+    """
+
+    road: tuple[float, float]
+    beside: tuple[tuple[float, str], tuple[float, str]]
+    grass: tuple[float, float]
+    sidewalk: tuple[float, float]
+    front: tuple[float, float]
+
+    def kerb(self, side: int) -> float:
+        """Distance of the sidewalk's inner edge."""
+        return self.road[side] + self.beside[side][0] + self.grass[side]
+
+    def back(self, side: int) -> float:
+        """Distance of the sidewalk's outer edge."""
+        return self.kerb(side) + self.sidewalk[side]
+
+    def fronts(self, side: int) -> float:
+        """Distance of the buildings."""
+        return self.back(side) + self.front[side]
+
+
+def weather(generator: np.random.Generator) -> tuple[Light, Colour]:
+    """Light of a scene and the colour of the sky overhead."""
+    top, haze, sight, shade = _SKIES[generator.choice(4, p=(0.4, 0.3, 0.2, 0.1))]
+    return Light(int(generator.choice([-1, 1])), haze, sight * generator.uniform(0.8, 1.4), shade), top
+
+
+def smooth_noise(shape: tuple[int, int], cell: float, generator: np.random.Generator) -> np.ndarray:
+    """Noise (H, W), mean 0 and deviation about 1, that changes over ``cell`` pixels."""
+    rows, columns = (max(2, round(side / cell) + 1) for side in shape)
+    grid = Image.fromarray(generator.standard_normal((rows, columns)).astype(np.float32))
+    return np.asarray(grid.resize(shape[::-1], Image.Resampling.BICUBIC)) * 1.4  # resizing loses deviation
+
+
+def background(
+    camera: Camera, street: Street, light: Light, zenith: Colour, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sky with clouds over an empty street: uint8 (H, W, 3) and label ids uint8 (H, W)."""
+    shape = camera.height, camera.width
+    row = np.arange(camera.height)[:, None] + 0.5
+    start = int(np.ceil(camera.horizon + 1))
+    up = np.clip((camera.horizon - row[:start]) / camera.horizon, 0, 1)[..., None] ** 0.7
+    pixels = np.empty((*shape, 3))
+    pixels[:start] = np.array(light.haze) * (1 - up) + np.array(zenith) * up
+    sky = start, camera.width
+    clouds = smooth_noise(sky, camera.width / 6, generator) + 0.6 * smooth_noise(sky, camera.width / 16, generator)
+    cover = np.clip(clouds - generator.uniform(0.0, 1.4), 0, 1)[..., None] * 0.8 * up
+    pixels[:start] += cover * (np.array((244.0, 244.0, 246.0)) - pixels[:start])
+    ids = np.full(shape, ID["sky"], dtype=np.uint8)
+    below = row[start:]
+    ahead = camera.focal * camera.eye / (below - camera.horizon)
+    across = (np.arange(camera.width)[None] + 0.5 - camera.centre) * ahead / camera.focal - camera.bend * ahead**2
+    colours, ids[start:] = _ground(street, across, np.broadcast_to(camera.z + ahead, across.shape), generator)
+    haze = 1 - np.exp(-ahead / light.sight)[..., None]
+    pixels[start:] = colours + haze * (np.array(light.haze) - colours)
+    ids[:start][row[:start, 0] > camera.horizon] = ID["terrain"]
+    return pixels.clip(0, 255).astype(np.uint8), ids
+
+
+def _ground(
+    street: Street, across: np.ndarray, along: np.ndarray, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Colours (h, W, 3) and ids (h, W) of the ground, metres ``across`` (left is negative) and ``along`` it."""
+    asphalt, paving, grass = (
+        np.array(palette[generator.integers(len(palette))]) * generator.uniform(0.85, 1.15)
+        for palette in (_ASPHALTS, _PAVINGS, _GRASSES)
+    )
+    # A surface is an index into these two lists.
+    colours: list[np.ndarray] = []
+    labels: list[int] = []
+    surfaces = np.zeros(across.shape, dtype=np.uint8)
+
+    def lay(where: np.ndarray, colour: np.ndarray, label: str) -> None:
+        surfaces[where] = len(colours)
+        colours.append(colour)
+        labels.append(ID[label])
+
+    paint = np.full(3, 218.0)
+    lay(np.ones_like(surfaces, dtype=bool), grass, "terrain")
+    joints = ((across % 0.9 < 0.05) | (along % 0.9 < 0.07)) & (along < 16)
+    for side in (0, 1):
+        out = across if side else -across
+        road, (width, kind) = street.road[side], street.beside[side]
+        paved = (out >= street.kerb(side)) & (out < street.back(side))
+        lay(paved, paving, "sidewalk")
+        lay(paved & joints, paving * 0.82, "sidewalk")
+        lay(paved & (out < street.kerb(side) + 0.22), paving * 1.2, "sidewalk")
+        strip = (out >= road) & (out < road + width)
+        if width:
+            lay(strip, asphalt * 0.86, kind)
+        if kind == "rail track":
+            rails = np.abs(np.abs(out - road - width / 2) - 0.72) < 0.09
+            lay(strip & rails, np.array((176.0, 172.0, 166.0)), kind)
+        if kind == "parking":
+            lay(strip & (along % 6 < 0.14), paint, kind)
+        lane = (out >= 0) & (out < road)
+        lay(lane, asphalt, "road")
+        between = (np.abs((out - 1.7) % 3.4 - 1.7) > 1.62) & (out < road - 1) & (along % 9 < 4)
+        lay(lane & (between | (np.abs(out - road + 0.23) < 0.07)), paint, "road")
+    if generator.random() < 0.35:
+        begin = generator.uniform(6, 14)
+        stripes = (along > begin) & (along < begin + 3) & (across % 1.0 < 0.5)
+        lay(stripes & (across > -street.road[0]) & (across < street.road[1]), paint, "road")
+    worn = 1 + 0.04 * smooth_noise(across.shape, 40, generator)
+    return np.array(colours)[surfaces] * worn[..., None], np.array(labels, dtype=np.uint8)[surfaces]
+
+
+def photograph(
+    pixels: np.ndarray, grain: np.ndarray, lens: np.random.Generator, sensor: np.random.Generator
+) -> np.ndarray:
+    """The image as a camera takes it: surface grain, exposure, colour cast, vignette and sensor noise.
+
+    Arguments:
+        pixels: uint8 (H, W, 3).
+        grain: how much the brightness of each pixel's surface varies (share), (H, W); see ``GRAIN``.
+        lens: decides exposure, cast and vignette, which a video's frames share.
+        sensor: decides grain and noise, which they do not; may be the same generator.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    shape = grain.shape
+    rough = sum(smooth_noise(shape, cell, sensor) for cell in (1.5, 4, 12)) / 1.7
+    image = pixels / 255 * (1 + grain * rough)[..., None]
+    cast = 1 + lens.uniform(-0.06, 0.06, 3)
+    y, x = (np.linspace(-1, 1, side) for side in shape)
+    vignette = 1 - lens.uniform(0.05, 0.22) * (y[:, None] ** 2 + x**2) / 2
+    image = image.clip(0, None) ** lens.uniform(0.85, 1.2) * lens.uniform(0.8, 1.12) * cast
+    noise = sensor.standard_normal(image.shape) * lens.uniform(0.004, 0.022)
+    return ((image * vignette[..., None] + noise) * 255).round().clip(0, 255).astype(np.uint8)

@@ -1,0 +1,149 @@
+"""Images of results: masks in the dataset's colours, input, truth and prediction side by side, attention
+maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+
+from ccgpu.models.colouring import colour_mask
+
+CAPTION_HEIGHT = 16  # pixels; Pillow's built-in font is 11 pixels high
+GAP = 4  # pixels between two images
+# Attention from low to high: transparent image, then red, orange, pale yellow (RGB 0..255).
+HEAT = np.array([[60, 0, 40], [190, 10, 30], [250, 130, 20], [255, 250, 170]], dtype=np.float64)
+MARK = (0, 255, 255)
+# Share of the input that still shines through where attention is highest.
+HEAT_OPACITY = 0.8
+
+
+def side_by_side(
+    image: np.ndarray,
+    truth: torch.Tensor | np.ndarray,
+    prediction: torch.Tensor | np.ndarray,
+    colours: np.ndarray,
+) -> Image.Image:
+    """Draw input, truth and prediction in one row, with captions.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        truth: (H, W), 0 .. K - 1 or 255; where it is 255 nothing is scored.
+        prediction: (H, W), 0 .. K - 1.
+        colours: uint8 (K, 3), RGB.
+
+    Returns:
+        An RGB image of 3 W + 8 by H + 16 pixels.
+
+    Raises:
+        ValueError: sizes that differ, or values that are no class.
+    """
+    panels = [image, colour_mask(truth, colours), colour_mask(prediction, colours)]
+    if len({panel.shape for panel in panels}) != 1:
+        raise ValueError(
+            f"side_by_side: truth and prediction must have the image's size {image.shape[:2]}, got "
+            f"{tuple(truth.shape)} and {tuple(prediction.shape)}; resize the logits first."
+        )
+    height, width = image.shape[:2]
+    sheet = Image.new("RGB", (3 * width + 2 * GAP, height + CAPTION_HEIGHT), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default()
+    for index, (panel, caption) in enumerate(zip(panels, ("input", "truth", "prediction"), strict=True)):
+        left = index * (width + GAP)
+        draw.text((left + 2, 2), caption, fill="black", font=font)
+        sheet.paste(Image.fromarray(panel), (left, CAPTION_HEIGHT))
+    return sheet
+
+
+def thumbnail(image: np.ndarray, side: int) -> Image.Image:
+    """Return an image, uint8 (H, W, 3), shrunk to at most side x side pixels; a smaller one as it is."""
+    small = Image.fromarray(image)
+    small.thumbnail((side, side))
+    return small
+
+
+def contact_sheet(
+    cells: Sequence[tuple[str, Image.Image]], legend: Sequence[tuple[str, Sequence[int]]], columns: int
+) -> Image.Image:
+    """Draw images with captions in rows of `columns`, and below them the names of classes in their colours.
+
+    Args:
+        cells: caption and RGB image, one or more.
+        legend: name and RGB colour, any number.
+        columns: 1 or more.
+
+    Returns:
+        An RGB image; each cell is as large as the largest image.
+    """
+    font = ImageFont.load_default()
+    wide = max(image.width for _, image in cells)
+    high = max(image.height for _, image in cells) + CAPTION_HEIGHT
+    columns = min(columns, len(cells))
+    width = columns * (wide + GAP) + GAP
+    # Entries of the legend in lines as wide as the sheet.
+    places, x, y = [], GAP, 0
+    for name, colour in legend:
+        length = CAPTION_HEIGHT + GAP + int(font.getlength(name)) + 3 * GAP
+        if x > GAP and x + length > width:
+            x, y = GAP, y + CAPTION_HEIGHT + GAP
+        places.append((x, y, name, tuple(colour)))
+        x += length
+    rows = -(-len(cells) // columns)
+    bottom = rows * (high + GAP) + GAP
+    height = bottom + (y + CAPTION_HEIGHT + GAP if legend else 0)
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (caption, image) in enumerate(cells):
+        left, top = GAP + index % columns * (wide + GAP), GAP + index // columns * (high + GAP)
+        while font.getlength(caption) > wide and len(caption) > 1:
+            caption = "\u2026" + caption[2:] if caption.startswith("\u2026") else "\u2026" + caption[1:]
+        draw.text((left, top + 2), caption, fill="black", font=font)
+        sheet.paste(image, (left, top + CAPTION_HEIGHT))
+    for x, y, name, colour in places:
+        draw.rectangle((x, bottom + y, x + CAPTION_HEIGHT - 2, bottom + y + CAPTION_HEIGHT - 2), fill=colour)
+        draw.text((x + CAPTION_HEIGHT + GAP, bottom + y + 2), name, fill="black", font=font)
+    return sheet
+
+
+def attention_overlay(image: np.ndarray, attention: torch.Tensor, at: tuple[int, int]) -> Image.Image:
+    """Draw what one pixel attends to over the input: the brighter, the higher the weight; a ring marks the
+    pixel.
+
+    The map is scaled to its own maximum and shown as its square root, so that weak weights remain visible.
+
+    Args:
+        image: uint8 (H, W, 3), RGB.
+        attention: (h, w), weights of 0 or more, of any size; enlarged bilinearly, corners on corners.
+        at: the pixel (y, x) of the input whose attention it is.
+
+    Returns:
+        An RGB image of the input's size.
+
+    Raises:
+        ValueError: a pixel outside of the image, or a map of another rank.
+    """
+    height, width = image.shape[:2]
+    if attention.ndim != 2:
+        raise ValueError(
+            f"attention_overlay: attention must be (h, w), got {tuple(attention.shape)}; take one image's."
+        )
+    if not (0 <= at[0] < height and 0 <= at[1] < width):
+        raise ValueError(
+            f"attention_overlay: at must be a pixel (y, x) of {height} x {width}, got {at}; choose one inside."
+        )
+    enlarged = F.interpolate(
+        attention.detach().cpu().double()[None, None], (height, width), mode="bilinear", align_corners=True
+    )[0, 0]
+    strength = (enlarged / enlarged.max().clamp(min=torch.finfo(torch.float64).tiny)).sqrt().numpy()
+    steps = np.linspace(0, 1, len(HEAT))
+    heat = np.stack([np.interp(strength, steps, HEAT[:, channel]) for channel in range(3)], axis=-1)
+    opacity = HEAT_OPACITY * strength[..., None]
+    overlay = Image.fromarray(np.rint(image * (1 - opacity) + heat * opacity).astype(np.uint8))
+    radius = max(3, min(height, width) // 40)
+    box = (at[1] - radius, at[0] - radius, at[1] + radius, at[0] + radius)
+    ImageDraw.Draw(overlay).ellipse(box, outline=MARK, width=max(1, radius // 3))
+    return overlay
