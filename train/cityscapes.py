@@ -8,14 +8,27 @@ street scenes (`scenes.py`); `--preset demo` is a small run on them for a CPU. T
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from ccgpu.train import command
-from ccgpu.train.data.cityscapes_labels import CITYSCAPES, IMAGE_SUFFIX, LABEL_SUFFIX
+from ccgpu.train.data.cityscapes_labels import CITYSCAPES, LABELS
 from ccgpu.train.data.pairs import Pair, find_by_name
 from ccgpu.train.dataset import Dataset
-from ccgpu.train.scenes.streets import draw_cityscapes
+from ccgpu.train.scenes.canvas import by_id
+from ccgpu.train.scenes.files import Key, file_in, write_synthetic
+from ccgpu.train.scenes.streets import draw_scene
+
+# How the files of images and labels end, after the name that both share.
+IMAGE_SUFFIX = "_leftImg8bit.png"
+LABEL_SUFFIX = "_gtFine_labelIds.png"
+
+# Id in a synthetic scene -> id in the label files.
+LABEL_IDS = by_id({label.name: label.id for label in LABELS}, 0).astype(np.uint8)
+_CITY = "synthetic"
 
 
 def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
@@ -31,12 +44,27 @@ def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
     return find_by_name("find_pairs", images, labels, (IMAGE_SUFFIX,), LABEL_SUFFIX, depth=1)
 
 
+def write_scenes(root: str | Path, splits: Mapping[str, int], size: tuple[int, int], seed: int) -> Path:
+    """Write synthetic street scenes in this layout; see `files.write_synthetic`.
+
+    Licence plates, whose id -1 no file can hold, keep the id of their vehicle, as in the real files.
+    """
+    return write_synthetic(root, splits, size, seed, layout="cityscapes", write=_write_image)
+
+
+def _write_image(root: Path, split: str, index: int, size: tuple[int, int], key: Key) -> None:
+    pixels, ids = draw_scene(size, np.random.default_rng((*key, index)), index)
+    name = f"{_CITY}_{index:06d}_000019"  # in the real clips too, frame 19 is the labelled one
+    for folder, values, suffix in (("leftImg8bit", pixels, IMAGE_SUFFIX), ("gtFine", LABEL_IDS[ids], LABEL_SUFFIX)):
+        Image.fromarray(values).save(file_in(root / folder / split / _CITY, f"{name}{suffix}"))
+
+
 DATASET = Dataset(
     name="cityscapes",
     labels=CITYSCAPES,
     layout="a folder with leftImg8bit/ and gtFine/, the two archives unpacked into one.",
     find_pairs=find_pairs,
-    draw=draw_cityscapes,
+    write_synthetic=write_scenes,
     source="The defaults are the paper's recipe.",
     recipe={},
     # About 4 minutes on two CPU cores (AVX-512).

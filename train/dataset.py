@@ -27,8 +27,8 @@ class Dataset:
         recipe: defaults of the settings by name.
         source: where the recipe is from, a sentence for the help.
         scores: the official scores, the headline first, out of "miou", "pixel_accuracy", "mean_accuracy".
-        draw: (root, number of images of each split, (height, width), seed) -> root, which then holds a
-            synthetic dataset in this layout, atomically; None: the command needs --data.
+        write_synthetic: (root, number of images of each split, (height, width), seed) -> root, which then holds
+            a synthetic dataset in this layout, written atomically; None: the command needs --data.
         demo: settings of the preset "demo" by name.
         frame_of: name of an image -> its video and frame number; None where images are no frames.
         flip_pairs: pairs of classes (train ids) that a flipped image exchanges, such as left and right arm.
@@ -44,7 +44,7 @@ class Dataset:
     recipe: Mapping[str, Any]
     source: str
     scores: tuple[str, ...]
-    draw: Callable[[Path, Mapping[str, int], tuple[int, int], int], Path] | None = None
+    write_synthetic: Callable[[Path, Mapping[str, int], tuple[int, int], int], Path] | None = None
     demo: Mapping[str, Any] = field(default_factory=dict)
     frame_of: Callable[[str], tuple[str, int]] | None = None
     flip_pairs: tuple[tuple[int, int], ...] = ()

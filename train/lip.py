@@ -44,7 +44,8 @@ LABELS = Labels(
 )
 """Colours of the dataset's authors (LIP_JPPNet, also in CE2P's evaluate.py)."""
 
-_DRAWN_IDS = np.array([LABELS.ids[LABELS.names.index(part)] for part in PARTS], dtype=np.uint8)
+# Index into `PARTS` -> id in the label files.
+_LABEL_IDS = np.array([LABELS.ids[LABELS.names.index(part)] for part in PARTS], dtype=np.uint8)
 _GREY = 0.1  # share of the synthetic images without colour; LIP has some, too
 
 
@@ -66,12 +67,12 @@ def _folder(root: Path, archive: str, name: str) -> Path:
     return root / archive / name if (root / archive / name).is_dir() else root / name
 
 
-def draw(root: str | Path, splits: Mapping[str, int], size: tuple[int, int], seed: int) -> Path:
+def write_people(root: str | Path, splits: Mapping[str, int], size: tuple[int, int], seed: int) -> Path:
     """Write synthetic people of up to `size`, in this layout; see `files.write_synthetic`."""
-    return write_synthetic(root, splits, size, seed, layout="lip", write=_write)
+    return write_synthetic(root, splits, size, seed, layout="lip", write=_write_image)
 
 
-def _write(root: Path, split: str, index: int, size: tuple[int, int], key: Key) -> None:
+def _write_image(root: Path, split: str, index: int, size: tuple[int, int], key: Key) -> None:
     generator = np.random.default_rng((*key, index))
     pixels, parts = draw_people(varied(size, generator), generator)
     image = Image.fromarray(pixels)
@@ -79,7 +80,7 @@ def _write(root: Path, split: str, index: int, size: tuple[int, int], key: Key) 
         image = image.convert("L")
     name = f"synthetic_{index:06d}"
     image.save(file_in(root / f"{split}_images", f"{name}.jpg"), quality=95)
-    Image.fromarray(_DRAWN_IDS[parts]).save(file_in(root / f"{split}_segmentations", f"{name}.png"))
+    Image.fromarray(_LABEL_IDS[parts]).save(file_in(root / f"{split}_segmentations", f"{name}.png"))
 
 
 DATASET = Dataset(
@@ -87,7 +88,7 @@ DATASET = Dataset(
     labels=LABELS,
     layout="a folder with {train,val}_images/ and {train,val}_segmentations/, or with the archives' folders of them.",
     find_pairs=find_pairs,
-    draw=draw,
+    write_synthetic=write_people,
     source="The losses are the paper's, sizes and schedule those of CE2P.",
     recipe={
         "scenes_size": (320, 208),

@@ -39,9 +39,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
                 splits = dict.fromkeys(
                     ("training", "validation") if name == "ade20k" else ("train", "val", "test"), number
                 )
-                draw = module.DATASET.draw
-                assert draw is not None
-                draw(root / name, splits, PICTURE, 0)
+                write_synthetic = module.DATASET.write_synthetic
+                assert write_synthetic is not None
+                write_synthetic(root / name, splits, PICTURE, 0)
         return drawn[name]
 
     return folder

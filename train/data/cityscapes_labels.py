@@ -1,4 +1,4 @@
-"""The Cityscapes label table: the one source of class names, colours and ids, and how its files are called.
+"""The Cityscapes label table: the one source of class names, colours and ids.
 
 Label ids are what the ``*_gtFine_labelIds.png`` files hold. Train ids 0..18 are the classes a network
 predicts; every other label has the train id 255 and counts neither in the loss nor in the evaluation.
@@ -12,9 +12,6 @@ from typing import NamedTuple
 import numpy as np
 
 from ccgpu.models.labels import Labels
-
-IMAGE_SUFFIX = "_leftImg8bit.png"
-LABEL_SUFFIX = "_gtFine_labelIds.png"
 
 
 class Label(NamedTuple):
@@ -78,6 +75,6 @@ CITYSCAPES = Labels(
     colours=np.array([label.colour for label in _CLASSES], dtype=np.uint8),
     ids=tuple(label.id for label in _CLASSES),
     void=tuple(label.id for label in LABELS if label.ignored and label.id >= 0),
-    hint=f"use the *{LABEL_SUFFIX} files, not train ids or colours",
+    hint="use the *_gtFine_labelIds.png files, not train ids or colours",
 )
 """The 19 classes."""

@@ -190,7 +190,7 @@ def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.
         problems.append("--amp fp16 needs a CUDA device, got the CPU; use --amp bf16 or off")
     if s.preset is not None and not dataset.demo:
         problems.append(f"--preset must be left out for {dataset.name}, which has no demo, got {s.preset}")
-    if s.data is None and dataset.draw is None:
+    if s.data is None and dataset.write_synthetic is None:
         problems.append("--data must name the dataset's folder, got nothing")
     drawn = {*dataset.recipe.get("train_split", ("train",)), *dataset.recipe.get("val_split", ("val",))}
     if s.data is None and not {*s.train_split, *s.val_split} <= drawn:

@@ -84,13 +84,13 @@ def open_data(settings: Settings, dataset: Dataset, out: Path) -> tuple[list[Cli
     Without --data they are of images drawn into out/scenes. Clips never join two splits.
     """
     root = out / "scenes" if settings.data is None else Path(settings.data)
-    if settings.data is None and dataset.draw is not None:
+    if settings.data is None and dataset.write_synthetic is not None:
         if is_main():
             train, val = settings.scenes
             say(f"no --data: drawing images into {root}, {train} to train and {val} to evaluate on")
             out.mkdir(parents=True, exist_ok=True)
             (train_split, *_), (val_split, *_) = settings.train_split, settings.val_split
-            dataset.draw(root, {train_split: train, val_split: val}, settings.scenes_size, settings.seed)
+            dataset.write_synthetic(root, {train_split: train, val_split: val}, settings.scenes_size, settings.seed)
         distributed.wait_for_all()
     training = {split: dataset.find_pairs(root, split, True) for split in settings.train_split}
     evaluation = {split: dataset.find_pairs(root, split, True) for split in settings.val_split}

@@ -6,15 +6,13 @@ parking, rail track), as in the real files.
 """
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 
-from ccgpu.train.data.cityscapes_labels import IMAGE_SUFFIX, LABEL_SUFFIX, LABELS
 from ccgpu.train.scenes.buildings import (
     FRONTS,
     building,
@@ -28,16 +26,11 @@ from ccgpu.train.scenes.buildings import (
     tree,
     wall,
 )
-from ccgpu.train.scenes.canvas import ID, Camera, Canvas, Frame, by_id, choose
-from ccgpu.train.scenes.files import Key, file_in, write_synthetic
+from ccgpu.train.scenes.canvas import ID, Camera, Canvas, Frame, choose
 from ccgpu.train.scenes.ground import GRAIN, Street, background, photograph, weather
 from ccgpu.train.scenes.traffic import bicycle, bus, car, motorcycle, person, tram, truck
 
-CITYSCAPES_IDS = by_id({label.name: label.id for label in LABELS}, 0).astype(np.uint8)
-"""Scene's id -> Cityscapes label id, uint8 (256,)."""
-
 _SUPERSAMPLING = 2
-_CITY = "synthetic"
 _FARTHEST = 60.0  # metres; what lies behind is a skyline
 _LANE = 3.4  # metres
 
@@ -315,21 +308,3 @@ def _own_bonnet(canvas: Canvas, generator: np.random.Generator) -> None:
     box = (-0.1 * width, top, 1.1 * width, 2.2 * height - top)
     ImageDraw.Draw(canvas.image).ellipse(box, fill=(grey, grey, grey + 6))
     ImageDraw.Draw(canvas.ids).ellipse(box, fill=ID["ego vehicle"])
-
-
-def _write_cityscapes(root: Path, split: str, index: int, size: tuple[int, int], key: Key) -> None:
-    pixels, ids = draw_scene(size, np.random.default_rng((*key, index)), index)
-    name = f"{_CITY}_{index:06d}_000019"  # in the real clips too, frame 19 is the labelled one
-    for kind, image, suffix in (
-        ("leftImg8bit", pixels, IMAGE_SUFFIX),
-        ("gtFine", CITYSCAPES_IDS[ids], LABEL_SUFFIX),
-    ):
-        Image.fromarray(image).save(file_in(root / kind / split / _CITY, f"{name}{suffix}"))
-
-
-def draw_cityscapes(root: str | Path, splits: Mapping[str, int], size: tuple[int, int], seed: int) -> Path:
-    """Write street scenes in the Cityscapes layout; see `files.write_synthetic`.
-
-    Licence plates, whose id -1 no file can hold, keep the id of their vehicle, as in the real files.
-    """
-    return write_synthetic(root, splits, size, seed, layout="cityscapes", write=_write_cityscapes)

@@ -118,7 +118,7 @@ def test_varied_sizes_stay_within_the_size_asked_for() -> None:
 def synthetic_pairs(module: ModuleType, root: Path, number: int, size: tuple[int, int] = SMALL) -> list[Pair]:
     """The images of a drawn split, checked."""
     split = module.DATASET.recipe.get("train_split", ("train",))[0]
-    pairs = module.find_pairs(module.DATASET.draw(root, {split: number}, size, 3), split)
+    pairs = module.find_pairs(module.DATASET.write_synthetic(root, {split: number}, size, 3), split)
     check_pairs(pairs)
     assert len(pairs) == number
     return pairs
@@ -142,7 +142,7 @@ def test_synthetic_data_is_read_back_and_comes_again_from_the_same_seed(module: 
     pairs = synthetic_pairs(module, tmp_path / "first", 2)
     again = synthetic_pairs(module, tmp_path / "again", 2)
     split = module.DATASET.recipe.get("train_split", ("train",))[0]
-    other = module.find_pairs(module.DATASET.draw(tmp_path / "other", {split: 2}, SMALL, 4), split)
+    other = module.find_pairs(module.DATASET.write_synthetic(tmp_path / "other", {split: 2}, SMALL, 4), split)
     for pair, same, different in zip(pairs, again, other, strict=True):
         assert pair.label is not None
         assert same.label is not None

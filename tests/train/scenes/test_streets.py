@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from ccgpu.train.cityscapes import LABEL_IDS
 from ccgpu.train.data.cityscapes_labels import CITYSCAPES, LABELS
 from ccgpu.train.scenes.canvas import ID, Camera, Canvas, Frame, Light, by_id, disc, facing, patches
-from ccgpu.train.scenes.streets import CITYSCAPES_IDS, Thing, _farthest_first, draw_frame, draw_scene
+from ccgpu.train.scenes.streets import Thing, _farthest_first, draw_frame, draw_scene
 from ccgpu.train.scenes.traffic import person
 
 
@@ -13,8 +14,8 @@ def test_ids_by_name_fall_back_on_the_cityscapes_label() -> None:
     found = {name: int(table[ID[name]]) for name in ("pole", "street lamp", "car", "van", "hedge", "sky")}
     assert found == {"pole": 5, "street lamp": 5, "car": 6, "van": 7, "hedge": 9, "sky": 9}
     for label in LABELS:
-        assert label.id < 0 or CITYSCAPES_IDS[ID[label.name]] == label.id
-    assert CITYSCAPES_IDS[ID["hedge"]] == CITYSCAPES_IDS[ID["vegetation"]]
+        assert label.id < 0 or LABEL_IDS[ID[label.name]] == label.id
+    assert LABEL_IDS[ID["hedge"]] == LABEL_IDS[ID["vegetation"]]
 
 
 @pytest.mark.parametrize("split", [1, 2])
@@ -25,7 +26,7 @@ def test_all_classes_are_in_a_split_with_a_share_worth_learning(split: int) -> N
         pixels, ids = draw_scene((128, 256), np.random.default_rng((split, index)), index)
         assert pixels.dtype == ids.dtype == np.uint8
         assert pixels.std() > 15
-        counts += np.bincount(CITYSCAPES_IDS[ids].ravel(), minlength=256)
+        counts += np.bincount(LABEL_IDS[ids].ravel(), minlength=256)
     share = counts / counts.sum()
     shares = {label.name: share[label.id] for label in LABELS if label.id >= 0}
     assert {name: value for name in CITYSCAPES.names if (value := shares[name]) < 0.003} == {}
