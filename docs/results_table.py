@@ -19,7 +19,7 @@ CONFIGURATIONS = {
     "rcca-r2-closed": ("RCCA, R = 2, gamma from 0", "RCCA R=2"),
     "rcca-r2-ccl": ("RCCA, R = 2, with the category consistent loss", "RCCA R=2"),
     "nonlocal": ("non-local", "non-local, sdpa"),
-    "rcca-t5": ("3D RCCA, R = 3, clips of 5", None),  # cost-cpu.jsonl holds pictures alone
+    "rcca-t5": ("3D RCCA, R = 3, clips of 5", None),  # cost-cpu.jsonl holds images alone, no clips
 }
 
 
@@ -47,7 +47,7 @@ def spread(values: list[float]) -> str:
 
 
 def contexts_table() -> str:
-    """Return the table of the context modules on CamVid's test pictures."""
+    """Return the table of the context modules on CamVid's test images."""
     costs = {line["module"]: line for line in lines_of(RESULTS / "cost-cpu.jsonl")}
     rows = [
         "| context | seeds | mIoU % | global accuracy % | mean accuracy % | parameters | GFLOPs | saved MB | peak MB |",
@@ -67,7 +67,7 @@ def contexts_table() -> str:
 
 
 def classes_table() -> str:
-    """Return each class's IoU on CamVid's test pictures, the mean over the seeds."""
+    """Return each class's IoU on CamVid's test images, the mean over the seeds."""
     found = {title: last_evaluations(name) for name, (title, _) in CONFIGURATIONS.items()}
     found = {title: runs for title, runs in found.items() if runs}
     names = list(next(iter(found.values()))[0]["iou"])
@@ -94,10 +94,10 @@ def cost_table() -> str:
 
 def half_precision_table() -> str:
     """Return how many pixels keep their class in half precision."""
-    rows = ["| network | pictures | bfloat16 % | float16 % |", "|---|---|---|---|"]
+    rows = ["| network | images | bfloat16 % | float16 % |", "|---|---|---|---|"]
     (line,) = lines_of(RESULTS / "half-precision-demo.jsonl")
     shares = [f"{100 * line['kept'][amp]:.2f}" for amp in ("bf16", "fp16")]
-    rows.append(f"| {' | '.join(['`make demo`, drawn val', str(line['pictures']), *shares])} |")
+    rows.append(f"| {' | '.join(['`make demo`, synthetic val', str(line['pictures']), *shares])} |")
     return "\n".join(rows)
 
 
