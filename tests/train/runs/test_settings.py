@@ -1,0 +1,172 @@
+"""The settings of every training command, without a preset and in its demo, as numbers: a change here changes results."""
+
+import dataclasses
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from ccgpu.train import ade20k, camvid, cityscapes, command, lip
+from ccgpu.train.runs.settings import Settings
+
+# The paper's recipe for Cityscapes: what a setting is where neither recipe nor preset names it.
+DEFAULTS: dict[str, Any] = {
+    "preset": None,
+    "data": None,
+    "train_split": ("train",),
+    "val_split": ("val",),
+    "scenes": (400, 60),
+    "scenes_size": (512, 1024),
+    "clip": 1,
+    "backbone": "resnet101",
+    "stem": None,
+    "imagenet": None,
+    "context": "rcca",
+    "recurrence": None,
+    "gamma": 0.0,
+    "recompute": False,
+    "nonlocal_form": "sdpa",
+    "head_channels": 512,
+    "dropout": 0.1,
+    "auxiliary_weight": 0.4,
+    "ohem": None,
+    "ccl": False,
+    "ccl_weights": (1.0, 1.0, 0.001),
+    "ccl_margins": (0.5, 1.5),
+    "ccl_form": "piecewise",
+    "crop": (769, 769),
+    "short_sides": (),
+    "fit": False,
+    "scale": (0.75, 2.0),
+    "flip": True,
+    "iterations": 60000,
+    "batch": 8,
+    "lr": 0.01,
+    "momentum": 0.9,
+    "weight_decay": 0.0001,
+    "power": 0.9,
+    "seed": 0,
+    "amp": "off",
+    "channels_last": False,
+    "compile": False,
+    "eval": "sliding",
+    "eval_crop": (769, 769),
+    "eval_stride": (513, 513),
+    "eval_scales": (1.0,),
+    "eval_flip": False,
+    "eval_average": "logits",
+    "eval_short_side": None,
+    "eval_fit": None,
+    "baselines": False,
+    "eval_every": 5000,
+    "save_every": 1000,
+    "log_every": 50,
+    "tensorboard": True,
+    "device": "auto",
+    "workers": 4,
+}
+ADE20K = {
+    "train_split": ("training",),
+    "val_split": ("validation",),
+    "scenes_size": (384, 512),
+    "ccl": True,
+    "crop": (512, 512),
+    "short_sides": (300, 375, 450, 525, 600),
+    "scale": (1.0, 1.0),
+    "iterations": 160000,
+    "batch": 16,
+    "eval": "whole",
+    "eval_short_side": 450,
+    "eval_every": 16000,
+}
+LIP = {
+    "scenes_size": (320, 208),
+    "ccl": True,
+    "crop": (473, 473),
+    "fit": True,
+    "scale": (0.75, 1.25),
+    "iterations": 163190,
+    "batch": 28,
+    "lr": 0.007,
+    "weight_decay": 0.0005,
+    "eval": "whole",
+    "eval_fit": (473, 473),
+    "eval_every": 10880,
+}
+CAMVID = {
+    "scenes_size": (360, 480),
+    "crop": (360, 480),
+    "scale": (0.5, 2.0),
+    "iterations": 10000,
+    "eval": "whole",
+    "eval_every": 1000,
+}
+# What the demos of the three datasets of single images have in common.
+DEMO = {
+    "scenes": (160, 24),
+    "backbone": "resnet18",
+    "head_channels": 64,
+    "iterations": 360,
+    "batch": 4,
+    "lr": 0.04,
+    "channels_last": True,
+    "baselines": True,
+    "eval_every": 0,
+    "save_every": 120,
+    "log_every": 10,
+    "workers": 0,
+}
+PINNED: list[tuple[ModuleType, str | None, dict[str, Any]]] = [
+    (cityscapes, None, {}),
+    (
+        cityscapes,
+        "demo",
+        {**DEMO, "scenes_size": (128, 256), "crop": (97, 129), "scale": (0.75, 1.5), "eval": "whole"},
+    ),
+    (ade20k, None, ADE20K),
+    (
+        ade20k,
+        "demo",
+        {
+            **ADE20K,
+            **DEMO,
+            "scenes_size": (128, 192),
+            "crop": (97, 129),
+            "short_sides": (97, 113, 129, 145, 161),
+            "eval_short_side": None,
+        },
+    ),
+    (lip, None, LIP),
+    (lip, "demo", {**LIP, **DEMO, "scenes_size": (144, 96), "crop": (129, 97), "eval_fit": (129, 97)}),
+    (camvid, None, CAMVID),
+    (
+        camvid,
+        "demo",
+        {
+            "scenes": (120, 20),
+            "scenes_size": (96, 128),
+            "clip": 3,
+            "backbone": "resnet18",
+            "head_channels": 64,
+            "crop": (97, 129),
+            "scale": (0.75, 1.5),
+            "iterations": 300,
+            "batch": 2,
+            "lr": 0.04,
+            "eval": "whole",
+            "baselines": True,
+            "eval_every": 0,
+            "save_every": 100,
+            "log_every": 10,
+            "workers": 0,
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("module", "preset", "changes"), PINNED, ids=[f"{module.DATASET.name}-{preset}" for module, preset, _ in PINNED]
+)
+def test_settings_of_each_preset_are_pinned(module: ModuleType, preset: str | None, changes: dict[str, Any]) -> None:
+    values = command.presets(module.DATASET)[preset]
+    assert dataclasses.asdict(Settings(**values)) == {**DEFAULTS, **changes}
