@@ -28,8 +28,8 @@ class Labels:
         hint: what to do about a file with other values, for messages.
 
     Attributes:
-        to_train: uint8 (256,), id -> train id; 255 for ``void`` and for unknown values.
-        to_file: uint8 (256,), train id -> id; for what is no class the first of ``void``, or 0 without any.
+        to_train: uint8 (256,), id -> train id; 255 for `void` and for unknown values.
+        to_file: uint8 (256,), train id -> id; for what is no class the first of `void`, or 0 without any.
         known: uint8, every id that a file may hold, ascending.
 
     Raises:

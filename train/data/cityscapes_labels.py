@@ -1,9 +1,9 @@
 """The Cityscapes label table: the one source of class names, colours and ids.
 
-Label ids are what the ``*_gtFine_labelIds.png`` files hold. Train ids 0..18 are the classes a network
+Label ids are what the `*_gtFine_labelIds.png` files hold. Train ids 0..18 are the classes a network
 predicts; every other label has the train id 255 and counts neither in the loss nor in the evaluation.
 
-Source: the dataset's published table (cityscapesScripts, ``helpers/labels.py``); the tests compare every row
+Source: the dataset's published table (cityscapesScripts, `helpers/labels.py`); the tests compare every row
     with it.
 """
 
@@ -17,8 +17,8 @@ from ccgpu.models.labels import Labels
 class Label(NamedTuple):
     """One row of the Cityscapes table.
 
-    ``id``: value in labelIds files, -1 for what these files never hold. ``train_id``: class 0..18, 255 (-1
-    for the licence plate) where the label is no class. ``colour``: RGB, 0..255. ``ignored``: not counted in
+    `id`: value in labelIds files, -1 for what these files never hold. `train_id`: class 0..18, 255 (-1
+    for the licence plate) where the label is no class. `colour`: RGB, 0..255. `ignored`: not counted in
     the evaluation.
     """
 

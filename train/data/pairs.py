@@ -47,7 +47,7 @@ def find_by_name(
 ) -> list[Pair]:
     """Images of a folder with the label files of the same name in another folder, sorted by subfolder and name.
 
-    A name is the file's name without the suffix, upper or lower case (``a.JPG`` is image ``a``). Hidden
+    A name is the file's name without the suffix, upper or lower case (`a.JPG` is image `a`). Hidden
     files and files with other suffixes are no part of the dataset.
 
     Args:
@@ -56,10 +56,10 @@ def find_by_name(
         labels: folder of the label files; None: look for images only.
         image_suffixes: how the names of images end.
         label_suffix: how the names of label files end.
-        depth: how many folders deep the files lie: 1 for ``images/CITY/NAME.png``, with equal CITY for both.
+        depth: how many folders deep the files lie: 1 for `images/CITY/NAME.png`, with equal CITY for both.
 
     Returns:
-        At least one pair; the files exist but have not been opened (see ``check_pairs``).
+        At least one pair; the files exist but have not been opened (see `check_pairs`).
 
     Raises:
         FileNotFoundError: no such folder (the message names those there are), no images in it, or an image
@@ -137,7 +137,7 @@ def check_pairs(pairs: Sequence[Pair]) -> None:
     a palette of any depth, and as large as its image.
 
     Args:
-        pairs: what to check, from ``find_by_name``.
+        pairs: what to check, from `find_by_name`.
 
     Raises:
         ValueError: any file missing, unreadable, empty, truncated or neither PNG nor JPEG; sizes that differ; a
@@ -243,7 +243,7 @@ def read_pair(pair: Pair, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         FileNotFoundError: a file is missing.
         BadImage: a file cannot be decoded, sizes differ, the label is not single-channel or holds a value
-            that ``labels`` does not know. The message names the file.
+            that `labels` does not know. The message names the file.
     """
     decoded, _ = _decode(pair.image, _PICTURES)
     image = _rgb(decoded)

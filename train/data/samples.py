@@ -35,7 +35,7 @@ def read_clip(clip: Clip, labels: Labels, *, video: bool) -> tuple[np.ndarray, n
 
     Raises:
         FileNotFoundError: a file is missing.
-        BadImage: see ``read_pair``; frames of different sizes.
+        BadImage: see `read_pair`; frames of different sizes.
         ValueError: a clip of several frames where not `video`.
     """
     if not video:
@@ -60,12 +60,12 @@ class TrainStream(Dataset[dict[str, Any]]):
     """Training samples by position in an endless stream of shuffled epochs.
 
     Position s holds the clip number permutation(seed, s // n)[s % n] of the n clips, augmented with
-    ``numpy.random.default_rng((seed, s))``: nothing depends on what was read before.
+    `numpy.random.default_rng((seed, s))`: nothing depends on what was read before.
 
     Args:
-        clips: at least one; all of one length where ``video``, of one frame where not.
+        clips: at least one; all of one length where `video`, of one frame where not.
         labels: the ids that the label files may hold.
-        transform: (image, label, generator) -> (image tensor, label tensor), such as ``TrainTransform``.
+        transform: (image, label, generator) -> (image tensor, label tensor), such as `TrainTransform`.
         seed: 0 or more.
         length: number of positions, 0 or more: iterations x global batch.
         video: whether samples have an axis T.
@@ -73,7 +73,7 @@ class TrainStream(Dataset[dict[str, Any]]):
     Raises:
         ValueError: no clips, a negative seed or length.
 
-    A sample is a dict: ``image`` float32 (3, H, W) or (3, T, H, W), ``label`` int64 (H, W) or (T, H, W), ``names``
+    A sample is a dict: `image` float32 (3, H, W) or (3, T, H, W), `label` int64 (H, W) or (T, H, W), `names`
     the frames' names, a tuple of T.
     """
 
@@ -118,7 +118,7 @@ class TrainStream(Dataset[dict[str, Any]]):
 
 
 class StreamSampler(Sampler[list[int]]):
-    """Stream positions of each iteration, for ``DataLoader(..., batch_sampler=...)``.
+    """Stream positions of each iteration, for `DataLoader(..., batch_sampler=...)`.
 
     The global batch of iteration i is the positions i * batch_size .. (i + 1) * batch_size - 1, of which each
     process takes its contiguous part. To resume at an iteration is to start there.
@@ -163,12 +163,12 @@ class EvaluationSet(Dataset[dict[str, Any]]):
     """Every clip once, in order, at its own size.
 
     Args:
-        clips: (clip, first) as from ``evaluation_clips``: the frames before ``first`` count in another clip.
+        clips: (clip, first) as from `evaluation_clips`: the frames before `first` count in another clip.
         labels: the ids that the label files may hold.
-        transform: (image, label) -> (image tensor, label tensor), such as ``EvaluationTransform``.
+        transform: (image, label) -> (image tensor, label tensor), such as `EvaluationTransform`.
         video: whether samples have an axis T.
 
-    A sample is as in ``TrainStream``, with ``first``, an int. Clips may differ in length.
+    A sample is as in `TrainStream`, with `first`, an int. Clips may differ in length.
     """
 
     def __init__(
@@ -194,8 +194,8 @@ class EvaluationSet(Dataset[dict[str, Any]]):
 
 
 def evaluation_indices(length: int, rank: int = 0, world_size: int = 1) -> range:
-    """Samples that a process evaluates: every world_size-th from rank on, for ``DataLoader(...,
-    sampler=...)``.
+    """Samples that a process evaluates: every world_size-th from rank on, for `DataLoader(...,
+    sampler=...)`.
 
     Over all processes each sample occurs once; the last ones get fewer where the length does not divide (none
     is repeated to fill up, which would count its pixels twice).

@@ -22,7 +22,7 @@ def scaled_window(
     start: tuple[int, int],
     size: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a window out of the image or clip resized to ``scaled``, without resizing what lies outside of it.
+    """Cut a window out of the image or clip resized to `scaled`, without resizing what lies outside of it.
 
     The result is resize first, cut second: pixel (y, x) looks at ((start + (y, x) + 1/2) * original / scaled
     - 1/2), bilinear (with Pillow's smoothing where the image shrinks) for the image, the nearest pixel
@@ -68,7 +68,7 @@ class TrainTransform:
     """Random scale, random crop, flip, normalise: what one training sample goes through.
 
     The image is resized to factor * base size. The factor is uniform in [low, high]; the base size is the image's
-    own, or the one that ``short_sides`` or ``fit`` gives, with the image's aspect. The crop's corner is uniform over
+    own, or the one that `short_sides` or `fit` gives, with the image's aspect. The crop's corner is uniform over
     the positions inside the resized image. Where this is smaller than the crop, the rest at the right and the bottom
     is 0 after normalisation (the mean colour) and has the label 255. The flip is drawn with probability 1/2. All
     frames of a clip share what is drawn.
@@ -80,7 +80,7 @@ class TrainTransform:
         normalise: mean and std.
         short_sides: one of these, each as likely, is the shorter side of the base size, in pixels; none: the image's.
         fit: whether the base size is the largest that fits into the crop.
-        exchange: class -> class of the same thing in a flipped image, uint8 (256,) (see ``Dataset.exchange``); None:
+        exchange: class -> class of the same thing in a flipped image, uint8 (256,) (see `Dataset.exchange`); None:
             the same.
 
     Raises:

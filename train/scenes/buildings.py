@@ -1,6 +1,6 @@
 """The street of a synthetic scene: buildings, walls, fences, hedges, trees, poles, traffic lights, signs, bins.
 
-What lines a street is painted by ``side`` (-1 left, 1 right), metres from its middle and a stretch of metres
+What lines a street is painted by `side` (-1 left, 1 right), metres from its middle and a stretch of metres
 ahead.
 """
 

@@ -31,8 +31,8 @@ _NEAR = 0.3  # metres; what is nearer to the camera is cut off
 def by_id(values: Mapping[str, float], otherwise: float) -> np.ndarray:
     """Values (256,) by the ids of a scene.
 
-    What ``values`` does not name has the value of its Cityscapes label; where that is not named either,
-    ``otherwise``.
+    What `values` does not name has the value of its Cityscapes label; where that is not named either,
+    `otherwise`.
     """
     table = np.full(256, otherwise)
     for name, scene_id in ID.items():
@@ -44,9 +44,9 @@ def by_id(values: Mapping[str, float], otherwise: float) -> np.ndarray:
 class Camera:
     """Pinhole camera above a flat ground, looking along z.
 
-    ``width``, ``height``, ``focal``, ``centre`` (column of x = 0) and ``horizon`` (row of the far ground) are
-    pixels; ``eye`` is metres above the ground; ``bend`` curves the street: it shifts what lies z ahead by bend
-    * z * z metres; ``z`` is where on the street the camera is, metres.
+    `width`, `height`, `focal`, `centre` (column of x = 0) and `horizon` (row of the far ground) are
+    pixels; `eye` is metres above the ground; `bend` curves the street: it shifts what lies z ahead by bend
+    * z * z metres; `z` is where on the street the camera is, metres.
     """
 
     width: int
@@ -83,9 +83,9 @@ class Camera:
 
 @dataclass(frozen=True)
 class Light:
-    """Light of a scene: ``sun`` is -1 (from the left) or 1; ``haze`` the colour of far things; ``sight`` the
+    """Light of a scene: `sun` is -1 (from the left) or 1; `haze` the colour of far things; `sight` the
     metres
-    over which 63 % of a colour is lost; ``shade`` the brightness of faces in the shadow, 0..1."""
+    over which 63 % of a colour is lost; `shade` the brightness of faces in the shadow, 0..1."""
 
     sun: int
     haze: Colour
@@ -94,7 +94,7 @@ class Light:
 
 
 class Frame(NamedTuple):
-    """A place on the ground with a direction: ``yaw`` 0 looks along z, pi / 2 to the right (along x)."""
+    """A place on the ground with a direction: `yaw` 0 looks along z, pi / 2 to the right (along x)."""
 
     x: float
     z: float
@@ -120,12 +120,12 @@ class Frame(NamedTuple):
 
 
 def facing(x: float, z: float) -> Frame:
-    """Frame whose ``upright`` shapes face the camera, their first coordinate to the right."""
+    """Frame whose `upright` shapes face the camera, their first coordinate to the right."""
     return Frame(x, z, np.pi / 2)
 
 
 def disc(centre: tuple[float, float], radius: float, stretch: float = 1.0, corners: int = 14) -> np.ndarray:
-    """Flat shape (corners, 2) of an ellipse, ``stretch`` times as high as wide."""
+    """Flat shape (corners, 2) of an ellipse, `stretch` times as high as wide."""
     angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)
     return np.stack([centre[0] + radius * np.cos(angle), centre[1] + stretch * radius * np.sin(angle)], axis=1)
 
@@ -170,7 +170,7 @@ def choose(generator: np.random.Generator, colours: tuple[Colour, ...], spread: 
 class Canvas:
     """An image and its label ids, painted by the same polygons, nearest last.
 
-    Arguments:
+    Args:
         camera: from where.
         light: how far things look and which faces are dark.
         pixels: background, uint8 (H, W, 3).
@@ -191,7 +191,7 @@ class Canvas:
         self.polygons(points[None], None if colour is None else np.array([colour]), label, opacity)
 
     def polygons(self, points: np.ndarray, colours: np.ndarray | None, label: int | None, opacity: float = 1.0) -> None:
-        """Fill polygons (m, n, 3) in this order, colours (m, 3) or one (1, 3); None as in ``polygon``."""
+        """Fill polygons (m, n, 3) in this order, colours (m, 3) or one (1, 3); None as in `polygon`."""
         if (points[..., 2] < self.camera.z + _NEAR - 1e-6).any():  # what was cut ends at _NEAR, rounded
             for index, outline in enumerate(points):
                 seen, colour = self.camera.ahead(outline), colours if colours is None else colours[index % len(colours)]
@@ -211,11 +211,11 @@ class Canvas:
                 self._mark.polygon(outline, fill=label)
 
     def details(self, face: np.ndarray, parts: np.ndarray, colour: Colour | np.ndarray) -> None:
-        """Paint parts (n, 4) of a face (see ``patches``) that has its label already, in one or n colours."""
+        """Paint parts (n, 4) of a face (see `patches`) that has its label already, in one or n colours."""
         self.polygons(patches(face, np.atleast_2d(parts)), np.atleast_2d(np.asarray(colour, dtype=float)), None)
 
     def shadow(self, frame: Frame, start: float, end: float, half: float) -> None:
-        """Darken the ground under a thing from ``start`` to ``end`` metres ahead of its frame."""
+        """Darken the ground under a thing from `start` to `end` metres ahead of its frame."""
         side = 0.5 * self.light.sun
         corners = [
             (start, -half - side, 0),
@@ -238,7 +238,7 @@ class Canvas:
     ) -> dict[str, np.ndarray]:
         """Draw the visible faces of a box and return them for details to be put on.
 
-        Arguments:
+        Args:
             frame: its place and direction.
             along: from where to where, metres ahead.
             half: half its width, metres.
@@ -277,7 +277,7 @@ class Canvas:
         return seen
 
     def _brightness(self, face: np.ndarray) -> float:
-        """Between ``shade`` and 1.1 by the direction that a face looks to."""
+        """Between `shade` and 1.1 by the direction that a face looks to."""
         (ex, ey, ez), (rx, ry, rz) = (face[1] - face[0]).tolist(), (face[3] - face[0]).tolist()
         normal = ry * ez - rz * ey, rz * ex - rx * ez, rx * ey - ry * ex
         sun = 0.8 * self.light.sun, 0.5, -0.35

@@ -1,6 +1,6 @@
 """Synthetic datasets: a folder of images and labels that is a function of a few numbers, written atomically.
 
-What is drawn: street scenes (``scenes.py``), people (``scene_people.py``).
+What is drawn: street scenes (`scenes.py`), people (`scene_people.py`).
 """
 
 import json
@@ -22,7 +22,7 @@ Key = tuple[int, int]
 """Seed and number of a split, which together with an image's number decide the image."""
 
 Write = Callable[[Path, str, int, tuple[int, int], Key], None]
-"""(root, split, index, (height, width), key) -> image ``index`` of the split and its label, in their folders."""
+"""(root, split, index, (height, width), key) -> image `index` of the split and its label, in their folders."""
 
 
 def write_synthetic(
@@ -36,22 +36,22 @@ def write_synthetic(
 ) -> Path:
     """Write a synthetic dataset.
 
-    The folder appears atomically: it is written under another name beside ``root`` and renamed at
-    the end. A ``root`` that already holds what the same settings draw is left as it is.
+    The folder appears atomically: it is written under another name beside `root` and renamed at
+    the end. A `root` that already holds what the same settings draw is left as it is.
 
-    Arguments:
+    Args:
         root: the folder to write, absent, empty or with the same images.
         splits: number of images of each split, at least 1.
         size: height and width in pixels, each 32 or more.
         seed: 0 or more; another seed gives other images.
         layout: name of the dataset whose folders and labels these are.
-        write: draws and writes one image; see ``Write``.
+        write: draws and writes one image; see `Write`.
 
     Returns:
-        ``root`` as a Path.
+        `root` as a Path.
 
     Raises:
-        ValueError: an argument out of its range, or a ``root`` that holds something else.
+        ValueError: an argument out of its range, or a `root` that holds something else.
         OSError: the folder cannot be written; nothing is left of it.
     """
     root, splits = Path(root), {split: int(number) for split, number in splits.items()}
@@ -92,7 +92,7 @@ def write_synthetic(
 
 
 def _holds(root: Path, settings: dict[str, Any]) -> bool:
-    """Whether ``root`` has these images; False where it is absent or empty, ValueError for anything else."""
+    """Whether `root` has these images; False where it is absent or empty, ValueError for anything else."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
@@ -108,12 +108,12 @@ def _holds(root: Path, settings: dict[str, Any]) -> bool:
 
 
 def file_in(folder: Path, name: str) -> Path:
-    """``folder/name``, in a folder that is there from now on."""
+    """`folder/name`, in a folder that is there from now on."""
     folder.mkdir(parents=True, exist_ok=True)
     return folder / name
 
 
 def varied(size: tuple[int, int], generator: np.random.Generator) -> tuple[int, int]:
-    """Height and width between 0.8 and 1 of ``size``: photographs from the internet differ in size."""
+    """Height and width between 0.8 and 1 of `size`: photographs from the internet differ in size."""
     height, width = (max(_SMALLEST, round(side * generator.uniform(0.8, 1.0))) for side in size)
     return height, width

@@ -32,8 +32,8 @@ _SKIES: tuple[tuple[Colour, Colour, float, float], ...] = (
 class Street:
     """Course of a street: distances from the middle of the camera's lane in metres, index 0 left and 1 right.
 
-    ``road``: to the road's edge. ``beside``: width of what follows, and its label ("rail track", "parking"
-    or, at width 0, nothing). ``grass``, ``sidewalk``: widths of the next strips. ``front``: from there on to
+    `road`: to the road's edge. `beside`: width of what follows, and its label ("rail track", "parking"
+    or, at width 0, nothing). `grass`, `sidewalk`: widths of the next strips. `front`: from there on to
     the buildings, terrain.
     """
 
@@ -63,7 +63,7 @@ def weather(generator: np.random.Generator) -> tuple[Light, Colour]:
 
 
 def smooth_noise(shape: tuple[int, int], cell: float, generator: np.random.Generator) -> np.ndarray:
-    """Noise (H, W), mean 0 and deviation about 1, that changes over ``cell`` pixels."""
+    """Noise (H, W), mean 0 and deviation about 1, that changes over `cell` pixels."""
     rows, columns = (max(2, round(side / cell) + 1) for side in shape)
     grid = Image.fromarray(generator.standard_normal((rows, columns)).astype(np.float32))
     return np.asarray(grid.resize(shape[::-1], Image.Resampling.BICUBIC)) * 1.4  # resizing loses deviation
@@ -97,7 +97,7 @@ def background(
 def _ground(
     street: Street, across: np.ndarray, along: np.ndarray, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Colours (h, W, 3) and ids (h, W) of the ground, metres ``across`` (left is negative) and ``along`` it."""
+    """Colours (h, W, 3) and ids (h, W) of the ground, metres `across` (left is negative) and `along` it."""
     asphalt, paving, grass = (
         np.array(palette[generator.integers(len(palette))]) * generator.uniform(0.85, 1.15)
         for palette in (_ASPHALTS, _PAVINGS, _GRASSES)
@@ -147,9 +147,9 @@ def photograph(
 ) -> np.ndarray:
     """The image as a camera takes it: surface grain, exposure, colour cast, vignette and sensor noise.
 
-    Arguments:
+    Args:
         pixels: uint8 (H, W, 3).
-        grain: how much the brightness of each pixel's surface varies (share), (H, W); see ``GRAIN``.
+        grain: how much the brightness of each pixel's surface varies (share), (H, W); see `GRAIN`.
         lens: decides exposure, cast and vignette, which a video's frames share.
         sensor: decides grain and noise, which they do not; may be the same generator.
 

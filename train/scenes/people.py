@@ -38,13 +38,13 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Limb:
-    """An arm (shoulder, elbow, hand) or a leg (hip, knee, ankle) of a ``side``, "left" or "right"."""
+    """An arm (shoulder, elbow, hand) or a leg (hip, knee, ankle) of a `side`, "left" or "right"."""
 
     side: str
     joints: tuple[Point, Point, Point]
 
     def until(self, share: float, start: float = 0.0) -> list[tuple[Point, Point]]:
-        """The straight parts from ``start`` to ``share`` of its length, both in 0..1 and the middle joint at 0.5."""
+        """The straight parts from `start` to `share` of its length, both in 0..1 and the middle joint at 0.5."""
         pieces = []
         for number, (begin, end) in enumerate(zip(self.joints, self.joints[1:], strict=False)):
             low, high = (min(max(2 * value - number, 0.0), 1.0) for value in (start, share))
@@ -58,14 +58,14 @@ def _between(begin: Point, end: Point, share: float) -> Point:
 
 
 def _turned(start: Point, length: float, angle: float, sign: int) -> Point:
-    """Where something ends that hangs from ``start``, turned outwards by ``angle``."""
+    """Where something ends that hangs from `start`, turned outwards by `angle`."""
     return start[0] + sign * length * float(np.sin(angle)), start[1] - length * float(np.cos(angle))
 
 
 class Person:
     """Someone to be painted: pose, proportions and clothes.
 
-    Arguments:
+    Args:
         canvas: what they are painted on.
         place: where they stand.
         generator: decides everything else.
@@ -105,7 +105,7 @@ class Person:
         self.canvas.polygon(self.place.upright(shape), colour, label)
 
     def _cover(self, limb: Limb, width: float, colour: Colour, part: str, share: float, start: float = 0.0) -> None:
-        """Paint a limb from ``start`` to ``share`` of its length; half of it lies in the shade."""
+        """Paint a limb from `start` to `share` of its length; half of it lies in the shade."""
         shade = darker(colour, 0.88) if limb.side == "left" else colour
         for begin, end in limb.until(share, start):
             for joint in (begin, end):
@@ -113,7 +113,7 @@ class Person:
             self._draw(bar(begin, end, width), shade, part)
 
     def _body(self, wide: float, low: float, high: float) -> np.ndarray:
-        """Outline of the trunk from ``low`` to the shoulders at ``high``, ``wide`` times as wide as it is."""
+        """Outline of the trunk from `low` to the shoulders at `high`, `wide` times as wide as it is."""
         hips, waist, shoulders = (wide * self.broad * half for half in (0.155, 0.135, 0.205))
         right = [(hips, low), (waist, 1.14), (shoulders, high - 0.06), (shoulders - 0.05, high), (0.05, high + 0.04)]
         return np.array([*right, *((-x, y) for x, y in reversed(right))])
@@ -236,12 +236,12 @@ class Person:
 def draw_people(size: tuple[int, int], generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """An image of a person.
 
-    Arguments:
+    Args:
         size: height and width in pixels.
         generator: decides everything else.
 
     Returns:
-        uint8 (H, W, 3) RGB and uint8 (H, W), indices of ``PARTS``.
+        uint8 (H, W, 3) RGB and uint8 (H, W), indices of `PARTS`.
     """
     height, width = (side * _SUPERSAMPLING for side in size)
     whole = generator.random() < 0.75

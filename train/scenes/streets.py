@@ -41,7 +41,7 @@ Part = Callable[..., np.random.Generator]  # (name, number) of a part of the sce
 class Thing(NamedTuple):
     """What stands where when the camera is at 0, and how fast it moves along the street, in the camera's speed.
 
-    ``length`` is how many metres it extends ahead of its frame, 0 for what is flat.
+    `length` is how many metres it extends ahead of its frame, 0 for what is flat.
     """
 
     paint: Paint
@@ -55,7 +55,7 @@ class Thing(NamedTuple):
         return near, near + self.length
 
     def behind(self, other: "Thing") -> bool:
-        """Whether ``other`` can hide it: it is farther away, or stands beside ``other`` further outwards."""
+        """Whether `other` can hide it: it is farther away, or stands beside `other` further outwards."""
         begin, (near, far) = self.span()[0], other.span()
         return begin >= far or (begin > near and abs(self.frame.x) > abs(other.frame.x))
 
@@ -67,13 +67,13 @@ class Thing(NamedTuple):
 def draw_scene(size: tuple[int, int], generator: np.random.Generator, index: int) -> tuple[np.ndarray, np.ndarray]:
     """One street scene.
 
-    Arguments:
+    Args:
         size: height and width in pixels.
         generator: decides everything else.
         index: number of the image; three in a row show a tram, a bus and a truck.
 
     Returns:
-        uint8 (H, W, 3) RGB and scene ids uint8 (H, W), see ``scene_canvas.ID``.
+        uint8 (H, W, 3) RGB and scene ids uint8 (H, W), see `scene_canvas.ID`.
     """
     return _draw(size, lambda name, number=0: generator, index, 0.0)
 
@@ -84,14 +84,14 @@ def draw_frame(size: tuple[int, int], video: tuple[int, ...], travelled: float) 
     Each part of the scene has a generator of its own, so the same video shows the same things from wherever it
     is seen. Only the camera's noise differs from frame to frame.
 
-    Arguments:
+    Args:
         size: height and width in pixels.
-        video: numbers, 0 or more, that decide everything else; the last is the video's number, as ``index`` of
-            ``draw_scene``.
+        video: numbers, 0 or more, that decide everything else; the last is the video's number, as `index` of
+            `draw_scene`.
         travelled: metres that the camera has come, 0 or more; the street ends after 60.
 
     Returns:
-        as ``draw_scene``.
+        as `draw_scene`.
     """
 
     def part(name: str, number: int = 0) -> np.random.Generator:
@@ -188,7 +188,7 @@ def _roadsides(canvas: Canvas, street: Street, part: Part) -> None:
 
 
 def _stretches(second: str, generator: np.random.Generator) -> list[tuple[str, float, float]]:
-    """What lines one side of the street from where to where, the nearest first; ``second`` is the second kind."""
+    """What lines one side of the street from where to where, the nearest first; `second` is the second kind."""
     near = generator.uniform(3, 6)
     stretches: list[tuple[str, float, float]] = []
     while near < _FARTHEST:

@@ -189,7 +189,7 @@ def person(canvas: Canvas, frame: Frame, generator: np.random.Generator) -> None
 
 
 def _sitting(canvas: Canvas, frame: Frame, seat: float, reach: float, generator: np.random.Generator) -> None:
-    """A rider seen from the side: seat height in metres, ``reach`` metres ahead to the handlebar."""
+    """A rider seen from the side: seat height in metres, `reach` metres ahead to the handlebar."""
     label, coat, trousers = ID["rider"], choose(generator, CLOTHES), choose(generator, CLOTHES)
     shoulder = (0.3 * reach + 0.1, seat + 0.58)
     for shape, colour in (
