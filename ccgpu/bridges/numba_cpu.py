@@ -42,7 +42,7 @@ def why_not(call: Call) -> str | None:
 
 
 def suits(call: Call) -> bool:
-    """Tell whether the kernels are the faster choice, as measured (docs/kernels.md, "Which backend when").
+    """Tell whether the kernels are the faster choice, as measured (docs/backends.md, "Which is chosen when").
 
     They are where each thread has lines of every axis, and where nothing has to be converted: half precision is not.
     """
