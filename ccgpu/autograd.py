@@ -1,19 +1,22 @@
 """torch.ops.ccgpu.cca_forward and cca_backward: schemas and every rule torch asks for.
 
 The ops are opaque to torch.compile, torch.export and FakeTensor, which see the fake rules only; the backend is chosen
-when the op runs. Forward saves q, k, v, out and lse. Backward of backward goes through `formula`.
+when the op runs, and backward runs on the one that forward ran on. A compiled program chooses at each run instead, in
+either pass: a choice made while it is traced would tie it to the sizes that it is traced with.
+
+Forward saves q, k, v, out and lse. Backward of backward goes through `formula`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ccgpu import formula
-from ccgpu.checks import AUTOCAST_DEVICES
+from ccgpu import autocast, formula
 from ccgpu.dispatch import choose
 from ccgpu.layouts import energy_dtype
 
@@ -75,8 +78,17 @@ def _backward_fake(
 # Derivatives ----------------------------------------------------------------------------------------------------------
 
 
+def backend_of(q: Tensor, backend: str | None, v: Tensor | None = None) -> str | None:
+    """Return the name of the backend that has just run an op on real tensors; the arguments are those of `choose`.
+
+    Tensors that stand for others (of torch.compile, torch.export, FakeTensor) give `backend` back: nothing has run.
+    """
+    return choose(q, None, v).name if backend is None and type(q) in (Tensor, torch.nn.Parameter) else backend
+
+
 def _forward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, ctx.scale, ctx.backend = inputs
+    q, k, v, ctx.scale, backend = inputs
+    ctx.backend = backend_of(q, backend, v)
     ctx.save_for_backward(q, k, v, *output)
 
 
@@ -113,50 +125,49 @@ torch.library.register_autograd(BACKWARD, _backward_derivative, setup_context=_b
 # Autocast -------------------------------------------------------------------------------------------------------------
 
 
-def lowered(x: Tensor, device_type: str) -> Tensor:
-    """Return x in autocast's dtype; float64 stays float64."""
-    return x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(device_type))
-
-
-def lowered_maps(device_type: str, *maps: Tensor) -> list[Tensor]:
-    """Return maps in autocast's dtype: all of them take it, as in torch's matrix products."""
-    return [lowered(x, device_type) for x in maps]
-
-
 def _autocast(device_type: str) -> None:
     def kernel(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str | None) -> tuple[Tensor, Tensor]:
-        inputs = lowered_maps(device_type, q, k, v)
-        with torch.autocast(device_type, enabled=False):
+        inputs = autocast.lowered_maps(device_type, q, k, v)
+        with autocast.off(device_type):
             return torch.ops.ccgpu.cca_forward(*inputs, scale, backend)
 
     _LIBRARY.impl("cca_forward", kernel, f"Autocast{device_type.upper()}")
 
 
-for _device_type in AUTOCAST_DEVICES:
+for _device_type in autocast.DEVICES:
     _autocast(_device_type)
 
 
 # vmap -----------------------------------------------------------------------------------------------------------------
 
 
-def fold(x: Tensor, dim: int | None, size: int) -> Tensor:
+def _fold(x: Tensor, dim: int | None, size: int) -> Tensor:
     """Move the mapped axis into the batch: (B, ...) -> (size * B, ...)."""
     x = x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
     return x.flatten(0, 1)
 
 
-def _map(op: Any, tensors: int) -> Any:
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+def _unfold(x: Tensor, size: int) -> Tensor:
+    """Move the mapped axis out of the batch again: (size * B, ...) -> (size, B, ...)."""
+    return x.unflatten(0, (size, x.shape[0] // size))
+
+
+def vmap_rule(op: Any, tensors: int) -> Callable[..., tuple[Any, Any]]:
+    """Return the vmap rule of an op whose first arguments are this many tensors."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         size = info.batch_size
-        folded = [fold(x, dim, size) for x, dim in zip(args[:tensors], in_dims, strict=False)]
+        folded = [_fold(x, dim, size) for x, dim in zip(args[:tensors], in_dims, strict=False)]
         outputs = op(*folded, *args[tensors:])
-        return tuple(x.unflatten(0, (size, x.shape[0] // size)) for x in outputs), (0,) * len(outputs)
+        if isinstance(outputs, Tensor):
+            return _unfold(outputs, size), 0
+        return tuple(_unfold(x, size) for x in outputs), (0,) * len(outputs)
 
     return rule
 
 
-torch.library.register_vmap(FORWARD, _map(torch.ops.ccgpu.cca_forward, 3), lib=_LIBRARY)
-torch.library.register_vmap(BACKWARD, _map(torch.ops.ccgpu.cca_backward, 7), lib=_LIBRARY)
+torch.library.register_vmap(FORWARD, vmap_rule(torch.ops.ccgpu.cca_forward, 3), lib=_LIBRARY)
+torch.library.register_vmap(BACKWARD, vmap_rule(torch.ops.ccgpu.cca_backward, 7), lib=_LIBRARY)
 
 
 # FLOPs, for torch.utils.flop_counter ----------------------------------------------------------------------------------

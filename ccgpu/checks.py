@@ -9,23 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ccgpu.autocast import computed_dtype
 from ccgpu.kernels.array_checks import type_name
 from ccgpu.layouts import NAMES
-
-AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
 def shape_of(x: Tensor) -> str:
     """Return x's shape as it stands in messages."""
     return str(tuple(x.shape))
-
-
-def computed_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype that the op will see: autocast's where it is on, which leaves float64 alone."""
-    kind = x.device.type
-    if x.dtype != torch.float64 and kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return x.dtype
 
 
 def check_tensor(name: str, x: Tensor, function: str) -> None:

@@ -8,8 +8,12 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from ccgpu import arrays, formula
-from ccgpu.autograd import lowered_maps  # registers torch.ops.ccgpu
+from ccgpu import (
+    arrays,
+    autograd,  # noqa: F401  registers torch.ops.ccgpu.cca_forward
+    formula,
+)
+from ccgpu.autocast import lowered_maps
 from ccgpu.checks import check_inputs
 from ccgpu.dispatch import check_name
 from ccgpu.kernels.array_checks import check_scale

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ccgpu.autocast import computed_dtype
 from ccgpu.checks import (
     check_axes,
     check_device,
     check_dtype,
     check_key_shape,
     check_tensor,
-    computed_dtype,
     shape_of,
 )
 from ccgpu.layouts import energy_dtype, positions

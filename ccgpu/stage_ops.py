@@ -14,7 +14,6 @@ torch.export and FakeTensor, and the backend is chosen when the op runs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import Any
 
@@ -22,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from ccgpu.autograd import fold, lowered, lowered_maps
-from ccgpu.checks import AUTOCAST_DEVICES
+from ccgpu import autocast
+from ccgpu.autograd import backend_of, vmap_rule
 from ccgpu.dispatch import choose
-from ccgpu.layouts import empty_energies, energy_dtype
+from ccgpu.layouts import empty_energies
 
 _LIBRARY = torch.library.Library("ccgpu", "FRAGMENT")
 for _schema in (
@@ -69,15 +68,9 @@ def _aggregate_fake(weights: Tensor, values: Tensor, backend: str | None) -> Ten
 
 
 def _save_both(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    first, second, ctx.backend = inputs
+    first, second, backend = inputs
+    ctx.backend = backend_of(second, backend)
     ctx.save_for_backward(first, second)
-
-
-def _as_computed(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which autocast lowers nothing: a derivative keeps the dtype its op ran in."""
-    if device.type in AUTOCAST_DEVICES and torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
 
 
 def _derivative(of_first: Callable[..., Tensor], of_second: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -89,7 +82,7 @@ def _derivative(of_first: Callable[..., Tensor], of_second: Callable[..., Tensor
 
     def rule(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         first, second = ctx.saved_tensors
-        with _as_computed(second.device):
+        with autocast.off(second.device.type):  # a derivative keeps the dtype that its op ran in
             dfirst = of_first(gradient, first, second, ctx.backend) if ctx.needs_input_grad[0] else None
             dsecond = of_second(gradient, first, second, ctx.backend) if ctx.needs_input_grad[1] else None
         return dfirst, dsecond, None
@@ -121,46 +114,31 @@ for _name, _of_first, _of_second in (
 # Autocast -------------------------------------------------------------------------------------------------------------
 
 
-def lowered_weights(device_type: str, weights: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Return weights and values in autocast's dtype; weights stay wide where they are."""
-    weights = weights if weights.dtype == energy_dtype(v.dtype) else lowered(weights, device_type)
-    return weights, lowered(v, device_type)
-
-
 def _autocast(device_type: str) -> None:
     def affinity(q: Tensor, k: Tensor, backend: str | None) -> Tensor:
-        q, k = lowered_maps(device_type, q, k)
-        with torch.autocast(device_type, enabled=False):
+        q, k = autocast.lowered_maps(device_type, q, k)
+        with autocast.off(device_type):
             return torch.ops.ccgpu.affinity(q, k, backend)
 
     def aggregate(weights: Tensor, v: Tensor, backend: str | None) -> Tensor:
-        weights, v = lowered_weights(device_type, weights, v)
-        with torch.autocast(device_type, enabled=False):
+        weights, v = autocast.lowered_weights(device_type, weights, v)
+        with autocast.off(device_type):
             return torch.ops.ccgpu.aggregate(weights, v, backend)
 
     _LIBRARY.impl("affinity", affinity, f"Autocast{device_type.upper()}")
     _LIBRARY.impl("aggregate", aggregate, f"Autocast{device_type.upper()}")
 
 
-for _device_type in AUTOCAST_DEVICES:
+for _device_type in autocast.DEVICES:
     _autocast(_device_type)
 
 
 # vmap -----------------------------------------------------------------------------------------------------------------
 
 
-def _map(op: Any) -> Callable[..., tuple[Tensor, int]]:
-    def rule(info: Any, in_dims: tuple[int | None, ...], a: Tensor, b: Tensor, backend: str | None) -> Any:
-        size = info.batch_size
-        output = op(fold(a, in_dims[0], size), fold(b, in_dims[1], size), backend)
-        return output.unflatten(0, (size, output.shape[0] // size)), 0
-
-    return rule
-
-
-torch.library.register_vmap(AFFINITY, _map(torch.ops.ccgpu.affinity), lib=_LIBRARY)
-torch.library.register_vmap(AGGREGATE, _map(torch.ops.ccgpu.aggregate), lib=_LIBRARY)
-torch.library.register_vmap(TRANSPOSED, _map(torch.ops.ccgpu.aggregate_transposed), lib=_LIBRARY)
+torch.library.register_vmap(AFFINITY, vmap_rule(torch.ops.ccgpu.affinity, 2), lib=_LIBRARY)
+torch.library.register_vmap(AGGREGATE, vmap_rule(torch.ops.ccgpu.aggregate, 2), lib=_LIBRARY)
+torch.library.register_vmap(TRANSPOSED, vmap_rule(torch.ops.ccgpu.aggregate_transposed, 2), lib=_LIBRARY)
 
 
 # FLOPs, for torch.utils.flop_counter ----------------------------------------------------------------------------------

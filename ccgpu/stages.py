@@ -8,11 +8,14 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from ccgpu import arrays, formula
-from ccgpu.autograd import lowered_maps
+from ccgpu import (
+    arrays,
+    formula,
+    stage_ops,  # noqa: F401  registers torch.ops.ccgpu.affinity, aggregate and aggregate_transposed
+)
+from ccgpu.autocast import lowered_maps, lowered_weights
 from ccgpu.dispatch import check_name
 from ccgpu.stage_checks import check_affinity, check_aggregate
-from ccgpu.stage_ops import lowered_weights  # registers torch.ops.ccgpu.affinity, aggregate and aggregate_transposed
 from ccgpu.transforms import by_formula, without_rule
 
 

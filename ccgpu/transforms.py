@@ -15,7 +15,7 @@ from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
-from ccgpu.checks import AUTOCAST_DEVICES
+from ccgpu import autocast
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ def without_rule(*tensors: Tensor) -> bool:
 def by_formula(function: Callable[..., T], lower: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> T:
     """Return a function of `formula` of the tensors; under autocast of lower(device type, *tensors), as the ops do."""
     kind = tensors[0].device.type
-    if not (kind in AUTOCAST_DEVICES and torch.is_autocast_enabled(kind)):
+    if not autocast.is_on(kind):
         return function(*tensors)
-    with torch.autocast(kind, enabled=False):
+    with autocast.off(kind):
         return function(*lower(kind, *tensors))

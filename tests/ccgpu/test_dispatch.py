@@ -35,15 +35,14 @@ def ran(monkeypatch):
             self.backend = backend
 
         def __getattr__(self, name):
-            return getattr(self.backend.module, name)
+            if name == "why_not":
+                return self.backend.module.why_not
 
-        def forward(self, *arguments):
-            names.append(self.backend.name)
-            return self.backend.module.forward(*arguments)
+            def record(*arguments):
+                names.append(self.backend.name if name == "forward" else f"{self.backend.name} {name}")
+                return getattr(self.backend.module, name)(*arguments)
 
-        def backward(self, *arguments):
-            names.append(f"{self.backend.name} backward")
-            return self.backend.module.backward(*arguments)
+            return record
 
     monkeypatch.setattr(dispatch, "BACKENDS", tuple(b._replace(module=Recorder(b)) for b in dispatch.BACKENDS))
     return names
@@ -74,6 +73,85 @@ def test_environment_variable_forces_and_the_argument_wins(ran, monkeypatch):
     monkeypatch.setenv("CCGPU_BACKEND", "")
     ccgpu.cca(Q, Q, Q)
     assert ran[-1] == "numba_cpu"
+
+
+# Backward runs on the backend that forward ran on ---------------------------------------------------------------------
+
+
+def set_backend(monkeypatch):
+    monkeypatch.setenv("CCGPU_BACKEND", "reference")
+
+
+def set_threads(monkeypatch):
+    """More threads than lines: the choice would now be `cpu`."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
+
+
+changes = pytest.mark.parametrize("change", [set_backend, set_threads])
+
+
+def stages_of(q, k, v):
+    return ccgpu.aggregate(ccgpu.affinity(q, k).softmax(1), v)
+
+
+@changes
+def test_backward_runs_on_what_forward_ran_on(ran, monkeypatch, change):
+    q = Q.clone().requires_grad_()
+    out = ccgpu.cca(q, Q, Q)
+    change(monkeypatch)
+    out.sum().backward()
+    assert ran == ["numba_cpu", "numba_cpu backward"]
+    ccgpu.cca(Q, Q, Q)
+    assert ran[2] in ("reference", "cpu")
+
+
+@changes
+def test_derivatives_of_the_stages_run_on_what_they_ran_on(ran, monkeypatch, change):
+    q, k, v = (Q.clone().requires_grad_() for _ in "qkv")
+    out = stages_of(q, k, v)
+    change(monkeypatch)
+    first = torch.autograd.grad(out.square().sum(), (q, k, v), create_graph=True)
+    torch.autograd.grad(sum(x.square().sum() for x in first), (q, k, v))
+    assert len(ran) > 10
+    assert {name.partition(" ")[0] for name in ran} == {"numba_cpu"}
+
+
+@changes
+def test_backward_of_lowered_inputs_runs_on_what_forward_ran_on(ran, monkeypatch, change):
+    """The choice falls on the dtype of autocast: half precision does not suit `numba_cpu`."""
+    q = Q.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = ccgpu.cca(q, Q, Q) + stages_of(q, Q, Q)
+    change(monkeypatch)
+    out.float().sum().backward()
+    assert q.grad.dtype == torch.float32
+    assert {name.partition(" ")[0] for name in ran} == {"cpu"}
+
+
+def test_second_derivatives_do_not_depend_on_a_change_between_the_passes(ran, monkeypatch):
+    def penalty(change):
+        q, k, v = (x.double().requires_grad_() for x in (Q, 2 * Q, 3 * Q))
+        out = ccgpu.cca(q, k, v)
+        change()
+        (dq,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+        return torch.autograd.grad(dq.square().sum(), (q, k, v))
+
+    unchanged, changed = penalty(lambda: None), penalty(lambda: set_backend(monkeypatch))
+    assert ran == ["numba_cpu", "numba_cpu backward", "numba_cpu backward"] * 2  # of out, and of dout's own graph
+    for a, b in zip(unchanged, changed, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_compiled_program_chooses_at_each_run(ran, monkeypatch):
+    """It is traced once, without a choice: one would tie it to the sizes that it was traced with."""
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda q: (ccgpu.cca(q, Q, Q) + stages_of(q, Q, Q)).sum(), backend="aot_eager")
+    for name in ("cpu", "reference"):
+        monkeypatch.setenv("CCGPU_BACKEND", name)
+        del ran[:]
+        compiled(Q.clone().requires_grad_()).backward()
+        assert f"{name} backward" in ran
+        assert {entry.partition(" ")[0] for entry in ran} == {name}
 
 
 def test_bad_environment_variable_is_named(monkeypatch):
