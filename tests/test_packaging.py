@@ -1,5 +1,6 @@
 """The wheel: one top-level name, usable next to other people's `kernels`, `models` and `train`."""
 
+import configparser
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+TREES = ("ccgpu", "kernels", "models", "train")
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +19,7 @@ def wheel(tmp_path_factory):
     """Build the wheel from a copy of the tracked files."""
     folder = tmp_path_factory.mktemp("build")
     source = folder / "source"
-    for name in ("ccgpu", "kernels", "models", "train"):
+    for name in TREES:
         for path in (ROOT / name).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 target = source / path.relative_to(ROOT)
@@ -64,12 +66,24 @@ def test_one_top_level_name(wheel):
     assert {n for n in names if not n.endswith(".dist-info")} == {"ccgpu"}
 
 
-def test_wheel_holds_every_module(wheel):
+def test_wheel_holds_every_file(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
-    for folder in ("kernels", "models", "train"):
-        for path in (ROOT / folder).glob("*.py"):
-            assert f"ccgpu/{folder}/{path.name}" in held
-    assert "ccgpu/py.typed" in held
+    for folder in TREES:
+        inside = "" if folder == "ccgpu" else "ccgpu/"
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                assert f"{inside}{path.relative_to(ROOT).as_posix()}" in held
+
+
+def test_every_folder_with_modules_is_a_package_of_its_name():
+    """An editable install finds what setup.cfg lists, and no more."""
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    listed = settings["options"]["packages"].split()
+    folders = {path.parent.relative_to(ROOT) for tree in TREES for path in (ROOT / tree).rglob("*.py")}
+    names = {".".join(folder.parts if folder.parts[0] == "ccgpu" else ("ccgpu", *folder.parts)) for folder in folders}
+    assert listed == sorted(names)
+    assert all((ROOT / folder / "__init__.py").is_file() for folder in folders)
 
 
 def test_works_next_to_foreign_packages(environment):
@@ -88,11 +102,30 @@ def test_works_next_to_foreign_packages(environment):
     ]
 
 
-def test_command_runs_from_the_wheel(environment):
+COMMANDS = ["cityscapes", "ade20k", "lip", "camvid", "evaluate", "predict", "attention", "export", "convert", "cost"]
+
+
+def test_commands_run_from_the_wheel(environment):
     answer = environment(
-        "import runpy; sys.argv = ['x', '--help']\nrunpy.run_module('ccgpu.train.cityscapes', run_name='__main__')"
+        "import contextlib, io, runpy\n"
+        f"for name in {COMMANDS}:\n"
+        "    sys.argv = [name, '--help']\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        runpy.run_module(f'ccgpu.train.{name}', run_name='__main__')\n"
     )
+    assert answer.count("usage: ") == len(COMMANDS)
     assert "--data" in answer
+
+
+def test_the_wheel_has_what_is_read_beside_the_modules(environment):
+    """The CUDA sources and the page of `train.attention`."""
+    answer = environment(
+        "from ccgpu.kernels.cuda import configurations\n"
+        "from ccgpu.train import attention\n"
+        "print(len(configurations.source(configurations.configuration('forward', 'f32', 1, 64, "
+        "configurations.Limits((9, 0), 227 * 1024)))) > 1000, '__DATA__' in attention.PAGE.read_text())\n"
+    )
+    assert answer.split() == ["True", "True"]
 
 
 def test_command_runs_from_a_checkout_with_nothing_installed():
