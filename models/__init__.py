@@ -1,4 +1,7 @@
-"""Networks out of `ccgpu.cca` and torch: the attention modules and what they are compared with, backbones, CCNet."""
+"""CCNet and its parts: criss-cross attention as modules, the other context modules, backbones and heads.
+
+Networks are built from `ccgpu.cca` and torch alone; `train` builds on them and is not needed to use one.
+"""
 
 from ccgpu.models.attention import RCCA, CrissCrossAttention, attention_map, attention_weights
 from ccgpu.models.backbones import build_backbone, load_imagenet

@@ -1,8 +1,8 @@
-"""Criss-cross attention as modules, and the map of what one position attends to.
+"""Criss-cross attention as modules, and attention maps: how much one position attends to every other.
 
-`CrissCrossAttention` is one loop, `RCCA` the same loop with the same weights applied several times (CCNet,
-Huang et al., ICCV 2019, sections 3.2 and 3.3). What they share with other attentions on feature maps is
-`GatedAttention`. All hold the same parameters under the same names, so their checkpoints interchange.
+`CrissCrossAttention` is one loop of attention; `RCCA` applies the same loop with the same weights several times
+(CCNet, Huang et al., ICCV 2019, sections 3.2 and 3.3). `GatedAttention` is their base class, which non-local attention
+(`ccgpu.models.context`) shares. All have the same parameters under the same names, so their checkpoints interchange.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import ccgpu
 
-# One convolution for each number of position axes.
+# Number of position axes -> the convolution for them, and how messages write the shape.
 _CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _AXES = {1: "(B, C, W)", 2: "(B, C, H, W)", 3: "(B, C, T, H, W)"}
 
@@ -33,7 +33,7 @@ def require_int(function: str, name: str, value: Any, minimum: int) -> None:
 
 
 def check_position(function: str, at: Iterable[int], size: tuple[int, ...]) -> tuple[int, ...]:
-    """Return `at` as a tuple of ints, or raise unless it is one position inside of `size`."""
+    """Return `at` as a tuple of ints; raise unless it is a position inside of `size`."""
     try:
         position = tuple(operator.index(index) for index in at)
     except TypeError:
@@ -48,16 +48,15 @@ def check_position(function: str, at: Iterable[int], size: tuple[int, ...]) -> t
 
 
 class GatedAttention(nn.Module, ABC):
-    """x + gamma * mix(query_conv(x), key_conv(x), value_conv(x)): what attentions on feature maps share.
+    """x + gamma * mix(query_conv(x), key_conv(x), value_conv(x)): the base class of attention on feature maps.
 
     The three convolutions are 1x1 with bias; queries and keys have `in_channels // reduction` channels (at
-    least one), values have `in_channels`. A subclass says in `mix` who attends to whom.
+    least one), values have `in_channels`. A subclass implements `mix`, which decides who attends to whom.
 
-    gamma is learned and starts at 0, so a fresh module is the identity. That is on purpose: inserted behind
-    pretrained layers it leaves their features as they are, and training brings attention in as far as it
-    lowers the loss (the gradient of gamma is not 0, only that of the three convolutions is, until gamma has
-    moved). It takes thousands of steps to get anywhere: start a short training, or a test of attention by itself,
-    at 1.
+    gamma is learned and starts at 0, so a fresh module is the identity: inserted behind pretrained layers it leaves
+    their features unchanged, and training brings attention in as far as it lowers the loss. (At gamma = 0 the three
+    convolutions have no gradient, but gamma itself has one.) Gamma takes thousands of steps to move away from 0:
+    initialise it to 1 for a short training or for a test of attention by itself.
 
     `load_state_dict` also takes mmcv's `gamma.scale` (shape ()) for `gamma` (shape (1,)), and the weights of
     a module with other `dims`: a 1x1 kernel (D, C, 1, 1) is the same matrix as (D, C, 1, 1, 1). `state_dict`
@@ -67,14 +66,14 @@ class GatedAttention(nn.Module, ABC):
         in_channels: C, channels of x and of the output; 1 or more.
         reduction: C // reduction channels for queries and keys; 1 or more. 8 in the paper.
         dims: position axes of x: 1, 2 (images) or 3 (clips).
-        gamma: where gamma starts, finite; 0 in the paper.
-        recompute: keep only x from forward to backward, and compute q, k, v and the attention once more in
-            backward: less memory for one more forward. Values and derivatives are the same. It may be assigned later
+        gamma: initial value of gamma, finite; 0 in the paper.
+        recompute: save only x for backward, and compute q, k, v and the attention again in backward: less memory for
+            one more forward pass. Values and derivatives are the same. It may be assigned later
             (`module.recompute = True`).
 
     Shape:
         x and the output: (B, C, *S) with `dims` axes in S, floating point, any memory format. The output has
-        x's dtype; under autocast the wider one of x's and autocast's.
+        x's dtype; under autocast the wider of x's dtype and autocast's.
 
     Raises:
         TypeError: a size is not an int.
@@ -111,16 +110,16 @@ class GatedAttention(nn.Module, ABC):
         return self.attend(x)
 
     def attend(self, x: Tensor) -> Tensor:
-        """Return gamma * mix(query_conv(x), key_conv(x), value_conv(x)) + x for an x that was checked."""
+        """Return gamma * mix(query_conv(x), key_conv(x), value_conv(x)) + x; x has passed `check_input`."""
         if self.recompute:
-            # Nothing in it is random, so no generator's state has to be kept.
+            # Nothing in it is random, so the generator's state need not be saved.
             return checkpoint(self._attend, x, use_reentrant=False, preserve_rng_state=False)
         return self._attend(x)
 
     def _attend(self, x: Tensor) -> Tensor:
         out = self.mix(self.query_conv(x), self.key_conv(x), self.value_conv(x))
-        # Autocast makes out 16 bit and leaves gamma at 32; without the cast the product, and so the map
-        # handed to the next layer, would silently become 32 bit.
+        # Under autocast out is 16 bit and gamma 32 bit. Without the cast their product, and with it the next layer's
+        # input, would silently become 32 bit.
         return self.gamma.to(out.dtype) * out + x
 
     def check_input(self, x: Tensor) -> None:
@@ -144,8 +143,8 @@ class GatedAttention(nn.Module, ABC):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         theirs, ours = f"{prefix}gamma.scale", f"{prefix}gamma"
-        # mmcv keeps gamma in a submodule of its own, as a 0-d tensor. Anything else under this name is left
-        # to torch's report of unexpected and misshapen entries.
+        # mmcv has gamma in a submodule, as a 0-d tensor. Any other tensor of this name stays where it is, so that torch
+        # reports it as unexpected.
         if theirs in state_dict and ours not in state_dict and state_dict[theirs].ndim == 0:
             state_dict[ours] = state_dict.pop(theirs).reshape(1)
         for convolution in ("query_conv", "key_conv", "value_conv"):
@@ -157,28 +156,28 @@ class GatedAttention(nn.Module, ABC):
 
 
 class CrissCrossAttention(GatedAttention):
-    """x + gamma * (criss-cross attention of x): every position looks along its own row and column.
+    """x + gamma * (criss-cross attention of x): every position attends to its own row and column.
 
         out = gamma * cca(query_conv(x), key_conv(x), value_conv(x)) + x
 
-    Energies are not scaled: there is no 1/sqrt(D) in the paper. Parameters, the start from gamma = 0 and
-    what `load_state_dict` takes: see `GatedAttention`.
+    Energies are not scaled: there is no 1/sqrt(D) in the paper. `GatedAttention` describes the parameters, why gamma
+    starts at 0, and what `load_state_dict` takes.
 
-    Takes the place of the authors' `CC_module(in_dim)` / `CrissCrossAttention(in_dim)` and of mmcv's
-    `CrissCrossAttention(in_channels)`: the parameters carry the same names (`query_conv`, `key_conv`,
-    `value_conv`, `gamma`).
+    A drop-in replacement for the authors' `CC_module(in_dim)` / `CrissCrossAttention(in_dim)` and for mmcv's
+    `CrissCrossAttention(in_channels)`: the parameters have the same names (`query_conv`, `key_conv`, `value_conv`,
+    `gamma`).
 
     Args:
         in_channels: C, channels of x and of the output; 1 or more.
         reduction: C // reduction channels for queries and keys; 1 or more. 8 in the paper.
-        dims: position axes of x: 1, 2 (images) or 3 (clips: every position looks along T, H and W).
-        gamma: where gamma starts; 0 in the paper.
+        dims: position axes of x: 1, 2 (images) or 3 (clips: every position attends along T, H and W).
+        gamma: initial value of gamma; 0 in the paper.
         recompute: save only x for backward, see `GatedAttention`; False saves q, k, v and the output too.
-        backend: name of the backend that `ccgpu.cca` shall use; None chooses by the tensors.
+        backend: name of a backend of `ccgpu.cca`; None chooses one by the tensors.
 
     Shapes and errors: as in `GatedAttention`.
 
-    Source: the paper, section 3.2 and equations 1 and 2; the 3D form is that of the TPAMI version.
+    Source: the paper, section 3.2 and equations 1 and 2; the 3D form is from the TPAMI version.
 
     Examples:
         >>> import torch
@@ -215,25 +214,24 @@ class CrissCrossAttention(GatedAttention):
 
 
 class RCCA(CrissCrossAttention):
-    """Recurrent criss-cross attention: `CrissCrossAttention` applied `recurrence` times, same weights each
-    time.
+    """Recurrent criss-cross attention: `CrissCrossAttention` applied `recurrence` times with the same weights.
 
         x_0 = x
         x_r = gamma * cca(query_conv(x_{r-1}), key_conv(x_{r-1}), value_conv(x_{r-1})) + x_{r-1},  r = 1 ... R
         out = x_R
 
-    After R = 2 loops every position of a 2D map has information from every other (R = 3 for 3D): the first
-    loop brings u' to the crossing of its row with u's column, the second brings it from there to u. R = 0 is
-    the identity.
+    After R = 2 loops every position of a 2D map has information from every other (R = 3 for 3D): the first loop brings
+    information from u' to the position where the row of u' crosses the column of u, the second from there to u. R = 0
+    is the identity.
 
     Args:
-        in_channels: as in `CrissCrossAttention`; so are reduction, dims, gamma, backend, shapes and errors.
-        recompute: every loop saves its input alone: R maps for backward instead of about 3 R (97x97, C = 512,
-            float32, R = 2: 39 MB instead of 125).
-        recurrence: R, 0 or more. It is no part of the state dict: checkpoints of any R, and of
+        in_channels, reduction, dims, gamma, backend: as in `CrissCrossAttention`; so are shapes and errors.
+        recurrence: R, 0 or more. The state dict does not depend on it: checkpoints of any R, and of
             `CrissCrossAttention`, interchange. It may be assigned later (`module.recurrence = 3`).
+        recompute: every loop saves only its input: R feature maps for backward instead of about 3 R (97x97, C = 512,
+            float32, R = 2: 39 MB instead of 125).
 
-    Source: the paper, section 3.3; R = 2 in 2D is its choice, R = 3 in 3D that of the TPAMI version.
+    Source: the paper, section 3.3; R = 2 in 2D is its choice, R = 3 in 3D is from the TPAMI version.
 
     Examples:
         >>> import torch
@@ -273,28 +271,28 @@ class RCCA(CrissCrossAttention):
 def attention_map(
     module: CrissCrossAttention, x: Tensor, at: Iterable[int], *, recurrence: int | None = None
 ) -> Tensor:
-    """How much position `at` of the output attends to each position of x, over all loops of the module.
+    """Return how much position `at` of the output attends to each position of x, over all loops of the module.
 
     Loop r aggregates values by out = A_r v, where the row A_r[u] holds u's attention weights: zero outside
     u's criss-cross, non-negative, summing to 1. The map is the row `at` of the product
 
         A_R ... A_2 A_1
 
-    so it is non-negative and sums to 1 as well. It is computed without forming a matrix: `cca` is linear in
-    v, so a row times A_r is the gradient of cca(q_r, k_r, v) with respect to a one-channel v, and R such
-    steps lead from a one at `at` back to x. It is the attention alone: gamma, the value convolution and the
-    path around the attention (+ x) decide what is carried along these weights, not the weights, so they enter
-    only through the x_r that later loops see.
+    so it is non-negative and sums to 1 as well. No matrix is formed: `cca` is linear in v, so a row times A_r is the
+    gradient of cca(q_r, k_r, v) with respect to a one-channel v, and R such steps lead from a row that is 1 at `at`
+    and 0 elsewhere back to x. The map shows the attention weights alone. Gamma, the value convolution and the residual
+    path (+ x) decide what these weights transport, not the weights themselves; they enter only through the inputs x_r
+    of the later loops.
 
     Args:
         module: a `CrissCrossAttention` (one loop) or an `RCCA` (R loops; with R = 0 the map is 1 at `at`).
         x: the module's input, (B, C, *S).
-        at: the position in S, one int an axis, e.g. (y, x); each from 0 to its size - 1.
+        at: the position in S, one int for each axis, e.g. (y, x); each from 0 to its size - 1.
         recurrence: R, 0 or more; None: the module's.
 
     Returns:
-        (B, *S), x's device, float32 (float64 for a float64 x); detached from the graph. Works under
-        `torch.no_grad` and `torch.inference_mode`; writes no gradient into the module's parameters.
+        (B, *S) on x's device, float32 (float64 for a float64 x), detached from the graph. It works under
+        `torch.no_grad` and `torch.inference_mode`, and writes no gradient into the module's parameters.
 
     Raises:
         TypeError: module is no `CrissCrossAttention`, or `at` is not ints.
@@ -305,8 +303,8 @@ def attention_map(
     recurrence = _loops("attention_map", module, x, recurrence)
     size = tuple(x.shape[2:])
     position = check_position("attention_map", at, size)
-    # The rows come from autograd, which neither no_grad nor inference_mode of the caller may switch off; the
-    # copy is what turns an inference tensor into one that autograd may save.
+    # The rows are computed by autograd, so the caller's no_grad or inference_mode must not apply here. Autograd cannot
+    # save an inference tensor, but it can save a copy of one.
     with torch.inference_mode(False):
         x = x.detach().clone()
         loops = _queries_and_keys(module, x, recurrence)
@@ -320,10 +318,10 @@ def attention_map(
 
 @torch.no_grad()
 def attention_weights(module: CrissCrossAttention, x: Tensor, *, recurrence: int | None = None) -> list[Tensor]:
-    """How much every position attends to each position of its criss-cross, loop by loop: the rows of A_1, ..., A_R.
+    """Return how much every position attends to each position of its criss-cross, for each loop.
 
-    They are what `attention_map` multiplies: row `at` of A_R ... A_1. R N K numbers for N positions with K neighbours,
-    instead of the N^2 of all maps.
+    These are the entries of A_1, ..., A_R on the criss-crosses; `attention_map` computes a row of the product of these
+    matrices. They are R N K numbers for N positions with K neighbours, instead of the N^2 of all maps.
 
     Args:
         module, x, recurrence: as in `attention_map`.
@@ -343,7 +341,7 @@ def attention_weights(module: CrissCrossAttention, x: Tensor, *, recurrence: int
 
 
 def _loops(function: str, module: Any, x: Tensor, recurrence: int | None) -> int:
-    """Return R after a check of the module, its input and R."""
+    """Check the module, its input and recurrence, and return R."""
     if not isinstance(module, CrissCrossAttention):
         raise TypeError(
             f"{function}: module must be a CrissCrossAttention or RCCA, "
@@ -369,7 +367,7 @@ def _queries_and_keys(module: CrissCrossAttention, x: Tensor, recurrence: int) -
 
 def _row_times_weights(row: Tensor, q: Tensor, k: Tensor, backend: str | None) -> Tensor:
     """Return row A for the attention weights A of q and k; row is (B, 1, *S)."""
-    # The caller's autocast would round each of the R products to 16 bit.
+    # Under the caller's autocast each of the R products would be rounded to 16 bit.
     with torch.enable_grad(), torch.autocast(row.device.type, enabled=False):
         v = torch.zeros_like(row, requires_grad=True)
         out = ccgpu.cca(q.to(row.dtype), k.to(row.dtype), v, backend=backend)

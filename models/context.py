@@ -1,7 +1,7 @@
-"""Modules that bring context into a feature map, to be compared with RCCA: non-local, PSP, ASPP.
+"""The context modules that the paper compares RCCA with: non-local attention, pyramid pooling (PSP) and ASPP.
 
-All map (B, C, H, W) to (B, C, H, W), so each can stand where the head has its `RCCA`; `build_context` makes them
-by name. Norm and activation are the head's: `nn.BatchNorm2d` and a leaky ReLU (or another of `ACTIVATIONS`).
+All map (B, C, H, W) to (B, C, H, W), so each can replace the `RCCA` of the head; `build_context` builds any of them by
+name. Norm and activation are the head's: `nn.BatchNorm2d` and a leaky ReLU (or another of `ACTIVATIONS`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def activation_layer(name: str) -> nn.Module:
 def convolution(
     in_channels: int, channels: int, kernel: int = 3, *, dilation: int = 1, activation: str = "leaky_relu"
 ) -> nn.Sequential:
-    """Convolution without bias that keeps the map's size, batch norm, activation; kernel is odd."""
+    """Return a convolution without bias that keeps the map's size, batch norm and activation; kernel must be odd."""
     padding = dilation * (kernel // 2)
     return nn.Sequential(
         nn.Conv2d(in_channels, channels, kernel, padding=padding, dilation=dilation, bias=False),
@@ -39,24 +39,24 @@ def convolution(
 
 
 class NonLocal(GatedAttention):
-    """x + gamma * (dense attention of x): every position looks at all N = H W of them.
+    """x + gamma * (dense attention of x): every position attends to all N = H W positions.
 
         out_u = gamma * sum_i softmax_i(q_u . k_i) v_i + x_u,    q, k, v = query_conv(x), key_conv(x), value_conv(x)
 
-    The block that the paper compares RCCA with: the same convolutions (C // reduction channels for q and k), the
-    same gamma, and no scale either; parameters and their names are those of `CrissCrossAttention` and state dicts
+    The block that the paper compares RCCA with. It has the convolutions (C // reduction channels for q and k) and the
+    gamma of `CrissCrossAttention` and does not scale energies either; parameters have the same names, so state dicts
     interchange. Multiplications and additions: 2 N C (2 D + C) + 2 N^2 (D + C), 108 GFLOPs at 97x97 for C = 512,
     D = 64.
 
     Args:
         in_channels, reduction, dims, gamma, recompute: as in `GatedAttention`; so are shapes and errors.
-        form: how it is computed; the function is the same.
-            "materialised": the B matrices of N x N weights are formed, and kept for backward, as in public code.
+        form: how the same function is computed.
+            "materialised": the B matrices of N x N weights are formed, and saved for backward, as in public code.
             "sdpa": `torch.nn.functional.scaled_dot_product_attention`, which forms no such matrix where torch has a
-            fused kernel for the call. On the CPU it has one only for D = C, so there the matrix is formed as well.
+            fused kernel for the call. On the CPU torch has one only for D = C, so there the matrix is formed as well.
 
     Raises:
-        ValueError: form is none of the two.
+        ValueError: another form.
 
     Source: Wang et al., Non-local Neural Networks, CVPR 2018, equations 1, 3 (embedded Gaussian) and 6; gamma and C / 8
     as in the authors' code, after Zhang et al., Self-Attention Generative Adversarial Networks, ICML 2019.
@@ -78,12 +78,12 @@ class NonLocal(GatedAttention):
         self.form = form
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return the values (B, C, *S), each position's a mean of all, weighted by softmax(q^T k)."""
+        """Return for each position the mean of all values, weighted by softmax(q^T k): (B, C, *S)."""
         q, k, mixed = q.flatten(2), k.flatten(2), v.flatten(2)
         if self.form == "materialised":
             weights = torch.bmm(q.transpose(1, 2), k).softmax(-1)
             return torch.bmm(mixed, weights.transpose(1, 2)).view(v.shape)
-        # One head; the fused kernels want the channels of a position side by side.
+        # One head; the fused kernels need the channels of a position next to each other in memory.
         q, k, mixed = (x.transpose(1, 2).unsqueeze(1).contiguous() for x in (q, k, mixed))
         return F.scaled_dot_product_attention(q, k, mixed, scale=1.0).squeeze(1).transpose(1, 2).view(v.shape)
 
@@ -93,13 +93,13 @@ class NonLocal(GatedAttention):
 
 
 class PyramidPooling(nn.Module):
-    """Means over 1x1, 2x2, 3x3 and 6x6 parts of the map, beside the map itself (PSPNet).
+    """The map concatenated with its means over 1x1, 2x2, 3x3 and 6x6 parts, then fused (PSPNet).
 
         out = fuse([x, up(branch_1(mean_1(x))), ..., up(branch_6(mean_6(x)))])
 
-    mean_n averages over n x n parts, a branch is a 1x1 convolution to C // 4 channels (at least one), up resizes to
-    x's size (bilinear, corners aligned as in the head), fuse is a 3x3 convolution from twice C to C channels; each
-    convolution has norm and activation. About 36 N C^2 multiplications and additions: 89 GFLOPs at 97x97, C = 512.
+    mean_n averages over n x n parts, a branch is a 1x1 convolution to C // 4 channels (at least one), up resizes to x's
+    size (bilinear, corners aligned as in the head), fuse is a 3x3 convolution from 2 C to C channels; each convolution
+    is followed by norm and activation. About 36 N C^2 multiplications and additions: 89 GFLOPs at 97x97, C = 512.
 
     The norm behind mean_1 sees one value an image and channel: in train mode it needs 2 images in the global
     batch, and torch raises ValueError for one.
@@ -133,14 +133,14 @@ class PyramidPooling(nn.Module):
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: the map seen at several dilations, and its mean (DeepLabv3).
+    """Atrous spatial pyramid pooling: convolutions of the map at several dilations, and its mean (DeepLabv3).
 
         out = fuse([point(x), dilated_12(x), dilated_24(x), dilated_36(x), pooled(mean(x))])
 
-    point is a 1x1 convolution, dilated_r a 3x3 one with dilation r (the rates for output stride 8), pooled a 1x1 one
-    on the mean over all positions, which goes back to every position; each to C channels. fuse is a 1x1 convolution
-    from 5 C to C; each convolution has norm and activation. About 66 N C^2 multiplications and additions:
-    163 GFLOPs at 97x97, C = 512.
+    point is a 1x1 convolution, dilated_r a 3x3 convolution with dilation r (the rates for output stride 8), and pooled
+    a 1x1 convolution of the mean over all positions, whose result every position receives; each has C output channels.
+    fuse is a 1x1 convolution from 5 C to C channels; each convolution is followed by norm and activation. About 66 N
+    C^2 multiplications and additions: 163 GFLOPs at 97x97, C = 512.
 
     The norm behind the mean sees one value an image and channel: in train mode it needs 2 images in the global
     batch, and torch raises ValueError for one.
@@ -153,7 +153,7 @@ class ASPP(nn.Module):
         (B, C, H, W) -> (B, C, H, W), floating point.
 
     Source: Chen et al., Rethinking Atrous Convolution for Semantic Image Segmentation, 2017, section 3.3; its
-    branches have 256 channels, here they have C to fit RCCA's place.
+    branches have 256 channels; here they have C, to replace `RCCA`.
     """
 
     RATES = (12, 24, 36)
@@ -186,23 +186,23 @@ def build_context(
     recompute: bool = False,
     backend: str | None = None,
 ) -> nn.Module | None:
-    """Return the context module `name` for maps of so many channels, or None where there is none.
+    """Return the context module `name` for maps with `channels` channels, or None for no module.
 
     Args:
         name: "none", "rcca" (`RCCA`), "nonlocal" (`NonLocal`), "psp" (`PyramidPooling`) or "aspp" (`ASPP`).
         channels: C, 1 or more.
-        recurrence: of rcca: its loops; 0 is no module.
-        dims: position axes, 2 or 3, of rcca and nonlocal. psp and aspp take images only: they are to see each
+        recurrence: loops of rcca; 0 is no module.
+        dims: position axes of rcca and nonlocal, 2 or 3. psp and aspp take images only, so the head gives them each
             frame of a clip by itself.
-        gamma: of rcca and nonlocal: where their gamma starts.
-        nonlocal_form: of nonlocal: its form.
-        activation: of psp and aspp: "leaky_relu" or "relu".
-        recompute: of rcca and nonlocal: save the input alone for backward.
-        backend: of rcca: as in `ccgpu.cca`.
+        gamma: initial value of gamma in rcca and nonlocal.
+        nonlocal_form: the `form` of nonlocal.
+        activation: "leaky_relu" or "relu", in psp and aspp.
+        recompute: rcca and nonlocal save only their input for backward.
+        backend: for rcca, as in `ccgpu.cca`.
 
     Raises:
         TypeError: a size is not an int.
-        ValueError: an argument outside of its values; recompute for a module that cannot.
+        ValueError: an argument outside of its values; recompute for a module without it.
     """
     if name not in CONTEXTS:
         raise ValueError(f"build_context: name must be one of {CONTEXTS}, got {name!r}; pass one of these.")

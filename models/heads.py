@@ -1,11 +1,10 @@
-"""The two heads of `CCNet`: the criss-cross head and the auxiliary one, and how clips become frames for them.
+"""The two heads of `CCNet`, the criss-cross head and the auxiliary head, and the conversion of clips to frames.
 
-The norm of both heads is `nn.BatchNorm2d` followed by an activation, by default a leaky ReLU: what the authors'
-InPlaceABN computes (but that it scales by |weight| + 1e-5: in a file of theirs a negative weight means its absolute
-value). They are two plain modules on purpose: a function that swaps every `nn.BatchNorm2d` and `nn.Dropout2d` for a
-kind that works over all processes keeps the activation. The activation has a name of its own inside the sequences, so
-the numbers of the other entries, and with them the keys of the state dict (`bottleneck.{0,1,3}`), are those of the
-authors' files.
+The authors' InPlaceABN is `nn.BatchNorm2d` followed by an activation (by default a leaky ReLU) here. It scales by
+|weight| + 1e-5, so a negative weight in their files means its absolute value. Norm and activation are two plain modules
+because the norm, like `nn.Dropout2d`, is replaced by one over all processes in distributed training; the activation
+must survive that. The activation has a name instead of a number inside the sequences, so the other entries keep the
+numbers of the authors' files, and the state dict their keys (`bottleneck.{0,1,3}`).
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from ccgpu.models.context import activation_layer, build_context, convolution
 
 
 class _Logits(nn.Conv2d):
-    """A convolution that autocast leaves in its weights' dtype, float32.
+    """A convolution that runs in its weights' dtype, float32, also under autocast.
 
-    Which logit is the largest hangs on small differences of large numbers: rounded to bfloat16, two and a half times as
-    many pixels change their class.
+    The predicted class depends on small differences between large logits: with logits rounded to bfloat16, two and a
+    half times as many pixels change their class.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits in the weights' dtype; outside of autocast as any convolution."""
-        if not torch.is_autocast_enabled(x.device.type):  # a context that changes nothing stays out of exported graphs
+        if not torch.is_autocast_enabled(x.device.type):  # keeps a useless autocast region out of exported graphs
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.to(self.weight.dtype))
@@ -37,7 +36,7 @@ class _Logits(nn.Conv2d):
 def _classifier(
     in_channels: int, channels: int, num_classes: int, dropout: float, activation: str, *, bias: bool
 ) -> OrderedDict[str, nn.Module]:
-    """3x3 convolution, batch norm, activation, dropout of whole channels, 1x1 convolution to classes."""
+    """Return 3x3 convolution, batch norm, activation, dropout of whole channels, 1x1 convolution to classes."""
     return OrderedDict(
         {
             "0": nn.Conv2d(in_channels, channels, 3, padding=1, bias=bias),
@@ -52,34 +51,35 @@ def _classifier(
 class CCHead(nn.Module):
     """Class logits from backbone features x: bottleneck([x, convb(context(conva(x)))]).
 
-    conva and convb are 3x3 convolutions with norm and activation, context is an `RCCA` or one of the modules it is
-    compared with, and bottleneck (3x3 convolution, norm, activation, dropout, 1x1 convolution) sees the features
-    from before the context beside those after it.
+    conva and convb are 3x3 convolutions with norm and activation, context is an `RCCA` or another context module, and
+    bottleneck (3x3 convolution, norm, activation, dropout, 1x1 convolution) takes x concatenated with the features that
+    have gone through the context module.
 
     Args:
         in_channels: channels of x.
         num_classes: channels of the logits.
         channels: channels of conva, the context, convb and the bottleneck; 512 in the paper.
         context: "none", "rcca", "nonlocal", "psp" or "aspp"; see `ccgpu.models.context.build_context`.
-        recurrence: loops of the criss-cross attention. 0 leaves it out, parameters included, as "none" does.
-        dims: 2 for images. 3 for clips: criss-cross and non-local attention then look along the time too, all other
-            modules see frame by frame.
-        embedding: channels of the context's output reduced by a 1x1 convolution, for the category consistent loss
-            (16 in the paper); 0 for none.
+        recurrence: loops of the criss-cross attention; 0 leaves it out, parameters included, as "none" does.
+        dims: 2 for images, 3 for clips. For clips, criss-cross and non-local attention also attend along time; all
+            other modules process each frame by itself.
+        embedding: channels to which a 1x1 convolution reduces the context module's output, for the category consistent
+            loss (16 in the paper); 0 for no embedding.
         dropout: probability of the channel dropout.
         activation: "leaky_relu" (slope 0.01) or "relu".
-        gamma: where the gamma of criss-cross and non-local attention starts; 0 in the paper.
+        gamma: initial value of gamma in criss-cross and non-local attention; 0 in the paper.
         nonlocal_form: "sdpa" or "materialised", how non-local attention is computed.
-        recompute: of criss-cross and non-local attention: save only each loop's input for backward.
+        recompute: criss-cross and non-local attention save only each loop's input for backward.
         backend: as in `ccgpu.cca`.
 
     Attributes:
-        cca: the `RCCA`, or None. context: another context module, or None.
+        cca: the `RCCA`, or None.
+        context: another context module, or None.
 
     Shape:
-        (B * T, in_channels, H, W) -> logits (B * T, num_classes, H, W) in the parameters' dtype also under autocast,
-        embedding (B * T, embedding, H, W); the frames
-        of a clip follow each other, T is the argument `frames` (1 for images).
+        (B * T, in_channels, H, W) -> logits (B * T, num_classes, H, W), in the parameters' dtype also under
+        autocast, and embedding (B * T, embedding, H, W). The frames of a clip follow each other; T is the argument
+        `frames` of `forward` (1 for images).
 
     Source: the paper, figure 2 and section 3.1; names, activation and dropout from the authors' code.
     """
@@ -114,7 +114,7 @@ class CCHead(nn.Module):
             recompute=recompute,
             backend=backend,
         )
-        # The published files' name for the attention is "cca"; other modules do not go under it.
+        # Published files call criss-cross attention "cca"; any other context module has a name of its own.
         self.cca = module if isinstance(module, RCCA) else None
         self.context = module if self.cca is None else None
         self.convb = convolution(channels, channels, activation=activation)
@@ -145,7 +145,7 @@ def as_clips(images: Tensor, frames: int) -> Tensor:
 
 
 class AuxiliaryHead(nn.Sequential):
-    """Class logits from the features before the last (a ResNet's layer3), which only training uses (deep supervision).
+    """Class logits from the features before the last (a ResNet's layer3), for deep supervision in training only.
 
     3x3 convolution with bias, norm, activation, dropout, 1x1 convolution, as `dsn` in the authors' code.
 

@@ -1,14 +1,15 @@
-"""The state-dict layouts in which CCNets and ResNets are published, and what each means in terms of `CCNet`.
+"""State-dict layouts in which CCNets and ResNets are published, and how each maps to a `CCNet`.
 
-A layout is more than names. Of the same ResNet and the same head, the authors' and mmsegmentation's networks differ in
-the stem, in the dilation of a stage's first block, in the max-pool's rounding, in the activation of the heads, in what
-images are normalised with and in align_corners. `recognise` therefore returns the arguments of `CCNet` beside names.
+A layout is more than names. With the same ResNet and the same head, the authors' and mmsegmentation's networks differ
+in the stem, the dilation of a stage's first block, the max-pool's rounding, the activation of the heads, the
+normalisation of images and align_corners. `recognise` therefore returns the arguments of `CCNet` along with the mapping
+of names.
 
-| layout | known by | config |
+| layout | recognised by the entries | config |
 |---|---|---|
 | the authors' CCNet | `head.conva.0.weight`, `conv1.weight` | deep stem, leaky ReLU, mean alone, align_corners |
 | mmsegmentation's CCNet, R-50/101-D8 | `decode_head.*`, `backbone.*` | v1c or 7x7 stem, halved dilation, floor, ReLU |
-| a ResNet: torchvision's, MIT's, mmsegmentation's v1c | `layer1.0.conv1.weight` | CCNet's own, with this backbone |
+| a ResNet: torchvision's, MIT's, mmsegmentation's v1c | `layer1.0.conv1.weight` | the defaults, with this backbone |
 """
 
 from __future__ import annotations
@@ -27,24 +28,24 @@ AUTHORS = "the authors' CCNet"
 MMSEGMENTATION = "mmsegmentation's CCNet"
 RESNET = "a ResNet"
 
-# What the authors' networks subtract from images, red, green, blue; they divide by nothing and take blue first.
+# The authors' networks subtract this mean (red, green, blue), do not divide by a std, and take channels blue first.
 AUTHORS_MEAN = (122.67891434, 116.66876762, 104.00698793)
-# InPlaceABN scales by |weight| + eps.
+# InPlaceABN scales by |weight| + this.
 INPLACE_ABN_EPS = 1e-5
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A published file in terms of this package.
+    """How to build a `CCNet` from a published file.
 
     Attributes:
-        name: what the layout is called in messages.
+        name: the layout's name in messages.
         config: arguments of `CCNet`.
-        their_name: our entry's name -> the name in the file; None for an entry that such files do not have.
-        convert: (our entry's name, value in the file) -> our value.
-        part: "" where the file fills the whole network, or the prefix of the entries that it fills.
-        ignored: names in the file that are no part of a CCNet, and are left aside.
-        notes: argument of `CCNet` -> in words, what was assumed of it because the file does not say.
+        their_name: name of our entry -> name in the file; None for an entry that such files do not have.
+        convert: (name of our entry, value in the file) -> our value.
+        part: prefix of the entries that the file fills; "" for the whole network.
+        ignored: names in the file that do not belong to a CCNet.
+        notes: argument of `CCNet` -> a sentence on the value that was assumed because the file does not say.
     """
 
     name: str
@@ -57,12 +58,12 @@ class Layout:
 
 
 def recognise(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Layout | None:
-    """Return the layout of a state dict, or None for one that is none of the module's table.
+    """Return the layout of a state dict, or None if it is in no layout of the table above.
 
     Args:
         state: the file's tensors by name.
-        meta: what the file says beside them; mmsegmentation keeps its config, as text, under "config" (versions 0.x) or
-            "cfg" (1.x).
+        meta: the file's metadata; mmsegmentation stores its config as text under "config" (versions 0.x) or "cfg"
+            (1.x).
     """
     if any(name.startswith("decode_head.") for name in state):
         return _mmsegmentation(state, meta)
@@ -74,7 +75,7 @@ def recognise(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Layout | 
 
 
 def _axis(state: Mapping[str, Tensor], name: str, axis: int, default: int) -> int:
-    """Return an extent of an entry; the default where it is missing, which comparing all entries then reports."""
+    """Return an extent of an entry, or the default where it is missing; `translate` reports it as missing later."""
     return state[name].shape[axis] if name in state and state[name].ndim > axis else default
 
 
@@ -103,7 +104,7 @@ def _authors(state: Mapping[str, Tensor]) -> Layout | None:
     def convert(ours: str, value: Tensor) -> Tensor:
         if ours == "backbone.conv1.weight":
             return value.flip(1)  # blue first -> red first
-        # Every 1-d weight is an InPlaceABN's.
+        # Every 1-d weight belongs to an InPlaceABN.
         return value.abs() + INPLACE_ABN_EPS if ours.endswith(".weight") and value.ndim == 1 else value
 
     return Layout(
@@ -162,7 +163,7 @@ def _mmsegmentation(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Lay
 
     def their_name(ours: str) -> str | None:
         if ours == "auxiliary_head.0.bias":
-            return None  # before a norm a bias of 0 is as good as none
+            return None  # the published head has no bias; 0 is equivalent
         prefix = next((prefix for prefix in prefixes if ours.startswith(prefix)), "")
         return prefixes.get(prefix, "") + ours.removeprefix(prefix)
 
@@ -196,24 +197,24 @@ def _resnet(state: Mapping[str, Tensor]) -> Layout | None:
         lambda _, value: value,
         part="backbone.",
         ignored=("fc.weight", "fc.bias"),
-        notes={"head": "the file has a backbone alone: the heads' weights are drawn anew"},
+        notes={"head": "the file has a backbone alone: the heads are randomly initialised"},
     )
 
 
 def translate(
     layout: Layout, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the weights under our names, and what keeps them from being used, one line an entry.
+    """Return the weights under our names, and a list of the entries that do not fit, one line for each.
 
     Args:
-        layout: what `recognise` said of the file.
+        layout: from `recognise`.
         state: the file's tensors by their names.
-        expected: the state dict of `CCNet(**config)`; shapes and dtypes count, so it may be on the meta device.
+        expected: the state dict of `CCNet(**config)`; only shapes and dtypes are used, so it may be on the meta device.
 
     Returns:
-        Entries for all of `expected`, or for those that begin with `layout.part`. Counters of batch norms
-        (`num_batches_tracked`), which old files do not have, are left out where the file does not have them. The
-        problems are entries that are missing, surplus, misshapen or of another kind, by the file's names.
+        The entries of `expected` that begin with `layout.part`, without the counters of batch norms
+        (`num_batches_tracked`) where the file does not have them, as old files do not; and the entries that are
+        missing, surplus, misshapen or of another kind, under the file's names.
     """
     weights: dict[str, Tensor] = {}
     problems = []

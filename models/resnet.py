@@ -1,7 +1,7 @@
-"""Dilated ResNets for dense prediction, and the ImageNet files they start from.
+"""Dilated ResNets for dense prediction, and loading of their ImageNet weights.
 
-The state dict has torchvision's names (and, for the deep stem, those of the authors' and the MIT
-scene-parsing files, which agree), so an ImageNet file fits as it is, apart from its classifier `fc`.
+The state dict's names are torchvision's (and for the deep stem those of the authors' and the MIT scene-parsing files,
+which agree), so an ImageNet file fits as it is, apart from its classifier `fc`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ccgpu.models.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from ccgpu.models.weights import fill, read_state_dict
 
 STEMS = ("deep", "7x7", "v1c")
-# Channels of the three 3x3 convolutions of the stems that have such.
+# Channels of the three 3x3 convolutions, for the stems that consist of three.
 _DEEP_STEMS = {"deep": (64, 64, 128), "v1c": (32, 32, 64)}
 # Residual blocks in layer1 ... layer4 (He et al., CVPR 2016, table 1).
 _BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-# Names of the v1c stem's parts: ours -> those of mmsegmentation's files.
+# Parts of the v1c stem: our name -> the name in mmsegmentation's files.
 V1C_STEM = {
     "conv1.": "stem.0.",
     "bn1.": "stem.1.",
@@ -28,8 +29,8 @@ V1C_STEM = {
     "conv3.": "stem.6.",
     "bn3.": "stem.7.",
 }
-# Whether the blocks are bottlenecks, and their number: what tells files apart. 34 and 152 are no networks of
-# this module, but files that are easily taken for one.
+# (Whether the blocks are bottlenecks, their numbers) -> depth, by which a file's network is recognised. This module
+# does not build depths 34 and 152, but recognises their files, to say what they are.
 _FILES: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, _BLOCKS[18]): 18,
     (False, (3, 4, 6, 3)): 34,
@@ -37,8 +38,8 @@ _FILES: dict[tuple[bool, tuple[int, ...]], int] = {
     (True, _BLOCKS[101]): 101,
     (True, (3, 8, 36, 3)): 152,
 }
-# Output stride -> strides and dilations of layer1 ... layer4. The stem and the max-pool have a stride of 4
-# before them. The first row is CCNet's; each further row gives one dilated stage its stride back.
+# Output stride -> strides and dilations of layer1 ... layer4; stem and max-pool before them have a stride of 4. The
+# first row is CCNet's; each further row gives one dilated stage its stride back.
 _STAGES = {
     8: ((1, 2, 1, 1), (1, 1, 2, 4)),
     16: ((1, 2, 2, 1), (1, 1, 1, 2)),
@@ -48,7 +49,7 @@ _WIDTHS = (64, 128, 256, 512)
 
 
 def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """Return the projection beside a block, or None where the input can be added as it is."""
+    """Return the projection in a block's shortcut, or None where the input can be added as it is."""
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(
@@ -106,28 +107,28 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet features at 1/8 of the input size: the strides of the last two stages become dilations.
+    """ResNet features at 1/8 of the input size: dilations replace the strides of the last two stages.
 
-    With output stride 8 the stages have strides 1, 2, 1, 1 and dilations 1, 1, 2, 4, the dilation being that
-    of every 3x3 convolution of a stage (mmsegmentation halves it in a stage's first block: `halved_dilation`). The
-    max-pool rounds up (ceil_mode), so an extent n becomes (n + 1) // 8 + 1: 769 -> 97, 1024 x 2048 -> 129 x 257.
+    With output stride 8 the stages have strides 1, 2, 1, 1 and dilations 1, 1, 2, 4. All 3x3 convolutions of a stage
+    have its dilation (mmsegmentation halves it in the stage's first block: `halved_dilation`). The max-pool rounds up
+    (ceil_mode), so an extent n becomes (n + 1) // 8 + 1: 769 -> 97, 1024 x 2048 -> 129 x 257.
 
-    Weights start from He's normal initialisation (fan out), batch norms from weight 1 and bias 0;
-    `load_imagenet` fills them from a file.
+    Weights have He's normal initialisation (fan out), batch norms weight 1 and bias 0; `load_imagenet` loads them from
+    a file.
 
     Args:
         depth: 18, 50 or 101.
-        stem: "deep", three 3x3 convolutions with 64, 64, 128 channels (CCNet's and the MIT files'), "7x7", one
-            convolution with 64 channels (torchvision's), or "v1c", three 3x3 ones with 32, 32, 64 (mmsegmentation's).
+        stem: "deep", three 3x3 convolutions with 64, 64, 128 channels (CCNet and the MIT files), "7x7", one convolution
+            with 64 channels (torchvision), or "v1c", three 3x3 convolutions with 32, 32, 64 channels (mmsegmentation).
         output_stride: 8, or 16 or 32 for smaller maps with less dilation.
-        halved_dilation: whether the first block of a dilated stage has half of its dilation (mmsegmentation's).
-        ceil_mode: whether the max-pool rounds up (the authors') or down (torchvision's and mmsegmentation's): an extent
-            n becomes (n - 1) // 8 + 1 then.
+        halved_dilation: whether the first block of a dilated stage has half the stage's dilation (mmsegmentation).
+        ceil_mode: whether the max-pool rounds up (the authors' code) or down (torchvision and mmsegmentation); if down,
+            an extent n becomes (n - 1) // 8 + 1.
 
     Attributes:
         channels: (channels of layer3, channels of layer4): (256, 512) for depth 18, (1024, 2048) for 50 and
             101.
-        mean, std: ImageNet's, which torchvision's files were trained with: red, green, blue, in units of 0..255.
+        mean, std: ImageNet's, with which torchvision's files were trained: red, green, blue, in units of 0..255.
 
     Shape:
         images (B, 3, H, W) -> (layer3, layer4), both (B, channels, H', W') at the output stride (layer3 at 16
@@ -146,8 +147,8 @@ class ResNet(nn.Module):
         (torch.Size([1, 256, 9, 5]), torch.Size([1, 512, 9, 5]))
     """
 
-    mean = (123.675, 116.28, 103.53)
-    std = (58.395, 57.12, 57.375)
+    mean = IMAGENET_MEAN
+    std = IMAGENET_STD
 
     def __init__(
         self,
@@ -220,8 +221,8 @@ def load_imagenet(resnet: ResNet, path: str | os.PathLike[str]) -> None:
 
     Torchvision's files fit the 7x7 stem, those of MIT scene parsing, which the authors start from, the deep one, and
     mmsegmentation's `resnet50_v1c` and `resnet101_v1c` the v1c one. The file is a state dict written by `torch.save`,
-    e.g. `resnet101-63fe2227.pth` or `resnet101-imagenet.pth`. Its classifier (`fc.*`) is left aside;
-    `ccgpu.models.weights.fill` says what of the rest must fit.
+    e.g. `resnet101-63fe2227.pth` or `resnet101-imagenet.pth`. Its classifier (`fc.*`) is ignored;
+    `ccgpu.models.weights.fill` says which of the other entries must fit.
 
     Args:
         resnet: the network to fill, on any device and of any floating dtype.
@@ -248,7 +249,7 @@ def load_imagenet(resnet: ResNet, path: str | os.PathLike[str]) -> None:
 
 
 def depth_of(state: Mapping[str, Tensor]) -> int | None:
-    """Return the depth (18, 34, 50, 101 or 152) of the ResNet that a state dict belongs to, None if it is of none."""
+    """Return the depth (18, 34, 50, 101 or 152) of the ResNet in a state dict, or None if there is no ResNet in it."""
     names = (name.split(".") for name in state)
     blocks = {(parts[0], parts[1]) for parts in names if len(parts) > 1}
     counts = tuple(sum(layer == f"layer{n}" for layer, _ in blocks) for n in range(1, 5))
@@ -256,7 +257,7 @@ def depth_of(state: Mapping[str, Tensor]) -> int | None:
 
 
 def _describe(state: Mapping[str, Tensor]) -> str | None:
-    """Say which ResNet a state dict belongs to, or None where its entries do not tell."""
+    """Return depth and stem of the ResNet in a state dict, in words; None where its entries do not tell."""
     depth = depth_of(state)
     if depth is None or "conv1.weight" not in state:
         return None

@@ -17,9 +17,9 @@ from ccgpu.models.weights import fill, read_state_dict
 class TimmBackbone(nn.Module):
     """The last two feature levels of a network of timm's, dilated so that both are at 1/8 of the input size.
 
-    timm builds it with `features_only=True, output_stride=8`. Its batch norms with an activation inside are taken
-    apart into `torch.nn.BatchNorm2d` and the activation, so that a function that swaps batch norms for a kind that
-    works over all processes keeps the activation. Weights are drawn anew; `load_imagenet` fills them.
+    timm builds it with `features_only=True, output_stride=8`. A batch norm with an activation inside is split into a
+    `torch.nn.BatchNorm2d` and the activation, so that the activation remains when distributed training replaces batch
+    norms by ones over all processes. Weights are randomly initialised; `load_imagenet` loads timm's.
 
     Args:
         name: timm's name, with or without the tag of its weights: "mobilenetv3_small_100" or
@@ -27,14 +27,14 @@ class TimmBackbone(nn.Module):
 
     Attributes:
         channels: the channels of the two levels.
-        mean, std: what timm trained the network with: red, green, blue, in units of 0..255.
+        mean, std: the normalisation that timm trained the network with: red, green, blue, in units of 0..255.
 
     Shape:
         images (B, 3, H, W) -> two maps (B, channels, H', W'), H' about H / 8 as the network rounds.
 
     Raises:
         ModuleNotFoundError: timm is not installed.
-        RuntimeError: timm is there and cannot be imported.
+        RuntimeError: timm is installed and cannot be imported.
         ValueError: timm has no network of this name, or cannot build it with features at 1/8.
     """
 
@@ -49,8 +49,8 @@ class TimmBackbone(nn.Module):
             )
         try:
             self.network = _build(name)
-        # What a network lacks, timm tells by errors of any kind: measured were TypeError, AssertionError (often
-        # without a word) and RuntimeError.
+        # timm reports what a network lacks by exceptions of any type: measured were TypeError, AssertionError (often
+        # without a message) and RuntimeError.
         except Exception as error:
             raise ValueError(
                 "build_backbone: name must be a network that timm can build with features_only=True and "
@@ -65,7 +65,7 @@ class TimmBackbone(nn.Module):
             )
         self.name = name
         self.channels = tuple(self.network.feature_info.channels())
-        # timm normalises images of 0..1.
+        # timm normalises images in 0..1.
         self.mean, self.std = (tuple(255 * x for x in self.network.pretrained_cfg[key]) for key in ("mean", "std"))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,12 +81,12 @@ class TimmBackbone(nn.Module):
 def load_imagenet(backbone: TimmBackbone, source: str | os.PathLike[str]) -> None:
     """Fill a backbone with timm's weights for its network, from timm's download or a file.
 
-    The weights must fit the whole classifier entry by entry; the backbone then takes its part of them.
+    The weights must fit the whole classifier entry by entry; the backbone then takes the entries that it has.
 
     Args:
         backbone: the network to fill, on any device and of any floating dtype.
-        source: "package": what timm downloads or has in its cache, for the tag in the name or timm's default one;
-            or a file: a state dict written by `torch.save`, with timm's names, its classifier included.
+        source: "package" for the weights that timm downloads or has in its cache, of the tag in the name or of timm's
+            default tag; or a file, a state dict written by `torch.save` with timm's names, classifier included.
 
     Raises:
         RuntimeError: timm cannot fetch the weights.
@@ -97,9 +97,9 @@ def load_imagenet(backbone: TimmBackbone, source: str | os.PathLike[str]) -> Non
     timm = _import_timm(backbone.name)
     if source == "package":
         try:
-            # With its classifier, because timm ignores missing and surplus entries where it builds features alone.
+            # With the classifier, because timm ignores missing and surplus entries when it builds features alone.
             whole = timm.create_model(backbone.name, output_stride=8, pretrained=True)
-        # The download's errors come from timm, the hub's client and the system.
+        # Errors of the download come from timm, from the hub's client or from the system.
         except Exception as error:
             raise RuntimeError(
                 f"load_imagenet: the weights of {backbone.name!r} must be in timm's cache or at the other end of the "
@@ -119,7 +119,7 @@ def _import_timm(name: str) -> ModuleType:
         raise ModuleNotFoundError(
             f"build_backbone: timm must be installed for 'timm:{name}', got {str(error)!r}; pip install timm."
         ) from error
-    # torchvision, which timm imports, fails with this beside a torch that it was not built for.
+    # timm imports torchvision, which raises this with a torch that it was not built for.
     except RuntimeError as error:
         raise RuntimeError(
             f"build_backbone: timm must be importable for 'timm:{name}', got {_reason(error)}; "
@@ -129,19 +129,19 @@ def _import_timm(name: str) -> ModuleType:
 
 
 def _build(name: str, **options: Any) -> Any:
-    """Return timm's network of the last two feature levels, its norms taken apart."""
+    """Return timm's network of the last two feature levels, its batch norms split from their activations."""
     import timm
 
     network = timm.create_model(name, features_only=True, output_stride=8, out_indices=(-2, -1), **options)
     for parent in list(network.modules()):
         for key, child in list(parent.named_children()):
             if type(child) is timm.layers.BatchNormAct2d:
-                setattr(parent, key, _taken_apart(child))
+                setattr(parent, key, _split(child))
     return network
 
 
-def _taken_apart(module: Any) -> nn.Sequential:
-    """Return timm's batch norm with activation as torch's batch norm with the same tensors, drop and activation."""
+def _split(module: Any) -> nn.Sequential:
+    """Return timm's batch norm with activation as torch's batch norm (with the same tensors), drop and activation."""
     norm = nn.BatchNorm2d(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
     for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         setattr(norm, key, tensor)

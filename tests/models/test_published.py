@@ -165,7 +165,7 @@ def test_resnet_file_fills_the_backbone(stem: str, tmp_path: Path, authors: Stat
         drawn.stages("", 50, 64)
         inner = drawn.state
     state = {**inner, "fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
-    with pytest.warns(UserWarning, match="drawn anew"):
+    with pytest.warns(UserWarning, match="randomly initialised"):
         net = CCNet.from_checkpoint(saved(state, tmp_path), num_classes=5, head_channels=16)
     assert net.backbone.stem == stem
     theirs = {name: v for name, v in net.backbone.state_dict().items() if not name.endswith("num_batches_tracked")}
