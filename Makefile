@@ -12,7 +12,7 @@ STAMP := $(VENV)/installed$(if $(EXTRAS),-$(EXTRAS))
 STAMP_TEST_CUDA := $(STAMP)-test-cuda
 STAMP_DOCS := $(STAMP)-docs
 OUT ?= runs/demo
-# The tests run in so many processes, each on one thread but where a test asks for more.
+# Number of test processes; each computes with one thread unless a test asks for more.
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
