@@ -1,25 +1,24 @@
-"""Files of whole networks: read those of any known layout, write our own.
+"""Files of whole networks: those of any known layout are read, our own are written; what ours hold is defined here.
 
-Our own file holds the arguments of `CCNet` and the labels beside the weights, so that whoever reads it needs no flags:
+A file of ours describes its network (`Description`), so that its reader needs no flags. There are two kinds:
 
-- safetensors, with `{"ccgpu": JSON}` as metadata, the JSON an object with "format", "network", "labels", "prediction",
-  "source" and "notes" (see `Checkpoint`);
-- of `torch.save`: {"ccgpu": the same as plain values, "state_dict": weights}.
+- a network to take along, which `write` and `python -m train.convert` write: safetensors with {"ccgpu": JSON of a
+  `Header`} as metadata, or `torch.save` of {"ccgpu": `Header`, "state_dict": weights};
+- a checkpoint of a training run, `last.pt`, which `train/runs/checkpoints.py` writes: `torch.save` of a
+  `RunCheckpoint`.
 
-The checkpoints of a training run (`last.pt`) hold "network", "labels", "prediction" and "model" beside what training
-needs to go on.
+Both hold plain values and tensors only, so that reading a file runs no code of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import safetensors.torch
 import torch
@@ -29,27 +28,83 @@ from ccgpu.models.ccnet import CCNet
 from ccgpu.models.published import recognise, translate
 from ccgpu.models.weights import check_tensors, differences, read_content, write_atomically
 
-FORMAT = 2
+# Raised whenever a key of the file changes its meaning; files of another format are refused.
+FORMAT = 2  # of `Header`
+RUN_FORMAT = 4  # of `RunCheckpoint`
 OWN = "a CCNet of ccgpu"
 FUNCTION = "CCNet.from_checkpoint"
-_RUN = ("iteration", "dataset", "settings")
+
+
+class Description(TypedDict):
+    """The keys by which every file of ours describes its network.
+
+    Attributes:
+        network: arguments of `CCNet`.
+        labels: the classes, {"names", "colours"} in the order of the logits and perhaps "ids" and "void" of label
+            files; None where they are not known.
+        prediction: how images are brought to the size that the network was trained for, and which classes a flipped
+            image exchanges: any of {"short_side": N, "fit": [H, W], "flip_pairs": [[class, class], ...]}.
+    """
+
+    network: dict[str, Any]
+    labels: dict[str, Any] | None
+    prediction: dict[str, Any]
+
+
+class Header(Description):
+    """The keys that a network to take along has beside its weights.
+
+    Attributes:
+        format: `FORMAT`.
+        source: the layout that the network came from, in words.
+        notes: what was assumed because the original file did not say, in words.
+    """
+
+    format: int
+    source: str
+    notes: list[str]
+
+
+class RunCheckpoint(Description):
+    """The keys of a training run's checkpoint: the network, and all that training needs to continue exactly.
+
+    Attributes:
+        format: `RUN_FORMAT`.
+        iteration: optimiser steps done.
+        position: samples drawn from the stream, iteration * batch.
+        dataset: name of the training command.
+        settings: all settings of the run by name.
+        data: digest of the training images' names, on whose order the stream of samples depends.
+        model: state dict of the network.
+        optimiser: state dict of the optimiser.
+        scaler: state dict of the gradient scaler, empty unless --amp is fp16.
+        random: state of all random generators, see `train/runs/checkpoints.random_state`.
+    """
+
+    format: int
+    iteration: int
+    position: int
+    dataset: str
+    settings: dict[str, Any]
+    data: str
+    model: dict[str, Any]
+    optimiser: dict[str, Any]
+    scaler: dict[str, Any]
+    random: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A network on its way between files.
+    """A network read from a file, or to be written to one.
 
     Attributes:
         network: arguments of `CCNet`, as plain values.
-        weights: state dict of that network, all of it or (a backbone's file) the entries of a part.
-        labels: the classes, {"names", "colours"} in the order of the logits and perhaps "ids" and "void" of label
-            files; None where the file does not say.
-        prediction: how images are brought to the size that the network was made for, and which classes a flipped image
-            exchanges: any of {"short_side": N, "fit": [H, W], "flip_pairs": [[class, class], ...]}.
+        weights: state dict of that network; of a backbone's file, the backbone's entries.
+        labels: the classes, see `Description`; None where the file does not say.
+        prediction: size of the images and exchanged classes, see `Description`.
         source: the layout that it came from, in words.
         notes: what was assumed because the file does not say, in words.
-        run: of a training run's checkpoint, what else it says of the run ("iteration", "dataset", "settings"); it is
-            not written to our own files.
+        run: "iteration", "dataset" and "settings" of a `RunCheckpoint`, None for other files. `write` leaves it out.
     """
 
     network: dict[str, Any]
@@ -69,8 +124,10 @@ def read(path: str | os.PathLike[str], **changes: Any) -> Checkpoint:
     if isinstance(content, Mapping) and "ccgpu" in content:
         return _own(path, content["ccgpu"], content.get("state_dict"), changes)
     if isinstance(content, Mapping) and {"model", "network", "iteration"} <= set(content):
-        found = _own(path, {**content, "format": FORMAT}, content["model"], changes)
-        return dataclasses.replace(found, run={name: content.get(name) for name in _RUN})
+        found = _described(path, content, content["model"], changes)
+        return dataclasses.replace(
+            found, run={name: content.get(name) for name in ("iteration", "dataset", "settings")}
+        )
     meta: Mapping[str, Any] = {}
     if isinstance(content, Mapping):
         meta = content.get("meta", {}) if isinstance(content.get("meta"), Mapping) else {}
@@ -98,7 +155,7 @@ def read(path: str | os.PathLike[str], **changes: Any) -> Checkpoint:
 
 
 def build(checkpoint: Checkpoint) -> CCNet:
-    """Return the network of a checkpoint with its weights, in eval mode; what the weights leave out is drawn anew."""
+    """Return the network of a checkpoint in eval mode; entries that the weights lack get random initial values."""
     net = CCNet(**checkpoint.network)
     net.load_state_dict({**net.state_dict(), **checkpoint.weights})
     return net.eval()
@@ -107,7 +164,7 @@ def build(checkpoint: Checkpoint) -> CCNet:
 def write(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     """Write a checkpoint as our own file: safetensors for the ending .safetensors, `torch.save`'s for .pt or .pth.
 
-    The file is there atomically; one of the same name is replaced.
+    The file is written atomically; one of the same name is replaced.
 
     Raises:
         ValueError: another ending, or weights that do not fill the network.
@@ -121,14 +178,14 @@ def write(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
             + "\n  ".join(problems)
             + "\npass the state dict of build(checkpoint)."
         )
-    header = {
-        "format": FORMAT,
-        "network": checkpoint.network,
-        "labels": checkpoint.labels,
-        "prediction": checkpoint.prediction,
-        "source": checkpoint.source,
-        "notes": list(checkpoint.notes),
-    }
+    header = Header(
+        format=FORMAT,
+        network=checkpoint.network,
+        labels=checkpoint.labels,
+        prediction=checkpoint.prediction,
+        source=checkpoint.source,
+        notes=list(checkpoint.notes),
+    )
     if path.suffix == ".safetensors":
         _write_tensors(path, checkpoint.weights, {"ccgpu": json.dumps(header, allow_nan=False)})
     else:
@@ -148,23 +205,29 @@ def _write_tensors(path: Path, weights: Mapping[str, Tensor], header: Mapping[st
     if path.suffix == ".safetensors":
         write_atomically(path, safetensors.torch.save(own, metadata=dict(header)))
     elif path.suffix in (".pt", ".pth"):
-        buffer = io.BytesIO()
-        torch.save({**header, "state_dict": own} if header else own, buffer)
-        write_atomically(path, buffer.getvalue())
+        content = {**header, "state_dict": own} if header else own
+        write_atomically(path, lambda file: torch.save(content, file))
     else:
         raise ValueError(f"write: path must end in .safetensors, .pt or .pth, got {str(path)!r}; choose one of these.")
 
 
 def _own(path: str | os.PathLike[str], header: Any, state: Any, changes: Mapping[str, Any]) -> Checkpoint:
-    """Return the checkpoint of a file of ours from its header and its weights."""
+    """Return a network to take along, from its file's header and weights."""
     known = isinstance(header, Mapping) and isinstance(header.get("network"), Mapping)
-    if not known or header["format"] != FORMAT:
+    if not known or header.get("format") != FORMAT:
         found = repr(header.get("format")) if isinstance(header, Mapping) else f"a {type(header).__name__} as header"
         raise ValueError(
             f"{FUNCTION}: {os.fspath(path)!r} must have format {FORMAT} with a network's arguments, got {found}; "
             "read it with the version of ccgpu that wrote it."
         )
-    network = {**header["network"], **changes}
+    return _described(path, header, state, changes)
+
+
+def _described(
+    path: str | os.PathLike[str], description: Mapping[str, Any], state: Any, changes: Mapping[str, Any]
+) -> Checkpoint:
+    """Return the network of a file of ours, of either kind."""
+    network = {**description["network"], **changes}
     weights = check_tensors(FUNCTION, path, state)
     problems = differences(weights, _skeleton(path, network))
     if problems:
@@ -172,15 +235,15 @@ def _own(path: str | os.PathLike[str], header: Any, state: Any, changes: Mapping
     return Checkpoint(
         network,
         weights,
-        header.get("labels"),
-        dict(header.get("prediction", {})),
-        header.get("source", OWN),
-        tuple(header.get("notes", ())),
+        description.get("labels"),
+        dict(description.get("prediction", {})),
+        description.get("source", OWN),
+        tuple(description.get("notes", ())),
     )
 
 
 def _skeleton(path: str | os.PathLike[str], network: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the state dict of `CCNet(**network)` without memory for its values."""
+    """Return the state dict of `CCNet(**network)` on the meta device: names, shapes and dtypes without values."""
     try:
         with torch.device("meta"):
             return CCNet(**network).state_dict()
@@ -199,7 +262,7 @@ def _misfit(path: str | os.PathLike[str], layout: str, problems: Sequence[str]) 
 
 
 def _mmsegmentation_labels(meta: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the classes that mmsegmentation's meta data name, in the order of the logits, or None."""
+    """Return the classes that mmsegmentation's metadata name, in the order of the logits; None where they name none."""
     inner = meta.get("dataset_meta", meta)  # versions 1.x and 0.x
     found = {
         key: next((inner[name] for name in (key, key.upper()) if name in inner), None) for key in ("classes", "palette")

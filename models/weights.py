@@ -1,13 +1,14 @@
-"""Files of weights: read with care, compared with a network entry by entry, written atomically."""
+"""Files of weights: read without running code, compared with a network entry by entry; atomic writes of any file."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -15,14 +16,14 @@ from torch import Tensor, nn
 
 
 def read_content(function: str, path: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]:
-    """Return what a file holds, on the CPU, and a safetensors file's metadata ({} for one of `torch.save`).
+    """Return the content of a file, on the CPU, and a safetensors file's metadata ({} for one of `torch.save`).
 
     Only tensors and plain values are unpickled (`weights_only=True`), so a file cannot run code. The file's first bytes
-    tell which kind it is, not its name. Messages begin with `function`.
+    tell which of the two kinds it is, not its name. Messages begin with `function`.
 
     Raises:
         FileNotFoundError: there is no file at path (any other OSError of opening it passes through).
-        ValueError: the file is damaged, or neither of the two.
+        ValueError: the file is damaged, or of another kind.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(
@@ -37,9 +38,8 @@ def read_content(function: str, path: str | os.PathLike[str]) -> tuple[Any, dict
             if start[8:] == b"{":
                 return _read_safetensors(path)
             return torch.load(file, map_location="cpu", weights_only=True), {}
-        # Cut short or with bytes changed, a file makes torch.load raise almost anything: measured were ten
-        # kinds, from RuntimeError and UnpicklingError to OSError, struct.error, UnicodeDecodeError and
-        # AssertionError.
+        # torch.load raises almost anything for a file that is cut short or has changed bytes: ten kinds were seen, from
+        # RuntimeError and UnpicklingError to OSError, struct.error, UnicodeDecodeError and AssertionError.
         except Exception as error:
             if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL (\S+) was not", str(error))):
                 raise ValueError(
@@ -59,18 +59,51 @@ def _read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], 
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file atomically: a kill in between leaves the former one. Text is written as UTF-8."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
+    """Write a file atomically: after a kill or an error path is the former file or the new one, never a part of it.
+
+    Args:
+        path: the file to write or to replace.
+        content: text (written as UTF-8), bytes, or a function that writes to the open file.
+
+    Raises:
+        OSError: the file cannot be written; the former one stays.
+    """
+    os.replace(write_partial(path, content), path)
+
+
+def write_partial(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> Path:
+    """Write content beside path, bring it to the disk, and return where: renamed to path it is an atomic write.
+
+    Arguments and errors are those of `write_atomically`. A killed process leaves the file there, an error does not.
+    """
+    partial = partial_path(path)
+    try:
+        with open(partial, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+    return partial
+
+
+def partial_path(path: Path) -> Path:
+    """Return the name under which `write_partial` writes the file path."""
+    return path.with_name(path.name + ".partial")
 
 
 def check_tensors(function: str, path: str | os.PathLike[str], content: Any) -> dict[str, Tensor]:
-    """Return content, a state dict that a file holds, or raise ValueError unless it is names and tensors alone."""
+    """Return the content of a file as a state dict.
+
+    Raises:
+        ValueError: it is not a mapping of names to tensors alone, or an empty one; the message begins with `function`.
+    """
     if not isinstance(content, Mapping):
         raise ValueError(
             f"{function}: {os.fspath(path)!r} must hold a state dict, got a {type(content).__name__}; "
@@ -94,10 +127,16 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def fill(network: nn.Module, loaded: Mapping[str, Tensor], path: str | os.PathLike[str], wanted: str) -> None:
-    """Copy loaded, the entries of the file at path, into network, which messages call wanted.
+    """Copy the entries of a file into a network, all of them or none.
 
-    Absent `num_batches_tracked` counters, which old files do not have, keep their value. All else must fit
-    exactly. Everything is checked before the first weight is written: after an error network is unchanged.
+    Counters `num_batches_tracked` that the file lacks, as old files do, keep their value. All else must fit exactly;
+    it is checked before the first weight is copied, so that an error leaves the network unchanged.
+
+    Args:
+        network: the network to fill.
+        loaded: the file's entries by name.
+        path: the file, for messages.
+        wanted: what messages call the network.
 
     Raises:
         ValueError: entries are missing, surplus or of another shape or kind; all of these entries are listed.
@@ -115,7 +154,10 @@ def fill(network: nn.Module, loaded: Mapping[str, Tensor], path: str | os.PathLi
 
 
 def differences(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """List what keeps loaded from filling expected, one line an entry; absent counters of norms do not count."""
+    """Return a line for each entry that keeps loaded from filling expected: missing, surplus, another shape or kind.
+
+    Missing counters `num_batches_tracked` are no difference.
+    """
     problems = [
         f"missing: {name} {tuple(value.shape)}"
         for name, value in expected.items()

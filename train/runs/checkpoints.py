@@ -1,9 +1,9 @@
 """Checkpoints of a run: written atomically, read back exactly.
 
-A run folder holds `last.pt` and the one before, `previous.pt`. A checkpoint is first written to
-`last.pt.partial` and brought to the disk; then `last.pt` is renamed to `previous.pt` and the new file to
-`last.pt`. Renaming is atomic, so a run killed at any moment leaves at least one whole checkpoint where there
-was one before, and training from either gives the same result.
+A run folder holds the newest checkpoint, `last.pt`, and the one before, `previous.pt`. A checkpoint is first written to
+`last.pt.partial` and brought to the disk; then `last.pt` is renamed to `previous.pt` and the new file to `last.pt`.
+Renaming is atomic, so a run killed at any moment leaves at least one whole checkpoint where there was one before, and
+training from either gives the same result. The keys of a checkpoint are those of `models.checkpoint.RunCheckpoint`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ import numpy as np
 import torch
 from torch import nn
 
-# Raised whenever the keys below change their meaning.
-FORMAT = 4
-KEYS = (
-    *("format", "iteration", "position", "dataset", "network", "labels", "prediction", "settings", "data", "model"),
-    *("optimiser", "scaler", "random"),
-)
-LAST, PREVIOUS, PARTIAL, ABANDONED = "last.pt", "previous.pt", "last.pt.partial", "abandoned.pt"
+from ccgpu.models.checkpoint import RUN_FORMAT, RunCheckpoint
+from ccgpu.models.weights import differences, partial_path, write_partial
+
+KEYS = frozenset(RunCheckpoint.__required_keys__)
+LAST, PREVIOUS, ABANDONED = "last.pt", "previous.pt", "abandoned.pt"
 
 
 class CheckpointError(RuntimeError):
@@ -31,10 +29,8 @@ class CheckpointError(RuntimeError):
 
 
 def random_state() -> dict[str, Any]:
-    """Return the state of all random generators (torch on CPU and CUDA, NumPy, Python) as plain values and
-    tensors.
-    """
-    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002  # the global one is what others may draw from
+    """Return the states of all random generators (torch on CPU and CUDA, NumPy, Python) as plain values and tensors."""
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002  # a timm or user module may draw from the global one
     assert isinstance(numpy_state, dict)  # legacy=False returns the dictionary form
     return {
         "torch": torch.get_rng_state(),
@@ -50,10 +46,9 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put all random generators where `random_state` found them.
+    """Set all random generators to the states that `random_state` returned.
 
-    CUDA generators are set on the devices that both the state and this machine have; every process draws the
-    same numbers, so device 0's state serves a device the state does not know.
+    All processes draw the same numbers, so a CUDA device that the saved states lack gets the state of device 0.
     """
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and state["cuda"]:
@@ -74,14 +69,14 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what a run killed while it wrote a checkpoint left in `folder`."""
-    (folder / PARTIAL).unlink(missing_ok=True)
+    """Remove the unfinished file that a run leaves in `folder` if it is killed while it writes a checkpoint."""
+    partial_path(folder / LAST).unlink(missing_ok=True)
 
 
 def set_aside_newer(folder: Path, used: Path | None) -> None:
-    """Rename last.pt to abandoned.pt where a run goes on from the folder's previous.pt instead.
+    """Rename last.pt to abandoned.pt where a run continues from `used`, the folder's previous.pt.
 
-    The next checkpoint would otherwise push the good previous.pt out in favour of what may be a damaged file.
+    Otherwise the next checkpoint would replace the good previous.pt by a last.pt that may be damaged.
     """
     last = folder / LAST
     if used is not None and last.exists() and used.resolve() == (folder / PREVIOUS).resolve():
@@ -89,44 +84,39 @@ def set_aside_newer(folder: Path, used: Path | None) -> None:
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint of a run folder: last.pt, or previous.pt where a kill fell between two
-    renames.
-    """
+    """Return the newest checkpoint of a folder, or None: last.pt, or previous.pt after a kill between two renames."""
     for name in (LAST, PREVIOUS):
         if (folder / name).exists():
             return folder / name
     return None
 
 
-def save_checkpoint(folder: Path, checkpoint: dict[str, Any]) -> Path:
+def save_checkpoint(folder: Path, checkpoint: RunCheckpoint) -> Path:
     """Write `checkpoint` as folder/last.pt, atomically; the former last.pt becomes previous.pt.
 
     Args:
         folder: an existing run folder.
-        checkpoint: a dictionary with exactly the keys `KEYS`, of tensors and plain values.
+        checkpoint: exactly the keys of `RunCheckpoint`, tensors and plain values.
 
     Returns:
         The path of last.pt.
 
     Raises:
         ValueError: other keys.
-        CheckpointError: the file cannot be written (full disk, no permission). What was there is kept,
-            and the unfinished file is removed.
+        CheckpointError: the file cannot be written (full disk, no permission). Earlier checkpoints stay, the
+            unfinished file is removed.
     """
-    if set(checkpoint) != set(KEYS):
-        raise ValueError(f"save_checkpoint: checkpoint must have the keys {KEYS}, got {tuple(checkpoint)}.")
-    partial, last = folder / PARTIAL, folder / LAST
+    if set(checkpoint) != KEYS:
+        raise ValueError(f"save_checkpoint: checkpoint must have the keys {sorted(KEYS)}, got {tuple(checkpoint)}.")
+    last = folder / LAST
     try:
-        with open(partial, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        partial = write_partial(last, lambda file: torch.save(checkpoint, file))
         if last.exists():
             os.replace(last, folder / PREVIOUS)
         os.replace(partial, last)
         sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError of its own
-        partial.unlink(missing_ok=True)
+        remove_partial(folder)
         kept = find_checkpoint(folder)
         have = f"{kept} is kept" if kept is not None else "there is no earlier checkpoint"
         raise CheckpointError(
@@ -137,7 +127,7 @@ def save_checkpoint(folder: Path, checkpoint: dict[str, Any]) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring renames within `folder` to the disk, where the system can open a folder for that (POSIX)."""
+    """Bring renames within `folder` to the disk, on systems that can (POSIX)."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -148,7 +138,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the system's words for a failed write, which torch's own error may have been raised over."""
+    """Return the system's message for a failed write, which torch may have wrapped in an error of its own."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError):
@@ -157,7 +147,7 @@ def _reason(error: BaseException) -> str:
     return repr(error)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> RunCheckpoint:
     """Read a checkpoint to the CPU; only tensors and plain values are unpickled (weights_only).
 
     Raises:
@@ -180,12 +170,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"read_checkpoint: {path} must be a checkpoint of a run, got a file of other contents (weights "
             f"alone?); {_other_choice(path)}"
         )
-    if checkpoint["format"] != FORMAT or set(checkpoint) != set(KEYS):
+    if checkpoint["format"] != RUN_FORMAT or set(checkpoint) != KEYS:
         raise CheckpointError(
-            f"read_checkpoint: {path} must have checkpoint format {FORMAT}, got {checkpoint['format']}; "
+            f"read_checkpoint: {path} must have checkpoint format {RUN_FORMAT}, got {checkpoint['format']}; "
             "continue it with the version of ccgpu that wrote it."
         )
-    return checkpoint
+    return RunCheckpoint(**checkpoint)  # type: ignore[typeddict-item]  # its keys are those of the line above
 
 
 def _other_choice(path: Path) -> str:
@@ -195,40 +185,41 @@ def _other_choice(path: Path) -> str:
     return "name another file."
 
 
-def load_weights(checkpoint: dict[str, Any], path: Path, net: nn.Module) -> None:
-    """Copy a checkpoint's weights into `net`; all names and shapes are compared before anything is copied.
+def load_weights(checkpoint: RunCheckpoint, path: Path, net: nn.Module) -> None:
+    """Copy a checkpoint's weights into `net`; names, shapes and dtypes are compared before anything is copied.
 
     Raises:
         CheckpointError: a checkpoint of another network or number of classes.
     """
     own, saved = net.state_dict(), checkpoint["model"]
-    differences = [f"{name} is missing" for name in own if name not in saved]
-    differences += [f"{name} is surplus" for name in saved if name not in own]
-    differences += [
-        f"{name} is {tuple(saved[name].shape)}, not {tuple(own[name].shape)}"
-        for name in own
-        if name in saved and saved[name].shape != own[name].shape
-    ]
-    if differences:
-        shown = "; ".join(differences[:5]) + ("; ..." if len(differences) > 5 else "")
+    found = differences(saved, own)
+    if found:
+        shown = "; ".join(found[:5]) + ("; ..." if len(found) > 5 else "")
         raise CheckpointError(
-            f"load_weights: {path} must hold this network, got {len(differences)} difference(s): {shown}; "
+            f"load_weights: {path} must hold this network, got {len(found)} difference(s): {shown}; "
             "use the backbone, head and number of classes the run was started with."
         )
-    net.load_state_dict(saved)
+    net.load_state_dict({**own, **saved})
 
 
 def restore(
-    checkpoint: dict[str, Any],
+    checkpoint: RunCheckpoint,
     path: Path,
     data: str,
     net: nn.Module,
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> None:
-    """Put network, optimiser, gradient scaler and random generators where the checkpoint left them.
+    """Set network, optimiser, gradient scaler and random generators to the states of a checkpoint.
 
-    `data` is the digest of the training images, on whose order the random position in the sample stream depends.
+    Args:
+        checkpoint: the checkpoint, read from `path`.
+        path: its file, for messages.
+        data: digest of the training images of this run, which must be those of the checkpoint: the position in the
+            stream of samples means something for the same images only.
+        net: filled in place, like all that follow.
+        optimiser: of the parameters of `net`.
+        scaler: of the run's precision.
 
     Raises:
         CheckpointError: a checkpoint of another network, number of classes or dataset.
@@ -246,7 +237,7 @@ def restore(
 
 
 def check_finite(net: nn.Module, iteration: int) -> None:
-    """Refuse weights that are not finite, so that a checkpoint never replaces a good one with a broken one.
+    """Refuse weights that are not finite, so that a broken checkpoint never replaces a good one.
 
     Raises:
         CheckpointError: a parameter or buffer holds infinity or NaN.

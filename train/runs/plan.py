@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import filelock
 import torch
 
+from ccgpu.models.checkpoint import RunCheckpoint
 from ccgpu.train import distributed
 from ccgpu.train.runs import checkpoints, records
 from ccgpu.train.runs.flags import add_flags, combine
@@ -34,7 +35,7 @@ class Plan(Generic[S]):
     out: Path
     resume: bool
     checkpoint_path: Path | None
-    checkpoint: dict[str, Any] | None
+    checkpoint: RunCheckpoint | None
 
     @property
     def start(self) -> int:
@@ -62,7 +63,7 @@ def read_plan(
         ValueError: flags that contradict the saved run.
         FileNotFoundError: --resume names no file.
         FileExistsError: a new run in a folder that is not empty.
-        state.CheckpointError: a damaged checkpoint.
+        checkpoints.CheckpointError: a damaged checkpoint.
     """
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: in runs/)")
     parser.add_argument(

@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ccgpu.models.ccnet import CCNet
+from ccgpu.models.checkpoint import RUN_FORMAT, RunCheckpoint
 from ccgpu.models.normalisation import Normalise
 from ccgpu.models.prediction import Prediction
 from ccgpu.models.weights import write_atomically
@@ -87,24 +88,22 @@ class Run:
         checkpoints.check_finite(self.net, iteration)
         if not is_main():
             return
-        checkpoints.save_checkpoint(
-            self.out,
-            {
-                "format": checkpoints.FORMAT,
-                "iteration": iteration,
-                "position": iteration * self.batch,
-                "dataset": self.dataset.name,
-                "network": self.net.config,
-                "labels": self.dataset.labels.as_plain(),
-                "prediction": self.predict.preparation(),
-                "settings": dict(self.settings),
-                "data": self.data_digest,
-                "model": self.net.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "random": checkpoints.random_state(),
-            },
+        content = RunCheckpoint(
+            format=RUN_FORMAT,
+            iteration=iteration,
+            position=iteration * self.batch,
+            dataset=self.dataset.name,
+            network=self.net.config,
+            labels=self.dataset.labels.as_plain(),
+            prediction=self.predict.preparation(),
+            settings=dict(self.settings),
+            data=self.data_digest,
+            model=self.net.state_dict(),
+            optimiser=self.optimiser.state_dict(),
+            scaler=self.scaler.state_dict(),
+            random=checkpoints.random_state(),
         )
+        checkpoints.save_checkpoint(self.out, content)
 
     def evaluate(self, iteration: int) -> None:
         """Evaluate on all images; the first process draws some and records the scores.

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from ccgpu.models.checkpoint import RUN_FORMAT, RunCheckpoint
 from ccgpu.train.runs import checkpoints
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -33,11 +34,11 @@ def scaler() -> torch.amp.GradScaler:
     return torch.amp.GradScaler("cpu", enabled=False)
 
 
-def checkpoint(iteration: int = 7, net: nn.Module | None = None, optimiser: Any = None) -> dict[str, Any]:
+def checkpoint(iteration: int = 7, net: nn.Module | None = None, optimiser: Any = None) -> RunCheckpoint:
     if net is None:
         net, optimiser = trained()
     return {
-        "format": checkpoints.FORMAT,
+        "format": RUN_FORMAT,
         "iteration": iteration,
         "position": 8 * iteration,
         "dataset": "cityscapes",
@@ -196,9 +197,9 @@ def test_read_checkpoint_runs_no_code_of_the_file(tmp_path: Path) -> None:
 def test_restore_refuses_another_network_and_copies_nothing(tmp_path: Path) -> None:
     net, optimiser = trained(classes=5)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    with pytest.raises(checkpoints.CheckpointError, match=r"2\.weight is \(3, 4, 1, 1\), not \(5, 4, 1, 1\)"):
+    with pytest.raises(checkpoints.CheckpointError, match=r"2\.weight must be \(5, 4, 1, 1\), got \(3, 4, 1, 1\)"):
         checkpoints.restore(checkpoint(), tmp_path / "x.pt", "digest", net, optimiser, scaler())
-    with pytest.raises(checkpoints.CheckpointError, match=r"0\.weight is surplus"):
+    with pytest.raises(checkpoints.CheckpointError, match=r"surplus: 0\.weight"):
         checkpoints.restore(checkpoint(), tmp_path / "x.pt", "digest", nn.Linear(2, 2), optimiser, scaler())
     for name, value in net.state_dict().items():
         assert torch.equal(before[name], value)

@@ -1,4 +1,4 @@
-"""The settings of every training command, without a preset and in its demo, as numbers: a change here changes results."""
+"""All settings of every training command, in its recipe and its demo: whoever changes them changes results."""
 
 import dataclasses
 from types import ModuleType
