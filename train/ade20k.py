@@ -1,11 +1,11 @@
 """Train CCNet on ADE20K (SceneParse150): `python -m train.ade20k --data PATH`.
 
-20210 images for training, 2000 for validation, 150 classes (`ade20k_classes.py`). From the paper (Huang et al., TPAMI
-2020), known at second hand: the short side of a training image is one of 300, 375, 450, 525, 600; the category
-consistent loss is on; 45.76 % mIoU on the validation set with ResNet-101. Crop, batch, learning rate and number of
-steps are those of mmsegmentation's CCNet (512x512, 16, 0.01, 160000), as the paper's are not known. The evaluation is
+20210 images for training, 2000 for validation, 150 classes (`data/ade20k_labels.py`). From the paper (Huang et al.,
+TPAMI 2020), known at second hand: the short side of a training image is one of 300, 375, 450, 525, 600; the category
+consistent loss is on; 45.76 % mIoU on the validation set with ResNet-101. The paper's crop, batch, learning rate and
+number of steps are not known: those of mmsegmentation's CCNet (512x512, 16, 0.01, 160000) are used. The evaluation is
 ours: whole images at the middle one of the short sides. Without `--data` the images are synthetic street scenes
-(`scenes.py`).
+(`scenes/streets.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 from ccgpu.train import command
 from ccgpu.train.data.ade20k_labels import LABELS
 from ccgpu.train.data.pairs import Pair, find_by_name
-from ccgpu.train.dataset import Dataset
+from ccgpu.train.dataset import DEMO, Dataset
 from ccgpu.train.scenes.canvas import by_id
 from ccgpu.train.scenes.files import Key, file_in, varied, write_synthetic
 from ccgpu.train.scenes.streets import draw_scene
@@ -45,8 +45,8 @@ def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
         root/images/SPLIT/NAME.jpg
         root/annotations/SPLIT/NAME.png
 
-    The root may also be the folder that holds ADEChallengeData2016/. See `pairs.find_by_name` for what it raises; with
-    labelled=False no label files are looked for ("testing" has none).
+    The root may also be the folder that holds ADEChallengeData2016/. The split "testing" has no label files: look for
+    it with labelled=False. Errors are those of `pairs.find_by_name`.
     """
     unpacked = Path(root) / "ADEChallengeData2016"
     root = unpacked if unpacked.is_dir() else Path(root)
@@ -87,24 +87,11 @@ DATASET = Dataset(
         "eval_short_side": 450,
         "eval_every": 16000,
     },
-    # As much work as the demo of cityscapes.py: a few minutes on two CPU cores.
     demo={
-        "scenes": (160, 24),
+        **DEMO,
         "scenes_size": (128, 192),
-        "backbone": "resnet18",
-        "head_channels": 64,
-        "iterations": 360,
-        "batch": 4,
-        "crop": (97, 129),
         "short_sides": (97, 113, 129, 145, 161),
-        "lr": 0.04,
-        "channels_last": True,
         "eval_short_side": None,
-        "baselines": True,
-        "eval_every": 0,
-        "save_every": 120,
-        "log_every": 10,
-        "workers": 0,
     },
     scores=("miou", "pixel_accuracy"),
 )

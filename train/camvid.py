@@ -1,10 +1,10 @@
 """Train CCNet on CamVid: `python -m train.camvid --data PATH`, on videos with `--clip 5`.
 
-The 480x360 images and 11 classes of the SegNet split: 367 for training, 101 for validation, 233 for the test, which
-is what papers report (`python -m train.evaluate --split test`). From the paper (Huang et al., TPAMI 2020), known at
-second hand: this split, clips of 1 and of 5 frames, R = 3 in 3D; 77.9 and 79.1 % mIoU on the test. The optimiser is
-that of its Cityscapes recipe; crop, scale and the number of steps (about 220 epochs) are ours. Without `--data` the
-videos are drawn (`scenes.py`).
+The 480x360 images and 11 classes of the SegNet split: 367 images for training, 101 for validation, 233 for testing.
+Papers report the score of the test split (`python -m train.evaluate --split test`). From the paper (Huang et al., TPAMI
+2020), known at second hand: this split, clips of 1 and of 5 frames, R = 3 in 3D; 77.9 and 79.1 % mIoU on the test
+split. The optimiser is that of the paper's Cityscapes recipe; crop, scale and the number of steps (about 220 epochs)
+are ours. Without `--data` the videos are synthetic (`scenes/streets.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 from ccgpu.models.labels import Labels
 from ccgpu.train import command
 from ccgpu.train.data.pairs import Pair, find_by_name
-from ccgpu.train.dataset import Dataset
+from ccgpu.train.dataset import DEMO, Dataset
 from ccgpu.train.scenes.canvas import by_id
 from ccgpu.train.scenes.files import Key, file_in, write_synthetic
 from ccgpu.train.scenes.streets import draw_frame
@@ -62,8 +62,8 @@ _LABEL_IDS = by_id(
     {thing: LABELS.names.index(name) for name, things in _IN_SCENES.items() for thing in things}, LABELS.void[0]
 ).astype(np.uint8)
 _VIDEO = 10  # images of a synthetic video
-_GAP = 6  # so many images of a video come before its gap
-_STEP = 30  # frames between two images, a second of video; the gap is three of them
+_GAP = 6  # images of a video before its gap
+_STEP = 30  # frames between two images, a second of video; the gap is three such steps
 _SPEED = 0.015  # metres a frame: a crawl, which lets people cross the street
 
 
@@ -73,7 +73,7 @@ def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
         root/SPLIT/NAME.png or NAME.jpg
         root/SPLITannot/NAME.png
 
-    See `pairs.find_by_name` for what it raises; with labelled=False no label files are looked for.
+    Errors are those of `pairs.find_by_name`.
     """
     return find_by_name("find_pairs", root / split, root / f"{split}annot" if labelled else None)
 
@@ -86,7 +86,7 @@ def frame_of(name: str) -> tuple[str, int]:
     """
     found = re.fullmatch(r"(.+)_[A-Za-z]*([0-9]+)", name)
     if found is None:
-        raise ValueError(f"video: name must be FILM_NUMBER, got {name!r}; rename the file, or take --clip 1.")
+        raise ValueError(f"video: name must be VIDEO_NUMBER, got {name!r}; rename the file, or take --clip 1.")
     return found[1], int(found[2])
 
 
@@ -121,23 +121,17 @@ DATASET = Dataset(
         "eval": "whole",
         "eval_every": 1000,
     },
-    # As much work as the demo of cityscapes.py: a few minutes on two CPU cores.
+    # Fewer and smaller images than the demos of single images, as a clip has three of them.
     demo={
+        **DEMO,
         "scenes": (120, 20),
         "scenes_size": (96, 128),
         "clip": 3,
-        "backbone": "resnet18",
-        "head_channels": 64,
         "iterations": 300,
         "batch": 2,
-        "crop": (97, 129),
         "scale": (0.75, 1.5),
-        "lr": 0.04,
-        "baselines": True,
-        "eval_every": 0,
+        "channels_last": False,
         "save_every": 100,
-        "log_every": 10,
-        "workers": 0,
     },
     scores=("miou", "pixel_accuracy", "mean_accuracy"),
     frame_of=frame_of,

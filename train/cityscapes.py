@@ -17,7 +17,7 @@ from PIL import Image
 from ccgpu.train import command
 from ccgpu.train.data.cityscapes_labels import CITYSCAPES, LABELS
 from ccgpu.train.data.pairs import Pair, find_by_name
-from ccgpu.train.dataset import Dataset
+from ccgpu.train.dataset import DEMO, Dataset
 from ccgpu.train.scenes.canvas import by_id
 from ccgpu.train.scenes.files import Key, file_in, write_synthetic
 from ccgpu.train.scenes.streets import draw_scene
@@ -67,25 +67,7 @@ DATASET = Dataset(
     write_synthetic=write_scenes,
     source="The defaults are the paper's recipe.",
     recipe={},
-    # About 4 minutes on two CPU cores (AVX-512).
-    demo={
-        "scenes": (160, 24),
-        "scenes_size": (128, 256),
-        "backbone": "resnet18",
-        "head_channels": 64,
-        "iterations": 360,
-        "batch": 4,
-        "crop": (97, 129),
-        "scale": (0.75, 1.5),
-        "lr": 0.04,
-        "channels_last": True,
-        "eval": "whole",
-        "baselines": True,
-        "eval_every": 0,
-        "save_every": 120,
-        "log_every": 10,
-        "workers": 0,
-    },
+    demo={**DEMO, "scenes_size": (128, 256), "scale": (0.75, 1.5), "eval": "whole"},
     scores=("miou", "pixel_accuracy"),
 )
 

@@ -82,7 +82,7 @@ def test_video_reads_the_number_of_a_frame() -> None:
         *(("0001TP", 6690), ("0006R0", 930), ("0016E5", 8001), ("Seq05VD", 0), ("my_video", 12))
     ]
     for name in ("0001TP", "0001TP_", "0001TP_6x", "_12"):
-        with pytest.raises(ValueError, match=f"video: name must be FILM_NUMBER, got '{name}'"):
+        with pytest.raises(ValueError, match=f"video: name must be VIDEO_NUMBER, got '{name}'"):
             camvid.frame_of(name)
 
 
