@@ -1,12 +1,13 @@
-"""Criss-cross attention on the CPU, group by group of the lines of an axis: forward and backward.
+"""Forward and backward of criss-cross attention on the CPU, for a group of lines of an axis at a time.
 
-Forward, axis after axis:    E = scale Q K^T; their largest and their sum of exponentials are merged with those of the
-                             axes before; out = before out + factor exp(E - largest) V.
+Forward, axis after axis:    E = scale Q K^T; row_max and row_sum = sum of exp(E - row_max) are merged with those of the
+                             earlier axes; out = before out + factor exp(E - row_max) V.
 Backward, axis after axis:   P = exp(E - lse), dP = dO V^T, dS = P (dP - delta), with delta_u = dout_u . out_u - dlse_u;
                              dQ += scale dS K, dK += scale dS^T Q, dV += P^T dO.
 
-What is held of the energies is a sheet a line, of all queries or, where lines are long, of some at a time. A group
-writes to the positions of its lines alone, so the groups of an axis may run at once, in any order, with the same bits.
+A sheet holds the energies of a line in memory, of all its queries or, where lines are long, of some at a time. A group
+only writes to the positions of its own lines, so the groups of an axis may run at the same time and in any order: the
+results are the same to the bit.
 """
 
 from __future__ import annotations
@@ -38,40 +39,40 @@ from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES, dot, load, size_of, st
 
 
 class Sizes(NamedTuple):
-    """The problem."""
+    """Sizes of a problem, and its scale."""
 
-    positions: int  # of an image
+    positions: int  # positions of an image
     depth: int  # channels of q and k
-    channels: int  # of v
+    channels: int  # channels of v
     scale: float
-    neighbours: int  # of a position, itself among them
-    width: int  # the length of the last axis
+    neighbours: int  # neighbours of a position, including itself
+    width: int  # length of the last axis
 
 
 class Memory(NamedTuple):
-    """The parts of a worker's memory, as offsets: buffers for a group's lines, and what is formed of them."""
+    """Offsets of the parts of a thread's memory: buffers for a group's lines and for what is computed from them."""
 
-    energies: int  # sheets (queries, keys), then the weights
-    gradients: int  # likewise, of the weights, then of the energies
-    k_columns: int  # K^T (depth, keys)
-    v_columns: int  # V^T of a chunk (chunk, keys)
-    q: int  # rows, from here on
+    energies: int  # a sheet (queries, keys) for each line: energies, then weights
+    gradients: int  # sheets as well: gradients of the weights, then of the energies
+    k_columns: int  # K^T (depth, keys) of each line
+    v_columns: int  # V^T (chunk, keys) of each line, of one chunk of channels
+    q: int  # rows of the lines, here and in the next six
     k: int
     dq: int
     dk: int
     dout: int
     v: int
     out: int  # in backward: out, then dv
-    factors: int  # a number for each query
-    befores: int
-    scale: int  # a number
-    one: int
+    factors: int  # a number for each query: the factor of this axis's part of out
+    befores: int  # likewise, of what the earlier axes have written to out
+    scale: int  # a single number
+    one: int  # the number 1
     end: int
 
 
 @register_jitable
 def divide_memory(axis: Axis, sizes: Sizes, size: int, backward: bool) -> Memory:
-    """Return the parts for numbers of `size` bytes."""
+    """Return where the parts of a thread's memory begin, for numbers of `size` bytes."""
     key_row, lines, positions = filled_up(axis.length * size), axis.lines, axis.lines * axis.length
     chunk = min(axis.chunk, sizes.channels)
     gradients = lines * axis.queries * key_row
@@ -93,26 +94,32 @@ def divide_memory(axis: Axis, sizes: Sizes, size: int, backward: bool) -> Memory
 
 
 @compiled
-def merge(like: Any, axis: Axis, at: int, top: Any, weight: Any, lse: int, largest: int, total: int) -> tuple[Any, Any]:
-    """Merge a query's largest energy and sum with those of the axes before; return the factors of both results.
+def merge(
+    like: Any, axis: Axis, at: int, row_max: Any, row_sum: Any, lse: int, row_maxima: int, row_sums: int
+) -> tuple[Any, Any]:
+    """Merge a query's row maximum and row sum on this axis with those of the earlier axes.
 
-    Largest and total keep what later axes need; the last one writes lse. `at` is the query's place in these three.
+    `row_maxima` and `row_sums` hold the merged numbers for the next axis; the last axis writes lse instead. All three
+    are addresses, and the query's number is `at` bytes after each.
+
+    Returns:
+        The factors of exp(E - row_max) V and of what the earlier axes have written to out.
     """
     zero, lowest = type(like)(0), type(like)(-np.inf)
-    old_top = lowest if axis.first else load(like, largest + at)
-    merged = max(top, old_top)
-    offset = merged if merged > lowest else zero
-    factor = np.exp(top - offset)
-    before = zero if axis.first else load(like, total + at) * np.exp(old_top - offset)
-    both = before + factor * weight
+    old_max = lowest if axis.first else load(like, row_maxima + at)
+    merged_max = max(row_max, old_max)
+    offset = merged_max if merged_max > lowest else zero
+    factor = np.exp(row_max - offset)
+    before = zero if axis.first else load(like, row_sums + at) * np.exp(old_max - offset)
+    merged_sum = before + factor * row_sum
     if axis.last:
-        store(lse + at, offset + np.log(both))
+        store(lse + at, offset + np.log(merged_sum))
     else:
-        store(largest + at, merged)
-        store(total + at, both)
-        if both == 0:  # no weight so far; the axes to come may have some
+        store(row_maxima + at, merged_max)
+        store(row_sums + at, merged_sum)
+        if merged_sum == 0:  # no weight so far; a later axis may have some
             return zero, zero
-    return factor / both, before / both
+    return factor / merged_sum, before / merged_sum
 
 
 @compiled
@@ -128,19 +135,23 @@ def forward_groups(
     v: Map,
     out: Map,
     lse: int,
-    largest: int,
-    total: int,
+    row_maxima: int,
+    row_sums: int,
 ) -> None:
-    """Run groups begin ... end of an axis.
+    """Compute forward for groups begin ... end of an axis.
 
     Args:
-        memory: address of the worker's memory, at whole vectors; see `divide_memory`.
-        q, k, v, out: of like's dtype.
-        lse: address of (images, positions), written on the last axis.
-        largest, total: likewise, what is kept between the axes.
+        like: a number of the dtype of q, k, v and out.
+        begin, end: range of groups, counted through all images.
+        memory: address of the thread's memory, aligned to vectors; see `divide_memory`.
+        axis: the axis whose lines are computed.
+        sizes: of the problem.
+        q, k, v, out: maps.
+        lse: address of an array (images, positions), written on the last axis.
+        row_maxima, row_sums: addresses of such arrays, which pass the state of the softmax from axis to axis.
     """
     size, length, depth, queries = size_of(like), axis.length, sizes.depth, axis.queries
-    none, reads = np.int64(0), np.bool_(True)  # not literals: Numba would compile what they are passed to for each
+    none, reads = np.int64(0), np.bool_(True)  # as literals they would make Numba compile the callees for each value
     at = divide_memory(axis, sizes, size, False)
     key_row = padded(like, length)
     sheet = queries * key_row
@@ -167,9 +178,10 @@ def forward_groups(
             for m in range(group.lines):
                 for i in range(count):
                     row = memory + at.energies + m * sheet + i * key_row
-                    top, weight = weigh(like, row, length, query + i, axis.crossing)
+                    row_max, row_sum = weigh(like, row, length, query + i, axis.crossing)
                     position = group.image * sizes.positions + group.position + m + (query + i) * axis.inner
-                    factor, before = merge(like, axis, position * size, top, weight, lse, largest, total)
+                    place = position * size
+                    factor, before = merge(like, axis, place, row_max, row_sum, lse, row_maxima, row_sums)
                     store(memory + at.factors + (m * queries + i) * size, factor)
                     store(memory + at.befores + (m * queries + i) * size, before)
             for start, channels in chunks(like, axis, sizes.channels):
@@ -193,13 +205,13 @@ def forward_groups(
 
 @compiled
 def add_dot(like: Any, target: int, a: int, b: int, channels: int) -> None:
-    """Add the dot product of two rows to a number."""
+    """Add the dot product of two rows of `channels` numbers to the number at `target`."""
     size = size_of(like)
     whole = channels * size // VECTOR_BYTES * VECTOR_BYTES
-    total = dot(like, a, b, whole) if whole else type(like)(0)
+    product = dot(like, a, b, whole) if whole else type(like)(0)
     for place in range(whole, channels * size, size):
-        total += load(like, a + place) * load(like, b + place)
-    store(target, load(like, target) + total)
+        product += load(like, a + place) * load(like, b + place)
+    store(target, load(like, target) + product)
 
 
 @compiled
@@ -217,7 +229,7 @@ def _weight_gradients(
     out: Map,
     delta: int,
 ) -> None:
-    """Write dP = dO V^T of a block of queries; on the first axis add dout . out to delta."""
+    """Write dP = dO V^T for `count` queries from `query` on; on the first axis, add dout . out to delta."""
     size, key_row, reads, none = size_of(like), padded(like, axis.length), np.bool_(True), np.int64(0)
     sheet, one = axis.queries * key_row, Factors(memory + at.one, none)
     for start, channels in chunks(like, axis, sizes.channels):
@@ -260,7 +272,7 @@ def _query_and_key_gradients(
     dq: Rows,
     dk: Rows,
 ) -> None:
-    """Add scale dS K to dq, and scale dS^T Q to dk."""
+    """Add scale dS K to dq and scale dS^T Q to dk, for `count` queries from `query` on."""
     size, key_row, none = size_of(like), padded(like, axis.length), np.int64(0)
     scale, one = Factors(memory + at.scale, none), Factors(memory + at.one, none)
     for m in range(group.lines):
@@ -302,7 +314,7 @@ def _value_gradients(
     dout: Map,
     dv: Map,
 ) -> None:
-    """Add P^T dO to dv."""
+    """Add P^T dO to dv, for `count` queries from `query` on."""
     size, key_row, reads, none = size_of(like), padded(like, axis.length), np.bool_(True), np.int64(0)
     one, adds = Factors(memory + at.one, none), not axis.first or query > 0
     for start, channels in chunks(like, axis, sizes.channels):
@@ -342,13 +354,13 @@ def backward_groups(
     dk: Map,
     dv: Map,
 ) -> None:
-    """Run groups begin ... end of an axis.
+    """Compute backward for groups begin ... end of an axis.
 
     Args:
-        memory: as in `forward_groups`.
-        dout, q, k, v, out, dq, dk, dv: of like's dtype.
-        lse: address of (images, positions).
-        delta: likewise; it holds -dlse, to which the first axis adds dout . out.
+        like, begin, end, memory, axis, sizes: as in `forward_groups`.
+        dout, q, k, v, out, dq, dk, dv: maps of like's dtype.
+        lse: address of an array (images, positions).
+        delta: address of such an array that holds -dlse; the first axis adds dout . out to it.
     """
     size, length, depth, queries = size_of(like), axis.length, sizes.depth, axis.queries
     none, reads, adds = np.int64(0), np.bool_(True), not axis.first

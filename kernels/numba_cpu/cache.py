@@ -1,7 +1,7 @@
-"""The compiled CPU kernels, kept on disk by Numba between processes.
+"""The compiled CPU kernels, which Numba caches on disk for later processes.
 
-Numba compiles a function anew when the file that it stands in has changed, or what is in its closure. These stand on
-functions of other files, so a number for the text of all of them is in their closure.
+Numba compiles a function anew when the file that defines it, or the contents of its closure, have changed. The kernels
+call functions of other files, which Numba does not look at, so a hash of all these files is in their closure.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LOGGER = logging.getLogger("ccgpu")
 
 
 def _source() -> str:
-    """Return a number for the text of all that the kernels are made of."""
+    """Return a hash of the files whose functions the kernels call."""
     modules = (
         attention,
         lines,
@@ -37,12 +37,12 @@ def _source() -> str:
 
 
 @functools.cache
-def _say_once() -> None:
+def _log_no_cache() -> None:
     LOGGER.info("ccgpu: the CPU kernels are compiled anew in each process: set NUMBA_CACHE_DIR to a writable folder")
 
 
-def _kept(decorator: Callable[..., Any], *arguments: Any) -> Callable[[Callable[..., None]], Any]:
-    """Return a decorator of Numba's that keeps the machine code on disk, if there is a place for it."""
+def _cached(decorator: Callable[..., Any], *arguments: Any) -> Callable[[Callable[..., None]], Any]:
+    """Return Numba's decorator, `njit` or `cfunc`, with a cache on disk where some folder can be written to."""
 
     def decorate(function: Callable[..., None]) -> Any:
         options: dict[str, Any] = {"error_model": "numpy"}
@@ -50,35 +50,35 @@ def _kept(decorator: Callable[..., Any], *arguments: Any) -> Callable[[Callable[
             options["nogil"] = True
         try:
             return decorator(*arguments, **options, cache=True)(function)
-        except RuntimeError:  # no folder that can be written to
-            _say_once()
+        except RuntimeError:  # no folder can be written to
+            _log_no_cache()
             return decorator(*arguments, **options)(function)
 
     return decorate
 
 
 def _kernels(source: str) -> tuple[Any, ...]:
-    """Return the kernels, each: the part of a call's groups that falls to a thread; see `numba_cpu_tickets`."""
+    """Return the kernels. Each computes one thread's part of a call: the groups whose tickets it takes (tickets.py)."""
 
-    @_kept(njit)
+    @_cached(njit)
     def forward(like: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
         source  # noqa: B018
         for axis, begin, end in tickets.tickets(phases, counters):
             attention.forward_groups(like, begin, end, memory, axis, sizes, *arguments)
 
-    @_kept(njit)
+    @_cached(njit)
     def backward(like: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
         source  # noqa: B018
         for axis, begin, end in tickets.tickets(phases, counters):
             attention.backward_groups(like, begin, end, memory, axis, sizes, *arguments)
 
-    @_kept(njit)
+    @_cached(njit)
     def affinity(like: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
         source  # noqa: B018
         for axis, begin, end in tickets.tickets(phases, counters):
             stages.affinity_groups(like, begin, end, memory, axis, sizes, *arguments)
 
-    @_kept(njit)
+    @_cached(njit)
     def aggregate(like: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
         source  # noqa: B018
         for axis, begin, end in tickets.tickets(phases, counters):
@@ -89,21 +89,23 @@ def _kernels(source: str) -> tuple[Any, ...]:
 
 SOURCE = _source()
 FORWARD, BACKWARD, AFFINITY, AGGREGATE = _kernels(SOURCE)
-_large: dict[Any, list[Any]] = {}  # alive as long as their symbols
+_large: dict[Any, list[Any]] = {}  # by dtype: keeps the compiled functions alive, since their symbols stay
 _compiling = threading.Lock()
 
 
 def prepare(dtype: Any) -> None:
-    """Make ready what the kernels of a dtype call by symbol: before the kernels are compiled or loaded."""
+    """Compile or load the functions that the kernels of a dtype call by symbol; call it before these kernels."""
     if dtype in _large:
         return
     with _compiling:
         if dtype in _large:
             return
-        LOGGER.info("ccgpu: loading the CPU kernels for %s; if Numba has none kept, it compiles them", np.dtype(dtype))
+        LOGGER.info(
+            "ccgpu: loading the CPU kernels for %s; if Numba has none cached, it compiles them", np.dtype(dtype)
+        )
         kind, functions = from_dtype(np.dtype(dtype)), []
-        for name, function in matrices.large_functions(SOURCE).items():
-            compiled = _kept(cfunc, matrices.signature_of(name, kind))(function)
-            matrices.make_known(name, kind, compiled)
+        for function in matrices.large_functions(SOURCE):
+            compiled = _cached(cfunc, matrices.signature_of(function, kind))(function)
+            matrices.add_symbol(function, kind, compiled)
             functions.append(compiled)
         _large[dtype] = functions

@@ -1,11 +1,12 @@
 """Criss-cross attention on the CPU, NumPy arrays in and out: kernels compiled by Numba, on threads of their own.
 
 Arrays are (B, channels, *S) with one, two or three axes S, float32, float64, or float16, which is computed in float32.
-Channels-last memory is used as it is if its channels fill whole vectors, and NCHW memory is gathered by whole vectors;
-memory in which neither channels nor positions follow one another is copied first. Temporaries are a few MB a thread.
+Channels-last memory is used without a copy if its channels fill whole vectors, NCHW memory is gathered by whole
+vectors, and memory in which neither channels nor positions are contiguous is copied first. Temporaries are a few MB a
+thread.
 
-Any number of threads gives the same bits. The first call of a dtype compiles for some seconds; Numba keeps the machine
-code on disk (NUMBA_CACHE_DIR) for later processes.
+Results do not depend on the number of threads, to the bit. The first call of a dtype compiles for some seconds; Numba
+caches the machine code on disk (NUMBA_CACHE_DIR) for later processes.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def forward(
         q, k: (B, D, *S), any strides.
         v: (B, C, *S), of the same dtype.
         scale: factor of the energies.
-        threads: that share the work; NUMBA_NUM_THREADS, all cores if it is not set, where None.
-        out: of v's shape and dtype, to write the result to; a new array in v's memory order where None.
+        threads: number of threads that share the work; None: NUMBA_NUM_THREADS, or all cores if that is not set.
+        out: array of v's shape and dtype for the result; None: a new array in v's memory order.
 
     Returns:
         out (B, C, *S); lse (B, *S), float32 (float64 for float64), C-contiguous.
@@ -49,7 +50,7 @@ def forward(
     if lse.size == 0:
         return target, lse
     inputs, result = [Input(x, dtype) for x in (q, k, v)], Output(target, dtype)
-    largest, total = np.empty_like(lse), np.empty_like(lse)
+    row_max, row_sum = np.empty_like(lse), np.empty_like(lse)
     operands: list[Input | Output] = [*inputs, result]
     maps = [x.map for x in operands]
     Problem(q.shape[0], q.shape[2:], dtype, thread_count(threads)).run(
@@ -59,7 +60,7 @@ def forward(
         channels=v.shape[1],
         scale=float(scale),
         products=q.shape[1] + v.shape[1],
-        arguments=(*maps, lse.ctypes.data, largest.ctypes.data, total.ctypes.data),
+        arguments=(*maps, lse.ctypes.data, row_max.ctypes.data, row_sum.ctypes.data),
     )
     return result.finish(), lse
 
@@ -82,8 +83,11 @@ def backward(
     Args:
         dout, dlse: the gradients of out and lse.
         q, k, v, scale, threads: as in `forward`.
-        out, lse: what `forward` returned.
-        gradients: of the shapes and dtype of q, k, v, to write to; new arrays in their memory orders where None.
+        out, lse: the results of `forward`.
+        gradients: arrays of the shapes and dtype of q, k, v for the results; None: new arrays in their memory orders.
+
+    Returns:
+        dq, dk, dv.
     """
     dtype = energy_dtype(q.dtype).type
     if gradients is None:
@@ -111,10 +115,10 @@ def affinity(q: Array, k: Array, *, threads: int | None = None, out: Array | Non
     Args:
         q, k: (B, D, *S), any strides.
         threads: as in `forward`.
-        out: (B, *S, K), C-contiguous, in the dtype of the energies, to write them to; a new array where None.
+        out: array (B, *S, K) for the energies, C-contiguous, in their dtype; None: a new array.
 
     Returns:
-        energies, float32 (float64 for float64), in channels-last memory: those of a position side by side.
+        Energies, float32 (float64 for float64), in channels-last memory: the K energies of a position are contiguous.
     """
     dtype, sizes = energy_dtype(q.dtype).type, q.shape[2:]
     energies = np.empty((q.shape[0], *sizes, sum(sizes) - len(sizes) + 1), dtype) if out is None else out
@@ -133,25 +137,27 @@ def affinity(q: Array, k: Array, *, threads: int | None = None, out: Array | Non
 
 
 def aggregate(weights: Array, v: Array, *, threads: int | None = None, out: Array | None = None) -> Array:
-    """Return the sums of v_i by the weights of u (B, C, *S); see `kernels.reference.aggregate`.
+    """Return each position's weighted sum of v over its neighbours (B, C, *S); see `kernels.reference.aggregate`.
 
     Args:
         weights: (B, K, *S), any strides.
         v: (B, C, *S), any strides.
         threads, out: as in `forward`.
     """
-    return _sum(weights, v, threads, out, transposed=False)
+    return _weighted_sum(weights, v, threads, out, transposed=False)
 
 
 def aggregate_transposed(weights: Array, x: Array, *, threads: int | None = None, out: Array | None = None) -> Array:
-    """Return the sums of x_u by the weights that u gives i (B, C, *S); see `kernels.reference.aggregate_transposed`.
+    """Return the transpose of `aggregate` applied to x (B, C, *S); see `kernels.reference.aggregate_transposed`.
 
-    The arguments are those of `aggregate`.
+    Args:
+        weights, threads, out: as in `aggregate`.
+        x: (B, C, *S), any strides.
     """
-    return _sum(weights, x, threads, out, transposed=True)
+    return _weighted_sum(weights, x, threads, out, transposed=True)
 
 
-def _sum(weights: Array, v: Array, threads: int | None, out: Array | None, *, transposed: bool) -> Array:
+def _weighted_sum(weights: Array, v: Array, threads: int | None, out: Array | None, *, transposed: bool) -> Array:
     dtype = energy_dtype(v.dtype).type
     target = np.empty_like(v, subok=False) if out is None else out
     if v.size == 0:

@@ -1,12 +1,12 @@
-"""What the CPU kernels do with the lines of a map: rows of a group of lines, products of matrices, softmax weights.
+"""The lines of a map as matrices, their energies and softmax weights: the steps that the CPU kernels are made of.
 
-A worker takes the lines of an axis by groups. The rows of a line are its positions: a matrix with the channels side by
-side. They are the map's own memory where it is channels-last and its channels fill whole vectors; else they are
-gathered into a buffer, some channels at a time, by transposing tiles in registers. Where positions are side by side in
-memory (NCHW), a group is many neighbouring columns, so that long pieces of memory are gathered.
+A thread computes a group of lines of an axis at a time. A line is a matrix: a row for each position, with the channels
+side by side. These rows are the map's own memory if it is channels-last and its channels fill whole vectors; otherwise
+they are gathered into a buffer, some channels at a time, by transposing tiles in registers. Where positions are side by
+side in memory (NCHW), a group is many neighbouring columns, so that long pieces of memory are gathered.
 
-All functions are compiled by Numba when first called. Addresses and strides are in bytes, a `row` of a buffer is filled
-up to whole vectors, and `like` is any number of the dtype, float32 or float64.
+All functions are compiled by Numba when first called. Addresses and strides are in bytes, a row of a buffer is padded
+to whole vectors, and `like` is any number of the dtype, float32 or float64.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ccgpu.kernels.numba_cpu.matrices import Factors, Matrix, add_product, compiled, copy, filled_up, transpose
-from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES, exponentials, largest_of, load, size_of, store
+from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES, exponentials, load, maximum, size_of, store
 
 
 class Map(NamedTuple):
-    """An array (images, positions, channels): its address and strides."""
+    """A map (images, positions, channels): its address, and the stride of each axis."""
 
     address: int
     image: int
@@ -30,27 +30,27 @@ class Map(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """The lines along an axis, dealt out to groups.
+    """The lines along an axis, and how they are divided into groups.
 
-    Line (outer, i) of an image is its positions outer * length * inner + n * inner + i, n = 0 ... length - 1.
+    Line (outer, i) of an image consists of the positions outer * length * inner + n * inner + i, n = 0 ... length - 1.
     """
 
     length: int
     inner: int
     outer: int
-    groups: int  # to which the `inner` lines with the same `outer` are dealt out
-    lines: int  # of a group, at most
-    queries: int  # of a line whose energies are held at a time
-    chunk: int  # channels of values taken at a time
-    crossing: int  # lines through a position: each has as large a share of the centre
-    first: bool  # of the axes that are run: it writes what the others add to
+    groups: int  # groups that the `inner` lines with the same `outer` are divided into
+    lines: int  # most lines in a group
+    queries: int  # queries of a line whose energies are in memory at once
+    chunk: int  # channels of v processed at once
+    crossing: int  # lines through a position: the position itself counts 1 / crossing on each of them
+    first: bool  # the first axis to run writes results, the others add to them
     last: bool
-    slot: int  # the number among a position's neighbours of its line's first
-    skips: bool  # whether the centre is left out of the neighbours on this axis
+    slot: int  # index, among a position's neighbours, of the first one on this axis
+    skips: bool  # whether the position itself is left out of the neighbours on this axis
 
 
 class Group(NamedTuple):
-    """Neighbouring lines of an axis: those through `lines` positions from `position` of an image on."""
+    """Neighbouring lines of an axis: the lines that start at `lines` positions, from `position` of an image on."""
 
     image: int
     position: int
@@ -58,7 +58,7 @@ class Group(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The positions of a group's lines as matrices: the address, and the bytes from row to row and line to line."""
+    """A group's lines as matrices: the address, and the bytes from row to row and from line to line."""
 
     address: int
     row: int
@@ -67,7 +67,7 @@ class Rows(NamedTuple):
 
 @compiled
 def group_at(axis: Axis, number: int) -> Group:
-    """Return a group of an axis, counted through all images."""
+    """Return group `number` of an axis, counted through all images."""
     rest, group = divmod(number, axis.groups)
     image, outer = divmod(rest, axis.outer)
     start, end = axis.inner * group // axis.groups, axis.inner * (group + 1) // axis.groups
@@ -76,13 +76,16 @@ def group_at(axis: Axis, number: int) -> Group:
 
 @compiled
 def padded(like: Any, count: int) -> int:
-    """Return the bytes of so many numbers in a row of a buffer."""
+    """Return the bytes of a buffer's row of `count` numbers, padded to whole vectors."""
     return filled_up(count * size_of(like))
 
 
 @compiled
 def chunks(like: Any, axis: Axis, channels: int) -> Iterator[tuple[int, int]]:
-    """Yield the first channel and the number of each chunk: whole vectors, which may be in place, then what is left."""
+    """Yield the first channel and the number of channels of each chunk: whole vectors, then the rest.
+
+    Chunks of whole vectors need no gathering where the map is channels-last.
+    """
     lanes, start = VECTOR_BYTES // size_of(like), 0
     while start < channels:
         count = min(axis.chunk, channels - start)
@@ -94,15 +97,15 @@ def chunks(like: Any, axis: Axis, channels: int) -> Iterator[tuple[int, int]]:
 
 @compiled
 def in_place(like: Any, x: Map, channels: int) -> bool:
-    """Tell whether rows of so many channels of a map are matrices where they are."""
+    """Tell whether rows of `channels` channels can be used in the map's own memory, without a buffer."""
     return x.channel == size_of(like) and channels * size_of(like) % VECTOR_BYTES == 0
 
 
 @compiled
 def rows_of(like: Any, x: Map, axis: Axis, group: Group, start: int, channels: int, buffer: int, reads: bool) -> Rows:
-    """Return the rows of a group's lines, channels `start` ... `start` + `channels`: in place or in the buffer.
+    """Return channels `start` ... `start` + `channels` of a group's lines: in the map's memory or in the buffer.
 
-    With `reads` false the buffer is only given its shape: all of it will be written.
+    Without `reads`, the buffer is not filled, because the caller overwrites all of it.
     """
     here = x.address + group.image * x.image + group.position * x.position + start * x.channel
     step, size = axis.inner * x.position, size_of(like)
@@ -126,7 +129,7 @@ def rows_of(like: Any, x: Map, axis: Axis, group: Group, start: int, channels: i
 
 @compiled
 def put_rows(like: Any, rows: Rows, x: Map, axis: Axis, group: Group, start: int, channels: int) -> None:
-    """Bring rows, as `rows_of` gave them, to the map, where they are not in place."""
+    """Write rows that `rows_of` returned back to the map, if they are in a buffer."""
     here = x.address + group.image * x.image + group.position * x.position + start * x.channel
     step, size = axis.inner * x.position, size_of(like)
     if in_place(like, x, channels):
@@ -145,19 +148,19 @@ def put_rows(like: Any, rows: Rows, x: Map, axis: Axis, group: Group, start: int
 
 @compiled
 def matrix_of(like: Any, rows: Rows, line: int, row: int) -> Matrix:
-    """Return the rows of a line from one on as a matrix."""
+    """Return the rows of a line, from `row` on, as a matrix."""
     return Matrix(rows.address + line * rows.line + row * rows.row, rows.row, size_of(like))
 
 
 @compiled
 def no_factors() -> Factors:
-    """Return what stands for no factors; not literals, for which Numba would compile what they are passed to anew."""
+    """Return Factors that stand for none. As literals they would make Numba compile each callee once more for them."""
     return Factors(np.int64(0), np.int64(0))
 
 
 @compiled
 def columns_of(like: Any, rows: Rows, axis: Axis, group: Group, channels: int, columns: int) -> None:
-    """Write the transposed rows of each line, (channels, keys), one line behind the other."""
+    """Write the transpose (channels, keys) of each line's rows to `columns`, line after line."""
     row = padded(like, axis.length)
     for m in range(group.lines):
         target = columns + m * channels * row
@@ -177,9 +180,9 @@ def energies(
     sheets: int,
     scale: int,
 ) -> None:
-    """Write scale Q K^T of `count` queries of each line, from `query` on, to the line's sheet (queries, keys).
+    """Write the energies scale Q K^T of `count` queries of each line, from `query` on, to its sheet (queries, keys).
 
-    k_columns is the address of what `columns_of` wrote; scale is an address too.
+    k_columns is the address that `columns_of` wrote to; scale is an address too.
     """
     row, one_for_all, none = padded(like, axis.length), np.int64(0), no_factors()
     for m in range(group.lines):
@@ -191,24 +194,25 @@ def energies(
 
 @compiled
 def exponentials_of(like: Any, row: int, keys: int, own: int, crossing: int, offset: Any) -> Any:
-    """Turn a query's energies into exp(E - offset), its own key's into its share of that; return their sum.
+    """Replace a query's energies by exp(E - offset) and return the sum; its own key's counts 1 / crossing of that.
 
-    What fills up the row must be -inf.
+    The padding of the row must be -inf.
     """
-    total = exponentials(like, row, padded(like, keys), offset)
+    row_sum = exponentials(like, row, padded(like, keys), offset)
     here = row + own * size_of(like)
     centre = load(like, here)
     share = centre / type(like)(crossing)
     store(here, share)
-    return total - (centre - share)
+    return row_sum - (centre - share)
 
 
 @compiled
 def weigh(like: Any, row: int, keys: int, own: int, crossing: int) -> tuple[Any, Any]:
-    """Turn a query's energies into exp(E - largest), its own key's into its share; return the largest and the sum."""
+    """Replace a query's energies by exp(E - row_max), as `exponentials_of` does; return row_max and row_sum."""
     size, end = size_of(like), padded(like, keys)
     for j in range(keys, end // size):
         store(row + j * size, type(like)(-np.inf))
-    largest = largest_of(like, row, end)
-    # All -inf: no weights, and a sum of 0.
-    return largest, exponentials_of(like, row, keys, own, crossing, largest if largest > -np.inf else type(like)(0))
+    row_max = maximum(like, row, end)
+    # Where all energies are -inf, an offset of 0 gives weights and a sum of 0; -inf - -inf would be NaN.
+    offset = row_max if row_max > -np.inf else type(like)(0)
+    return row_max, exponentials_of(like, row, keys, own, crossing, offset)

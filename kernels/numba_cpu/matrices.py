@@ -1,7 +1,8 @@
-"""Products and transposes of matrices of any size, in memory, for the CPU kernels: tiles of `numba_cpu_vectors`."""
+"""Products and transposes of matrices of any size, in memory: loops over the tiles of vectors.py."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ compiled = njit(nogil=True, error_model="numpy")
 
 
 class Matrix(NamedTuple):
-    """A matrix in memory: its address, and the bytes from row to row and, within a row, from number to number."""
+    """A matrix in memory: its address, and the bytes from row to row and, within a row, from element to element."""
 
     address: int
     row: int
@@ -35,114 +36,41 @@ class Matrix(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """A number for each row, so many bytes apart; step 0: one for all; address 0: none."""
+    """One factor for each row, `step` bytes apart. Step 0: one factor for all rows; address 0: no factors."""
 
-    address: Any  # integers, of whichever type compiled code has them
+    address: Any  # both are integers; compiled code has several types of them
     step: Any
 
 
 @register_jitable
 def filled_up(size: int) -> int:
-    """Return the next whole number of vectors, all in bytes."""
+    """Return `size` bytes rounded up to whole vectors."""
     return (size + VECTOR_BYTES - 1) // VECTOR_BYTES * VECTOR_BYTES
 
 
 @compiled
 def copy(like: Any, source: int, source_step: int, count: int, target: int, target_step: int) -> None:
-    """Copy numbers that stand so many bytes apart."""
+    """Copy `count` numbers, `source_step` bytes apart, to places that are `target_step` bytes apart."""
     for n in range(count):
         store(target + n * target_step, load(like, source + n * source_step))
 
 
-# The large functions are compiled once, by `numba_cpu_kept.prepare`, and called by their symbols: inlined, each caller
-# would take a second longer to compile.
+# Large functions, called by symbol ------------------------------------------------------------------------------------
+#
+# They are compiled once, by `cache.prepare`, and the kernels call them by their symbols: inlined, they would add a
+# second to the compilation of each caller.
 
 
-def _symbol(name: str, kind: Any) -> str:
-    return f"ccgpu_{name}_{kind}"
+def large_functions(source: str) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Return `transpose` and `multiply` as plain functions to compile; `source` only stands in their closure.
 
-
-def signature_of(name: str, kind: Any) -> Any:
-    """Return the signature of a large function for a Numba type: a number of it, and integers."""
-    return types.void(kind, *[types.int64] * {"transpose": 6, "multiply": 14}[name])
-
-
-def _call(name: str, kind: Any) -> Any:
-    """Return what an intrinsic does that calls a large function by its symbol."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        function = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
-        builder.call(cgutils.get_or_insert_function(builder.module, function, _symbol(name, kind)), arguments)
-        return context.get_dummy_value()
-
-    return signature_of(name, kind), codegen
-
-
-@intrinsic
-def transpose(
-    typingctx: Any, like: Any, source: Any, source_row: Any, rows: Any, columns: Any, target: Any, target_row: Any
-) -> Any:
-    """Write the transpose of a matrix (rows, columns), and nothing beside it."""
-    return _call("transpose", like)
-
-
-@intrinsic
-def multiply(
-    typingctx: Any,
-    like: Any,
-    rows: Any,
-    columns: Any,
-    depth: Any,
-    a: Any,
-    a_row: Any,
-    a_step: Any,
-    b: Any,
-    b_step: Any,
-    c: Any,
-    c_row: Any,
-    alpha: Any,
-    alpha_step: Any,
-    beta: Any,
-    beta_step: Any,
-) -> Any:
-    """Compute C = alpha A B + beta C: `multiply_tile` for any number of rows, and of columns in bytes."""
-    return _call("multiply", like)
-
-
-@compiled
-def add_product(
-    like: Any, rows: int, columns: int, depth: int, a: Matrix, b: Matrix, c: Matrix, alpha: Factors, beta: Factors
-) -> None:
-    """Compute C = alpha A B + beta C, of so many rows, columns and terms; C is only written where beta is none.
-
-    The numbers in rows of B and C stand side by side, and columns fill up whole vectors in both.
+    Numba's cache compares closures, so another `source` compiles them anew; see cache.py.
     """
-    multiply(
-        like,
-        rows,
-        filled_up(columns * size_of(like)),
-        depth,
-        a.address,
-        a.row,
-        a.step,
-        b.address,
-        b.row,
-        c.address,
-        c.row,
-        alpha.address,
-        alpha.step,
-        beta.address,
-        beta.step,
-    )
-
-
-def large_functions(source: str) -> dict[str, Callable[..., None]]:
-    """Return the functions behind `transpose` and `multiply`, with `source` in their closure; see `numba_cpu_kept`."""
 
     def transpose(
         like: Any, source: int, source_row: int, rows: int, columns: int, target: int, target_row: int
     ) -> None:
-        """Write the transpose of a matrix (rows, columns), and nothing beside it."""
+        """Write the transpose of a matrix (rows, columns); memory between the target's rows stays as it is."""
         source  # noqa: B018
         size = size_of(like)
         lanes = VECTOR_BYTES // size
@@ -178,13 +106,13 @@ def large_functions(source: str) -> dict[str, Callable[..., None]]:
         beta: int,
         beta_step: int,
     ) -> None:
-        """Compute C = alpha A B + beta C: `multiply_tile` for any number of rows, and of columns in bytes."""
+        """Compute C = alpha A B + beta C: `multiply_tile` for any number of rows and of columns, these in bytes."""
         source  # noqa: B018
         tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
         for column in range(0, columns, TILE_VECTORS * VECTOR_BYTES):
             vectors = min(TILE_VECTORS, (columns - column) // VECTOR_BYTES)
             row = 0
-            for tile in range(tiles):  # of about one height: 97 rows are 7 x 11 + 2 x 10, not 8 x 12 + 1
+            for tile in range(tiles):  # all of nearly the same height: 97 rows are 7 x 11 + 2 x 10, not 8 x 12 + 1
                 end = rows * (tile + 1) // tiles
                 multiply_tile(
                     like,
@@ -205,9 +133,68 @@ def large_functions(source: str) -> dict[str, Callable[..., None]]:
                 )
                 row = end
 
-    return {"transpose": transpose, "multiply": multiply}
+    return transpose, multiply
 
 
-def make_known(name: str, kind: Any, function: Any) -> None:
-    """Let a compiled function, which must be kept alive, be called by its symbol."""
-    llvmlite.binding.add_symbol(_symbol(name, kind), function.address)
+def signature_of(function: Callable[..., None], kind: Any) -> Any:
+    """Return the Numba signature of a large function for a dtype: a number of that type, then integers only."""
+    integers = len(inspect.signature(function).parameters) - 1
+    return types.void(kind, *[types.int64] * integers)
+
+
+def _symbol(function: Callable[..., None], kind: Any) -> str:
+    return f"ccgpu_{function.__name__}_{kind}"
+
+
+def add_symbol(function: Callable[..., None], kind: Any, compiled_function: Any) -> None:
+    """Let the kernels find a large function, compiled for a dtype, by its symbol; the caller must keep it alive."""
+    llvmlite.binding.add_symbol(_symbol(function, kind), compiled_function.address)
+
+
+def _called_by_symbol(function: Callable[..., None]) -> Any:
+    """Return an intrinsic with the name, arguments and docstring of a large function, which calls it by its symbol."""
+
+    def call(typingctx: Any, like: Any, *integers: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, _symbol(function, like)), arguments)
+            return context.get_dummy_value()
+
+        return signature_of(function, like), codegen
+
+    call.__name__, call.__doc__ = function.__name__, function.__doc__
+    signature = inspect.signature(function)
+    context = inspect.Parameter("typingctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    # Numba reads the names and the number of the arguments here.
+    call.__signature__ = signature.replace(parameters=[context, *signature.parameters.values()])  # type: ignore[attr-defined]
+    return intrinsic(call)
+
+
+transpose, multiply = map(_called_by_symbol, large_functions(""))
+
+
+@compiled
+def add_product(
+    like: Any, rows: int, columns: int, depth: int, a: Matrix, b: Matrix, c: Matrix, alpha: Factors, beta: Factors
+) -> None:
+    """Compute C = alpha A B + beta C with A (rows, depth) and B (depth, columns); without beta, C is only written.
+
+    The elements of a row of B, and of C, stand side by side, and their columns are padded to whole vectors.
+    """
+    multiply(
+        like,
+        rows,
+        filled_up(columns * size_of(like)),
+        depth,
+        a.address,
+        a.row,
+        a.step,
+        b.address,
+        b.row,
+        c.address,
+        c.row,
+        alpha.address,
+        alpha.step,
+        beta.address,
+        beta.step,
+    )

@@ -1,7 +1,7 @@
-"""How the CPU kernels are run: arrays as addresses and strides, axes cut into groups of lines, groups given to threads.
+"""How a call is divided and run on threads: arrays as addresses and strides, axes as groups of lines, a thread pool.
 
-The kernels let go of Python's lock and run on a pool of Python threads, not on Numba's threading layers: calls from
-several threads at once, and in processes forked by others (data loaders), work whatever OpenMP is loaded.
+The kernels release Python's global lock and run on a pool of Python threads instead of Numba's threading layers, so
+that calls from several threads at once and from forked processes (data loaders) work with any OpenMP library loaded.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from ccgpu.kernels.numba_cpu.vectors import TILE_ROWS, VECTOR_BYTES
 
 Array = NDArray[Any]
 
-# What a worker holds of the energies of a group's lines. Of 97 columns of 97 positions (43 kB each) half are taken at
-# once: a strip that is read and written 200 bytes at a time; strips of 13 columns took 1.7 times as long.
+# Most bytes of a group's energies in a thread's memory. A group then has half of the 97 columns of 97 x 97 positions
+# (43 kB of energies each): a strip that is read and written 200 bytes at a time. Strips of 13 columns took 1.7 times as
+# long.
 SHEET_BYTES = 5 * 2**19
-CHUNK, CHUNK_GATHERED = 512, 128  # bytes of a position's channels taken at a time; fewer where many lines are gathered
-PARTS = 8  # tickets of a phase for each thread: the one that is held up takes fewer
-SMALL = 2**20  # multiply-adds done before another thread is awake
-TOGETHER = 2**20  # numbers of v whose images go through all axes together, while caches still hold them
+CHUNK, CHUNK_GATHERED = 512, 128  # bytes of a position's channels processed at once; the second, for gathered lines
+PARTS = 8  # tickets of a phase for each thread, so that a thread that is held up takes fewer
+SMALL = 2**20  # multiply-adds that one thread finishes before another one is awake
+TOGETHER = 2**20  # elements of the images that go through all axes together, while the CPU's caches hold them
 
 
 def flat(x: Array) -> Map | None:
-    """Return x (B, channels, *S) as (images, positions, channels), or None where it has to be copied for that.
+    """Return x (B, channels, *S) as a map (images, positions, channels), or None if x must be copied for that.
 
-    Its positions must be evenly spaced, and they or the channels side by side.
+    The positions must be evenly spaced in memory, and either they or the channels contiguous.
     """
     strides = [(stride, size) for stride, size in zip(x.strides[2:], x.shape[2:], strict=True) if size > 1]
     step, count = (strides[-1][0] if strides else x.itemsize), 1
@@ -65,14 +66,14 @@ class Input:
 
 
 class Output:
-    """An array to be written, and the one in the dtype of the arithmetic that is computed: itself where it can be."""
+    """An array for a result, and the array that the kernels write: the same one, if its dtype and memory allow it."""
 
     def __init__(self, target: Array, dtype: Any) -> None:
         self.target = target
         self._computed, self.map = _mapped(target if target.dtype == dtype else np.empty_like(target, dtype=dtype))
 
     def finish(self) -> Array:
-        """Return the array, when the result is computed."""
+        """Return the array for the result, filled from the one that the kernels have written."""
         if self._computed is not self.target:
             with np.errstate(over="ignore", invalid="ignore"):
                 self.target[...] = self._computed
@@ -80,7 +81,7 @@ class Output:
 
 
 def _mapped(x: Array) -> tuple[Array, Map]:
-    """Return an array, or its copy in channels-last memory, and its map."""
+    """Return x and its map, or a copy in channels-last memory and the copy's map."""
     layout = flat(x)
     if layout is not None:
         return x, layout
@@ -91,10 +92,16 @@ def _mapped(x: Array) -> tuple[Array, Map]:
 
 
 def plan_axes(sizes: tuple[int, ...], images: int, itemsize: int, gathers: bool, threads: int) -> list[Axis]:
-    """Return the axes to run, the last first, and how their lines are dealt out; length 1 has nothing to add.
+    """Return the axes to run, the last one first, with their lines divided into groups.
+
+    Axes of length 1 are left out, but for the last: their lines hold the position itself alone.
 
     Args:
-        gathers: whether any map has positions, and not channels, side by side.
+        sizes: of the map, one to three.
+        images: number of images.
+        itemsize: bytes of a number in the dtype of the arithmetic.
+        gathers: whether some map has contiguous positions instead of contiguous channels.
+        threads: number of threads.
     """
     wanted = [len(sizes) - 1, *(a for a in range(len(sizes) - 1) if sizes[a] > 1)]
     axes = []
@@ -106,7 +113,7 @@ def plan_axes(sizes: tuple[int, ...], images: int, itemsize: int, gathers: bool,
         queries = min(length, max(TILE_ROWS, SHEET_BYTES // max(2, fewest) // row))
         lines = min(inner, max(fewest, SHEET_BYTES // (queries * row))) if many else 1
         groups = -(-inner // lines)
-        if images * outer * groups < threads * PARTS:  # as many for each thread
+        if images * outer * groups < threads * PARTS:  # few groups: as many for each thread
             groups = min(inner, -(-groups // threads) * threads)
         axes.append(
             Axis(
@@ -127,7 +134,7 @@ def plan_axes(sizes: tuple[int, ...], images: int, itemsize: int, gathers: bool,
     return axes
 
 
-# The pool ------------------------------------------------------------------------------------------------------------
+# The thread pool ------------------------------------------------------------------------------------------------------
 
 _pool: ThreadPoolExecutor | None = None
 
@@ -137,12 +144,12 @@ def _forget_pool() -> None:
     _pool = None
 
 
-if hasattr(os, "register_at_fork"):  # a child has the object, but not its threads
+if hasattr(os, "register_at_fork"):  # a forked child inherits the pool object but not its threads
     os.register_at_fork(after_in_child=_forget_pool)
 
 
-def _others() -> ThreadPoolExecutor:
-    """Return the threads beside the caller's."""
+def _helpers() -> ThreadPoolExecutor:
+    """Return the pool of threads that help the calling one."""
     global _pool
     if _pool is None:
         _pool = ThreadPoolExecutor(max_workers=max(32, os.cpu_count() or 1), thread_name_prefix="ccgpu")
@@ -150,11 +157,11 @@ def _others() -> ThreadPoolExecutor:
 
 
 class Problem(NamedTuple):
-    """Images of maps, what is computed of them and by how many threads."""
+    """A batch of maps to compute, the dtype of the arithmetic and the number of threads."""
 
     images: int
-    sizes: tuple[int, ...]
-    dtype: Any  # of the arithmetic
+    sizes: tuple[int, ...]  # of a map
+    dtype: Any  # NumPy type of the arithmetic
     threads: int
     backward: bool = False
 
@@ -171,11 +178,11 @@ class Problem(NamedTuple):
         """Run a kernel on all groups of lines of all axes, some images at a time.
 
         Args:
-            kernel: of `numba_cpu_kept`.
-            operands: all maps that it works on.
+            kernel: one of the kernels in cache.py.
+            operands: all maps that it reads or writes.
             depth, channels, scale: as in `Sizes`.
-            products: multiply-adds of a position with another one.
-            arguments: that follow the sizes.
+            products: multiply-adds for each pair of a position and a neighbour.
+            arguments: arguments of the kernel after the sizes.
         """
         prepare(self.dtype)
         like = self.dtype(0)
@@ -199,19 +206,19 @@ class Problem(NamedTuple):
             start = -memory.ctypes.data % VECTOR_BYTES
             kernel(like, phases, counters, memory.ctypes.data + start, sizes, *arguments)
 
-        others: list[Future[None]] = []
+        helpers: list[Future[None]] = []
         try:
-            with contextlib.suppress(RuntimeError):  # no thread can be started, as at the interpreter's end
+            with contextlib.suppress(RuntimeError):  # no thread can be started, for example at interpreter shutdown
                 for _ in range(self.threads - 1 if work >= SMALL else 0):
-                    others.append(_others().submit(take_part))
+                    helpers.append(_helpers().submit(take_part))
             take_part()
-        except BaseException:  # the others may still be writing to memory of this call
-            wait(other for other in others if not other.cancel())
+        except BaseException:  # helpers may still be writing to this call's arrays
+            wait(helper for helper in helpers if not helper.cancel())
             raise
-        for other in others:  # all is done: one that has not begun need not, one that has finds no ticket
-            other.cancel()
+        for helper in helpers:  # all work is done: a helper that starts now would find no ticket
+            helper.cancel()
 
 
 def thread_count(threads: int | None) -> int:
-    """Return how many threads share the work: NUMBA_NUM_THREADS, all cores if it is not set, where None."""
+    """Return the number of threads to use; for None, NUMBA_NUM_THREADS, or all cores if that is not set."""
     return int(config.NUMBA_NUM_THREADS) if threads is None else threads

@@ -1,7 +1,7 @@
-"""The two stages of criss-cross attention on the CPU, group by group of the lines of an axis.
+"""The two stages of criss-cross attention, affinity and aggregate, on the CPU, for a group of lines at a time.
 
 Energies and weights are (images, positions, neighbours) in the order of `kernels.reference.neighbours`. A line's sheet
-(queries, keys) is a part of them, but for the centre, which stands on the last axis alone.
+(queries, keys) holds those of the line; the position itself is a neighbour on the last axis only.
 """
 
 from __future__ import annotations
@@ -31,13 +31,16 @@ from ccgpu.kernels.numba_cpu.vectors import load, size_of, store
 
 @compiled
 def _position(axis: Axis, sizes: Sizes, group: Group, line: int, query: int) -> int:
-    """Return the number of a line's position, counted through all images."""
+    """Return the index of a position of a group's line, counted through all images."""
     return group.image * sizes.positions + group.position + line + query * axis.inner
 
 
 @compiled
 def _put_energies(like: Any, axis: Axis, sizes: Sizes, position: int, own: int, row: int, weights: int) -> None:
-    """Write a query's energies with the keys of its line to their places; its own one stands at `own`."""
+    """Write a query's row of the sheet to its energies; `own` is the column of the query's own key.
+
+    `position` is the query's index through all images, `weights` the address of all energies.
+    """
     size = size_of(like)
     target = weights + (position * sizes.neighbours + axis.slot) * size
     if axis.skips:
@@ -49,20 +52,20 @@ def _put_energies(like: Any, axis: Axis, sizes: Sizes, position: int, own: int, 
 
 @compiled
 def _get_weights(like: Any, axis: Axis, sizes: Sizes, position: int, own: int, row: int, weights: int) -> None:
-    """Read a query's weights of the keys of its line; of its own, an equal share on each of the lines through it.
+    """Read a query's weights into its row of the sheet; the weight of its own key is divided by the number of lines.
 
-    All of it on one line and 0 on the others would give 0 * inf = NaN where v is infinite.
+    The whole weight on one line and 0 on the others would give 0 * inf = NaN where v is infinite.
     """
     size = size_of(like)
-    all_of_them = weights + position * sizes.neighbours * size
-    source = all_of_them + axis.slot * size
+    first = weights + position * sizes.neighbours * size
+    source = first + axis.slot * size
     if axis.skips:
         copy(like, source, size, own, row, size)
         copy(like, source + own * size, size, axis.length - own - 1, row + (own + 1) * size, size)
     else:
         copy(like, source, size, axis.length, row, size)
     centre = sizes.neighbours - sizes.width + position % sizes.positions % sizes.width
-    share = load(like, all_of_them + centre * size) / type(like)(axis.crossing)
+    share = load(like, first + centre * size) / type(like)(axis.crossing)
     store(row + own * size, share)
 
 
@@ -70,15 +73,15 @@ def _get_weights(like: Any, axis: Axis, sizes: Sizes, position: int, own: int, r
 def affinity_groups(
     like: Any, begin: int, end: int, memory: int, axis: Axis, sizes: Sizes, q: Map, k: Map, weights: int
 ) -> None:
-    """Write the energies on groups begin ... end of an axis.
+    """Write the energies of groups begin ... end of an axis.
 
     Args:
-        memory: address of the worker's memory, as in `numba_cpu_attention.forward_groups`.
-        q, k: of like's dtype.
-        weights: address of the energies.
+        like, begin, end, memory, axis, sizes: as in `attention.forward_groups`.
+        q, k: maps of like's dtype.
+        weights: address of the energies (images, positions, neighbours).
     """
     size, length, depth, queries = size_of(like), axis.length, sizes.depth, axis.queries
-    none, reads = np.int64(0), np.bool_(True)  # not literals: Numba would compile what they are passed to for each
+    none, reads = np.int64(0), np.bool_(True)  # as literals they would make Numba compile the callees for each value
     at = divide_memory(axis, sizes, size, False)
     row = padded(like, length)
     store(memory + at.scale, type(like)(sizes.scale))
@@ -110,12 +113,13 @@ def aggregate_groups(
     out: Map,
     transposed: bool,
 ) -> None:
-    """Add the weighted sums on groups begin ... end of an axis to out; the first axis writes.
+    """Add the weighted sums of groups begin ... end of an axis to out, which the first axis writes.
 
     Args:
-        memory, weights: as in `affinity_groups`.
-        v, out: of like's dtype.
-        transposed: whether a query's values go to its keys, instead of the keys' values to it.
+        like, begin, end, memory, axis, sizes: as in `attention.forward_groups`.
+        weights: address of the weights (images, positions, neighbours).
+        v, out: maps of like's dtype.
+        transposed: sum a query's values into its keys, instead of the keys' values into the query.
     """
     size, length, queries = size_of(like), axis.length, axis.queries
     reads = np.bool_(True)

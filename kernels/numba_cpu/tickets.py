@@ -1,8 +1,8 @@
-"""How threads share groups of lines: they take tickets from counters in memory, phase by phase.
+"""How threads share the groups of lines of a call: each takes tickets from counters in memory, phase by phase.
 
-A phase is an axis of some images. Its groups may run in any order, but all of them before the next phase: who finds no
-ticket left waits until the others have finished theirs. A thread may come at any time, also when all is done; the one
-that called does everything alone if no other wakes up in time.
+A phase is an axis of some images. Its groups may run in any order, but all of them before the next phase: a thread that
+finds no ticket left waits until the other threads have finished theirs. A thread may join at any time, even when all is
+done; the calling thread does everything alone if no other one wakes up in time.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from ccgpu.kernels.numba_cpu.lines import Axis
 from ccgpu.kernels.numba_cpu.matrices import compiled
 
-LINE = 64  # bytes of a cache line: a counter's own
+LINE = 64  # bytes of a cache line; each counter has one of its own
 _I64 = ir.IntType(64)
 
 
 @intrinsic
 def atomic_add(typingctx: Any, address: Any, number: Any) -> Any:
-    """Add to the integer at an address, for all threads to see with all that this one wrote; return the old one."""
+    """Add to the integer at an address and return its old value; earlier writes become visible to other threads."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         address, number = arguments
@@ -36,7 +36,7 @@ def atomic_add(typingctx: Any, address: Any, number: Any) -> Any:
 
 @intrinsic
 def atomic_load(typingctx: Any, address: Any) -> Any:
-    """Return the integer at an address, with all that was written before it was."""
+    """Return the integer at an address; writes before the one that stored it become visible to this thread."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.load_atomic(builder.inttoptr(arguments[0], _I64.as_pointer()), "seq_cst", 8)
@@ -45,12 +45,12 @@ def atomic_load(typingctx: Any, address: Any) -> Any:
 
 
 def phase_of(axis: Axis, begin: int, end: int, threads: int, parts: int) -> tuple[int, ...]:
-    """Return a phase as numbers: groups begin ... end of an axis, about `parts` tickets a thread."""
+    """Return a phase, as a row of numbers: groups begin ... end of an axis, in about `parts` tickets a thread."""
     return (*axis, begin, end, max(1, (end - begin) // (threads * parts)))
 
 
 def new_counters(phases: int) -> NDArray[np.int64]:
-    """Return counters, all 0: of tickets taken and tickets finished for each phase."""
+    """Return zeros: for each phase, a counter of tickets taken and one of tickets finished."""
     return np.zeros(phases * 2 * LINE // 8, np.int64)
 
 
@@ -63,7 +63,7 @@ def axis_of(phases: NDArray[np.int64], phase: int) -> Axis:
 
 @compiled
 def tickets(phases: NDArray[np.int64], counters: NDArray[np.int64]) -> Iterator[tuple[Axis, int, int]]:
-    """Yield the axis and the groups, begin ... end, of every ticket that this thread gets; return when all are done."""
+    """Yield the axis and the groups, begin ... end, of each ticket that this thread takes; return when all are done."""
     for phase in range(len(phases)):
         axis = axis_of(phases, phase)
         begin, end, step = phases[phase, 12], phases[phase, 13], phases[phase, 14]

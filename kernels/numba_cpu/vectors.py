@@ -1,8 +1,8 @@
-"""What the CPU kernels need from the machine: vector instructions behind small functions, as LLVM IR through Numba.
+"""Vector code for the CPU kernels: tiles of products and transposes, exponentials, sums; LLVM IR as Numba intrinsics.
 
-Numba's own loops become vectors where LLVM sees how; a matrix product that keeps a tile of results in registers and a
-transposition between registers are beyond it, so these are spelt out here, in vectors as wide as this CPU's. Everything
-works on addresses and strides in bytes. `like` is any number of the dtype meant, float32 or float64.
+LLVM vectorises simple loops of Numba by itself, but neither a matrix product that keeps a tile of results in registers
+nor a transposition between registers, so these are written out here, in vectors as wide as this CPU's registers.
+Everything works on addresses and strides in bytes. `like` is any number of the wanted dtype, float32 or float64.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 
 
 def _machine(features: dict[str, bool]) -> tuple[int, int]:
-    """Return the bytes of a vector register and the number of them, for a CPU with these features."""
+    """Return the size of a vector register in bytes and the number of such registers, for a CPU with these features."""
     if features.get("avx512f"):
         return 64, 32
     if features.get("avx"):
@@ -30,8 +30,8 @@ def _machine(features: dict[str, bool]) -> tuple[int, int]:
 
 
 VECTOR_BYTES, _REGISTERS = _machine(llvmlite.binding.get_host_cpu_features())
-# The tile of results that a product keeps in registers, rows and vectors: beside them, a row of the right matrix and
-# one element of the left one. 12 x 2 vectors of 16 reach 0.9 of what an AVX-512 core can do, 97 rows at a time.
+# Rows and vectors of the tile of results that a product keeps in registers; the other registers hold a row of the right
+# matrix and one element of the left one. 12 x 2 vectors of 16 reach 0.9 of an AVX-512 core's peak, 97 rows at a time.
 TILE_ROWS, TILE_VECTORS = (12, 2) if _REGISTERS == 32 else (6, 2)
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -44,7 +44,7 @@ def _number(n: int) -> ir.Constant:
 
 
 class _Vectors:
-    """Writes operations on vectors of one kind of number."""
+    """Emits operations on vectors of one dtype into a function's LLVM IR."""
 
     def __init__(self, builder: Any, like: Any) -> None:
         self.builder, self.size = builder, _BYTES[like]
@@ -52,7 +52,7 @@ class _Vectors:
         self.type = ir.VectorType(self.element, self.lanes)
 
     def at(self, address: Any, offset: int = 0) -> Any:
-        """Return an address moved by a constant."""
+        """Return address + offset."""
         return self.builder.add(address, _number(offset)) if offset else address
 
     def load(self, address: Any, offset: int = 0) -> Any:
@@ -64,7 +64,7 @@ class _Vectors:
         self.builder.store(value, pointer, align=self.size)
 
     def prefetch(self, address: Any, offset: int) -> None:
-        """Ask for the memory at an address, which need not exist, ahead of reading it."""
+        """Emit a prefetch of the memory at an address, which need not be valid."""
         pointer = ir.IntType(8).as_pointer()
         signature = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
         function = self.builder.module.declare_intrinsic("llvm.prefetch", [pointer], signature)
@@ -75,13 +75,13 @@ class _Vectors:
         return ir.Constant(self.type, [value] * self.lanes)
 
     def spread(self, number: Any) -> Any:
-        """Return a vector of one number."""
+        """Return a vector with `number` in every lane."""
         undefined = ir.Constant(self.type, ir.Undefined)
         first = self.builder.insert_element(undefined, number, ir.Constant(_I32, 0))
         return self.shuffle(first, undefined, [0] * self.lanes)
 
     def spread_from(self, address: Any) -> Any:
-        """Return a vector of the one number at an address."""
+        """Return a vector with the number at an address in every lane."""
         pointer = self.builder.inttoptr(address, self.element.as_pointer())
         return self.spread(self.builder.load(pointer, align=self.size))
 
@@ -94,12 +94,12 @@ class _Vectors:
 
 
 def _tile_product(vectors: _Vectors, rows: int, columns: int, arguments: list[Any]) -> None:
-    """Write the product of `rows` rows and `columns` vectors of columns; see `multiply_tile`."""
+    """Emit the product for a tile of `rows` rows and `columns` vectors; see `multiply_tile`."""
     builder = vectors.builder
     a, a_row, a_step, b, b_step, c, c_row, depth, alpha, alpha_step, beta, beta_step = arguments
     entry = builder.block
     loop, done = builder.append_basic_block("loop"), builder.append_basic_block("done")
-    # Rows are addressed from every third one: base, base + a_row, base + 2 a_row, which costs no register a row.
+    # One base address for three rows (base, base + a_row, base + 2 a_row): a register for each row would be too many.
     bases = [a]
     while 3 * len(bases) < rows:
         bases.append(builder.add(bases[-1], builder.mul(a_row, _number(3))))
@@ -116,7 +116,7 @@ def _tile_product(vectors: _Vectors, rows: int, columns: int, arguments: list[An
         variable.add_incoming(ir.Constant(vectors.type, [0.0] * vectors.lanes), entry)
     count, b_here, *a_here = moving
     right = [vectors.load(b_here, j * VECTOR_BYTES) for j in range(columns)]
-    for j in range(columns):  # the columns after these are the next to be wanted
+    for j in range(columns):  # the next tile of the product will read the columns after these
         vectors.prefetch(b_here, (columns + j) * VECTOR_BYTES)
     results = []
     for i in range(rows):
@@ -169,14 +169,14 @@ def multiply_tile(
 
     Args:
         like: a number of the dtype.
-        rows: of the tile, 1 ... TILE_ROWS.
-        columns: of the tile, in vectors, 1 ... TILE_VECTORS.
+        rows: rows of the tile, 1 ... TILE_ROWS.
+        columns: columns of the tile, in vectors, 1 ... TILE_VECTORS.
         a, a_row, a_step: A (rows, depth), element (i, k) at a + i a_row + k a_step.
         b, b_step: B (depth, columns), row k at b + k b_step, its elements side by side.
-        c, c_row: C, likewise.
+        c, c_row: C (rows, columns), row i at c + i c_row, its elements side by side.
         depth: at least 1.
-        alpha, alpha_step: a factor for each row; step 0 for one for all.
-        beta, beta_step: likewise for what C holds; address 0 where C is only written.
+        alpha, alpha_step: a factor for each row of the product; step 0: one factor for all rows.
+        beta, beta_step: factors of C's old values in the same form; address 0: C is only written, not read.
     """
     signature = types.void(like, *[types.int64] * 14)
 
@@ -200,7 +200,7 @@ def multiply_tile(
 
 @intrinsic
 def transpose_tile(typingctx: Any, like: Any, source: Any, source_row: Any, target: Any, target_row: Any) -> Any:
-    """Write the transpose of the square tile at `source`, as wide as a vector, to `target`."""
+    """Write the transpose of the square tile at `source`, a vector wide and as many rows high, to `target`."""
     signature = types.void(like, *[types.int64] * 4)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -212,7 +212,7 @@ def transpose_tile(typingctx: Any, like: Any, source: Any, source_row: Any, targ
             rows.append(vectors.load(source))
             source = builder.add(source, source_row)
         half = n // 2
-        while half:  # exchange the off-diagonal quarters of every square of 2 half rows
+        while half:  # exchange the off-diagonal quarters of every square of 2 * half rows
             low = [lane if lane & half == 0 else n + (lane ^ half) for lane in range(n)]
             high = [lane ^ half if lane & half == 0 else n + lane for lane in range(n)]
             for i in range(n):
@@ -230,7 +230,7 @@ def transpose_tile(typingctx: Any, like: Any, source: Any, source_row: Any, targ
 
 @intrinsic
 def stack_tiles(typingctx: Any) -> Any:
-    """Return the address of memory for two tiles of any dtype, as long as the function it stands in runs."""
+    """Return the address of room for two tiles of any dtype on the stack of the calling function."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         memory = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(8), 2 * VECTOR_BYTES * VECTOR_BYTES // 4))
@@ -241,7 +241,7 @@ def stack_tiles(typingctx: Any) -> Any:
 
 @intrinsic
 def size_of(typingctx: Any, like: Any) -> Any:
-    """Return the bytes of a number of like's dtype."""
+    """Return the size of like's dtype in bytes."""
     return types.int64(like), lambda context, builder, signature, arguments: _number(_BYTES[like])
 
 
@@ -269,7 +269,10 @@ def store(typingctx: Any, address: Any, value: Any) -> Any:
 
 
 def _loop(vectors: _Vectors, size: Any, starts: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
-    """Write a loop over the vectors of `size` bytes; body(offset, values) returns the values carried on."""
+    """Emit a loop over the vectors of `size` bytes; return the loop-carried values after it.
+
+    body(offset, values) emits one iteration and returns the new values; `starts` are the first ones.
+    """
     builder = vectors.builder
     entry = builder.block
     loop, done = builder.append_basic_block("vectors"), builder.append_basic_block("after")
@@ -287,8 +290,8 @@ def _loop(vectors: _Vectors, size: Any, starts: list[Any], body: Callable[[Any, 
     return following
 
 
-def _folded(vectors: _Vectors, value: Any, operation: Callable[[Any, Any], Any]) -> Any:
-    """Return the lanes of a vector brought together."""
+def _reduced(vectors: _Vectors, value: Any, operation: Callable[[Any, Any], Any]) -> Any:
+    """Return one number: the lanes of a vector, reduced by `operation`."""
     half = vectors.lanes // 2
     while half:
         value = operation(value, vectors.shuffle(value, value, [lane ^ half for lane in range(vectors.lanes)]))
@@ -297,30 +300,31 @@ def _folded(vectors: _Vectors, value: Any, operation: Callable[[Any, Any], Any])
 
 
 @intrinsic
-def largest_of(typingctx: Any, like: Any, address: Any, size: Any) -> Any:
-    """Return the largest number in `size` bytes, whole vectors; NaN may be passed over."""
+def maximum(typingctx: Any, like: Any, address: Any, size: Any) -> Any:
+    """Return the maximum of the numbers in `size` bytes, whole vectors; a NaN may be ignored."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, address, size = arguments
         vectors = _Vectors(builder, like)
 
-        def larger(a: Any, b: Any) -> Any:
+        def larger_of(a: Any, b: Any) -> Any:
             return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
         def body(offset: Any, values: list[Any]) -> list[Any]:
-            return [larger(vectors.load(builder.add(address, offset)), values[0])]
+            return [larger_of(vectors.load(builder.add(address, offset)), values[0])]
 
         (result,) = _loop(vectors, size, [vectors.constant(-math.inf)], body)
-        return _folded(vectors, result, larger)
+        return _reduced(vectors, result, larger_of)
 
     return like(like, types.int64, types.int64), codegen
 
 
 @intrinsic
 def exponentials(typingctx: Any, like: Any, address: Any, size: Any, offset: Any) -> Any:
-    """Write exp(x - offset) in the place of every x in `size` bytes, whole vectors; return the sum.
+    """Replace every x in `size` bytes, whole vectors, by exp(x - offset); return the sum of the exponentials.
 
-    x - offset is at most 80. The error is below a unit in the last place; 0 stands for subnormal results, NaN for NaN.
+    x - offset must be at most 80. The error is below a unit in the last place; subnormal results become 0, and NaN
+    stays NaN.
 
     exp(x) = 2^n exp(r) with n = round(x / ln 2) and r = x - n ln 2 in two steps, by Taylor's series.
     """
@@ -334,28 +338,28 @@ def exponentials(typingctx: Any, like: Any, address: Any, size: Any, offset: Any
             here = builder.add(address, place)
             x = vectors.load(here)
             difference = builder.fsub(x, offset)
-            # What the difference was rounded by, exactly (Knuth's two-sum); NaN where it is infinite, and then unused.
+            # The exact rounding error of the difference (Knuth's two-sum); NaN, and unused, where that is infinite.
             other = builder.fsub(x, difference)
             error = builder.fadd(builder.fsub(x, builder.fadd(difference, other)), builder.fsub(other, offset))
             value = _exponential(vectors, difference, error)
             vectors.store(value, here)
             return [builder.fadd(sums[0], value)]
 
-        (total,) = _loop(vectors, size, [vectors.constant(0.0)], body)
-        return _folded(vectors, total, builder.fadd)
+        (sums,) = _loop(vectors, size, [vectors.constant(0.0)], body)
+        return _reduced(vectors, sums, builder.fadd)
 
     return like(like, types.int64, types.int64, like), codegen
 
 
 def _exponential(vectors: _Vectors, x: Any, error: Any) -> Any:
-    """Return exp(x + error), where error is below half a unit in x's last place."""
+    """Return exp(x + error) for an error below half a unit in x's last place."""
     builder, constant = vectors.builder, vectors.constant
     mantissa, bias, word, terms = (23, 127, _I32, 8) if vectors.size == 4 else (52, 1023, _I64, 14)
-    # Adding 1.5 2^mantissa leaves the rounded number in the last bits; subtracting it gives that number back.
+    # Adding 1.5 * 2^mantissa rounds to an integer, which stands in the last bits; subtracting it leaves the integer.
     shifter = constant(1.5 * 2.0**mantissa)
     shifted = vectors.multiply_add(x, constant(1.0 / math.log(2.0)), shifter)
     n = builder.fsub(shifted, shifter)
-    # ln 2 = high + low; high has so few bits that n times it is exact.
+    # ln 2 = high + low, where high has so few bits that n * high is exact.
     high, low = (
         (0.693359375, -2.12194440054690583e-4)
         if vectors.size == 4
@@ -363,7 +367,7 @@ def _exponential(vectors: _Vectors, x: Any, error: Any) -> Any:
     )
     r = vectors.multiply_add(n, constant(-high), x)
     r = builder.fadd(vectors.multiply_add(n, constant(-low), r), error)
-    # What the first term left out would add is below half a unit in the last place: |r| <= ln(2) / 2.
+    # As |r| <= ln(2) / 2, the first omitted term of the series is below half a unit in the last place.
     coefficients = [1.0 / math.factorial(i) for i in range(terms)]
     value = constant(coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
@@ -377,7 +381,7 @@ def _exponential(vectors: _Vectors, x: Any, error: Any) -> Any:
 
 @intrinsic
 def subtract_and_multiply(typingctx: Any, like: Any, x: Any, factors: Any, size: Any, offset: Any) -> Any:
-    """Write factor (x - offset) in the place of every x in `size` bytes, whole vectors."""
+    """Replace every x in `size` bytes, whole vectors, by factor * (x - offset), with a factor for each x."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, x, factors, size, offset = arguments
@@ -398,7 +402,7 @@ def subtract_and_multiply(typingctx: Any, like: Any, x: Any, factors: Any, size:
 
 @intrinsic
 def dot(typingctx: Any, like: Any, a: Any, b: Any, size: Any) -> Any:
-    """Return the dot product of the numbers in `size` bytes each, whole vectors."""
+    """Return the dot product of the numbers at a and at b, `size` bytes of each, whole vectors."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, a, b, size = arguments
@@ -408,7 +412,7 @@ def dot(typingctx: Any, like: Any, a: Any, b: Any, size: Any) -> Any:
             left, right = vectors.load(builder.add(a, place)), vectors.load(builder.add(b, place))
             return [vectors.multiply_add(left, right, sums[0])]
 
-        (total,) = _loop(vectors, size, [vectors.constant(0.0)], body)
-        return _folded(vectors, total, builder.fadd)
+        (sums,) = _loop(vectors, size, [vectors.constant(0.0)], body)
+        return _reduced(vectors, sums, builder.fadd)
 
     return like(like, types.int64, types.int64, types.int64), codegen

@@ -35,7 +35,7 @@ def problem_of(sizes, dtype, batch=2, d=6, c=11, seed=0):
 
 
 def cut_up(monkeypatch, **cuts):
-    """Set what decides how work is cut up: constants of numba_cpu_work."""
+    """Set what decides how work is cut up: constants of schedule.py."""
     for name, value in cuts.items():
         monkeypatch.setattr(schedule, name, value)
 

@@ -26,8 +26,8 @@ def exponentials(like, address, size, offset):
 
 
 @compiled
-def largest_of(like, address, size):
-    return vectors.largest_of(like, address, size)
+def maximum(like, address, size):
+    return vectors.maximum(like, address, size)
 
 
 @compiled
@@ -122,16 +122,16 @@ def test_exponentials_at_the_ends(dtype):
 
 
 @pytest.mark.parametrize("vectors", [1, 2, 5])
-def test_largest_of(dtype, vectors):
+def test_maximum(dtype, vectors):
     generator = np.random.default_rng(vectors)
     for place in range(vectors * lanes(dtype)):
         x = generator.uniform(-9, -8, vectors * lanes(dtype)).astype(dtype)
         x[place] = -7
-        assert largest_of(dtype(0), address(x), x.nbytes) == -7
+        assert maximum(dtype(0), address(x), x.nbytes) == -7
         x[place] = np.inf
-        assert largest_of(dtype(0), address(x), x.nbytes) == np.inf
+        assert maximum(dtype(0), address(x), x.nbytes) == np.inf
     x[:] = -np.inf
-    assert largest_of(dtype(0), address(x), x.nbytes) == -np.inf
+    assert maximum(dtype(0), address(x), x.nbytes) == -np.inf
 
 
 @pytest.mark.parametrize("vectors", [1, 2, 7])
