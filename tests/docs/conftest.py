@@ -1,4 +1,4 @@
-"""What a reader of the documentation has at hand: datasets, a published checkpoint, photographs, a video."""
+"""Fixtures for the documentation's reader: synthetic datasets, a published checkpoint, images, a video."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from ccgpu.train.scenes import streets
 from tests.docs.reader import ROOT
 from tests.models.published_files import config_text, mmsegmentation_file
 
-PICTURE = (64, 96)
+SIZE = (64, 96)  # height and width of the synthetic images
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Draws a small dataset when it is first asked for."""
+    """Returns the folder of a small synthetic dataset by its name; writes it at the first request."""
     root = tmp_path_factory.mktemp("data")
-    drawn: dict[str, Path] = {}
+    written: dict[str, Path] = {}
 
     def folder(name: str) -> Path:
-        if name not in drawn:
-            drawn[name] = root / name
+        if name not in written:
+            written[name] = root / name
             if name == "ponds":
-                draw_ponds(root / name)
+                write_ponds(root / name)
             else:
                 module = {"ade20k": ade20k, "camvid": camvid, "cityscapes": cityscapes, "lip": lip}[name]
-                number = 7 if name == "camvid" else 4  # of videos a clip of 5 and more
+                number = 7 if name == "camvid" else 4  # camvid: videos longer than the pages' clips of 5
                 splits = dict.fromkeys(
                     ("training", "validation") if name == "ade20k" else ("train", "val", "test"), number
                 )
                 write_synthetic = module.DATASET.write_synthetic
                 assert write_synthetic is not None
-                write_synthetic(root / name, splits, PICTURE, 0)
-        return drawn[name]
+                write_synthetic(root / name, splits, SIZE, 0)
+        return written[name]
 
     return folder
 
 
-def draw_ponds(root: Path) -> None:
+def write_ponds(root: Path) -> None:
     """The dataset of docs/own-data.md."""
     for seed, split in enumerate(("train", "val")):
         generator = np.random.default_rng(seed)
@@ -63,14 +63,14 @@ def draw_ponds(root: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A reader's folder: a published checkpoint, ImageNet weights, photographs and a video."""
+    """A reader's folder: a published checkpoint, ImageNet weights, images and a video."""
     pytest.importorskip("av")
     state = mmsegmentation_file(50, classes=19)
     file = {"meta": {"config": config_text(True, 2), "epoch": 1}, "state_dict": state}
     torch.save(file, tmp_path / "ccnet_r50-d8_769x769.pth")
     torch.manual_seed(0)
     torch.save(build_backbone("resnet18").state_dict(), tmp_path / "resnet101.pth")
-    frames = [streets.draw_scene(PICTURE, np.random.default_rng(index), index)[0] for index in range(3)]
+    frames = [streets.draw_scene(SIZE, np.random.default_rng(index), index)[0] for index in range(3)]
     for name, frame in zip(("photos/street.jpg", "photos/park.png", "more/a.png"), frames, strict=True):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(frame).save(tmp_path / name)

@@ -1,8 +1,8 @@
 """A reader of the documentation, who does what the blocks of a page say, in their order, in a folder of their own.
 
-Python runs as it stands; a block with a title is saved under that name. A command runs in this process, as it stands
-but for what makes it small: where a flag is given twice, the last one counts, so flags are added at its end. "PATH"
-stands for the folder of the command's dataset and is replaced by a drawn one.
+Python runs unchanged; a block with a title is saved under that name. A command runs in this process, with flags added
+at its end that make it small (where a flag is given twice, the last one counts). "PATH" stands for the folder of the
+command's dataset and is replaced by a synthetic one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SMALL_RUN = [
     "--no-tensorboard",
 ]
 HERE = ["--device", "cpu", "--workers", "0"]
-# What is added for a dataset, because its recipe says something about sizes.
+# Flags for the datasets whose recipes set image sizes.
 SMALL_RECIPES = {
     "ade20k": ["--short-sides", "48", "64", "--eval-short-side", "64"],
     "lip": ["--eval-fit", "64", "64"],
@@ -42,8 +42,8 @@ SMALL = {
     "attention": ["--device", "cpu"],
     "cost": ["--size", "65", "65", "--repeats", "1", "--device", "cpu"],
 }
-SHOWN = ("text", "math")  # languages of blocks that are only to be looked at
-SETTING_UP = ("pip", "source")  # commands that change the reader's machine: looked at, not run
+SHOWN = ("text", "math", "bibtex")  # languages of blocks that are not run
+SETTING_UP = ("pip", "source")  # commands that change the reader's machine: checked, not run
 
 
 @dataclass(frozen=True)
@@ -84,18 +84,18 @@ class Reader:
         """Follow all blocks of a page.
 
         Raises:
-            AssertionError: as `follow`; a block of another language.
+            AssertionError: a block of another language, or one that fails (see `follow`).
         """
         for block in blocks(page):
             if block.language not in SHOWN:
-                assert block.language in ("python", "sh"), f"{block}: say python, sh, text or math behind the ```"
+                assert block.language in ("python", "sh"), f"{block}: say python, sh or {', '.join(SHOWN)} after ```"
                 self.follow(block)
 
     def follow(self, block: Block) -> None:
         """Do what a block says.
 
         Raises:
-            AssertionError: a command that ends with another status than 0, or is not one that a reader knows.
+            AssertionError: a command that fails, or that is none of this project's.
         """
         if block.language == "sh":
             for command in commands(block.text):
@@ -130,12 +130,12 @@ class Reader:
             status = main(self.smaller(name, arguments))
         except SystemExit as exit:  # of --help
             status = exit.code
-        # Without a device there is nothing to compile kernels for, and the command says so.
+        # Without a CUDA device the command has nothing to compile for, says so, and fails.
         expected = 1 if name == "ccgpu.warmup" and not torch.cuda.is_available() else 0
         assert (status or 0) == expected, f"{what}: status {status}"
 
     def make(self, targets: list[str], block: Block) -> None:
-        """Run what `make` would, where that is a command of this project; other targets only have to be there."""
+        """Run the commands `python -m train.X` of a make target; of other targets only check that they exist."""
         shown = subprocess.run(["make", "-n", "-C", str(ROOT), *targets], capture_output=True, text=True)
         assert shown.returncode == 0, f"{block}: make {targets}: {shown.stderr}"
         for line in shown.stdout.splitlines():
@@ -145,7 +145,7 @@ class Reader:
                 self.module(f"train.{name}", arguments, f"{block}: make {targets}")
 
     def smaller(self, module: str, arguments: list[str]) -> list[str]:
-        """Return the arguments with what makes the command small at their end, and real folders in them."""
+        """Return the arguments with real folders instead of PATH, and flags at the end that make the command small."""
         name = module.rpartition(".")[2]
         dataset = name
         if "--dataset" in arguments:
@@ -161,7 +161,7 @@ class Reader:
         if not ({"--data", "--preset", "--out"} & {*arguments}) or name in ("convert", "export"):
             return arguments
         if "--resume" in arguments and "--preset" not in arguments:
-            return [*arguments, *HERE]  # the settings are those of the run
+            return [*arguments, *HERE]  # all other settings come from the resumed run
         more = [] if "package" in arguments else ["--backbone", "resnet18"]
         more += [] if "--preset" in arguments else ["--scenes-size", "64", "96"]
         return [*arguments, *SMALL_RUN, *SMALL_RECIPES.get(name, []), *more, *HERE]
@@ -174,7 +174,7 @@ def commands(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def environment(words: list[str]) -> Iterator[None]:
-    """Take the NAME=VALUE in front of a command off it and into the environment, while it runs."""
+    """Move the NAME=VALUE in front of a command into the environment while it runs."""
     before = dict(os.environ)
     while re.fullmatch(r"[A-Z_]+=.*", words[0]):
         name, _, value = words.pop(0).partition("=")
@@ -187,7 +187,7 @@ def environment(words: list[str]) -> Iterator[None]:
 
 
 def check_setting_up(words: list[str], block: Block) -> None:
-    """Look whether what would be installed or activated is there."""
+    """Check that a `pip install` names this project and extras that it has."""
     if words[0] != "pip":
         return
     assert words[1] == "install", f"{block}: {words}"

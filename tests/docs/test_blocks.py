@@ -11,13 +11,13 @@ from tests.docs.reader import ROOT, Reader, blocks
 
 PLACES = ("*.md", "docs/*.md", "docs/api/*.md", "tests/*/*.md")
 PAGES = {page.relative_to(ROOT).as_posix(): page for place in PLACES for page in ROOT.glob(place) if blocks(page)}
-CHECKED_ELSEWHERE = {"docs/checkpoints.md"}  # test_checkpoints.py: what its commands leave is looked at
+CHECKED_ELSEWHERE = {"docs/checkpoints.md"}  # test_checkpoints.py runs its blocks and checks their results
 
 
 @pytest.mark.parametrize("name", sorted(PAGES.keys() - CHECKED_ELSEWHERE))
 def test_blocks_run(name: str, folder: Path, data: Callable[[str], Path], request: pytest.FixtureRequest) -> None:
     reader = Reader(data)
-    if "cuda_on_cpu" in name:  # what its reader gets in a test; skips without g++
+    if "cuda_on_cpu" in name:  # its code uses the fixture of that name, which skips without g++
         reader.names["cuda_on_cpu"] = request.getfixturevalue("cuda_on_cpu")
     reader.read(PAGES[name])
 

@@ -1,4 +1,4 @@
-"""A published mmsegmentation file goes all the way by the commands of docs/checkpoints.md, with the right results."""
+"""The commands of docs/checkpoints.md convert, predict with, explain and export a published mmsegmentation file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def test_a_published_checkpoint_goes_all_the_way(folder: Path, data: Callable[[s
     expected, _ = mmsegmentation_network(state, photos, align_corners=True)
     close = 1e-4 * expected.abs().max().item()
 
-    # Converted: the published network's logits. Predicted: its classes, but where two logits are as good as equal.
+    # The converted file gives the published network's logits. The predicted classes agree wherever the two highest
+    # logits differ by more than the tolerance.
     net = CCNet.from_checkpoint("ccnet.safetensors")
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (net.backbone.mean, net.backbone.std))
     images = (photos - mean) / std
@@ -47,13 +48,13 @@ def test_a_published_checkpoint_goes_all_the_way(folder: Path, data: Callable[[s
         assert Image.open(f"predicted/{name}").size[0] >= pixels.shape[1]
     assert {path.suffix for path in Path("predicted-too/overlays").iterdir()} >= {".jpg", ".mp4"}
 
-    # Exported: the same logits in onnxruntime.
+    # The exported model gives the same logits in onnxruntime.
     session = onnxruntime.InferenceSession("ccnet.onnx")
     (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=0, atol=1e-3 * expected.abs().max().item())
     assert torch.export.load("ccnet.pt2").module()(images).shape == expected.shape
 
-    # Its attention, drawn and clicked through.
+    # The attention maps: the image, and the page clicked through in a browser.
     assert Image.open("maps.png").size[0] > 3 * pixels.shape[1]
     if CHROMIUM is not None:
         with opened(Path("maps.html").resolve()) as tab:

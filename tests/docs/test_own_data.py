@@ -1,4 +1,4 @@
-"""The dataset that docs/own-data.md shows is whole: it trains, and its checkpoint is evaluated."""
+"""The dataset file that docs/own-data.md shows is complete: it trains, and its checkpoint is evaluated."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ def test_the_dataset_shown_trains_and_is_evaluated(
     monkeypatch.syspath_prepend(str(tmp_path))
     import ponds
 
-    assert ponds.main(["--out", str(tmp_path / "nothing")]) == 2  # it draws no images of its own
+    assert ponds.main(["--out", str(tmp_path / "nothing")]) == 2  # without --data, because it has no synthetic images
     out = tmp_path / "run"
     assert ponds.main([*TINY, "--data", str(data("ponds")), "--out", str(out)]) == 0
     trained = records.read_records(out / "metrics.jsonl")[-1]
