@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ DTYPES = {
 NUMPY_DTYPES = tuple(name for name, dtype in DTYPES.items() if dtype.in_numpy)
 
 
+@functools.cache  # NumPy takes microseconds to name a dtype
 def energy_dtype(dtype: Any) -> np.dtype[Any]:
     """Return NumPy's dtype of energies, of lse and of all sums for arrays of `dtype`."""
     return np.dtype(DTYPES[np.dtype(dtype).name].energies)
