@@ -1,8 +1,8 @@
-"""Draw the images of docs/kernels.md: `python -m docs.draw_kernels` (needs matplotlib, and g++ for what it looks up).
+"""Draw the figures of docs/kernels.md: `python -m docs.draw_kernels` (needs matplotlib, and g++).
 
-Orders, places and sizes are not written down here: the script asks the sources. The order of the items and the
-permutation of a tile's units come from kernels/cuda/*.cuh, run on the CPU; sizes of memory from
-kernels/cuda/configurations.py.
+The script reads orders, places and sizes from the sources, so that the figures cannot contradict them: the order of the
+items and the permutation of a tile's units come from kernels/cuda/*.cuh, compiled with g++ and run on the CPU, the
+sizes of shared memory from kernels/cuda/configurations.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
 
 
 def draw_lines() -> None:
-    """A criss-cross as two lines, and where their positions lie in memory."""
+    """Draw a criss-cross as two lines, and where their positions lie in memory."""
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 5.6), height_ratios=(6.2, 4.4), layout="constrained")
     height, width, (y, x) = 5, 8, (2, 5)
     panel(top, 20, 6.2, f"the criss-cross of one position: two lines (map {height} x {width})")
@@ -79,7 +79,7 @@ def draw_lines() -> None:
 
 
 def memory(ax: Axes, x: float, heading: str, parts: list[tuple[str, int, str]], total: int, scale: float) -> None:
-    """Draw a column of shared memory: (what, bytes, colour) from the start."""
+    """Draw shared memory as a column of parts (name, bytes, colour), from its first byte down."""
     note(ax, x + 1.6, 0.25, heading, 8, "center")
     y = 0.6
     for what, size, color in parts:
@@ -89,7 +89,7 @@ def memory(ax: Axes, x: float, heading: str, parts: list[tuple[str, int, str]], 
 
 
 def draw_forward() -> None:
-    """One block's forward: data flow, and shared memory as time goes on."""
+    """Draw one block's forward: the data flow, and shared memory early and late."""
     used = configuration("forward", "bf16", 7, DEPTH, H100)
     rows, warps = TILE * used.tiles, used.threads // 32
     tile, chunk = rows * DEPTH * 2, rows * used.chunk_units * 16
@@ -107,13 +107,13 @@ def draw_forward() -> None:
     box(
         flow,
         (3.5, 1.65, 6.3, 0.85),
-        "1. E = scale Q K$^T$ + share on the diagonal,\n16 keys at a time: largest of each row",
+        "1. E = scale Q K$^T$ + share on the diagonal,\n16 keys at a time: row_max",
         GREY,
     )
     box(
         flow,
         (3.5, 2.8, 6.3, 0.85),
-        "2. E again; P = exp(E - largest), rounded, stays\nin registers, 56 a thread; sum of each row",
+        "2. E again; P = exp(E - row_max), rounded, stays\nin registers, 56 a thread; row_sum",
         GREY,
     )
     arrow(flow, (6.6, 1.25), (6.6, 1.65))
@@ -159,7 +159,7 @@ def draw_forward() -> None:
 
 
 def draw_backward() -> None:
-    """One block's backward, transposed: data flow, and shared memory as time goes on."""
+    """Draw one block's backward, transposed: the data flow, and shared memory early and late."""
     used = configuration("backward", "bf16", 7, DEPTH, H100)
     rows = TILE * used.tiles
     tile, chunk, sheet = rows * DEPTH * 2, rows * used.chunk_units * 16, rows * 256
@@ -230,7 +230,7 @@ def draw_backward() -> None:
 
 
 def draw_schedule() -> None:
-    """Tickets in their true order, a machine that works them off, what the lag does, and the segments of a line."""
+    """Draw the order of tickets, their execution on some block slots, the effect of the lag, a line's segments."""
     images, sizes, slots = 3, (3, 4), 14
     items = order(images, sizes)
     a_step = sum(sizes)
@@ -297,7 +297,7 @@ def draw_schedule() -> None:
 
 
 def draw_swizzle() -> None:
-    """Which banks the units of eight rows of a tile lie on, for rows of 128, 64 and 32 bytes."""
+    """Draw the banks of the units of eight rows of a tile, for the three access patterns of the kernels."""
     at = places()
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.9), layout="constrained")
     wanted = (
@@ -322,7 +322,7 @@ def draw_swizzle() -> None:
 
 
 def draw_fragments() -> None:
-    """What each thread holds: results, operands, and the columns of TF32."""
+    """Draw what each thread holds: results, 16-bit operands, and the order of columns in TF32."""
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(9, 4.8), width_ratios=(10, 17, 12), layout="constrained"
     )
@@ -363,7 +363,7 @@ def draw_fragments() -> None:
 
 
 def main() -> None:
-    """Draw all."""
+    """Draw all figures."""
     for draw in (draw_lines, draw_forward, draw_backward, draw_schedule, draw_swizzle, draw_fragments):
         draw()
 

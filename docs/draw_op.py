@@ -13,7 +13,7 @@ HEIGHT, WIDTH, AT = 9, 13, (3, 4)
 
 
 def main() -> None:
-    """Draw what one position attends to where all energies are equal, after one loop and after two."""
+    """Draw what one position attends to in one loop and in two, with equal energies everywhere."""
     rcca = RCCA(1)
     torch.nn.init.zeros_(rcca.query_conv.weight)
     torch.nn.init.zeros_(rcca.query_conv.bias)

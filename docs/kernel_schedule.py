@@ -1,4 +1,7 @@
-"""What the sources say of the order of work and of places in shared memory, for the images of docs/kernels.md."""
+"""Read the order of work and the places in shared memory from the CUDA sources, for the figures of docs/kernels.md.
+
+The headers of kernels/cuda/ are compiled for the CPU, so the figures show what the shipped source does.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from ccgpu.kernels.cuda.configurations import FOLDER
 from ccgpu.kernels.cuda.plans import Launch, Pointers, plan
 from tests.cuda_on_cpu import device
 
-BEFORE = 0.3  # the part of an item, in `simulate`, that comes before it waits
+BEFORE = 0.3  # the share of an item's work that precedes its wait, an assumption of `simulate`
 
 
 class Item(NamedTuple):
-    """One item of work, as kernels/cuda/schedule.cuh gives it to a ticket; `query` and `key` are segments."""
+    """The item of work that kernels/cuda/schedule.cuh assigns to a ticket; `query` and `key` are segments of a line."""
 
     exists: bool
     image: int
@@ -41,7 +44,7 @@ extern "C" __global__ void swizzle(const __grid_constant__ Arguments a) {
 
 
 def look_up(entry: str, launch: Launch, shape: tuple[int, int]) -> np.ndarray:
-    """Return the int32 array that one of KERNELS writes, with the shipped headers in front of it, on the CPU."""
+    """Run one of KERNELS, with the shipped headers, on the CPU and return the int32 array that it writes."""
     headers = "".join((FOLDER / name).read_text() for name in ("tiles.cuh", "schedule.cuh"))
     lines = [line for line in headers.splitlines() if not line.startswith(("#pragma once", "#include"))]
     text = "\n".join(['#include "primitives.cuh"', *lines, KERNELS])
@@ -53,7 +56,7 @@ def look_up(entry: str, launch: Launch, shape: tuple[int, int]) -> np.ndarray:
 
 
 def order(images: int, sizes: tuple[int, ...], lag: int | None = None) -> list[Item]:
-    """Return the items of a forward call, which must be one launch, in the order of tickets."""
+    """Return the items of a forward call of a single launch, in the order of tickets."""
     chosen = {} if lag is None else {"lag": lag}
     (launch,) = plan("forward", "bf16", images, sizes, DEPTH, CHANNELS, H100, **chosen)
     rows = look_up("order", launch, (launch.blocks, 6)).tolist()
@@ -61,15 +64,15 @@ def order(images: int, sizes: tuple[int, ...], lag: int | None = None) -> list[I
 
 
 def places() -> list[list[int]]:
-    """Return where the 8 units of rows 0 ... 7 of a tile of 128-byte rows lie, in units from the row's start."""
+    """Return the place, in units from the row's start, of each of the 8 units of rows 0 ... 7 of 128 bytes."""
     (launch,) = plan("forward", "bf16", 1, (2, 2), DEPTH, CHANNELS, H100)
     return look_up("swizzle", launch, (8, 8)).tolist()
 
 
 def simulate(items: list[Item], slots: int) -> list[tuple[int, float, float, float]]:
-    """Return (slot, begin, end of waiting, end) of each item if an item takes one unit of time and its wait.
+    """Simulate block slots; return (slot, begin, end of the wait, end) of each item.
 
-    Blocks begin in the order of tickets, as slots become free.
+    Every item takes one unit of time beside its wait. Blocks begin in the order of tickets, as slots become free.
     """
     free = [0.0] * slots
     ends: dict[int, list[float]] = {}

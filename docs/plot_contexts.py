@@ -12,7 +12,7 @@ TARGET = RESULTS / "camvid-contexts" / "curves.png"
 
 
 def main() -> None:
-    """Draw the main head's training loss, the mean of the seeds, and beside it each seed's mIoU on the test."""
+    """Draw the main head's training loss (mean over the seeds) and each seed's mIoU on the test images."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
     titles = []
     for name, (title, _) in CONFIGURATIONS.items():

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 
 
 def main(source: str, target: str) -> None:
-    """Draw the training loss and, beside it, mIoU and pixel accuracy over the iterations."""
+    """Draw two plots over the iterations: the training loss, and mIoU with pixel accuracy."""
     records = [json.loads(line) for line in Path(source).read_text().splitlines()]
     training = [r for r in records if r["kind"] == "training"]
     evaluation = [r for r in records if r["kind"] == "evaluation"]

@@ -1,8 +1,8 @@
-"""Print the tables of docs/results.md that come from several runs: `python docs/results_table.py`.
+"""Print the tables of docs/results.md that are computed from records: `python docs/results_table.py`.
 
-A folder of docs/results/camvid-contexts is one run, NAME-sSEED, with the metrics.jsonl that the command wrote.
-The cost of each module is a line of docs/results/cost-cpu.jsonl. `tests/test_results.py` holds docs/results.md to what
-this prints.
+Each folder docs/results/camvid-contexts/NAME-sSEED is one run, with the metrics.jsonl that the command wrote. Each line
+of docs/results/cost-cpu.jsonl is the cost of one context module. `tests/test_results.py` checks that docs/results.md
+contains the tables printed here.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-# Folder of the runs -> what the table calls them, and which module of cost-cpu.jsonl they hold.
+# Folder name of the runs -> their name in the tables, and their module's name in cost-cpu.jsonl.
 CONFIGURATIONS = {
     "none": ("no context", None),
     "rcca-r1": ("RCCA, R = 1", "RCCA R=1"),
@@ -29,7 +29,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 def runs_of(name: str) -> list[list[dict[str, Any]]]:
-    """Return the records of each seed's run."""
+    """Return the records of the runs of a configuration, one list for each seed."""
     folders = sorted((RESULTS / "camvid-contexts").glob(f"{name}-s[0-9]"))
     return [lines_of(folder / "metrics.jsonl") for folder in folders]
 
@@ -40,7 +40,7 @@ def last_evaluations(name: str) -> list[dict[str, Any]]:
 
 
 def spread(values: list[float]) -> str:
-    """Return "mean (least to most)" in percent; one value alone has no spread."""
+    """Return "mean (minimum to maximum)" in percent, or the mean alone where there is one value."""
     percents = [100 * value for value in values]
     mean = f"{statistics.fmean(percents):.1f}"
     return mean if len(percents) == 1 else f"{mean} ({min(percents):.1f} to {max(percents):.1f})"
@@ -79,7 +79,7 @@ def classes_table() -> str:
 
 
 def cost_table() -> str:
-    """Return what the modules cost at the paper's size, beside the paper's numbers."""
+    """Return the table of each module's cost at the paper's size."""
     rows = [
         "| module | parameters | GFLOPs | saved MB | peak MB | forward ms | forward + backward ms |",
         "|---|---|---|---|---|---|---|",
@@ -93,9 +93,9 @@ def cost_table() -> str:
 
 
 def half_precision_table() -> str:
-    """Return how many pixels keep their class in half precision."""
+    """Return the table of the share of pixels that keep their class in half precision."""
     rows = ["| network | images | bfloat16 % | float16 % |", "|---|---|---|---|"]
-    (line,) = lines_of(RESULTS / "half-precision-demo.jsonl")
+    (line,) = lines_of(RESULTS / "half-precision-demo.jsonl")  # its "pictures" are images; records keep their spelling
     shares = [f"{100 * line['kept'][amp]:.2f}" for amp in ("bf16", "fp16")]
     rows.append(f"| {' | '.join(['`make demo`, synthetic val', str(line['pictures']), *shares])} |")
     return "\n".join(rows)

@@ -1,7 +1,7 @@
-"""What the documentation site (mkdocs.yml) adds to MkDocs: links into the repository, and formulas as MathML.
+"""Hooks that mkdocs.yml adds to MkDocs: links into the repository work in the site, and formulas become MathML.
 
-Pages link as files of the repository do, so that they can be read there as well. In the site, a file outside of docs/
-lies under repository/, and a linked folder becomes a page that lists its files.
+The pages link to files of the repository by relative paths, so that they can be read in the repository as well. The
+site copies each linked file outside of docs/ to repository/, and turns each linked folder into a page that lists it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def math_block(source: str, *_: Any, **__: Any) -> str:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add what the pages link to outside of docs/, and a page for each linked folder."""
+    """Add the files outside of docs/ that pages link to, and a page for each linked folder."""
     waiting = [*(ROOT / name for name in PAGES), *(ROOT / "docs").rglob("*.md")]
     seen = set(waiting)
     while waiting:
@@ -48,7 +48,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Turn each link between files of the repository into one between files of the site."""
+    """Rewrite each link from a path of the repository to a path of the site."""
     source = next((path for path in candidates(page.file.src_uri) if path.is_file()), None)
     if source is None:  # the listing of a folder
         return markdown
@@ -62,12 +62,12 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def candidates(place: str) -> list[Path]:
-    """Return the files of the repository that a place in the site may stand for."""
+    """Return the files of the repository that a path of the site may come from."""
     return [ROOT / "docs" / place, ROOT / place.removeprefix("repository/")]
 
 
 def in_site(path: Path) -> str:
-    """Return where a file or folder of the repository lies in the site."""
+    """Return the path in the site of a file or folder of the repository."""
     name = path.relative_to(ROOT).as_posix()
     return name.removeprefix("docs/") if name.startswith("docs/") else f"repository/{name}"
 
@@ -78,7 +78,7 @@ def target_of(page: Path, link: str) -> Path:
 
 
 def shown(folder: Path) -> list[Path]:
-    """Return what a folder holds, sorted."""
+    """Return a folder's files and folders, sorted, without hidden ones."""
     return [path for path in sorted(folder.iterdir()) if path.name[0] not in "._"]
 
 
