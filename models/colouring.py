@@ -1,4 +1,4 @@
-"""Label maps in the colours of their classes, alone and over an image."""
+"""Label maps as colour images: each class in its colour, alone or blended over an image."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import torch
 from ccgpu.models.labels import IGNORE
 
 # Ignored pixels are black, as in the colour files of Cityscapes.
-IGNORE_COLOUR = (0, 0, 0)
+_IGNORE_COLOUR = (0, 0, 0)
 
 
 def colour_mask(classes: torch.Tensor | np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Return a label or prediction in the dataset's colours.
+    """Return a label map or prediction in the dataset's colours.
 
     Args:
-        classes: (H, W) of integers, 0 .. K - 1, or 255 for ignored pixels (drawn black); on the CPU.
+        classes: (H, W) of integers, 0 .. K - 1, or 255 for ignored pixels (shown black); on the CPU.
         colours: uint8 (K, 3), RGB; K at most 255.
 
     Returns:
         uint8 (H, W, 3), RGB.
 
     Raises:
-        ValueError: another rank or values.
+        ValueError: another rank or other values.
     """
     values = np.asarray(classes)
     known = (values == IGNORE) | ((values >= 0) & (values < len(colours)))
@@ -34,14 +34,14 @@ def colour_mask(classes: torch.Tensor | np.ndarray, colours: np.ndarray) -> np.n
         )
     table = np.zeros((IGNORE + 1, 3), dtype=np.uint8)
     table[: len(colours)] = colours
-    table[IGNORE] = IGNORE_COLOUR
+    table[IGNORE] = _IGNORE_COLOUR
     return table[values.astype(np.int64)]
 
 
 def class_overlay(
     image: np.ndarray, classes: torch.Tensor | np.ndarray, colours: np.ndarray, opacity: float
 ) -> np.ndarray:
-    """Return an image with its classes' colours over it: opacity 0 is the image, 1 the colours alone.
+    """Return an image blended with the colours of its classes: opacity 0 is the image, 1 the colours alone.
 
     Args:
         image: uint8 (H, W, 3), RGB.
@@ -52,7 +52,7 @@ def class_overlay(
         uint8 (H, W, 3), RGB.
 
     Raises:
-        ValueError: sizes that differ, or values that are no class.
+        ValueError: sizes that differ, or other values.
     """
     mask = colour_mask(classes, colours)
     if mask.shape != image.shape:

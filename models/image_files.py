@@ -1,6 +1,7 @@
-"""Images as people have them: any common format and depth, turned as their EXIF says, as 8-bit RGB.
+"""Reading people's own image files, of any common format and depth, as upright 8-bit RGB.
 
-(The images of a dataset are read by `pairs.py`, as they are stored, because labels lie on their pixels.)
+An EXIF orientation is applied. (Images of a dataset are not read here but by `train/data/pairs.py`, which leaves pixels
+where they are stored, because the label maps belong to the stored pixels.)
 """
 
 from __future__ import annotations
@@ -11,32 +12,31 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-# Formats that images come in. Not all that Pillow knows: it hands EPS files to another program, for one.
+# Formats of people's images. Pillow knows more, but for some, such as EPS, it runs another program.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"),
     *(".pbm", ".pnm", ".jp2", ".j2k", ".avif"),
 )
-# What lies behind transparent pixels.
-PAPER = (255, 255, 255)
-# Pillow reports a broken file through any of these, depending on where it breaks.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# Pillow raises any of these for a broken file, depending on where it is broken.
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_BACKGROUND = (255, 255, 255)  # shows through transparent pixels
 
 
 class BadImage(ValueError):
-    """An image or label that cannot be used; the message names the file and what to do."""
+    """An image, label map or video that cannot be used; the message names the file and says what to do."""
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Decode an image of any of `FORMATS`, upright, as uint8 (H, W, 3) RGB.
+    """Return an image file of any of `FORMATS` as uint8 (H, W, 3) RGB, upright.
 
-    Grey, palette and CMYK images become RGB. Of 16 bits the high byte counts. Transparent pixels show white. An EXIF
-    orientation is applied. Of several pages or frames the first is taken.
+    Grey, palette and CMYK images become RGB. 16-bit values are reduced to their high byte. Transparent pixels become
+    white. An EXIF orientation is applied. Of several pages or frames the first is returned.
 
     Raises:
         FileNotFoundError: there is no such file.
-        BadImage: the file cannot be decoded: truncated, damaged, no image, more than twice Pillow's limit of
-            89 million pixels, or 32-bit values, whose range is unknown. The message names the file.
+        BadImage: the file cannot be decoded: it is truncated, damaged or no image, has more than twice Pillow's
+            limit of 89 million pixels, or has 32-bit values, whose range is unknown. The message names the file.
     """
     Image.init()
     try:
@@ -45,7 +45,7 @@ def read_image(path: Path) -> np.ndarray:
             image = ImageOps.exif_transpose(file)
     except FileNotFoundError:
         raise FileNotFoundError(f"read_image: path must be an image, got no file {path}; name another.") from None
-    except _BROKEN as error:
+    except DECODE_ERRORS as error:
         raise BadImage(
             f"read_image: path must be a whole image of {', '.join(FORMATS)}, got {path}, which does not decode "
             f"({error}); copy or convert it again."
@@ -54,15 +54,19 @@ def read_image(path: Path) -> np.ndarray:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
             raise BadImage(_unknown_range(path, image.mode))
-        # Pillow's own conversion would clip at 255.
-        return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        return grey_from_16_bits(values)
     if image.mode == "F":
         raise BadImage(_unknown_range(path, image.mode))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         transparent = image.convert("RGBA")
-        paper = Image.new("RGBA", transparent.size, (*PAPER, 255))
-        image = Image.alpha_composite(paper, transparent)
+        background = Image.new("RGBA", transparent.size, (*_BACKGROUND, 255))
+        image = Image.alpha_composite(background, transparent)
     return np.asarray(image.convert("RGB"))
+
+
+def grey_from_16_bits(values: np.ndarray) -> np.ndarray:
+    """Return 16-bit grey values (H, W) as uint8 (H, W, 3), their high byte; Pillow's conversion would clip at 255."""
+    return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def _unknown_range(path: Path, mode: str) -> str:

@@ -1,7 +1,7 @@
-"""What the label files of a dataset hold: its classes, their ids and colours, and the tables between ids.
+"""The classes of a dataset (`Labels`): names, colours, and the conversion between label ids and train ids.
 
-A label file holds *ids*. A network predicts *train ids*: 0..K-1 in the order of the classes' names. Every
-pixel without a class has the train id 255 and counts neither in the loss nor in the evaluation.
+Label files contain *label ids*, which each dataset defines. Networks predict *train ids*: 0..K-1 in the order of the
+class names. A pixel without a class has the train id 255 and counts neither in the loss nor in the evaluation.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class Labels:
     Args:
         names: K different names, 1..255 of them; the index is the train id.
         colours: RGB of each class, uint8 (K, 3).
-        ids: what stands for each class in the label files, K different values in 0..255.
-        void: further values that the files may hold, 0..255; their pixels have no class.
-        hint: what to do about a file with other values, for messages.
+        ids: the label id of each class, K different values in 0..255.
+        void: label ids of pixels without a class, in 0..255.
+        hint: what to do about a label file with other values, for messages.
 
     Attributes:
-        to_train: uint8 (256,), id -> train id; 255 for `void` and for unknown values.
-        to_file: uint8 (256,), train id -> id; for what is no class the first of `void`, or 0 without any.
-        known: uint8, every id that a file may hold, ascending.
+        to_train: uint8 (256,), label id -> train id; 255 for `void` and for unknown values.
+        to_file: uint8 (256,), train id -> label id; where there is no class, the first of `void`, or 0 without any.
+        known: uint8, every label id that a file may contain, ascending.
 
     Raises:
         ValueError: an argument out of its range, or of a length that does not fit the others.
@@ -78,7 +78,7 @@ class Labels:
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Labels:
-        """Return the labels of `as_plain`; without "ids" the label files hold 0 .. K - 1, without "void" nothing else.
+        """Return the labels of which `as_plain` returned the values. Defaults: "ids" 0 .. K - 1, "void" none.
 
         Raises:
             ValueError: values that are no labels.
@@ -94,17 +94,17 @@ class Labels:
 
     @classmethod
     def numbered(cls, num_classes: int) -> Labels:
-        """Return labels for classes without names: "class 0", ..., in the colours of Pascal VOC's table (1, 2, ...)."""
-        indices = np.arange(1, num_classes + 1)  # the table's first colour is black, which stands for no class
+        """Return labels for classes without names: "class 0", ..., in the colours 1, 2, ... of Pascal VOC's table."""
+        indices = np.arange(1, num_classes + 1)  # the table's first colour, black, means no class
         colours = np.zeros((num_classes, 3), dtype=np.uint8)
-        # Bits 0, 1, 2 of each three of the index go to red, green, blue, those of the lowest three to bit 7.
+        # Bits 3 i, 3 i + 1 and 3 i + 2 of the index are bit 7 - i of red, green and blue.
         for bit in range(8):
             for channel in range(3):
                 colours[:, channel] |= ((indices >> (3 * bit + channel) & 1) << (7 - bit)).astype(np.uint8)
         return cls(tuple(f"class {index}" for index in range(num_classes)), colours, tuple(range(num_classes)))
 
     def as_plain(self) -> dict[str, Any]:
-        """Return names, colours, ids and void as lists of plain values, for files."""
+        """Return names, colours, ids and void as lists of plain values, to be stored in a file."""
         return {
             "names": list(self.names),
             "colours": self.colours.tolist(),

@@ -1,4 +1,4 @@
-"""From images to a network's input and back: mean and standard deviation of each channel."""
+"""Conversion of images to a network's input and back, by mean and standard deviation of each channel."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Mean and deviation of ImageNet's training images, RGB in 0..255: what its backbones were trained with.
+# Mean and standard deviation of ImageNet's training images, RGB in 0..255, with which backbones were trained on it.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
@@ -35,7 +35,7 @@ class Normalise:
             raise ValueError(f"Normalise: std must be positive, got {self.std}; give 1 to keep the scale.")
 
     def __call__(self, image: np.ndarray) -> torch.Tensor:
-        """Normalised image or clip.
+        """Return the normalised image or clip.
 
         Args:
             image: uint8 (H, W, 3) or (T, H, W, 3), RGB.
@@ -47,7 +47,7 @@ class Normalise:
         return torch.from_numpy(np.ascontiguousarray(np.moveaxis(scaled, -1, 0)))
 
     def denormalise(self, image: torch.Tensor) -> np.ndarray:
-        """Image or clip of a network input, rounded and clipped to 0..255: the inverse of the call.
+        """Return the image or clip of a network input, rounded and clipped to 0..255: the inverse of the call.
 
         Args:
             image: floating point (3, H, W) or (3, T, H, W), any device.

@@ -1,4 +1,8 @@
-"""Prediction as papers report it: whole images or sliding windows, several scales, flipped images, one average."""
+"""From a network to class scores of a whole image: sliding windows, several scales and flipped images, averaged.
+
+`Prediction` is the evaluation that papers report (multi-scale and flip); `predict_classes` predicts images of any size
+in bounded memory.
+"""
 
 from __future__ import annotations
 
@@ -19,48 +23,48 @@ MODES, AVERAGES = ("whole", "sliding"), ("logits", "probabilities")
 
 @dataclass(frozen=True)
 class Prediction:
-    """How an image becomes class scores at its full size: images -> scores, the mean over n passes.
+    """Class scores at the size of the images, averaged over n passes of the network.
 
         scores = 1/n sum over scales s and, with flip, m in (plain, flipped):
                  full(m(logits(m(image resized to round(s * base)))))             average "logits"
                  softmax(full(m(logits(m(image resized to round(s * base))))))    average "probabilities"
 
-    m is the flipped image along the width, its own inverse. base is the image's size, or the one that short_side or
-    fit gives, with the image's aspect. `full` resizes logits to the image's size. What has its size already is
-    not resampled: at one scale of 1, without flip, the logits are the network's, bit for bit.
+    m flips an image along the width and is its own inverse. base is the image's size, or the size that short_side or
+    fit gives, with the image's aspect ratio. `full` resizes logits to the image's size. What has the right size is not
+    resampled: at one scale of 1, without flip, the logits are the network's, bit for bit.
 
-    Resizing is bilinear between the images' edges (align_corners=False), for the logits as for the images, so
-    that the way back is the inverse of the way there and a score stays on its pixel. (CCNet's own upsampling has
-    align_corners=True: its feature positions lie on pixels 0, 8, 16, ..., which is another grid.) Images that
-    shrink are smoothed (antialias), as in training; logits are not.
+    Logits and images are both resized bilinearly with aligned edges (align_corners=False), so that resizing the logits
+    back is the inverse of resizing the image and a score stays on its pixel. (CCNet's own upsampling has
+    align_corners=True: its feature positions lie on pixels 0, 8, 16, ..., which is another grid.) Images that are
+    shrunk are smoothed (antialias), as in training; logits are not.
 
-    sliding: logits[y, x] = mean over the windows that hold (y, x) of the window's logits there
+    sliding: logits[y, x] = mean over the windows that contain (y, x) of the window's logits there
 
-    Windows of one pass are averaged as logits for either average. The last window of each axis lies at the border. A
-    image smaller than a window is padded at the bottom and right with 0, the mean colour after normalisation, and
-    the logits are cut back. Crop and stride are pixels of the resized image and the same at every scale, as in the
-    authors' code.
+    Windows of one pass are always averaged as logits, whatever `average` is. The last window of each axis ends at the
+    border. An image smaller than a window is padded at the bottom and right with 0, the mean colour after
+    normalisation, and the logits are cropped again. Crop and stride are in pixels of the resized image and the same at
+    every scale, as in the authors' code.
 
-    Memory: one pass at a time, one window at a time, the sum of the passes.
+    Memory: the sum of the passes, and one window of one pass at a time.
 
     Attributes:
-        mode: "whole" or "sliding"; the paper's table is sliding.
+        mode: "whole" or "sliding"; the paper's results are for "sliding".
         crop: window (height, width) in pixels, for sliding; the paper's is (769, 769). Ignored for whole.
         stride: step (down, right) in pixels, 1 .. crop, for sliding; the authors' is (513, 513). Ignored for whole.
         scales: factors of the base size, positive; CCNet's multi-scale evaluation has (0.75, 1.0, 1.25) and
             flip.
-        flip: whether each scale is seen flipped, too.
-        average: of "logits", as the authors do, or of "probabilities", as mmsegmentation does.
+        flip: whether each scale is also predicted flipped.
+        average: average of "logits", as in the authors' code, or of "probabilities", as in mmsegmentation.
         short_side: the shorter side of the base size in pixels, 1 or more.
-        fit: (height, width) in pixels; the base size is the largest that fits into it. At most one of the two.
-        flip_pairs: pairs of classes that a flipped image exchanges, as left and right arm: with flip, the scores of
-            the flipped image are exchanged back.
+        fit: (height, width) in pixels; the base size is the largest that fits into it. Not together with short_side.
+        flip_pairs: pairs of classes that flipping an image exchanges, such as left and right arm: their scores are
+            exchanged back after flipping.
 
     Raises:
         ValueError: an attribute outside of these values.
 
-    Source: the authors' evaluate.py (windows, scales and averaged logits; it turns flipped scores along the height
-        and does not resize those of another scale, which is not followed here); mmsegmentation's test-time
+    Source: the authors' evaluate.py (windows, scales and averaged logits; not followed here are two oddities: it flips
+        flipped scores back along the height, and does not resize scores of other scales); mmsegmentation's test-time
         augmentation.
 
     Examples:
@@ -120,8 +124,9 @@ class Prediction:
             )
 
     def preparation(self) -> dict[str, Any]:
-        """Return as plain values what of this belongs to the network rather than to an evaluation: short_side, fit and
-        flip_pairs, those that are set; `Prediction(**values)` takes them.
+        """Return the settings that belong to the network rather than to an evaluation, as plain values.
+
+        They are short_side, fit and flip_pairs where they are set; `Prediction(**values)` takes them.
         """
         fit = None if self.fit is None else list(self.fit)
         values = {"short_side": self.short_side, "fit": fit, "flip_pairs": [list(pair) for pair in self.flip_pairs]}
@@ -133,7 +138,7 @@ class Prediction:
 
         Args:
             net: in eval mode, images (B, 3, h, w) or clips (B, 3, T, h, w) -> logits of the same size with the
-                classes in place of the channels.
+                classes instead of the channels.
             images: (B, 3, H, W) or (B, 3, T, H, W), normalised.
 
         Returns:
@@ -162,7 +167,7 @@ class Prediction:
         return rows, columns
 
     def _pass(self, net: Network, seen: Tensor, size: Sequence[int], flipped: bool) -> Tensor:
-        """Scores at `size` of the resized image `seen`, plain or flipped."""
+        """Return the scores at `size` of the resized image `seen`, predicted plain or flipped."""
         if flipped:
             logits = self._exchange(self._logits(net, seen.flip(-1)).flip(-1))
         else:
@@ -176,20 +181,20 @@ class Prediction:
             new, old = self.short_side, min(height, width)
         if self.fit is not None:
             new, old = min(zip(self.fit, (height, width), strict=True), key=lambda sides: sides[0] / sides[1])
-        # Multiplied first, so that the side that was asked for is exact and s * base is rounded as it is written.
+        # Multiplied before divided: then the requested side is exact, and s * base is rounded as in the formula above.
         return height * new / old, width * new / old
 
     def _logits(self, net: Network, images: Tensor) -> Tensor:
-        """Logits of one pass at the size of `images`, float32 or wider."""
+        """Return the logits of one pass at the size of `images`, float32 or wider."""
         if self.mode == "whole":
             logits = net(images)
             return logits.to(torch.promote_types(logits.dtype, torch.float32))
-        assert self.crop is not None  # for sliding, see __post_init__
+        assert self.crop is not None  # __post_init__ has checked it
         assert self.stride is not None
         return _sliding_logits(net, images, self.crop, self.stride)
 
     def _exchange(self, scores: Tensor) -> Tensor:
-        """Scores with the classes of each pair of `flip_pairs` exchanged."""
+        """Return the scores with the two classes of each pair of `flip_pairs` exchanged."""
         if not self.flip_pairs:
             return scores
         order = list(range(scores.shape[1]))
@@ -204,19 +209,19 @@ def predict_classes(
 ) -> Tensor:
     """Return the class of every pixel of one image of any size, in memory that does not grow with the image.
 
-        classes[y, x] = argmax of prediction(net, the window nearest to whose middle (y, x) lies)[y, x]
+        classes[y, x] = argmax of prediction(net, the window whose centre is nearest to (y, x))[y, x]
 
-    An image with more than 2 window^2 pixels is cut into windows of window x window, each predicted by itself, which
-    overlap by `overlap` pixels or more; the border between two windows' pixels is the middle of their overlap. Where
-    the prediction has a short_side or fit, which say how large the network sees a whole image, it is shrunk to
-    2 window^2 pixels instead, and each pixel gets the class of the one it falls on. A smaller image, or any for
-    window=0, is predicted as it is.
+    An image with more than 2 window^2 pixels is cut into windows of window x window pixels that overlap by `overlap`
+    pixels or more. Each is predicted by itself; in an overlap, the pixels on either side of its middle come from the
+    window on that side. If the prediction has a short_side or fit, the network expects to see a whole image: a large
+    image is then shrunk to 2 window^2 pixels instead, and each pixel gets the class of the nearest pixel of the small
+    image. Smaller images, and all images for window=0, are predicted as they are.
 
     Args:
         net: as for `Prediction`.
         image: (1, 3, H, W), normalised.
         prediction: how each window is predicted.
-        window: side in pixels; 0 for no windows.
+        window: side of a window in pixels; 0 for no windows.
         overlap: pixels, 0 or more and less than window.
 
     Returns:
@@ -248,17 +253,17 @@ def predict_classes(
 
 
 def _cells(size: int, window: int, overlap: int) -> list[tuple[int, slice]]:
-    """Where windows start along an axis, each with the part of the axis that is taken from it."""
+    """Return where windows start along an axis, each with the slice of the axis whose classes it decides."""
     starts = window_starts(size, window, window - overlap)
     borders = [(one + window + other) // 2 for one, other in itertools.pairwise(starts)]
     return list(zip(starts, map(slice, [0, *borders], [*borders, size]), strict=True))
 
 
 def window_starts(size: int, crop: int, stride: int) -> list[int]:
-    """Return where windows of `crop` pixels start along an axis of `size`: every `stride`, the last at the border.
+    """Return where windows of `crop` pixels start along an axis of `size`: every `stride`, the last ends at the border.
 
     Raises:
-        ValueError: crop or stride below 1, or a stride above the crop, which would leave pixels out.
+        ValueError: crop or stride below 1, or a stride above the crop, which would leave gaps.
     """
     if crop < 1 or not 1 <= stride <= crop:
         raise ValueError(
@@ -269,6 +274,7 @@ def window_starts(size: int, crop: int, stride: int) -> list[int]:
 
 
 def _sliding_logits(net: Network, images: Tensor, crop: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+    """Return the logits of the images, averaged over all windows that contain a pixel."""
     height, width = images.shape[-2:]
     padded = F.pad(images, (0, max(crop[1] - width, 0), 0, max(crop[0] - height, 0)))
     size = padded.shape[-2:]
@@ -288,13 +294,14 @@ def _sliding_logits(net: Network, images: Tensor, crop: tuple[int, int], stride:
 
 
 def _resize(maps: Tensor, size: Sequence[int], *, antialias: bool = False) -> Tensor:
-    """Resize the last two axes bilinearly, edges on edges; every image, channel and frame by itself."""
+    """Resize the last two axes bilinearly with aligned edges; every image, channel and frame by itself."""
     if maps.shape[-2:] == tuple(size):
         return maps
     if antialias and size[1] == 1 and maps.shape[-2] != size[0]:
-        # torch 2.13 on the CPU gives wrong rows where the new width is 1: the height follows by itself, on its side.
+        # torch 2.13 on the CPU gives wrong rows where the new width is 1, so the height is resized in a second,
+        # transposed step.
         narrow = _resize(maps, (maps.shape[-2], 1), antialias=True)
         return _resize(narrow.transpose(-2, -1), (1, size[0]), antialias=True).transpose(-2, -1)
-    # Interpolation wants four axes: a clip's frames join its channels.
+    # F.interpolate needs four axes: a clip's frames are merged with its channels.
     flat = F.interpolate(maps.flatten(1, -3), tuple(size), mode="bilinear", align_corners=False, antialias=antialias)
     return flat.unflatten(1, maps.shape[1:-2])

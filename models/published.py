@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ccgpu.models.resnet import V1C_STEM, depth_of
+from ccgpu.models.weights import differences
 
 AUTHORS = "the authors' CCNet"
 MMSEGMENTATION = "mmsegmentation's CCNet"
@@ -217,25 +218,16 @@ def translate(
         missing, surplus, misshapen or of another kind, under the file's names.
     """
     weights: dict[str, Tensor] = {}
-    problems = []
-    used = set(layout.ignored)
-    for ours, wanted in expected.items():
+    wanted: dict[str, Tensor] = {}
+    found = {name: value for name, value in state.items() if name not in layout.ignored}
+    for ours, value in expected.items():
         if not ours.startswith(layout.part):
             continue
         theirs = layout.their_name(ours)
         if theirs is None:
-            weights[ours] = torch.zeros(wanted.shape, dtype=wanted.dtype)
+            weights[ours] = torch.zeros(value.shape, dtype=value.dtype)
             continue
-        used.add(theirs)
-        if theirs not in state:
-            if not ours.endswith(".num_batches_tracked"):
-                problems.append(f"missing: {theirs} {tuple(wanted.shape)}")
-            continue
-        value = layout.convert(ours, state[theirs])
-        if value.shape != wanted.shape:
-            problems.append(f"misshapen: {theirs} must be {tuple(wanted.shape)}, got {tuple(state[theirs].shape)}")
-        elif value.is_floating_point() != wanted.is_floating_point():
-            problems.append(f"wrong kind: {theirs} must be like {wanted.dtype}, got {value.dtype}")
-        weights[ours] = value
-    problems += [f"surplus: {name} {tuple(value.shape)}" for name, value in state.items() if name not in used]
-    return weights, problems
+        wanted[theirs] = value
+        if theirs in state:
+            weights[ours] = found[theirs] = layout.convert(ours, state[theirs])
+    return weights, differences(found, wanted)

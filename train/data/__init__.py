@@ -1,1 +1,1 @@
-"""From files to samples: images, label files and videos of a dataset."""
+"""From files to training samples: images, label maps and videos of a dataset, and the images given to commands."""

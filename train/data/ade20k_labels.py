@@ -1,4 +1,4 @@
-"""The 150 classes of ADE20K (SceneParse150): in the label files a class has the id 1..150, everything else 0.
+"""The 150 classes of ADE20K (SceneParse150). Label ids are 1..150 in this order; 0 is everything else.
 
 Sources: names, the first of each row of objectInfo150.txt, which comes with the data; colours, the benchmark's
 color150.mat (CSAILVision/sceneparsing), as listed in mmsegmentation.

@@ -1,7 +1,7 @@
-"""The Cityscapes label table: the one source of class names, colours and ids.
+"""The label table of Cityscapes: names, label ids, train ids and colours of all labels, and the 19 classes.
 
-Label ids are what the `*_gtFine_labelIds.png` files hold. Train ids 0..18 are the classes a network
-predicts; every other label has the train id 255 and counts neither in the loss nor in the evaluation.
+Label ids are the values in the `*_gtFine_labelIds.png` files. Train ids 0..18 are the classes that a network predicts;
+every other label has the train id 255 and counts neither in the loss nor in the evaluation.
 
 Source: the dataset's published table (cityscapesScripts, `helpers/labels.py`); the tests compare every row
     with it.
@@ -15,11 +15,15 @@ from ccgpu.models.labels import Labels
 
 
 class Label(NamedTuple):
-    """One row of the Cityscapes table.
+    """One row of the label table.
 
-    `id`: value in labelIds files, -1 for what these files never hold. `train_id`: class 0..18, 255 (-1
-    for the licence plate) where the label is no class. `colour`: RGB, 0..255. `ignored`: not counted in
-    the evaluation.
+    Attributes:
+        name: of the label.
+        id: value in labelIds files; -1 for a label that these files never contain.
+        train_id: class 0..18; 255 (-1 for the licence plate) where the label is no class.
+        category: group of labels.
+        ignored: whether it is left out of the evaluation.
+        colour: RGB, 0..255.
     """
 
     name: str

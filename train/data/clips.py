@@ -1,8 +1,8 @@
-"""Clips: frames of a video that follow each other, for training and for evaluation.
+"""Cutting the labelled frames of videos into clips of consecutive frames, for training and for evaluation.
 
-A *stretch* is a run of frames of one video without a gap: neighbours are at most 1.5 times as far apart as
-neighbours of that video usually are (the median). Clips never cross a gap, so give the images of one split at a
-time: what lies between two splits is a gap of none of them.
+A *stretch* is a run of frames of one video without a gap: neighbouring frames are at most 1.5 times as far apart as the
+median of that video. Clips never cross a gap. Pass the images of one split at a time: in the images of two splits
+together there is no gap where one split ends and the other begins.
 """
 
 import itertools
@@ -13,27 +13,27 @@ from collections.abc import Callable, Sequence
 from ccgpu.train.data.pairs import Pair
 
 Clip = tuple[Pair, ...]
-"""Frames in the order of time; a single image is a clip of one."""
+"""Frames in temporal order; a single image is a clip of one frame."""
 FrameOf = Callable[[str], tuple[str, int]]
 """Name of an image -> its video and frame number."""
 
-# CamVid's labelled frames are 30 apart, now and then 29 or 31; its gaps are of 270 and more.
+# CamVid's labelled frames are 30 apart, sometimes 29 or 31; its gaps are 270 and more.
 _GAP = 1.5
 
 
 def training_clips(pairs: Sequence[Pair], length: int, frame_of: FrameOf | None) -> list[Clip]:
-    """Every window of `length` frames that follow each other, by video and time.
+    """Return every window of `length` consecutive frames, sorted by video and time.
 
     Args:
         pairs: the images of one split.
-        length: frames of a clip, 1 or more; with 1 each image by itself, in the order of `pairs`.
-        frame_of: which frame of which video an image is; may be None with length 1.
+        length: frames of a clip, 1 or more; 1 gives each image by itself, in the order of `pairs`.
+        frame_of: video and frame number of an image; may be None for length 1.
 
     Returns:
-        A stretch of n frames gives n - length + 1 clips, one shorter than a clip none.
+        n - length + 1 clips for each stretch of n frames, none for a stretch that is shorter than a clip.
 
     Raises:
-        ValueError: a length below 1, no videos, two images of one frame, no stretch long enough.
+        ValueError: a length below 1, no videos, two images of the same frame, no stretch that is long enough.
     """
     if length == 1:
         return [(pair,) for pair in pairs]
@@ -49,18 +49,18 @@ def training_clips(pairs: Sequence[Pair], length: int, frame_of: FrameOf | None)
 
 
 def evaluation_clips(pairs: Sequence[Pair], length: int, frame_of: FrameOf | None) -> list[tuple[Clip, int]]:
-    """Clips of up to `length` frames in which each image counts once, each as (clip, first).
+    """Return clips of up to `length` frames, as (clip, first), in which each image is evaluated once.
 
-    The frames before number `first` count in the clip before: the last clip of a stretch begins early enough to have
-    `length` frames. A stretch shorter than that is one shorter clip.
+    The last clip of a stretch begins early enough to have `length` frames; its frames before number `first` are
+    evaluated in the clip before. A stretch of fewer frames is one shorter clip.
 
     Args:
         pairs: the images of one split.
-        length: frames of a clip, 1 or more; with 1 each image by itself, in the order of `pairs`.
-        frame_of: which frame of which video an image is; may be None with length 1.
+        length: frames of a clip, 1 or more; 1 gives each image by itself, in the order of `pairs`.
+        frame_of: video and frame number of an image; may be None for length 1.
 
     Raises:
-        ValueError: a length below 1, no videos, two images of one frame.
+        ValueError: a length below 1, no videos, two images of the same frame.
     """
     if length == 1:
         return [((pair,), 0) for pair in pairs]
@@ -90,7 +90,7 @@ def _stretches(function: str, pairs: Sequence[Pair], length: int, frame_of: Fram
 def _without_gaps(frames: dict[int, Pair]) -> list[list[Pair]]:
     numbers = sorted(frames)
     steps = [after - before for before, after in itertools.pairwise(numbers)]
-    # The lower median: of two steps, the longer one may be a gap.
+    # The lower median, because of two steps the longer one may be a gap.
     limit = _GAP * statistics.median_low(steps) if steps else 0
     found = [[frames[numbers[0]]]]
     for number, step in zip(numbers[1:], steps, strict=True):

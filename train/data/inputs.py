@@ -1,4 +1,4 @@
-"""What a command is to look at: files, folders, patterns and videos, each under a name of its own."""
+"""Resolving INPUT arguments (files, folders, patterns) to paths of images and videos with unique output names."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpe
 
 @dataclass(frozen=True)
 class Input:
-    """An image or video.
+    """An image or video that a command reads.
 
     Attributes:
         path: the file.
-        name: path of its results without ending, relative to their folder, with / between folders; different for
-            each input of a command.
+        name: path of its results, without ending, relative to the output folder, with / between folders; unique among
+            the inputs of a command.
     """
 
     path: Path
@@ -27,20 +27,20 @@ class Input:
 
     @property
     def is_video(self) -> bool:
-        """Whether the file's ending is that of a video."""
+        """Whether the file has the ending of a video."""
         return self.path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def find_inputs(given: Sequence[str]) -> list[Input]:
-    """Return the files that arguments of a command line stand for, in their order; those of a folder sorted.
+    """Return the files of INPUT arguments of a command line, in the order of the arguments, those of a folder sorted.
 
-    An argument is a file (taken whatever its ending), a folder (all images and videos in it and below, hidden ones
-    left out; results keep the subfolders), or a pattern with *, ? or [ ] as a shell's, ** for any folders. A file that
-    several arguments stand for is taken once. Two files of one name, such as a/1.jpg and b/1.jpg, get the names "1" and
-    "1-2".
+    An argument is a file (with any ending), a folder (all images and videos in it and in its subfolders, except hidden
+    ones; results keep the subfolders), or a pattern with *, ? or [ ] as in a shell, and ** for any folders. A file that
+    several arguments give is returned once. Two files of the same name, such as a/1.jpg and b/1.jpg, get the names "1"
+    and "1-2".
 
     Raises:
-        FileNotFoundError: an argument that stands for nothing.
+        FileNotFoundError: an argument that gives no file.
         OSError: a folder that cannot be read.
     """
     found: dict[Path, str] = {}
@@ -58,7 +58,7 @@ def find_inputs(given: Sequence[str]) -> list[Input]:
     inputs = []
     for path, wanted in found.items():
         name, number = wanted, 1
-        while name.lower() in names:  # as some file systems take A for a
+        while name.lower() in names:  # some file systems do not distinguish A from a
             number += 1
             name = f"{wanted}-{number}"
         names.add(name.lower())
@@ -67,7 +67,7 @@ def find_inputs(given: Sequence[str]) -> list[Input]:
 
 
 def _expand(argument: str) -> Iterable[tuple[Path, str]]:
-    """The files of one argument with the names they would like."""
+    """Yield the files of one argument, with the names of their results before these are made unique."""
     path = Path(argument)
     if path.is_dir():
         for file in sorted(path.rglob("*")):

@@ -1,7 +1,8 @@
-"""Images and their label files: found by name, checked in seconds, read one by one.
+"""Images of a dataset and their label files: find them by name, check all files quickly, and read a pair.
 
-Images are PNG or JPEG files, labels PNG files with one channel. Labels lie on the pixels as they are stored,
-so an EXIF orientation is not applied.
+Images are PNG or JPEG files, label maps PNG files with one channel. Pixels stay where they are stored, because label
+maps belong to the stored pixels: an EXIF orientation is not applied. (`models/image_files.py` reads people's own
+images, of any format, and turns them upright.)
 """
 
 import struct
@@ -14,23 +15,22 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageFile
 
-from ccgpu.models.image_files import BadImage
+from ccgpu.models.image_files import DECODE_ERRORS, BadImage, grey_from_16_bits
 from ccgpu.models.labels import IGNORE, Labels
 
-_PICTURES, _LABELS = ("PNG", "JPEG"), ("PNG",)
+_IMAGE_FORMATS, _LABEL_FORMATS = ("PNG", "JPEG"), ("PNG",)
 _PNG_SIGNATURE, _JPEG_SIGNATURE = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _PNG_END, _JPEG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82", b"\xff\xd9"
-_JPEG_TAIL = 1 << 16  # bytes; cameras write a few behind the end marker
-# On a network disk each of the 6000 files of a training split is a wait; on a local one one thread would do.
+_JPEG_TAIL = 1 << 16  # bytes at the end that are searched for the end marker; cameras write a few after it
+# On a network disk, opening each of the 6000 files of a training split takes a while; on a local disk one thread would
+# do.
 _CHECK_THREADS = 8
-_LISTED = 10  # problems a message spells out
-# Pillow reports a broken file through any of these, depending on where it breaks.
-_BROKEN = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+_LISTED = 10  # so many problems are listed in a message
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An image, its label file (None: it has none) and its name, which is unique in its folder."""
+    """An image, its label file (None if it has none) and its name, which is unique in its folder."""
 
     image: Path
     label: Path | None
@@ -45,25 +45,25 @@ def find_by_name(
     label_suffix: str = ".png",
     depth: int = 0,
 ) -> list[Pair]:
-    """Images of a folder with the label files of the same name in another folder, sorted by subfolder and name.
+    """Return the images of a folder with the label files of the same name in another, sorted by subfolder and name.
 
-    A name is the file's name without the suffix, upper or lower case (`a.JPG` is image `a`). Hidden
-    files and files with other suffixes are no part of the dataset.
+    The name of an image is its file name without the suffix, which may be upper or lower case (`a.JPG` is image `a`).
+    Hidden files and files with other suffixes are ignored.
 
     Args:
-        function: who asks, for messages.
+        function: name of the caller, for messages.
         images: folder of the images.
-        labels: folder of the label files; None: look for images only.
-        image_suffixes: how the names of images end.
-        label_suffix: how the names of label files end.
-        depth: how many folders deep the files lie: 1 for `images/CITY/NAME.png`, with equal CITY for both.
+        labels: folder of the label files; None: find images only.
+        image_suffixes: endings of image files.
+        label_suffix: ending of label files.
+        depth: number of subfolders above the files: 1 for `images/CITY/NAME.png`, with equal CITY for both.
 
     Returns:
-        At least one pair; the files exist but have not been opened (see `check_pairs`).
+        At least one pair; the files exist, but have not been opened (see `check_pairs`).
 
     Raises:
-        FileNotFoundError: no such folder (the message names those there are), no images in it, or an image
-            or label file without its partner (the message names them).
+        FileNotFoundError: no such folder (the message names the folders there), no images in it, or an image or label
+            file without its partner (the message names them).
         OSError: a folder that cannot be read.
         ValueError: two files of one name, such as a.jpg and a.png.
     """
@@ -91,7 +91,7 @@ def find_by_name(
 def _files_by_name(
     function: str, kind: str, folder: Path, suffixes: Sequence[str], depth: int
 ) -> dict[tuple[str, str], Path]:
-    """(Subfolder, name) -> file."""
+    """Return (subfolder, name) -> file."""
     if not folder.is_dir():
         above = next(parent for parent in folder.parents if parent.is_dir())
         missing = folder.relative_to(above).parts[0]
@@ -119,7 +119,7 @@ def _files_by_name(
 
 
 def _entries(folder: Path, depth: int) -> Iterator[Path]:
-    """What lies so many folders deep and is not hidden, sorted. (glob would pass over what cannot be read.)"""
+    """Yield what is not hidden, `depth` folders below, sorted. (glob would skip folders that cannot be read.)"""
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
@@ -130,18 +130,18 @@ def _entries(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def check_pairs(pairs: Sequence[Pair]) -> None:
-    """Check all files of a dataset in seconds, before a training that would meet a bad one hours later.
+    """Check all files of a dataset in seconds, so that training does not meet a broken file hours later.
 
-    Reads the header of each file and its end (a PNG's closing IEND chunk, a JPEG's end marker: a truncated file
-    lacks it; what follows it does not matter); it does not decode pixels. A label must be a PNG, 8-bit grey or
-    a palette of any depth, and as large as its image.
+    Pixels are not decoded. The header of each file is read, and the end: a truncated file lacks the closing IEND chunk
+    of a PNG or the end marker of a JPEG (whatever follows these is ignored). A label file must be a PNG with 8-bit grey
+    or a palette of any depth, and have the size of its image.
 
     Args:
-        pairs: what to check, from `find_by_name`.
+        pairs: from `find_by_name`.
 
     Raises:
-        ValueError: any file missing, unreadable, empty, truncated or neither PNG nor JPEG; sizes that differ; a
-            label of another kind. One error for all problems, which lists the first ten and counts the rest.
+        ValueError: a file that is missing, unreadable, empty, truncated or neither PNG nor JPEG; sizes that differ; a
+            label file of another kind. One error lists the first ten problems and counts the rest.
     """
     with ThreadPoolExecutor(_CHECK_THREADS) as threads:
         problems = [problem for found in threads.map(_pair_problems, pairs) for problem in found]
@@ -171,7 +171,7 @@ def _pair_problems(pair: Pair) -> list[str]:
 
 
 def _header(path: Path) -> tuple[tuple[int, int], bool]:
-    """Width and height, and whether it can be a label file; ValueError says what is wrong with the file."""
+    """Return width and height, and whether it can be a label file; a ValueError says what is wrong with the file."""
     with path.open("rb") as file:
         signature = file.read(8)
         if not signature:
@@ -184,7 +184,7 @@ def _header(path: Path) -> tuple[tuple[int, int], bool]:
             image = Image.open(file, formats=(kind,))  # reads up to the first pixels
         except Image.DecompressionBombError as error:
             raise ValueError(str(error)) from error
-        except _BROKEN as error:
+        except DECODE_ERRORS as error:
             raise ValueError(f"truncated or damaged {kind} file") from error
         if not (_png_ends(file) if is_png else _jpeg_ends(file)):
             raise ValueError(f"truncated {kind} file")
@@ -192,20 +192,21 @@ def _header(path: Path) -> tuple[tuple[int, int], bool]:
 
 
 def _can_be_label(image: ImageFile.ImageFile) -> bool:
-    """Whether an image that is open but not loaded has the ids of a label file as its pixels' values.
+    """Return whether the pixel values of an image that is open but not loaded can be label ids.
 
-    Grey of 1, 2 or 4 bits has not: a value means a brightness there, and Pillow scales it to 0..255.
+    Those of grey images of 1, 2 or 4 bits cannot: they mean brightness, and Pillow scales them to 0..255.
     """
     codings = [tile[3] for tile in image.tile]
     return image.format == "PNG" and (image.mode == "P" or (image.mode, codings) == ("L", ["L"]))
 
 
 def _png_ends(file: BinaryIO) -> bool:
+    """Return whether a PNG file has its closing chunk, whatever follows it."""
     size = file.seek(0, 2)
     file.seek(size - len(_PNG_END))
     if file.read() == _PNG_END:
         return True
-    # Something may follow the closing chunk: walk the chunks (length, type, data, checksum).
+    # Something follows the closing chunk, or there is none: walk through the chunks (length, type, data, checksum).
     position = len(_PNG_SIGNATURE)
     while position + 12 <= size:
         file.seek(position)
@@ -217,8 +218,10 @@ def _png_ends(file: BinaryIO) -> bool:
 
 
 def _jpeg_ends(file: BinaryIO) -> bool:
-    """Whether the end marker follows the header, behind which Pillow stopped; the header of a camera's file
-    may hold a small image with an end marker of its own."""
+    """Return whether a JPEG file has its end marker; Pillow has read the file up to the end of the header.
+
+    The header is not searched, because a camera's file may have a thumbnail there, with an end marker of its own.
+    """
     pixels, size = file.tell(), file.seek(0, 2)
     for start in (max(pixels, size - _JPEG_TAIL), pixels):
         file.seek(start)
@@ -228,28 +231,28 @@ def _jpeg_ends(file: BinaryIO) -> bool:
 
 
 def read_pair(pair: Pair, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
-    """Decode an image and its label.
+    """Return an image and its label map.
 
-    Grey, palette, CMYK and 16-bit images become 8-bit RGB (the high byte of 16); an alpha channel is dropped.
+    Grey, palette, CMYK and 16-bit images become 8-bit RGB (the high byte of 16 bits); an alpha channel is dropped.
 
     Args:
-        pair: which files.
-        labels: the ids that the label file may hold.
+        pair: the files.
+        labels: the classes and the ids that the label file may contain.
 
     Returns:
-        uint8 (H, W, 3) RGB and uint8 (H, W) of train ids: 0..K-1, or 255 for what is no class and everywhere
-        where the pair has no label file.
+        uint8 (H, W, 3) RGB and train ids uint8 (H, W): 0..K-1, or 255 for pixels without a class and, where the pair
+        has no label file, for all.
 
     Raises:
         FileNotFoundError: a file is missing.
-        BadImage: a file cannot be decoded, sizes differ, the label is not single-channel or holds a value
-            that `labels` does not know. The message names the file.
+        BadImage: a file cannot be decoded, sizes differ, the label is not single-channel or contains a
+            value that is not in `labels`. The message names the file.
     """
-    decoded, _ = _decode(pair.image, _PICTURES)
+    decoded, _ = _decode(pair.image, _IMAGE_FORMATS)
     image = _rgb(decoded)
     if pair.label is None:
         return image, np.full(image.shape[:2], IGNORE, dtype=np.uint8)
-    label, is_label = _decode(pair.label, _LABELS)
+    label, is_label = _decode(pair.label, _LABEL_FORMATS)
     if not is_label:
         raise BadImage(
             f"read_pair: label must be a PNG of 8-bit grey or a palette, got mode {label.mode} in {pair.label}; "
@@ -271,7 +274,7 @@ def read_pair(pair: Pair, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _decode(path: Path, formats: tuple[str, ...]) -> tuple[Image.Image, bool]:
-    """The loaded image and whether it can be a label file."""
+    """Return the loaded image and whether it can be a label file."""
     try:
         with Image.open(path, formats=formats) as image:
             can_be_label = _can_be_label(image)
@@ -279,7 +282,7 @@ def _decode(path: Path, formats: tuple[str, ...]) -> tuple[Image.Image, bool]:
             return image, can_be_label
     except FileNotFoundError:
         raise FileNotFoundError(f"read_pair: file must exist, got no {path}; put it back.") from None
-    except _BROKEN as error:
+    except DECODE_ERRORS as error:
         raise BadImage(
             f"read_pair: file must be a whole {' or '.join(formats)} image, got {path}, which does not decode "
             f"({error}); copy it again."
@@ -287,13 +290,13 @@ def _decode(path: Path, formats: tuple[str, ...]) -> tuple[Image.Image, bool]:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it at 255
-        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode.startswith("I"):
+        return grey_from_16_bits(np.asarray(image))
     return np.asarray(image.convert("RGB"))
 
 
 def _ranges(values: np.ndarray) -> str:
-    """Ascending integers in short: [0, 1, 2, 255] -> "0..2, 255"."""
+    """Return ascending integers as text: [0, 1, 2, 255] -> "0..2, 255"."""
     runs = np.split(values, np.flatnonzero(np.diff(values) != 1) + 1)
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
 

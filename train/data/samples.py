@@ -1,8 +1,8 @@
-"""Clips -> samples, and the order in which training sees them. An image is a clip of one frame.
+"""Datasets and samplers for torch's DataLoader: the samples of training and evaluation, and their order.
 
-Training samples are positions in one endless stream. What lies at a position is a function of (seed,
-position), so a resumed run, a run with another number of workers and a run of several processes see the same
-images.
+A sample is a clip; an image is a clip of one frame. Training samples are positions in one endless stream. The sample at
+a position is a function of (seed, position), so a resumed run, a run with another number of workers and a run of
+several processes see the same images.
 """
 
 import operator
@@ -23,11 +23,11 @@ EvaluationFunction = Callable[[np.ndarray, np.ndarray], tuple[torch.Tensor, torc
 
 
 def read_clip(clip: Clip, labels: Labels, *, video: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Decode the frames of a clip and their labels.
+    """Return the frames of a clip and their label maps.
 
     Args:
-        clip: the frames, of one size; a single one where not `video`.
-        labels: the ids that the label files may hold.
+        clip: the frames, of one size; a single one unless `video`.
+        labels: the classes, and the ids that the label files may contain.
         video: whether the result has an axis T.
 
     Returns:
@@ -36,7 +36,7 @@ def read_clip(clip: Clip, labels: Labels, *, video: bool) -> tuple[np.ndarray, n
     Raises:
         FileNotFoundError: a file is missing.
         BadImage: see `read_pair`; frames of different sizes.
-        ValueError: a clip of several frames where not `video`.
+        ValueError: a clip of several frames without `video`.
     """
     if not video:
         if len(clip) != 1:
@@ -59,22 +59,23 @@ def _size(image: np.ndarray) -> str:
 class TrainStream(Dataset[dict[str, Any]]):
     """Training samples by position in an endless stream of shuffled epochs.
 
-    Position s holds the clip number permutation(seed, s // n)[s % n] of the n clips, augmented with
-    `numpy.random.default_rng((seed, s))`: nothing depends on what was read before.
+    Position s is the clip number permutation(seed, s // n)[s % n] of the n clips, augmented with
+    `numpy.random.default_rng((seed, s))`. It does not depend on which positions were read before.
 
     Args:
-        clips: at least one; all of one length where `video`, of one frame where not.
-        labels: the ids that the label files may hold.
+        clips: at least one; all of the same length if `video`, else of one frame.
+        labels: the classes, and the ids that the label files may contain.
         transform: (image, label, generator) -> (image tensor, label tensor), such as `TrainTransform`.
         seed: 0 or more.
         length: number of positions, 0 or more: iterations x global batch.
         video: whether samples have an axis T.
 
+    A sample is a dict: `image` float32 (3, H, W) or (3, T, H, W), `label` int64 (H, W) or (T, H, W), and `names`, a
+        tuple
+    of the names of the T frames.
+
     Raises:
         ValueError: no clips, a negative seed or length.
-
-    A sample is a dict: `image` float32 (3, H, W) or (3, T, H, W), `label` int64 (H, W) or (T, H, W), `names`
-    the frames' names, a tuple of T.
     """
 
     def __init__(
@@ -101,12 +102,12 @@ class TrainStream(Dataset[dict[str, Any]]):
         return self.length
 
     def clip_at(self, position: int) -> Clip:
-        """The clip at a position of the stream, 0..length-1 (IndexError beyond)."""
+        """Return the clip at a position of the stream; IndexError outside of 0..length-1."""
         position = operator.index(position)
         if not 0 <= position < self.length:
             raise IndexError(f"TrainStream: position must be in 0..{self.length - 1}, got {position}; enlarge length.")
         epoch, offset = divmod(position, len(self.clips))
-        # The 1 keeps the shuffle of epoch e apart from the augmentation at position e.
+        # Without the 1, the shuffle of epoch e and the augmentation at position e would have the same random numbers.
         order = np.random.default_rng((self.seed, epoch, 1)).permutation(len(self.clips))
         return self.clips[order[offset]]
 
@@ -120,8 +121,8 @@ class TrainStream(Dataset[dict[str, Any]]):
 class StreamSampler(Sampler[list[int]]):
     """Stream positions of each iteration, for `DataLoader(..., batch_sampler=...)`.
 
-    The global batch of iteration i is the positions i * batch_size .. (i + 1) * batch_size - 1, of which each
-    process takes its contiguous part. To resume at an iteration is to start there.
+    The global batch of iteration i consists of the positions i * batch_size .. (i + 1) * batch_size - 1; each process
+    takes a contiguous part of it. To resume a run at an iteration, pass it as start.
 
     Args:
         start: first iteration.
@@ -163,12 +164,12 @@ class EvaluationSet(Dataset[dict[str, Any]]):
     """Every clip once, in order, at its own size.
 
     Args:
-        clips: (clip, first) as from `evaluation_clips`: the frames before `first` count in another clip.
-        labels: the ids that the label files may hold.
+        clips: (clip, first) from `evaluation_clips`; the frames before `first` are evaluated in another clip.
+        labels: the classes, and the ids that the label files may contain.
         transform: (image, label) -> (image tensor, label tensor), such as `EvaluationTransform`.
         video: whether samples have an axis T.
 
-    A sample is as in `TrainStream`, with `first`, an int. Clips may differ in length.
+    A sample is a dict as in `TrainStream`, with `first`, an int. Clips may differ in length.
     """
 
     def __init__(
@@ -194,11 +195,10 @@ class EvaluationSet(Dataset[dict[str, Any]]):
 
 
 def evaluation_indices(length: int, rank: int = 0, world_size: int = 1) -> range:
-    """Samples that a process evaluates: every world_size-th from rank on, for `DataLoader(...,
-    sampler=...)`.
+    """Return the indices of the samples that a process evaluates: rank, rank + world_size, ...
 
-    Over all processes each sample occurs once; the last ones get fewer where the length does not divide (none
-    is repeated to fill up, which would count its pixels twice).
+    They are for `DataLoader(..., sampler=...)`. Over all processes each sample occurs once. Where the length is not
+    divisible, the last processes get fewer samples: repeating some would count their pixels twice.
 
     Raises:
         ValueError: a negative length, a rank outside 0..world_size-1.

@@ -1,4 +1,4 @@
-"""Predictions as the files that test servers and the datasets' own evaluations read."""
+"""Saving predictions as the label files that test servers and the datasets' own evaluations read."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ccgpu.models.weights import write_atomically
 
 
 def save_prediction(folder: Path, name: str, classes: torch.Tensor | np.ndarray, labels: Labels) -> Path:
-    """Write a predicted image as folder/NAME.png: an 8-bit grey PNG of the dataset's own label ids.
+    """Write the predicted classes of an image as folder/NAME.png, an 8-bit grey PNG of the dataset's label ids.
 
         pixel = labels.to_file[class]:    Cityscapes 7, 8, 11, ... 33, ADE20K 1..150
 
-    The file is there atomically: it is written as NAME.png.partial, brought to the disk and renamed, so a
-    killed run leaves at most files of that ending. A file of the same name is replaced.
+    The file is written atomically: as NAME.png.partial, synchronised to the disk and renamed, so a killed run leaves at
+    most files of that ending. A file of the same name is replaced.
 
     Args:
         folder: an existing folder.
-        name: the image's name without folder and ending (`Pair.name`), by which evaluations find its label.
+        name: the image's name without folder and ending (`Pair.name`), by which evaluations find its label file.
         classes: (H, W), H and W 1 or more, integers of any dtype: train ids 0 .. K - 1; on the CPU.
         labels: the dataset's classes.
 
@@ -31,7 +31,7 @@ def save_prediction(folder: Path, name: str, classes: torch.Tensor | np.ndarray,
         The path of the file.
 
     Raises:
-        ValueError: another rank, no pixels, another dtype, or values that are no class. Nothing is written then.
+        ValueError: another rank, no pixels, another dtype, or values that are no class. Then nothing is written.
         OSError: the file cannot be written.
     """
     values = np.asarray(classes)

@@ -1,8 +1,8 @@
-"""Augmentation and normalisation: pure functions of an image, its label and a random generator.
+"""Augmentation and normalisation of training and evaluation images: pure functions of image, label map and generator.
 
-An image is uint8 (H, W, 3) RGB, a label uint8 (H, W) of train ids; a clip of T frames is uint8 (T, H, W, 3) with
-uint8 (T, H, W). Every function changes all frames and their labels alike, so a label stays on its pixel. Nothing
-here holds a random state: the same arguments give the same result in any process.
+An image is uint8 (H, W, 3) RGB, its label map uint8 (H, W) of train ids; a clip of T frames is uint8 (T, H, W, 3) with
+label maps (T, H, W). Every function transforms all frames and their label maps alike. There is no hidden random state:
+the same arguments give the same result in any process.
 """
 
 from dataclasses import dataclass, field
@@ -22,11 +22,11 @@ def scaled_window(
     start: tuple[int, int],
     size: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a window out of the image or clip resized to `scaled`, without resizing what lies outside of it.
+    """Return a window of the image or clip resized to `scaled`, without resizing what lies outside of the window.
 
-    The result is resize first, cut second: pixel (y, x) looks at ((start + (y, x) + 1/2) * original / scaled
-    - 1/2), bilinear (with Pillow's smoothing where the image shrinks) for the image, the nearest pixel
-    for the label.
+    The result is the same as resizing first and cropping second: pixel (y, x) is sampled at (start + (y, x) + 1/2) *
+    original / scaled - 1/2, bilinearly in the image (with Pillow's smoothing where the image is shrunk), and at the
+    nearest pixel in the label map.
 
     Args:
         image: uint8 (H, W, 3) or (T, H, W, 3).
@@ -49,7 +49,7 @@ def scaled_window(
         )
     original = label.shape[-2:]
     step_y, step_x = original[0] / height, original[1] / width
-    # Rounding may carry the far corner past the border, which Pillow refuses.
+    # Rounding may move the far corner past the border, which Pillow refuses.
     bottom = min((top + rows) * step_y, original[0])
     right = min((left + columns) * step_x, original[1])
     box = (left * step_x, top * step_y, right, bottom)
@@ -57,7 +57,7 @@ def scaled_window(
         np.asarray(Image.fromarray(frame).resize((columns, rows), Image.Resampling.BILINEAR, box=box))
         for frame in image.reshape(-1, *original, 3)
     ]
-    # In integers: a centre that lies on the border of two pixels must not depend on rounding.
+    # In integers, so that for a centre on the border of two pixels the choice does not depend on rounding.
     y = (2 * (top + np.arange(rows)) + 1) * original[0] // (2 * height)
     x = (2 * (left + np.arange(columns)) + 1) * original[1] // (2 * width)
     return np.stack(windows).reshape(*label.shape[:-2], rows, columns, 3), label[..., y[:, None], x]
@@ -65,23 +65,23 @@ def scaled_window(
 
 @dataclass(frozen=True, eq=False)
 class TrainTransform:
-    """Random scale, random crop, flip, normalise: what one training sample goes through.
+    """Augmentation of a training sample: random scale, random crop, random flip, normalisation.
 
     The image is resized to factor * base size. The factor is uniform in [low, high]; the base size is the image's
-    own, or the one that `short_sides` or `fit` gives, with the image's aspect. The crop's corner is uniform over
-    the positions inside the resized image. Where this is smaller than the crop, the rest at the right and the bottom
-    is 0 after normalisation (the mean colour) and has the label 255. The flip is drawn with probability 1/2. All
-    frames of a clip share what is drawn.
+    own, or the one that `short_sides` or `fit` gives, with the image's aspect ratio. The crop's corner is uniform over
+    the positions inside the resized image. Where the resized image is smaller than the crop, the rest at the right and
+    the bottom is 0 after normalisation (the mean colour) and has the label 255. The probability of a flip is 1/2. All
+    frames of a clip share the same random numbers.
 
     Args:
         crop: height and width of the result, in pixels.
         scale: lowest and highest factor.
         flip: whether images are flipped at all.
         normalise: mean and std.
-        short_sides: one of these, each as likely, is the shorter side of the base size, in pixels; none: the image's.
+        short_sides: the shorter side of the base size in pixels, one of these with equal probability; (): the image's.
         fit: whether the base size is the largest that fits into the crop.
-        exchange: class -> class of the same thing in a flipped image, uint8 (256,) (see `Dataset.exchange`); None:
-            the same.
+        exchange: class -> class of the same object in a flipped image, uint8 (256,) (see `Dataset.exchange`); None: no
+            change.
 
     Raises:
         ValueError: a crop or short side below 1, a scale that is not positive and finite, or lowest above highest,
@@ -119,13 +119,13 @@ class TrainTransform:
     def __call__(
         self, image: np.ndarray, label: np.ndarray, generator: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One augmented sample.
+        """Return the augmented image and label map.
 
         Args:
             image: uint8 (H, W, 3) or (T, H, W, 3), RGB.
             label: uint8 (H, W) or (T, H, W), train ids.
-            generator: gives four numbers per call (scale, top, left, flip), whatever the settings, and before them
-                one where there are short sides.
+            generator: four numbers are drawn (scale, top, left, flip), whatever the settings, and before them one if
+                there are short sides.
 
         Returns:
             float32 (3, h, w) and int64 (h, w), or (3, T, h, w) and (T, h, w), with (h, w) = crop.
@@ -156,7 +156,7 @@ class TrainTransform:
         return padded_image, padded_label
 
     def _base(self, original: tuple[int, ...], generator: np.random.Generator) -> float:
-        """Base size over the image's own size."""
+        """Return the ratio of the base size to the image's own size."""
         if self.short_sides:
             return self.short_sides[generator.integers(len(self.short_sides))] / min(original)
         if self.fit:
@@ -166,16 +166,16 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvaluationTransform:
-    """Normalise only: the whole image or clip at its own size.
+    """Normalisation of whole images or clips at their own size, without augmentation.
 
     Args:
-        normalise: mean and std, the same as in training.
+        normalise: mean and std, as in training.
     """
 
     normalise: Normalise = field(default_factory=Normalise)
 
     def __call__(self, image: np.ndarray, label: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """One sample: float32 (3, H, W) and int64 (H, W) of uint8 (H, W, 3) and uint8 (H, W), or with T before H.
+        """Return float32 (3, H, W) and int64 (H, W) for uint8 (H, W, 3) and uint8 (H, W), or with T before H.
 
         Raises:
             ValueError: shapes or dtypes of image and label that do not belong together.

@@ -1,4 +1,4 @@
-"""Frames of videos, in and out, through PyAV (extra video)."""
+"""Reading and writing video files frame by frame, through PyAV (optional dependency, extra `video`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from ccgpu.models.image_files import BadImage
 
-# The first that this PyAV was built with is taken; browsers play the first.
+# In order of preference: the first that PyAV was built with is used. Browsers play the first of these.
 CODECS = ("libx264", "mpeg4")
 
 
@@ -29,15 +29,17 @@ def _av() -> ModuleType:
 
 
 class Video:
-    """A video file to read: `with Video(path) as video: for frame in video: ...`, frames uint8 (H, W, 3) RGB, upright.
+    """A reader of a video file: `with Video(path) as video: for frame in video: ...`.
+
+    Frames are uint8 (H, W, 3) RGB, turned upright.
 
     Attributes:
-        rate: frames a second.
-        frames: how many, as the file says; None where it does not.
+        rate: frames per second.
+        frames: number of frames according to the file; None where it does not say.
 
     Raises:
         ModuleNotFoundError: PyAV is not installed.
-        BadImage: the file is no video, or, on the way, cannot be decoded any further. The message names it.
+        BadImage: the file is no video, or, while iterating, cannot be decoded any further. The message names it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,7 +66,8 @@ class Video:
         try:
             for frame in self._container.decode(self._stream):
                 pixels = frame.to_ndarray(format="rgb24")
-                # Phones store the image as the sensor lies and say how far to turn it, in degrees.
+                # Phones store frames in the orientation of the sensor, along with the rotation in degrees that turns
+                # them upright.
                 turns = round(getattr(frame, "rotation", 0) / 90)
                 yield np.ascontiguousarray(np.rot90(pixels, turns))
                 seen += 1
@@ -76,10 +79,11 @@ class Video:
 
 
 class VideoWriter:
-    """A video file to write, atomically: frames of equal size, uint8 (H, W, 3) RGB.
+    """A writer of a video file, to be used in a `with` statement: frames of equal size, uint8 (H, W, 3) RGB.
 
-    The last row or column of an odd size is left out, which the pixel format asks for. Used in a `with`; where that is
-    left by an error, nothing is kept.
+    The file is written atomically: an error inside the `with` leaves no file, or the former one. The last row or column
+        of an odd size
+    is left out, because the pixel format requires even sizes.
     """
 
     def __init__(self, path: Path, rate: Fraction) -> None:
