@@ -22,7 +22,7 @@ from ccgpu.train.data.ade20k_labels import LABELS
 from ccgpu.train.data.pairs import Pair, find_by_name
 from ccgpu.train.dataset import DEMO, Dataset
 from ccgpu.train.scenes.canvas import by_id
-from ccgpu.train.scenes.files import Key, file_in, varied, write_synthetic
+from ccgpu.train.scenes.files import Key, file_in, varied_size, write_synthetic
 from ccgpu.train.scenes.streets import draw_scene
 
 # What a synthetic scene shows -> its class; a train, ego vehicle or rail track has none.
@@ -60,7 +60,7 @@ def write_scenes(root: str | Path, splits: Mapping[str, int], size: tuple[int, i
 
 def _write_image(root: Path, split: str, index: int, size: tuple[int, int], key: Key) -> None:
     generator = np.random.default_rng((*key, index))
-    pixels, ids = draw_scene(varied(size, generator), generator, index)
+    pixels, ids = draw_scene(varied_size(size, generator), generator, index)
     name = f"ADE_synthetic_{index:08d}"
     Image.fromarray(pixels).save(file_in(root / "images" / split, f"{name}.jpg"), quality=95)
     Image.fromarray(_LABEL_IDS[ids]).save(file_in(root / "annotations" / split, f"{name}.png"))

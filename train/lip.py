@@ -3,9 +3,9 @@
 30462 images for training, 10000 for validation, 20 classes. From the paper (Huang et al., TPAMI 2020), known at
 second hand: the category consistent loss is on; on the validation set 55.47 % mIoU, 88.01 % pixel accuracy, 63.91 %
 mean accuracy. The rest is the recipe of CE2P (Ruan et al., AAAI 2019), on which the paper's numbers probably build:
-473x473, scale 0.75 to 1.25, 150 epochs, learning rate 0.007, weight decay 0.0005. Two things are ours: 28 images a step,
-and images keep their aspect ratio, where CE2P stretches them to the crop's. Without `--data` the people are synthetic
-(`scenes/people.py`).
+473x473, scale 0.75 to 1.25, 150 epochs, learning rate 0.007, weight decay 0.0005. Two things are ours: 28 images a
+step, and images keep their aspect ratio, where CE2P stretches them to the crop's. Without `--data` the people are
+synthetic (`scenes/people.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ccgpu.models.labels import Labels
 from ccgpu.train import command
 from ccgpu.train.data.pairs import Pair, find_by_name
 from ccgpu.train.dataset import DEMO, Dataset
-from ccgpu.train.scenes.files import Key, file_in, varied, write_synthetic
+from ccgpu.train.scenes.files import Key, file_in, varied_size, write_synthetic
 from ccgpu.train.scenes.people import PARTS, draw_people
 
 LABELS = Labels(
@@ -74,7 +74,7 @@ def write_people(root: str | Path, splits: Mapping[str, int], size: tuple[int, i
 
 def _write_image(root: Path, split: str, index: int, size: tuple[int, int], key: Key) -> None:
     generator = np.random.default_rng((*key, index))
-    pixels, parts = draw_people(varied(size, generator), generator)
+    pixels, parts = draw_people(varied_size(size, generator), generator)
     image = Image.fromarray(pixels)
     if generator.random() < _GREY:
         image = image.convert("L")

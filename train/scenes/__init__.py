@@ -1,1 +1,1 @@
-"""Synthetic datasets: street scenes and people, drawn from a seed."""
+"""Synthetic images with label maps, drawn from a seed: street scenes and people, for runs without a dataset."""

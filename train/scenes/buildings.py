@@ -1,12 +1,12 @@
-"""The street of a synthetic scene: buildings, walls, fences, hedges, trees, poles, traffic lights, signs, bins.
+"""Painting what lines a synthetic street: buildings, walls, fences, hedges, trees, lamps, traffic lights, signs.
 
-What lines a street is painted by `side` (-1 left, 1 right), metres from its middle and a stretch of metres
-ahead.
+Long things are placed by `side` (-1 left, 1 right), `front` (metres from the middle of the street) and `stretch` (where
+they begin and end, in metres ahead), single things by a pose.
 """
 
 import numpy as np
 
-from ccgpu.train.scenes.canvas import ID, Canvas, Colour, Frame, bar, choose, darker, disc, facing
+from ccgpu.train.scenes.canvas import ID, Canvas, Colour, Pose, bar, choose, darker, disc, facing
 
 _GLASS: Colour = (58, 68, 80)
 _LEAVES: tuple[Colour, ...] = ((70, 104, 44), (58, 92, 50), (92, 112, 42), (46, 76, 40), (116, 108, 48))
@@ -23,16 +23,16 @@ _SIGN_RED, _SIGN_BLUE, _SIGN_YELLOW, _WHITE = (198, 26, 34), (28, 78, 168), (240
 def building(
     canvas: Canvas, side: int, front: float, stretch: tuple[float, float], generator: np.random.Generator
 ) -> None:
-    """A house with storeys of windows, a ground floor of shops or doors, and a flat or pitched roof."""
+    """Paint a house with storeys of windows, a ground floor of shops or doors, and a flat or pitched roof."""
     label, paint = ID["building"], choose(generator, FRONTS)
     near, far = stretch
     storey, storeys = generator.uniform(2.9, 3.4), int(generator.integers(2, 7))
     height, deep = storey * (storeys + 0.4), 11.0
-    frame = Frame(side * (front + deep / 2), near, 0)
-    faces = canvas.box(frame, (0, far - near), deep / 2, (0, height), paint, label)
+    pose = Pose(side * (front + deep / 2), near, 0)
+    faces = canvas.box(pose, (0, far - near), deep / 2, (0, height), paint, label)
     if generator.random() < 0.5:
         roof = choose(generator, _ROOFS)
-        canvas.box(frame, (0, far - near), deep / 2 + 0.3, (height, height + 2.6), roof, label, taper=(0, 0, 4))
+        canvas.box(pose, (0, far - near), deep / 2 + 0.3, (height, height + 2.6), roof, label, taper=(0, 0, 4))
     glass = darker(_GLASS, generator.uniform(0.7, 1.6))
     frame_colour = darker(paint, generator.choice([0.7, 1.25]))
     share = generator.uniform(0.28, 0.38)
@@ -51,12 +51,12 @@ def building(
 
 
 def wall(canvas: Canvas, side: int, front: float, stretch: tuple[float, float], generator: np.random.Generator) -> None:
-    """A wall of 1.6 to 3 m with courses of stone and a coping."""
+    """Paint a wall of 1.6 to 3 m with courses of stone and a coping."""
     label, paint = ID["wall"], choose(generator, _WALLS)
     near, far = stretch
     height, courses = generator.uniform(1.6, 3.0), int(generator.integers(4, 8))
-    frame = Frame(side * (front + 0.2), near, 0)
-    for face in canvas.box(frame, (0, far - near), 0.2, (0, height), paint, label).values():
+    pose = Pose(side * (front + 0.2), near, 0)
+    for face in canvas.box(pose, (0, far - near), 0.2, (0, height), paint, label).values():
         rows = np.arange(1, courses)[:, None] / courses
         columns = max(1, round(float(np.linalg.norm(face[1] - face[0])) / 1.6))
         joints = np.arange(1, columns)[:, None] / columns
@@ -68,7 +68,7 @@ def wall(canvas: Canvas, side: int, front: float, stretch: tuple[float, float], 
 def fence(
     canvas: Canvas, side: int, front: float, stretch: tuple[float, float], generator: np.random.Generator
 ) -> None:
-    """A fence of bars: what is behind shows through, yet all has the fence's id, as in the real files."""
+    """Paint a fence of bars; gaps between the bars have the fence's id as well, as in the real label files."""
     label, paint = ID["fence"], choose(generator, (*_METAL, (130, 92, 60), (206, 202, 194)))
     (near, far), height = stretch, generator.uniform(1.2, 2.2)
     x = side * front
@@ -91,11 +91,11 @@ def leaves(
     number: int = 34,
     name: str = "vegetation",
 ) -> None:
-    """A cloud of leaves round (x, y, z): darker below, brighter towards the sun."""
+    """Paint a cloud of leaves around (x, y, z): darker below, brighter towards the sun."""
     label, paint = ID[name], choose(generator, _LEAVES, 0.25)
     x, y, z = place
     where = facing(x, z)
-    number = max(6, round(number * min(1.0, 16 / z)))  # far away, single leaves are below a pixel
+    number = max(6, round(number * min(1.0, 16 / z)))  # far away, a leaf is smaller than a pixel
     wide, high = radius
     canvas.polygon(where.upright(disc((0, y), 0.85 * wide, high / wide)), darker(paint, 0.55), label)
     angle, far = generator.uniform(0, 2 * np.pi, number), np.sqrt(generator.uniform(0, 1, number))
@@ -109,20 +109,20 @@ def leaves(
     canvas.polygons(where.upright(shapes), np.array(paint) * light[:, None], label)
 
 
-def tree(canvas: Canvas, frame: Frame, generator: np.random.Generator) -> None:
-    """A tree of 4 to 8 m; trunk and crown are vegetation."""
+def tree(canvas: Canvas, pose: Pose, generator: np.random.Generator) -> None:
+    """Paint a tree of 4 to 8 m; trunk and crown are vegetation."""
     crown, wide = generator.uniform(3.2, 5.2), generator.uniform(1.3, 2.4)
-    place = facing(frame.x, frame.z)
+    place = facing(pose.x, pose.z)
     trunk = bar((0, 0), (generator.uniform(-0.3, 0.3), crown), generator.uniform(0.22, 0.4))
-    canvas.shadow(frame, -0.8 * wide, 0.8 * wide, wide)
+    canvas.shadow(pose, -0.8 * wide, 0.8 * wide, wide)
     canvas.polygon(place.upright(trunk), (82, 66, 50), ID["vegetation"])
-    leaves(canvas, (frame.x, crown, frame.z), (wide, wide * generator.uniform(0.8, 1.2)), generator)
+    leaves(canvas, (pose.x, crown, pose.z), (wide, wide * generator.uniform(0.8, 1.2)), generator)
 
 
 def hedge(
     canvas: Canvas, side: int, front: float, stretch: tuple[float, float], generator: np.random.Generator
 ) -> None:
-    """Bushes and small trees along a stretch, the farthest first."""
+    """Paint bushes and small trees along a stretch, the farthest first."""
     z, near = stretch[1], stretch[0]
     while z > near:
         high = generator.uniform(0.9, 2.4)
@@ -131,21 +131,21 @@ def hedge(
         z -= generator.uniform(0.9, 1.7) * (1 + z / 40)
 
 
-def lamp(canvas: Canvas, frame: Frame, generator: np.random.Generator) -> None:
-    """A street lamp of 5 to 7 m whose arm reaches towards the road."""
+def lamp(canvas: Canvas, pose: Pose, generator: np.random.Generator) -> None:
+    """Paint a street lamp of 5 to 7 m whose arm reaches towards the road."""
     label, paint = ID["street lamp"], choose(generator, _METAL)
-    place, height = facing(frame.x, frame.z), generator.uniform(5, 7)
-    reach = -np.sign(frame.x) * generator.uniform(0.8, 1.8)
+    place, height = facing(pose.x, pose.z), generator.uniform(5, 7)
+    reach = -np.sign(pose.x) * generator.uniform(0.8, 1.8)
     canvas.polygon(place.upright(bar((0, 0), (0, height), 0.2)), paint, label)
     canvas.polygon(place.upright(bar((0.05, 0), (0.05, height), 0.07)), darker(paint, 1.35), label)
     canvas.polygon(place.upright(bar((0, height), (reach, height + 0.3), 0.12)), paint, label)
     canvas.polygon(place.upright(bar((reach, height + 0.28), (1.5 * reach, height + 0.3), 0.2)), _WHITE, label)
 
 
-def traffic_light(canvas: Canvas, frame: Frame, generator: np.random.Generator) -> None:
-    """A traffic light on its pole, one of its three lamps lit."""
+def traffic_light(canvas: Canvas, pose: Pose, generator: np.random.Generator) -> None:
+    """Paint a traffic light on its pole, with one of its three lamps lit."""
     label, paint = ID["traffic light"], choose(generator, _METAL)
-    place, low = facing(frame.x, frame.z), generator.uniform(2.0, 2.6)
+    place, low = facing(pose.x, pose.z), generator.uniform(2.0, 2.6)
     tall = generator.uniform(1.05, 1.3)
     canvas.polygon(place.upright(bar((0, 0), (0, low + 1.2 * tall), 0.17)), paint, ID["pole"])
     for half, colour in ((0.27, darker(_WHITE, 0.8)), (0.23, (26, 28, 28))):
@@ -163,10 +163,10 @@ def traffic_light(canvas: Canvas, frame: Frame, generator: np.random.Generator) 
         canvas.polygon(place.upright(disc((0, low + tall * (index + 0.5) / 3), 0.15)), colour, label)
 
 
-def traffic_sign(canvas: Canvas, frame: Frame, generator: np.random.Generator) -> None:
-    """A sign on its pole: prohibition, warning, stop, priority, crossing or direction."""
+def traffic_sign(canvas: Canvas, pose: Pose, generator: np.random.Generator) -> None:
+    """Paint a traffic sign on its pole: prohibition, warning, stop, priority, crossing or direction."""
     label = ID["traffic sign"]
-    place, middle = facing(frame.x, frame.z), generator.uniform(2.2, 2.7)
+    place, middle = facing(pose.x, pose.z), generator.uniform(2.2, 2.7)
     size = generator.uniform(0.42, 0.55)
     canvas.polygon(place.upright(bar((0, 0), (0, middle + size), 0.12)), choose(generator, _METAL), ID["pole"])
 
@@ -200,7 +200,7 @@ def traffic_sign(canvas: Canvas, frame: Frame, generator: np.random.Generator) -
             draw(up + size * (square * (1.4, 0.16) + (0, row)), _WHITE)
 
 
-def junction_box(canvas: Canvas, frame: Frame, generator: np.random.Generator) -> None:
-    """A junction box: "static", which counts neither in the loss nor in the evaluation."""
+def junction_box(canvas: Canvas, pose: Pose, generator: np.random.Generator) -> None:
+    """Paint a junction box: "static", which counts neither in the loss nor in the evaluation."""
     paint = choose(generator, ((70, 84, 74), (96, 98, 100), (176, 110, 40)))
-    canvas.box(frame, (0, 0.5), 0.3, (0, generator.uniform(0.8, 1.4)), paint, ID["static"])
+    canvas.box(pose, (0, 0.5), 0.3, (0, generator.uniform(0.8, 1.4)), paint, ID["static"])

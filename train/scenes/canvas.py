@@ -1,8 +1,7 @@
-"""What the synthetic street scenes are drawn on: a camera, the light, and an image and its label ids painted
-together.
+"""The canvas of synthetic scenes: polygons in the world are painted through a camera into an image and its label map.
 
-World coordinates are metres: x to the right of the camera, y up from the ground, z ahead. Everything is a
-polygon in the world; a box is up to five of them.
+World coordinates are metres: x to the right of the camera, y up from the ground, z ahead. Everything is painted as
+polygons in the world; a box is up to five of them.
 """
 
 import math
@@ -17,22 +16,22 @@ from ccgpu.train.data.cityscapes_labels import LABELS
 
 Colour = tuple[float, float, float]
 
-# What the scenes tell apart beyond the Cityscapes labels, for datasets that do, and its Cityscapes label.
+# Things that scenes distinguish and Cityscapes does not (some datasets do) -> their Cityscapes label.
 _FINER = {"street lamp": "pole", "hedge": "vegetation", "skyline": "building", "van": "car"}
 
 ID = {label.name: label.id for label in LABELS if label.id >= 0}
-"""What the scenes are labelled with, by name: the Cityscapes ids, and further ones for what is finer."""
+"""Name -> id in the label maps of scenes: the Cityscapes label ids, and further ids for finer things."""
 
 ID |= {name: max(ID.values()) + 1 + number for number, name in enumerate(_FINER)}
 
-_NEAR = 0.3  # metres; what is nearer to the camera is cut off
+_NEAR = 0.3  # metres; polygons are clipped at this distance from the camera
 
 
 def by_id(values: Mapping[str, float], otherwise: float) -> np.ndarray:
-    """Values (256,) by the ids of a scene.
+    """Return a lookup table (256,) from the ids of a scene to values given by name.
 
-    What `values` does not name has the value of its Cityscapes label; where that is not named either,
-    `otherwise`.
+    A name that is not in `values` gets the value of its Cityscapes label, or `otherwise` if that is not in `values`
+    either.
     """
     table = np.full(256, otherwise)
     for name, scene_id in ID.items():
@@ -44,9 +43,14 @@ def by_id(values: Mapping[str, float], otherwise: float) -> np.ndarray:
 class Camera:
     """Pinhole camera above a flat ground, looking along z.
 
-    `width`, `height`, `focal`, `centre` (column of x = 0) and `horizon` (row of the far ground) are
-    pixels; `eye` is metres above the ground; `bend` curves the street: it shifts what lies z ahead by bend
-    * z * z metres; `z` is where on the street the camera is, metres.
+    Attributes:
+        width, height: of the image in pixels.
+        focal: focal length in pixels.
+        centre: column of x = 0, in pixels.
+        horizon: row of the far ground, in pixels.
+        eye: metres above the ground.
+        bend: curvature of the street: points z ahead are shifted to the right by bend * z * z metres.
+        z: position of the camera along the street in metres.
     """
 
     width: int
@@ -59,7 +63,7 @@ class Camera:
     z: float = 0.0
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Pixel positions (..., 2), column first, of world points (..., 3) ahead of the camera."""
+        """Return the pixel positions (..., 2), column first, of world points (..., 3) ahead of the camera."""
         x, y, z = points[..., 0], points[..., 1], points[..., 2] - self.z
         pixels = np.empty((*points.shape[:-1], 2))
         pixels[..., 0] = self.centre + self.focal * (x / z + self.bend * z)
@@ -67,25 +71,30 @@ class Camera:
         return pixels
 
     def ahead(self, points: np.ndarray) -> np.ndarray:
-        """The part (m, 3) of a polygon (n, 3) that the camera has ahead of it, m = 0 where there is none."""
+        """Return the part (m, 3) of a polygon (n, 3) that lies ahead of the camera; m = 0 if there is none."""
         depth = points[:, 2] - self.z - _NEAR
         if depth.min() >= 0:
             return points
         after, depth_after = np.roll(points, -1, axis=0), np.roll(depth, -1)
-        kept = []
+        clipped = []
         for point, other, here, there in zip(points, after, depth, depth_after, strict=True):
             if here >= 0:
-                kept.append(point)
+                clipped.append(point)
             if (here >= 0) != (there >= 0):
-                kept.append(point + (other - point) * (here / (here - there)))
-        return np.array(kept).reshape(-1, 3)
+                clipped.append(point + (other - point) * (here / (here - there)))
+        return np.array(clipped).reshape(-1, 3)
 
 
 @dataclass(frozen=True)
 class Light:
-    """Light of a scene: `sun` is -1 (from the left) or 1; `haze` the colour of far things; `sight` the
-    metres
-    over which 63 % of a colour is lost; `shade` the brightness of faces in the shadow, 0..1."""
+    """Light of a scene.
+
+    Attributes:
+        sun: -1 (from the left) or 1.
+        haze: colour of far things.
+        sight: metres over which haze replaces 63 % of a colour.
+        shade: brightness of faces in the shadow, 0..1.
+    """
 
     sun: int
     haze: Colour
@@ -93,15 +102,15 @@ class Light:
     shade: float
 
 
-class Frame(NamedTuple):
-    """A place on the ground with a direction: `yaw` 0 looks along z, pi / 2 to the right (along x)."""
+class Pose(NamedTuple):
+    """A position on the ground with a direction: `yaw` 0 looks along z, pi / 2 to the right (along x)."""
 
     x: float
     z: float
     yaw: float
 
     def world(self, local: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
-        """World points (..., 3) of local points (..., 3): metres ahead, metres to the right, metres up."""
+        """Return the world points (..., 3) of local points (..., 3): metres ahead, metres to the right, metres up."""
         local = np.asarray(local, dtype=float)
         ahead, right = local[..., 0], local[..., 1]
         sine, cosine = math.sin(self.yaw), math.cos(self.yaw)
@@ -112,26 +121,26 @@ class Frame(NamedTuple):
         return points
 
     def upright(self, shape: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
-        """World points (..., 3) of flat shapes (..., 2) that stand here: metres ahead, metres up."""
+        """Return the world points (..., 3) of upright flat shapes (..., 2): metres ahead, metres up."""
         shape = np.asarray(shape, dtype=float)
         local = np.zeros((*shape.shape[:-1], 3))
         local[..., 0], local[..., 2] = shape[..., 0], shape[..., 1]
         return self.world(local)
 
 
-def facing(x: float, z: float) -> Frame:
-    """Frame whose `upright` shapes face the camera, their first coordinate to the right."""
-    return Frame(x, z, np.pi / 2)
+def facing(x: float, z: float) -> Pose:
+    """Return the pose whose `upright` shapes face the camera, with their first coordinate to the right."""
+    return Pose(x, z, np.pi / 2)
 
 
 def disc(centre: tuple[float, float], radius: float, stretch: float = 1.0, corners: int = 14) -> np.ndarray:
-    """Flat shape (corners, 2) of an ellipse, `stretch` times as high as wide."""
+    """Return the flat shape (corners, 2) of an ellipse, `stretch` times as high as wide."""
     angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)
     return np.stack([centre[0] + radius * np.cos(angle), centre[1] + stretch * radius * np.sin(angle)], axis=1)
 
 
 def bar(start: tuple[float, float], end: tuple[float, float], thickness: float) -> np.ndarray:
-    """Flat shape (4, 2) of a straight bar."""
+    """Return the flat shape (4, 2) of a straight bar."""
     ends = np.array([start, end])
     along = ends[1] - ends[0]
     across = np.array([-along[1], along[0]]) * (thickness / 2 / max(float(np.hypot(*along)), 1e-9))
@@ -139,42 +148,42 @@ def bar(start: tuple[float, float], end: tuple[float, float], thickness: float) 
 
 
 def ring(centre: tuple[float, float], radius: float, thickness: float) -> np.ndarray:
-    """Flat shape of a ring: the outer circle, then the inner one backwards."""
+    """Return the flat shape of a ring: the outer circle, then the inner circle backwards."""
     outer, inner = disc(centre, radius), disc(centre, radius - thickness)
     return np.concatenate([outer, outer[:1], inner[:1], inner[::-1]])
 
 
 def patch(face: np.ndarray, left: float, right: float, bottom: float, top: float) -> np.ndarray:
-    """Part (4, 3) of a face (4, 3), in shares 0..1 of its width and height."""
+    """Return a part (4, 3) of a face (4, 3), given in fractions 0..1 of its width and height."""
     return patches(face, np.array([[left, right, bottom, top]]))[0]
 
 
 def patches(face: np.ndarray, parts: np.ndarray) -> np.ndarray:
-    """Parts (n, 4, 3) of a face (4, 3); parts (n, 4) are left, right, bottom, top in shares 0..1."""
+    """Return parts (n, 4, 3) of a face (4, 3); parts (n, 4) are left, right, bottom, top as fractions 0..1."""
     u, v = parts[:, (0, 1, 1, 0), None], parts[:, (2, 2, 3, 3), None]
     return (1 - v) * (face[0] + u * (face[1] - face[0])) + v * (face[3] + u * (face[2] - face[3]))
 
 
 def darker(colour: Colour, factor: float) -> Colour:
-    """The colour times a factor (above 1: brighter)."""
+    """Return the colour times a factor (above 1: brighter)."""
     return colour[0] * factor, colour[1] * factor, colour[2] * factor
 
 
 def choose(generator: np.random.Generator, colours: tuple[Colour, ...], spread: float = 0.12) -> Colour:
-    """One of the colours, a little brighter or darker and shifted."""
+    """Return one of the colours, with random small changes of brightness and hue."""
     colour = np.array(colours[generator.integers(len(colours))]) * (1 + generator.uniform(-spread, spread))
     red, green, blue = colour + generator.uniform(-8, 8, 3)
     return float(red), float(green), float(blue)
 
 
 class Canvas:
-    """An image and its label ids, painted by the same polygons, nearest last.
+    """An image and its label map, painted by the same polygons, the nearest last.
 
     Args:
-        camera: from where.
-        light: how far things look and which faces are dark.
+        camera: projects the polygons.
+        light: haze, and which faces are dark.
         pixels: background, uint8 (H, W, 3).
-        ids: its label ids, uint8 (H, W).
+        ids: label map of the background, uint8 (H, W), of values of `ID`.
     """
 
     def __init__(self, camera: Camera, light: Light, pixels: np.ndarray, ids: np.ndarray) -> None:
@@ -187,12 +196,12 @@ class Canvas:
         self._haze = np.array(light.haze)
 
     def polygon(self, points: np.ndarray, colour: Colour | None, label: int | None, opacity: float = 1.0) -> None:
-        """Fill a polygon (n, 3); colour None leaves the image as it is, label None the ids."""
+        """Fill a polygon (n, 3); colour None leaves the image unchanged, label None the label map."""
         self.polygons(points[None], None if colour is None else np.array([colour]), label, opacity)
 
     def polygons(self, points: np.ndarray, colours: np.ndarray | None, label: int | None, opacity: float = 1.0) -> None:
         """Fill polygons (m, n, 3) in this order, colours (m, 3) or one (1, 3); None as in `polygon`."""
-        if (points[..., 2] < self.camera.z + _NEAR - 1e-6).any():  # what was cut ends at _NEAR, rounded
+        if (points[..., 2] < self.camera.z + _NEAR - 1e-6).any():  # clipped polygons end at _NEAR up to rounding
             for index, outline in enumerate(points):
                 seen, colour = self.camera.ahead(outline), colours if colours is None else colours[index % len(colours)]
                 if len(seen) > 2:
@@ -211,11 +220,11 @@ class Canvas:
                 self._mark.polygon(outline, fill=label)
 
     def details(self, face: np.ndarray, parts: np.ndarray, colour: Colour | np.ndarray) -> None:
-        """Paint parts (n, 4) of a face (see `patches`) that has its label already, in one or n colours."""
+        """Paint parts (n, 4) of a face (see `patches`) in one or n colours, without changing its label."""
         self.polygons(patches(face, np.atleast_2d(parts)), np.atleast_2d(np.asarray(colour, dtype=float)), None)
 
-    def shadow(self, frame: Frame, start: float, end: float, half: float) -> None:
-        """Darken the ground under a thing from `start` to `end` metres ahead of its frame."""
+    def shadow(self, pose: Pose, start: float, end: float, half: float) -> None:
+        """Darken the ground under a thing from `start` to `end` metres ahead of its pose."""
         side = 0.5 * self.light.sun
         corners = [
             (start, -half - side, 0),
@@ -223,11 +232,11 @@ class Canvas:
             (end, half - side, 0),
             (end, -half - side, 0),
         ]
-        self.polygon(frame.world(corners), (12, 12, 16), None, 0.45)
+        self.polygon(pose.world(corners), (12, 12, 16), None, 0.45)
 
     def box(
         self,
-        frame: Frame,
+        pose: Pose,
         along: tuple[float, float],
         half: float,
         up: tuple[float, float],
@@ -236,25 +245,25 @@ class Canvas:
         *,
         taper: tuple[float, float, float] = (0, 0, 0),
     ) -> dict[str, np.ndarray]:
-        """Draw the visible faces of a box and return them for details to be put on.
+        """Paint the visible faces of a box and return them, so that details can be painted on them.
 
         Args:
-            frame: its place and direction.
-            along: from where to where, metres ahead.
-            half: half its width, metres.
-            up: from where to where, metres above the ground.
+            pose: position and direction.
+            along: start and end, metres ahead.
+            half: half its width in metres.
+            up: bottom and top, metres above the ground.
             colour: in full light.
-            label: id.
+            label: a value of `ID`.
             taper: metres by which the top is shorter at the rear, at the front and on each side.
 
         Returns:
-            Of "rear", "front", "left", "right" those that are seen: corners (4, 3) from the bottom left of
-            the face as seen from outside, counterclockwise.
+            The visible faces out of "rear", "front", "left" and "right": corners (4, 3) in counterclockwise order from
+            the bottom left, as seen from outside.
         """
         (a, b), (low, high), (rear, front, side) = along, up, taper
-        bottom = frame.world([(a, -half, low), (a, half, low), (b, half, low), (b, -half, low)])
+        bottom = pose.world([(a, -half, low), (a, half, low), (b, half, low), (b, -half, low)])
         inner = half - side
-        top = frame.world(
+        top = pose.world(
             [
                 (a + rear, -inner, high),
                 (a + rear, inner, high),
@@ -277,7 +286,7 @@ class Canvas:
         return seen
 
     def _brightness(self, face: np.ndarray) -> float:
-        """Between `shade` and 1.1 by the direction that a face looks to."""
+        """Return the brightness of a face by its direction, from `shade` to 1.1."""
         (ex, ey, ez), (rx, ry, rz) = (face[1] - face[0]).tolist(), (face[3] - face[0]).tolist()
         normal = ry * ez - rz * ey, rz * ex - rx * ez, rx * ey - ry * ex
         sun = 0.8 * self.light.sun, 0.5, -0.35

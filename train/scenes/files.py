@@ -1,6 +1,7 @@
-"""Synthetic datasets: a folder of images and labels that is a function of a few numbers, written atomically.
+"""Writing a synthetic dataset: a folder of images and label files, determined by a few numbers and written atomically.
 
-What is drawn: street scenes (`scenes.py`), people (`scene_people.py`).
+`streets.py` and `people.py` draw the images; the commands (`train/cityscapes.py` and so on) write them in their
+layouts.
 """
 
 import json
@@ -15,14 +16,14 @@ import numpy as np
 
 SETTINGS_FILE = "synthetic.json"
 
-_VERSION = 1  # of all drawing: another one draws other images from the same seed
-_SMALLEST = 32  # pixels a side; below it a person ahead is not a pixel wide
+_VERSION = 1  # of the drawing code; to be increased when the same seed gives other images
+_SMALLEST = 32  # pixels per side; in smaller images a person ahead is less than a pixel wide
 
 Key = tuple[int, int]
-"""Seed and number of a split, which together with an image's number decide the image."""
+"""Seed and a number for the split. Together with the image's index they determine the image."""
 
 Write = Callable[[Path, str, int, tuple[int, int], Key], None]
-"""(root, split, index, (height, width), key) -> image `index` of the split and its label, in their folders."""
+"""(root, split, index, (height, width), key) -> None: write image `index` of the split and its label file."""
 
 
 def write_synthetic(
@@ -36,23 +37,23 @@ def write_synthetic(
 ) -> Path:
     """Write a synthetic dataset.
 
-    The folder appears atomically: it is written under another name beside `root` and renamed at
-    the end. A `root` that already holds what the same settings draw is left as it is.
+    The folder is written atomically: under another name beside `root`, and renamed at the end. A `root` that already
+    contains the images of the same settings is left as it is.
 
     Args:
-        root: the folder to write, absent, empty or with the same images.
+        root: the folder to write; absent, empty or with the same images.
         splits: number of images of each split, at least 1.
         size: height and width in pixels, each 32 or more.
         seed: 0 or more; another seed gives other images.
-        layout: name of the dataset whose folders and labels these are.
+        layout: name of the dataset whose layout is written.
         write: draws and writes one image; see `Write`.
 
     Returns:
         `root` as a Path.
 
     Raises:
-        ValueError: an argument out of its range, or a `root` that holds something else.
-        OSError: the folder cannot be written; nothing is left of it.
+        ValueError: an argument out of its range, or a `root` that contains something else.
+        OSError: the folder cannot be written; nothing of it remains.
     """
     root, splits = Path(root), {split: int(number) for split, number in splits.items()}
     if not splits or not all(name.isidentifier() for name in splits) or min(splits.values()) < 1:
@@ -84,7 +85,7 @@ def write_synthetic(
         try:
             unfinished.rename(root)
         except OSError:
-            if not _holds(root, settings):  # another process may have written the same meanwhile
+            if not _holds(root, settings):  # another process may have written the same images meanwhile
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -92,7 +93,7 @@ def write_synthetic(
 
 
 def _holds(root: Path, settings: dict[str, Any]) -> bool:
-    """Whether `root` has these images; False where it is absent or empty, ValueError for anything else."""
+    """Return whether `root` has these images; False if it is absent or empty, ValueError for anything else in it."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
@@ -108,12 +109,12 @@ def _holds(root: Path, settings: dict[str, Any]) -> bool:
 
 
 def file_in(folder: Path, name: str) -> Path:
-    """`folder/name`, in a folder that is there from now on."""
+    """Return `folder/name`, having created the folder where it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     return folder / name
 
 
-def varied(size: tuple[int, int], generator: np.random.Generator) -> tuple[int, int]:
-    """Height and width between 0.8 and 1 of `size`: photographs from the internet differ in size."""
+def varied_size(size: tuple[int, int], generator: np.random.Generator) -> tuple[int, int]:
+    """Return random height and width of 0.8 to 1 times `size`, because images from the internet differ in size."""
     height, width = (max(_SMALLEST, round(side * generator.uniform(0.8, 1.0))) for side in size)
     return height, width

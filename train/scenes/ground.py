@@ -1,4 +1,4 @@
-"""What lies behind and over the things of a synthetic scene: sky, ground, and what the camera adds."""
+"""The background of a synthetic scene, sky and ground, and the effects of the camera on the finished image."""
 
 from dataclasses import dataclass
 
@@ -14,12 +14,12 @@ GRAIN = by_id(
     },
     0.0,
 )
-"""How much the brightness of a surface varies (share), by id: leaves and grass are rough, glass and paint are not."""
+"""Relative variation of a surface's brightness, by id: leaves and grass are rough, glass and paint are not."""
 
 _ASPHALTS: tuple[Colour, ...] = ((92, 92, 94), (78, 78, 82), (112, 108, 104), (98, 96, 100))
 _PAVINGS: tuple[Colour, ...] = ((150, 144, 136), (134, 130, 128), (168, 156, 144), (150, 128, 116))
 _GRASSES: tuple[Colour, ...] = ((106, 124, 58), (124, 128, 66), (92, 116, 60), (134, 116, 80))
-# Colour of the sky overhead and at the horizon, metres of sight, brightness of shadows.
+# Colour of the sky overhead and at the horizon, range of sight in metres, brightness of shadows.
 _SKIES: tuple[tuple[Colour, Colour, float, float], ...] = (
     ((84, 136, 208), (190, 212, 234), 260.0, 0.45),  # clear
     ((150, 164, 180), (206, 210, 214), 200.0, 0.72),  # overcast
@@ -30,11 +30,14 @@ _SKIES: tuple[tuple[Colour, Colour, float, float], ...] = (
 
 @dataclass(frozen=True)
 class Street:
-    """Course of a street: distances from the middle of the camera's lane in metres, index 0 left and 1 right.
+    """Cross-section of a street in metres, from the middle of the camera's lane outwards; index 0 is left, 1 right.
 
-    `road`: to the road's edge. `beside`: width of what follows, and its label ("rail track", "parking"
-    or, at width 0, nothing). `grass`, `sidewalk`: widths of the next strips. `front`: from there on to
-    the buildings, terrain.
+    Attributes:
+        road: distance of the road's edge.
+        beside: width and label of the strip beside the road ("rail track" or "parking"; width 0: there is none).
+        grass: width of the next strip.
+        sidewalk: width of the sidewalk.
+        front: width of the terrain from there to the buildings.
     """
 
     road: tuple[float, float]
@@ -44,35 +47,35 @@ class Street:
     front: tuple[float, float]
 
     def kerb(self, side: int) -> float:
-        """Distance of the sidewalk's inner edge."""
+        """Return the distance of the sidewalk's inner edge."""
         return self.road[side] + self.beside[side][0] + self.grass[side]
 
     def back(self, side: int) -> float:
-        """Distance of the sidewalk's outer edge."""
+        """Return the distance of the sidewalk's outer edge."""
         return self.kerb(side) + self.sidewalk[side]
 
     def fronts(self, side: int) -> float:
-        """Distance of the buildings."""
+        """Return the distance of the buildings."""
         return self.back(side) + self.front[side]
 
 
 def weather(generator: np.random.Generator) -> tuple[Light, Colour]:
-    """Light of a scene and the colour of the sky overhead."""
+    """Return the light of a scene and the colour of the sky overhead."""
     top, haze, sight, shade = _SKIES[generator.choice(4, p=(0.4, 0.3, 0.2, 0.1))]
     return Light(int(generator.choice([-1, 1])), haze, sight * generator.uniform(0.8, 1.4), shade), top
 
 
 def smooth_noise(shape: tuple[int, int], cell: float, generator: np.random.Generator) -> np.ndarray:
-    """Noise (H, W), mean 0 and deviation about 1, that changes over `cell` pixels."""
+    """Return noise (H, W) with mean 0 and standard deviation about 1 that changes over `cell` pixels."""
     rows, columns = (max(2, round(side / cell) + 1) for side in shape)
     grid = Image.fromarray(generator.standard_normal((rows, columns)).astype(np.float32))
-    return np.asarray(grid.resize(shape[::-1], Image.Resampling.BICUBIC)) * 1.4  # resizing loses deviation
+    return np.asarray(grid.resize(shape[::-1], Image.Resampling.BICUBIC)) * 1.4  # resizing reduces the deviation
 
 
 def background(
     camera: Camera, street: Street, light: Light, zenith: Colour, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sky with clouds over an empty street: uint8 (H, W, 3) and label ids uint8 (H, W)."""
+    """Return a sky with clouds over an empty street: uint8 (H, W, 3) and its label map uint8 (H, W)."""
     shape = camera.height, camera.width
     row = np.arange(camera.height)[:, None] + 0.5
     start = int(np.ceil(camera.horizon + 1))
@@ -97,12 +100,12 @@ def background(
 def _ground(
     street: Street, across: np.ndarray, along: np.ndarray, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Colours (h, W, 3) and ids (h, W) of the ground, metres `across` (left is negative) and `along` it."""
+    """Return colours (h, W, 3) and ids (h, W) of the ground at metres `across` (left is negative) and `along` it."""
     asphalt, paving, grass = (
         np.array(palette[generator.integers(len(palette))]) * generator.uniform(0.85, 1.15)
         for palette in (_ASPHALTS, _PAVINGS, _GRASSES)
     )
-    # A surface is an index into these two lists.
+    # Each pixel of `surfaces` is an index into these two lists.
     colours: list[np.ndarray] = []
     labels: list[int] = []
     surfaces = np.zeros(across.shape, dtype=np.uint8)
@@ -142,16 +145,16 @@ def _ground(
     return np.array(colours)[surfaces] * worn[..., None], np.array(labels, dtype=np.uint8)[surfaces]
 
 
-def photograph(
+def camera_effects(
     pixels: np.ndarray, grain: np.ndarray, lens: np.random.Generator, sensor: np.random.Generator
 ) -> np.ndarray:
-    """The image as a camera takes it: surface grain, exposure, colour cast, vignette and sensor noise.
+    """Return the image with surface grain and a camera's exposure, colour cast, vignette and sensor noise.
 
     Args:
         pixels: uint8 (H, W, 3).
-        grain: how much the brightness of each pixel's surface varies (share), (H, W); see `GRAIN`.
-        lens: decides exposure, cast and vignette, which a video's frames share.
-        sensor: decides grain and noise, which they do not; may be the same generator.
+        grain: relative variation of brightness of each pixel's surface, (H, W); see `GRAIN`.
+        lens: determines exposure, cast and vignette, which the frames of a video share.
+        sensor: determines grain and noise, which differ between frames; may be the same generator.
 
     Returns:
         uint8 (H, W, 3).

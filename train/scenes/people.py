@@ -1,6 +1,6 @@
-"""Synthetic people: one in the middle of an image, now and then a second one behind, in clothes of all kinds and poses.
+"""Synthetic images of people: one in the middle, sometimes a second one behind, in various clothes and poses.
 
-Left and right are the person's own: of someone who faces the camera, the left arm is at the right of the image.
+Left and right are the person's own: if a person faces the camera, the left arm is on the right of the image.
 """
 
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ccgpu.train.scenes.canvas import Camera, Canvas, Colour, Frame, Light, bar, choose, darker, disc, facing
-from ccgpu.train.scenes.ground import photograph, smooth_noise
+from ccgpu.train.scenes.canvas import Camera, Canvas, Colour, Light, Pose, bar, choose, darker, disc, facing
+from ccgpu.train.scenes.ground import camera_effects, smooth_noise
 from ccgpu.train.scenes.traffic import CLOTHES, SKINS
 
 PARTS = (
@@ -17,9 +17,9 @@ PARTS = (
     *("jumpsuits", "scarf", "skirt", "face", "left-arm", "right-arm", "left-leg", "right-leg", "left-shoe"),
     "right-shoe",
 )
-"""What a pixel shows; the index is its value in a synthetic label."""
+"""Names of what a pixel can show; the index is the value in the label map."""
 
-_SUPERSAMPLING = 2
+_SUPERSAMPLING = 2  # images are painted at this multiple of the size and reduced, which smooths edges
 _HAIR: tuple[Colour, ...] = ((40, 30, 24), (96, 66, 38), (168, 136, 84), (70, 70, 74), (140, 64, 34))
 _WALLS: tuple[Colour, ...] = (
     (176, 168, 150),
@@ -30,7 +30,7 @@ _WALLS: tuple[Colour, ...] = (
     (70, 74, 84),
 )
 _GROUNDS: tuple[Colour, ...] = ((120, 104, 84), (98, 98, 100), (96, 120, 62), (178, 162, 130), (60, 58, 60))
-_GRAIN = 0.04  # how much the brightness of cloth, skin and walls varies (share)
+_GRAIN = 0.04  # relative variation of the brightness of cloth, skin and walls
 
 Point = tuple[float, float]
 """Metres to the right of the body's middle, metres above its soles."""
@@ -44,7 +44,7 @@ class Limb:
     joints: tuple[Point, Point, Point]
 
     def until(self, share: float, start: float = 0.0) -> list[tuple[Point, Point]]:
-        """The straight parts from `start` to `share` of its length, both in 0..1 and the middle joint at 0.5."""
+        """Return the straight parts from `start` to `share`, as fractions of its length; the middle joint is at 0.5."""
         pieces = []
         for number, (begin, end) in enumerate(zip(self.joints, self.joints[1:], strict=False)):
             low, high = (min(max(2 * value - number, 0.0), 1.0) for value in (start, share))
@@ -58,22 +58,22 @@ def _between(begin: Point, end: Point, share: float) -> Point:
 
 
 def _turned(start: Point, length: float, angle: float, sign: int) -> Point:
-    """Where something ends that hangs from `start`, turned outwards by `angle`."""
+    """Return the end of a part that hangs from `start`, turned outwards by `angle`."""
     return start[0] + sign * length * float(np.sin(angle)), start[1] - length * float(np.cos(angle))
 
 
 class Person:
-    """Someone to be painted: pose, proportions and clothes.
+    """A person with a random pose, proportions and clothes.
 
     Args:
-        canvas: what they are painted on.
-        place: where they stand.
-        generator: decides everything else.
+        canvas: what to paint on.
+        place: where the person stands.
+        generator: determines everything else.
     """
 
-    def __init__(self, canvas: Canvas, place: Frame, generator: np.random.Generator) -> None:
+    def __init__(self, canvas: Canvas, place: Pose, generator: np.random.Generator) -> None:
         self.canvas, self.place, self.generator = canvas, place, generator
-        self.seen = bool(generator.random() < 0.75)  # the face; else the back
+        self.seen = bool(generator.random() < 0.75)  # the face is seen, else the back
         self.broad = generator.uniform(0.85, 1.15)
         self.skin = choose(generator, SKINS)
         self.hair = choose(generator, _HAIR)
@@ -97,7 +97,7 @@ class Person:
             upper = self.generator.uniform(0.0, 0.28)
             hip = (sign * 0.09 * self.broad, 0.92)
             knee = _turned(hip, 0.43, upper, sign)
-            lower = max(upper - self.generator.uniform(0.0, 0.25), -0.12)  # or the feet would cross
+            lower = max(upper - self.generator.uniform(0.0, 0.25), -0.12)  # otherwise the feet would cross
             yield Limb(side, (hip, knee, _turned(knee, 0.43, lower, sign)))
 
     def _draw(self, shape: np.ndarray, colour: Colour, part: str | None) -> None:
@@ -105,7 +105,7 @@ class Person:
         self.canvas.polygon(self.place.upright(shape), colour, label)
 
     def _cover(self, limb: Limb, width: float, colour: Colour, part: str, share: float, start: float = 0.0) -> None:
-        """Paint a limb from `start` to `share` of its length; half of it lies in the shade."""
+        """Paint a limb from `start` to `share` of its length; left limbs are in the shade."""
         shade = darker(colour, 0.88) if limb.side == "left" else colour
         for begin, end in limb.until(share, start):
             for joint in (begin, end):
@@ -113,7 +113,7 @@ class Person:
             self._draw(bar(begin, end, width), shade, part)
 
     def _body(self, wide: float, low: float, high: float) -> np.ndarray:
-        """Outline of the trunk from `low` to the shoulders at `high`, `wide` times as wide as it is."""
+        """Return the outline of the trunk from `low` to the shoulders at `high`, widened by the factor `wide`."""
         hips, waist, shoulders = (wide * self.broad * half for half in (0.155, 0.135, 0.205))
         right = [(hips, low), (waist, 1.14), (shoulders, high - 0.06), (shoulders - 0.05, high), (0.05, high + 0.04)]
         return np.array([*right, *((-x, y) for x, y in reversed(right))])
@@ -138,7 +138,7 @@ class Person:
             self._paint_hat()
 
     def _paint_legs(self, kind: str, cloth: Colour) -> None:
-        """Legs, socks and shoes, and trousers or a skirt over them."""
+        """Paint legs, socks and shoes, and trousers or a skirt over them."""
         generator = self.generator
         shoe, sock = choose(generator, CLOTHES), choose(generator, CLOTHES)
         trousers = kind in ("pants", "jumpsuits")
@@ -159,7 +159,7 @@ class Person:
             self._draw(np.array([(-0.15, 1.06), (0.15, 1.06), (wide, hem), (-wide, hem)]), cloth, "skirt")
 
     def _paint_trunk(self, kind: str, cloth: Colour) -> None:
-        """The upper clothes, or those of one piece, with sleeves; and the arms, bare or with gloves."""
+        """Paint upper clothes, a dress or jumpsuits, with sleeves, and the arms, bare or with gloves."""
         generator = self.generator
         part = kind if kind in ("dress", "jumpsuits") else "upper-clothes"
         if kind == "dress":
@@ -181,7 +181,7 @@ class Person:
                 self._draw(disc(arm.joints[-1], 0.062, 1.2), glove, "glove")
 
     def _paint_coat(self) -> None:
-        """A coat with sleeves, open in front."""
+        """Paint a coat with sleeves, open in front."""
         generator, cloth = self.generator, choose(self.generator, CLOTHES)
         hem, wide = generator.uniform(0.55, 0.95), generator.uniform(0.19, 0.26)
         back = np.array([(-0.21, 1.38), (-0.1, 1.46), (0.1, 1.46), (0.21, 1.38), (wide, hem), (-wide, hem)])
@@ -234,19 +234,19 @@ class Person:
 
 
 def draw_people(size: tuple[int, int], generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """An image of a person.
+    """Return an image of a person and its label map.
 
     Args:
         size: height and width in pixels.
-        generator: decides everything else.
+        generator: determines everything else.
 
     Returns:
-        uint8 (H, W, 3) RGB and uint8 (H, W), indices of `PARTS`.
+        uint8 (H, W, 3) RGB and uint8 (H, W), indices into `PARTS`.
     """
     height, width = (side * _SUPERSAMPLING for side in size)
     whole = generator.random() < 0.75
     tall = generator.uniform(0.82, 0.97) if whole else generator.uniform(1.3, 2.0)
-    low = 0.0 if whole else 1.85 * (1 - 1 / tall) - 0.05  # metres above the soles at the lower edge
+    low = 0.0 if whole else 1.85 * (1 - 1 / tall) - 0.05  # metres above the soles at the image's lower edge
     focal = min(tall * height / 1.9, 1.1 * width) if whole else tall * height / 1.9
     camera = Camera(
         width=width,
@@ -262,14 +262,14 @@ def draw_people(size: tuple[int, int], generator: np.random.Generator) -> tuple[
     if generator.random() < 0.2:
         Person(canvas, facing(generator.choice([-1, 1]) * generator.uniform(0.45, 0.8), 1.3), generator).paint()
     Person(canvas, facing(0.0, 1.0), generator).paint()
-    kept = slice(_SUPERSAMPLING // 2, None, _SUPERSAMPLING)
-    parts = np.asarray(canvas.ids)[kept, kept].copy()
+    centres = slice(_SUPERSAMPLING // 2, None, _SUPERSAMPLING)
+    parts = np.asarray(canvas.ids)[centres, centres].copy()
     pixels = np.asarray(canvas.image.reduce(_SUPERSAMPLING))
-    return photograph(pixels, np.full(size, _GRAIN), generator, generator), parts
+    return camera_effects(pixels, np.full(size, _GRAIN), generator, generator), parts
 
 
 def _backdrop(shape: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-    """A wall or a view over a ground, with a few things: uint8 (H, W, 3)."""
+    """Return a wall above a floor with a few random shapes: uint8 (H, W, 3)."""
     height, width = shape
     y, x = np.mgrid[:height, :width] / np.array(shape)[:, None, None]
     floor = generator.uniform(0.5, 0.9)

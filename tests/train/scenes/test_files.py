@@ -11,7 +11,7 @@ from ccgpu.models.labels import IGNORE
 from ccgpu.train import ade20k, camvid, cityscapes, lip
 from ccgpu.train.data.clips import training_clips
 from ccgpu.train.data.pairs import Pair, check_pairs, read_pair
-from ccgpu.train.scenes.files import file_in, varied, write_synthetic
+from ccgpu.train.scenes.files import file_in, varied_size, write_synthetic
 
 MODULES = [ade20k, camvid, cityscapes, lip]
 SMALL = (64, 96)
@@ -109,10 +109,10 @@ def test_write_synthetic_refuses_bad_arguments(tmp_path: Path, arguments: dict[s
 
 
 def test_varied_sizes_stay_within_the_size_asked_for() -> None:
-    sizes = {varied((100, 200), np.random.default_rng(seed)) for seed in range(50)}
+    sizes = {varied_size((100, 200), np.random.default_rng(seed)) for seed in range(50)}
     assert len(sizes) > 20
     assert all(80 <= height <= 100 and 160 <= width <= 200 for height, width in sizes)
-    assert varied((32, 33), np.random.default_rng(0)) >= (32, 32)
+    assert varied_size((32, 33), np.random.default_rng(0)) >= (32, 32)
 
 
 def synthetic_pairs(module: ModuleType, root: Path, number: int, size: tuple[int, int] = SMALL) -> list[Pair]:

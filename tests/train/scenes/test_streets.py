@@ -3,7 +3,7 @@ import pytest
 
 from ccgpu.train.cityscapes import LABEL_IDS
 from ccgpu.train.data.cityscapes_labels import CITYSCAPES, LABELS
-from ccgpu.train.scenes.canvas import ID, Camera, Canvas, Frame, Light, by_id, disc, facing, patches
+from ccgpu.train.scenes.canvas import ID, Camera, Canvas, Light, Pose, by_id, disc, facing, patches
 from ccgpu.train.scenes.streets import Thing, _farthest_first, draw_frame, draw_scene
 from ccgpu.train.scenes.traffic import person
 
@@ -73,8 +73,8 @@ def test_a_frame_is_a_function_of_video_and_place() -> None:
 
 
 def test_things_move_with_the_camera_or_towards_it() -> None:
-    ahead, still, oncoming = (Thing(person, Frame(0, 10, 0), speed=speed) for speed in (1.0, 0.0, -0.5))
-    assert [thing.when(4.0).frame.z - 4.0 for thing in (ahead, still, oncoming)] == [10, 6, 4]
+    ahead, still, oncoming = (Thing(person, Pose(0, 10, 0), speed=speed) for speed in (1.0, 0.0, -0.5))
+    assert [thing.when(4.0).pose.z - 4.0 for thing in (ahead, still, oncoming)] == [10, 6, 4]
 
 
 def canvas() -> Canvas:
@@ -96,8 +96,8 @@ def test_camera_projects_by_similar_triangles() -> None:
 
 def test_frame_turns_what_stands_in_it() -> None:
     local = [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
-    assert np.allclose(Frame(5, 9, 0).world(local), [(5, 0, 10), (6, 0, 9), (5, 1, 9)])
-    assert np.allclose(Frame(5, 9, np.pi / 2).world(local), [(6, 0, 9), (5, 0, 8), (5, 1, 9)])
+    assert np.allclose(Pose(5, 9, 0).world(local), [(5, 0, 10), (6, 0, 9), (5, 1, 9)])
+    assert np.allclose(Pose(5, 9, np.pi / 2).world(local), [(6, 0, 9), (5, 0, 8), (5, 1, 9)])
     assert np.allclose(facing(5, 9).upright([(2, 3)]), [(7, 3, 9)])
 
 
@@ -115,10 +115,10 @@ def test_polygon_paints_image_and_ids_alike() -> None:
 
 
 def test_box_shows_the_faces_towards_the_camera_only() -> None:
-    seen = {x: set(canvas().box(Frame(x, 10, 0), (0, 4), 1, (0, 2), (90, 90, 90), 26)) for x in (-5, 0, 5)}
+    seen = {x: set(canvas().box(Pose(x, 10, 0), (0, 4), 1, (0, 2), (90, 90, 90), 26)) for x in (-5, 0, 5)}
     assert seen == {-5: {"rear", "right"}, 0: {"rear"}, 5: {"rear", "left"}}
-    assert set(canvas().box(Frame(5, 10, np.pi), (0, 4), 1, (0, 2), (90, 90, 90), 26)) == {"front", "right"}
-    rear = canvas().box(Frame(0, 10, 0), (0, 4), 1, (0, 2), (90, 90, 90), 26)["rear"]
+    assert set(canvas().box(Pose(5, 10, np.pi), (0, 4), 1, (0, 2), (90, 90, 90), 26)) == {"front", "right"}
+    rear = canvas().box(Pose(0, 10, 0), (0, 4), 1, (0, 2), (90, 90, 90), 26)["rear"]
     assert rear.tolist() == [[-1, 0, 10], [1, 0, 10], [1, 2, 10], [-1, 2, 10]]
     assert patches(rear, np.array([[0.5, 1, 0, 0.25]])).tolist() == [
         [[0, 0, 10], [1, 0, 10], [1, 0.5, 10], [0, 0.5, 10]]
@@ -137,8 +137,8 @@ def test_what_is_behind_the_camera_is_cut_off() -> None:
     paper.polygon(strip, (10, 200, 30), 26)
     assert np.argwhere(np.asarray(paper.ids) == 26).min(0).tolist() == [1, 110]  # from its far end to the border
     assert np.argwhere(np.asarray(paper.ids) == 26).max(0).tolist() == [99, 199]
-    assert set(paper.box(Frame(-5, 6, 0), (0, 12), 1, (0, 2), (90, 90, 90), 26)) == {"right"}
-    assert paper.box(Frame(-5, 2, 0), (0, 6), 1, (0, 2), (90, 90, 90), 26) == {}
+    assert set(paper.box(Pose(-5, 6, 0), (0, 12), 1, (0, 2), (90, 90, 90), 26)) == {"right"}
+    assert paper.box(Pose(-5, 2, 0), (0, 6), 1, (0, 2), (90, 90, 90), 26) == {}
 
 
 def test_far_things_take_the_colour_of_the_haze() -> None:
@@ -151,10 +151,10 @@ def test_far_things_take_the_colour_of_the_haze() -> None:
 
 
 def test_a_long_vehicle_hides_what_is_behind_and_not_what_is_beside_it() -> None:
-    tram = Thing(person, Frame(-5, 8, 0), 30.0)
-    outside, behind = Thing(person, Frame(-8, 12, 0)), Thing(person, Frame(-5, 40, 0))
-    beside, before = Thing(person, Frame(-2, 12, 0), 4.5), Thing(person, Frame(-8, 6, 0))
-    oncoming = Thing(person, Frame(-2, 28, np.pi), 8.0)
+    tram = Thing(person, Pose(-5, 8, 0), 30.0)
+    outside, behind = Thing(person, Pose(-8, 12, 0)), Thing(person, Pose(-5, 40, 0))
+    beside, before = Thing(person, Pose(-2, 12, 0), 4.5), Thing(person, Pose(-8, 6, 0))
+    oncoming = Thing(person, Pose(-2, 28, np.pi), 8.0)
     assert oncoming.span() == (20, 28)
     things = [before, tram, beside, outside, oncoming, behind]
     order = [things[number] for number in _farthest_first(things)]
