@@ -86,7 +86,7 @@ def frame_of(name: str) -> tuple[str, int]:
     """
     found = re.fullmatch(r"(.+)_[A-Za-z]*([0-9]+)", name)
     if found is None:
-        raise ValueError(f"video: name must be VIDEO_NUMBER, got {name!r}; rename the file, or take --clip 1.")
+        raise ValueError(f"frame_of: name must be VIDEO_NUMBER, got {name!r}; rename the file, or take --clip 1.")
     return found[1], int(found[2])
 
 

@@ -1,8 +1,8 @@
 """Train CCNet on Cityscapes: `python -m train.cityscapes --data PATH`.
 
 The defaults are the paper's recipe (Huang et al., TPAMI 2020, section 4.2). Without `--data` the images are synthetic
-street scenes (`scenes.py`); `--preset demo` is a small run on them for a CPU. The classes are in
-`cityscapes_labels.py`.
+street scenes (`scenes/streets.py`); `--preset demo` is a small run on them for a CPU. The classes are in
+`data/cityscapes_labels.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ccgpu.train.scenes.canvas import by_id
 from ccgpu.train.scenes.files import Key, file_in, write_synthetic
 from ccgpu.train.scenes.streets import draw_scene
 
-# How the files of images and labels end, after the name that both share.
+# Endings of image and label files; before them both have the same name.
 IMAGE_SUFFIX = "_leftImg8bit.png"
 LABEL_SUFFIX = "_gtFine_labelIds.png"
 
@@ -47,7 +47,7 @@ def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
 def write_scenes(root: str | Path, splits: Mapping[str, int], size: tuple[int, int], seed: int) -> Path:
     """Write synthetic street scenes in this layout; see `files.write_synthetic`.
 
-    Licence plates, whose id -1 no file can hold, keep the id of their vehicle, as in the real files.
+    Licence plates have the id of their vehicle, as in the real files, because no file can contain their id -1.
     """
     return write_synthetic(root, splits, size, seed, layout="cityscapes", write=_write_image)
 

@@ -76,13 +76,13 @@ def test_camvid_is_found_as_png_and_as_jpg(suffix: str, tmp_path: Path) -> None:
     ]
 
 
-def test_video_reads_the_number_of_a_frame() -> None:
+def test_frame_of_reads_video_and_number() -> None:
     names = ("0001TP_006690", "0006R0_f00930", "0016E5_08001", "Seq05VD_f00000", "my_video_12")
     assert [camvid.frame_of(name) for name in names] == [
         *(("0001TP", 6690), ("0006R0", 930), ("0016E5", 8001), ("Seq05VD", 0), ("my_video", 12))
     ]
     for name in ("0001TP", "0001TP_", "0001TP_6x", "_12"):
-        with pytest.raises(ValueError, match=f"video: name must be VIDEO_NUMBER, got '{name}'"):
+        with pytest.raises(ValueError, match=f"frame_of: name must be VIDEO_NUMBER, got '{name}'"):
             camvid.frame_of(name)
 
 
