@@ -1,8 +1,8 @@
-"""Draw what a pixel attends to: `python -m train.attention --checkpoint X IMAGE --at Y,X --out FILE.png`.
+"""Draw attention maps of a pixel: `python -m train.attention --checkpoint X IMAGE --at Y,X --out FILE.png`.
 
-For each number of loops R the map is the row of the chosen pixel's position in A_R ... A_1, the product of all loops'
-attention: exact, as the vector-Jacobian product of the op in v (`ccgpu.models.attention.attention_map`). With `--html`
-one page is written that needs nothing else: a click on any pixel shows its maps.
+After R loops a position's attention map is its row of A_R ... A_1, the product of the loops' attention matrices. It is
+computed exactly, as the op's vector-Jacobian product in v (`ccgpu.models.attention.attention_map`). `--html` writes a
+page in a single file that shows the maps of any pixel that is clicked.
 """
 
 from __future__ import annotations
@@ -29,44 +29,39 @@ from ccgpu.models.prediction import Prediction
 from ccgpu.models.weights import write_atomically
 from ccgpu.train import distributed
 from ccgpu.train.distributed import say
-from ccgpu.train.runs.errors import BAD_INPUT, FAILURES, fail, failure
+from ccgpu.train.runs.errors import BAD_FILE, run_command
+from ccgpu.train.runs.flags import add_checkpoint, add_device, command_parser
 from ccgpu.train.runs.setup import read_network
 from ccgpu.train.visualise import HEAT, HEAT_OPACITY, attention_overlay, contact_sheet
 
 LOOPS = (1, 2, 3)
-# Positions of the feature map for which a page holds all weights: those of an image of 769 x 769 at output stride 8.
-# Three loops of 97 x 97 positions with 193 neighbours each are 11 MB before compression.
+# A page holds the weights of at most so many positions: of a 769 x 769 image at output stride 8. Three loops of
+# 97 x 97 positions with 193 neighbours each are 11 MB before compression.
 MOST_POSITIONS = 97 * 97
 PAGE = Path(__file__).with_name("attention.html")
+Pixel = tuple[int, int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 drawn, 1 failed, 2 bad input."""
     flags = read_flags(argv)
-    try:
-        if flags.out is None and flags.html is None:
-            raise ValueError("--out FILE.png or --html FILE.html must be given, got neither")
-        device = distributed.choose_device(flags.device)
-        net, image, chosen = prepare(flags, device)
-    except (*BAD_INPUT, TypeError) as error:
-        return fail("attention", str(error), 2)
-    try:
-        draw(flags, net, image, chosen, device)
-    except ValueError as error:
-        return fail("attention", str(error), 2)
-    except FAILURES as error:
-        return fail("attention", failure(error, again="run the command again", smaller="use a smaller --short-side"), 1)
-    return 0
+    return run_command(
+        "attention",
+        lambda: prepare(flags),
+        lambda prepared: draw(flags, *prepared),
+        again="run the command again",
+        smaller="use a smaller --short-side",
+        refused=BAD_FILE,
+        explained={ValueError: 2},  # the size of the feature map, too large for a page, shows in forward alone
+    )
 
 
 def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the command line."""
-    parser = argparse.ArgumentParser(
-        prog="attention", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
-    )
+    """Return the flags."""
+    parser = command_parser("attention", __doc__)
     add = parser.add_argument
     add("image", type=Path, metavar="IMAGE", help="the image")
-    add("--checkpoint", type=Path, required=True, metavar="FILE", help="a run's last.pt, or a published checkpoint")
+    add_checkpoint(parser)
     add(
         "--at",
         type=_pixel,
@@ -77,26 +72,27 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--loops", type=int, nargs="+", default=list(LOOPS), metavar="R", help="numbers of loops (default: 1 2 3)")
     add("--out", type=Path, metavar="FILE.png", help="draw the maps here")
     add("--html", type=Path, metavar="FILE.html", help="write the page here")
-    add("--short-side", type=int, metavar="N", help="show the network an image of this short side, in pixels")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run (default: auto)")
+    add("--short-side", type=int, metavar="N", help="resize the image to this short side for the network, in pixels")
+    add_device(parser)
     return parser.parse_args(argv)
 
 
-def _pixel(text: str) -> tuple[int, int]:
+def _pixel(text: str) -> Pixel:
     y, comma, x = text.partition(",")
     if not comma:
         raise argparse.ArgumentTypeError(f"must be Y,X, got {text!r}")
     return int(y), int(x)
 
 
-def prepare(
-    flags: argparse.Namespace, device: torch.device
-) -> tuple[CCNet, np.ndarray, list[tuple[tuple[int, int], tuple[int, int]]]]:
-    """Return the network, the image as it sees it, and each chosen pixel there and in the image of the file.
+def prepare(flags: argparse.Namespace) -> tuple[CCNet, np.ndarray, list[tuple[Pixel, Pixel]]]:
+    """Return the network on its device, the image resized for it, and each chosen pixel in that image and in the file.
 
     Raises:
-        ValueError, OSError, ImportError: a checkpoint, image or flags that cannot be used.
+        ValueError, OSError, ImportError, TypeError: a checkpoint, image or flags that cannot be used.
     """
+    if flags.out is None and flags.html is None:
+        raise ValueError("--out FILE.png or --html FILE.html must be given, got neither")
+    device = distributed.choose_device(flags.device)
     if min(flags.loops) < 1:
         raise ValueError(f"--loops must be 1 or more, got {' '.join(map(str, flags.loops))}")
     found = read_network(flags.checkpoint)
@@ -117,7 +113,7 @@ def prepare(
 
 
 def resized(image: np.ndarray, prepared: Mapping[str, Any]) -> np.ndarray:
-    """Return an image at the size that its network was made for, or as it is."""
+    """Return an image resized as the network's checkpoint asks for (`Description.prediction`), or as it is."""
     size = Prediction(**prepared).seen_size(*image.shape[:2])
     if size == image.shape[:2]:
         return image
@@ -128,10 +124,14 @@ def draw(
     flags: argparse.Namespace,
     net: CCNet,
     image: np.ndarray,
-    chosen: Sequence[tuple[tuple[int, int], tuple[int, int]]],
-    device: torch.device,
-) -> None:
-    """Write the files that were asked for, each atomically, and say where they are."""
+    chosen: Sequence[tuple[Pixel, Pixel]],
+) -> int:
+    """Write the files that the flags ask for, each atomically; return the exit status.
+
+    Raises:
+        ValueError: the feature map has too many positions for a page.
+    """
+    device = next(net.parameters()).device
     images = Normalise(net.backbone.mean, net.backbone.std)(image)[None].to(device)
     if net.dims == 3:
         images = images[:, :, None]
@@ -153,15 +153,23 @@ def draw(
         text = page(net, images, image, chosen[0][0], max(flags.loops))
         write_atomically(flags.html, text)
         say(f"page: {flags.html}, {len(text) / 1e6:.1f} MB; open it in a browser and click")
+    return 0
 
 
-def page(net: CCNet, images: torch.Tensor, image: np.ndarray, at: tuple[int, int], loops: int) -> str:
-    """Return the page for a png: its weights in each of `loops` loops, from which the browser composes any map.
+def page(net: CCNet, images: torch.Tensor, image: np.ndarray, at: Pixel, loops: int) -> str:
+    """Return the page for an image: it holds the weights of each loop, from which the browser composes any map.
 
-    A weight is kept as a whole number of 1/65535 of the largest weight of its position.
+    A weight is stored in 16 bits, as a multiple of 1/65535 of its position's largest weight.
+
+    Args:
+        net: the network.
+        images: the image as network input, a batch of one.
+        image: the image, uint8 (H, W, 3).
+        at: the pixel (y, x) whose maps the page shows at first.
+        loops: the most loops that it shows.
 
     Raises:
-        ValueError: more than `MOST_POSITIONS` positions.
+        ValueError: the feature map has more than `MOST_POSITIONS` positions.
     """
     weights = [loop[0] for loop in net.attention_weights(images, recurrence=loops)]
     if net.dims == 3:

@@ -1,4 +1,4 @@
-"""A training command from top to bottom, for any dataset: settings, wiring, the run.
+"""A training command from top to bottom, for any dataset: read the plan, prepare the run, train, evaluate, report.
 
 `python -m train.NAME --data PATH` for each dataset NAME (`cityscapes.py` and its neighbours); installed,
 `python -m ccgpu.train.NAME`. Several processes share the global batch:
@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import hashlib
@@ -26,24 +25,21 @@ from ccgpu.train import distributed, engine
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.distributed import is_main, say
 from ccgpu.train.runs import checkpoints, records
-from ccgpu.train.runs.errors import BAD_INPUT, FAILURES, fail, failure
+from ccgpu.train.runs.errors import BAD_INPUT, fail, run_command
+from ccgpu.train.runs.flags import command_parser
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.plan import Plan, only_writer, open_run_folder, read_plan
 from ccgpu.train.runs.settings import Settings, check_settings, criterion, prediction
 from ccgpu.train.runs.setup import Batches, build_network, load_evaluation, load_training, open_data
-from ccgpu.train.runs.training_run import Run
+from ccgpu.train.runs.training_run import TrainingRun
 
 
 def main(dataset: Dataset, argv: Sequence[str] | None = None) -> int:
-    """Run the command of a dataset and return its exit status.
+    """Run the training command of a dataset and return its exit status.
 
     0: finished. 1: the run failed. 2: bad flags, data or checkpoint. 130, 143: stopped by Ctrl-C, SIGTERM.
     """
-    parser = argparse.ArgumentParser(
-        prog=dataset.name,
-        description=f"Train and evaluate CCNet. {dataset.source} --data is {dataset.layout}",
-        allow_abbrev=False,
-    )
+    parser = command_parser(dataset.name, f"Train and evaluate CCNet. {dataset.source} --data is {dataset.layout}")
     try:
         plan = read_plan(parser, argv, Settings, presets(dataset), lambda settings: default_out(settings, dataset))
         if plan.checkpoint is not None and plan.checkpoint["dataset"] != dataset.name:
@@ -55,22 +51,18 @@ def main(dataset: Dataset, argv: Sequence[str] | None = None) -> int:
         check_settings(plan.settings, dataset, distributed.launched_world_size(), device)
     except BAD_INPUT as error:
         return fail(dataset.name, str(error), 2)
-    # What happened is told before the processes part: as soon as one has ended, torchrun kills the others.
-    with distributed.processes(device), contextlib.ExitStack() as held:
-        try:
-            try:
-                run, batches, evaluated = prepare(plan, dataset, device, held)
-            except BAD_INPUT as error:
-                return fail(dataset.name, str(error), 2)
-            return train_and_evaluate(plan, run, batches, evaluated)
-        except (checkpoints.CheckpointError, engine.NonFiniteLoss) as error:  # of all processes alike
-            return fail(dataset.name, str(error), 1)
-        except FAILURES as error:
-            again = f"continue with --resume --out {plan.out}"
-            message = failure(error, again=again, smaller="lower --batch or --crop, or use --amp bf16")
-            return fail(dataset.name, message, 1, everywhere=True)
-        except KeyboardInterrupt:
-            return fail(dataset.name, "stopped at once; --resume continues from the last checkpoint, if any", 130)
+    # Errors are reported inside the process group, because torchrun kills the other ranks once one exits.
+    with distributed.processes(device), contextlib.ExitStack() as locks:
+        return run_command(
+            dataset.name,
+            lambda: prepare(plan, dataset, device, locks),
+            lambda prepared: train_and_evaluate(plan, *prepared),
+            again=f"continue with --resume --out {plan.out}",
+            smaller="lower --batch or --crop, or use --amp bf16",
+            stopped="stopped at once; --resume continues from the last checkpoint, if any",
+            explained={checkpoints.CheckpointError: 1, engine.NonFiniteLoss: 1},
+            everywhere=True,
+        )
 
 
 def presets(dataset: Dataset) -> Mapping[str | None, Mapping[str, Any]]:
@@ -79,7 +71,7 @@ def presets(dataset: Dataset) -> Mapping[str | None, Mapping[str, Any]]:
 
 
 def default_out(settings: Settings, dataset: Dataset) -> Path:
-    """Return the run folder's name where the user gives none."""
+    """Return the run folder for a command line without --out."""
     if settings.preset is not None:
         return Path("runs") / f"{dataset.name}-{settings.preset}"
     context = f"r{settings.loops}" if settings.context == "rcca" else settings.context
@@ -88,23 +80,25 @@ def default_out(settings: Settings, dataset: Dataset) -> Path:
 
 
 def prepare(
-    plan: Plan[Settings], dataset: Dataset, device: torch.device, held: contextlib.ExitStack
-) -> tuple[Run, Batches, set[int]]:
-    """Build network, optimiser and data, from the beginning or from a checkpoint, then open the run folder.
+    plan: Plan[Settings], dataset: Dataset, device: torch.device, locks: contextlib.ExitStack
+) -> tuple[TrainingRun, Batches, set[int]]:
+    """Build network, optimiser and data, load the checkpoint of a resumed run, then open the run folder.
 
-    The folder is this command's alone until `held` is closed.
+    The run folder stays locked for other commands until `locks` is closed.
 
     Returns:
         The run, this process's training batches, and the iterations whose evaluation is recorded already.
     """
     settings, out = plan.settings, plan.out
     torch.manual_seed(settings.seed)
+    # The network, and what trains it.
     precision = engine.Precision(device, settings.amp, settings.channels_last)
     net = build_network(settings, dataset, device, pretrained=plan.checkpoint is None)
     optimiser = torch.optim.SGD(
         net.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
     scaler = precision.scaler()
+    # The images; a checkpoint belongs to the training images that it was trained on.
     training, evaluation = open_data(settings, dataset, out)
     names = "\n".join(pair.name for clip in training for pair in clip)
     digest = hashlib.sha256(names.encode()).hexdigest()
@@ -114,9 +108,10 @@ def prepare(
     batches = load_training(settings, dataset, training, normalise, plan.start, device)
     val_set, val_loader = load_evaluation(evaluation, dataset, normalise, settings.clip, settings.workers, device)
     announce(plan, dataset, device, len(training), sum(len(clip) - first for clip, first in evaluation))
-    held.enter_context(only_writer(out))
+    # The run folder, last: nothing is written for a run that cannot start.
+    locks.enter_context(only_writer(out))
     evaluated = open_run_folder(plan, device)
-    run = Run(
+    run = TrainingRun(
         out=out,
         dataset=dataset,
         settings=dataclasses.asdict(settings),
@@ -136,8 +131,8 @@ def prepare(
     return run, batches, evaluated
 
 
-def train_and_evaluate(plan: Plan[Settings], run: Run, batches: Batches, evaluated: set[int]) -> int:
-    """Train from where the plan starts, evaluate, and report; return the exit status."""
+def train_and_evaluate(plan: Plan[Settings], run: TrainingRun, batches: Batches, evaluated: set[int]) -> int:
+    """Train from the iteration at which the plan starts, evaluate, and report; return the exit status."""
     settings = plan.settings
     steps = engine.train(
         distributed.wrap(run.net, run.precision.device),
@@ -152,7 +147,7 @@ def train_and_evaluate(plan: Plan[Settings], run: Run, batches: Batches, evaluat
     )
     with run.interrupts:
         try:
-            # A checkpoint is written before its evaluation: a run stopped in between makes up for it here.
+            # A checkpoint is written before its evaluation: a run that was stopped between the two evaluates it now.
             if evaluation_due(settings, plan.start) and plan.start not in evaluated:
                 run.evaluate(plan.start)
             finished = follow(steps, run, settings, plan.start)
@@ -168,8 +163,8 @@ def train_and_evaluate(plan: Plan[Settings], run: Run, batches: Batches, evaluat
     return 0
 
 
-def follow(steps: Iterator[engine.Step], run: Run, settings: Settings, start: int) -> bool:
-    """Take step after step, with records, checkpoints and evaluations; return False where interrupted."""
+def follow(steps: Iterator[engine.Step], run: TrainingRun, settings: Settings, start: int) -> bool:
+    """Take the training steps, with records, checkpoints and evaluations; return False where interrupted."""
     bar = tqdm(
         total=settings.iterations,
         initial=start,
@@ -199,7 +194,7 @@ def follow(steps: Iterator[engine.Step], run: Run, settings: Settings, start: in
 
 
 def evaluation_due(settings: Settings, iteration: int) -> bool:
-    """Return whether the network after `iteration` steps is evaluated."""
+    """Return whether the network is evaluated after `iteration` steps."""
     if iteration == 0:
         return settings.baselines
     periodic = settings.eval_every > 0 and iteration % settings.eval_every == 0
@@ -207,12 +202,20 @@ def evaluation_due(settings: Settings, iteration: int) -> bool:
 
 
 def announce(plan: Plan[Settings], dataset: Dataset, device: torch.device, training: int, evaluation: int) -> None:
-    """Say what is about to run, and where it departs from the recipe."""
+    """Print what is about to run, and where it departs from the recipe.
+
+    Args:
+        plan: settings and start of the run.
+        dataset: whose recipe.
+        device: where it runs.
+        training: number of training images or clips.
+        evaluation: number of images that are evaluated.
+    """
     s, recipe = plan.settings, Settings(**dataset.recipe)
-    if plan.resume:
-        anew = f"no checkpoint in {plan.out}: starting from the beginning"
-        on = f"continuing {plan.checkpoint_path} after iteration {plan.start}"
-        say(anew if plan.checkpoint is None else on)
+    if plan.resume and plan.checkpoint is None:
+        say(f"no checkpoint in {plan.out}: starting from the beginning")
+    elif plan.resume:
+        say(f"continuing {plan.checkpoint_path} after iteration {plan.start}")
     context = f"R = {s.loops}" if s.context == "rcca" else f"context {s.context}"
     what, frames = ("images", "") if s.clip == 1 else ("clips", f"{s.clip} frames ")
     say(

@@ -1,4 +1,4 @@
-"""The category consistent loss: embeddings of one class come together, the classes' means go apart."""
+"""The category consistent loss: it pulls the embeddings of a class together and pushes the classes' means apart."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from ccgpu.models.labels import IGNORE
 from ccgpu.train.distributed import differentiable_sum, sum_over_processes
 
-# What phi_var is beyond delta_d.
+# Forms of phi beyond delta_d.
 FORMS = ("piecewise", "quadratic")
 
 
@@ -43,34 +43,34 @@ def category_consistent_loss(
                  (d - delta_d) + (delta_d - delta_v)^2        delta_d < d, "piecewise"
                  (d - delta_v)^2                              delta_d < d, "quadratic"
 
-    C are the classes that occur, N_c their pixels: both, and the means, are those of all images of all processes.
-    Every process returns the loss of the global batch, and gradients averaged over the processes
-    (`DistributedDataParallel`) are those of one process with the global batch.
+    C are the classes that occur, N_c the number of pixels of class c; both, and the means, are over all images of all
+    processes. Every process returns the loss of the global batch, and gradients averaged over the processes
+    (`DistributedDataParallel`) equal those of one process with the global batch.
 
-    Where C is empty all terms are 0, where it has one class the distance is; the gradient of a norm at 0 is 0.
-    Nothing waits for the device, and the order of all sums is fixed. Products of matrices form the sums over a
-    class: on CUDA they follow torch's float32 matmul precision (TF32 where it is allowed). Kept for backward:
-    4 * num_classes bytes a position (float32), 39 MB for 150 classes and 16 maps of 64x64.
+    Without a class all terms are 0, with one class the distance is 0; the gradient of a norm at 0 is 0. The host does
+    not wait for the device, and the order of all sums is fixed. Sums over a class are matrix products: on CUDA they
+    follow torch's float32 matmul precision (TF32 where it is allowed). Saved for backward: 4 * num_classes bytes a
+    position (float32), 39 MB for 150 classes and 16 maps of 64x64.
 
     Args:
         embedding: h, (B, E, *S) floating point, of any memory format; computed in float32 at least, also under
             autocast.
-        label: (B, *S) int64; 0 .. num_classes - 1, or 255 for ignored pixels (so is any other value).
+        label: (B, *S) int64; 0 .. num_classes - 1, or 255 for ignored pixels (other values are ignored too).
         num_classes: 1 .. 255.
         delta_v: distance from the mean that costs nothing; the paper's is 0.5.
         delta_d: half the distance between two means that costs nothing, delta_v or more; the paper's is 1.5.
-        form: "piecewise", the paper's phi, linear for far pixels; "quadratic", that of the loss it comes from.
+        form: "piecewise", the paper's phi, linear for far pixels; "quadratic", the phi of De Brabandere et al.
 
     Returns:
         `Consistency`; the paper weighs its terms with 1, 1 and 0.001.
 
     Raises:
         TypeError: embedding is not floating point, or label not int64.
-        ValueError: shapes that do not belong together; an argument outside of its values.
+        ValueError: the shapes do not fit each other, or an argument is out of its range.
 
     Source: Huang et al., "CCNet: Criss-Cross Attention for Semantic Segmentation", TPAMI 2020; the quadratic form: De
-    Brabandere et al., "Semantic Instance Segmentation with a Discriminative Loss Function", 2017. The authors never
-    released code of it: the paper's text alone says what it is.
+    Brabandere et al., "Semantic Instance Segmentation with a Discriminative Loss Function", 2017. The CCNet authors did
+    not release code of this loss; it follows the paper's text.
 
     Examples:
         >>> import torch
@@ -81,7 +81,7 @@ def category_consistent_loss(
         [0.125, 9.0, 1.0]
     """
     _check(embedding, label, num_classes, delta_v, delta_d, form)
-    # Autocast would form the products in half precision.
+    # Autocast would compute the matrix products in half precision.
     with torch.autocast(embedding.device.type, enabled=False):
         precise = embedding if embedding.dtype == torch.float64 else embedding.float()
         points = precise.movedim(1, -1).flatten(0, -2)  # (N, E)
@@ -89,15 +89,15 @@ def category_consistent_loss(
         member = label.flatten() == classes  # (K, N)
         counts = sum_over_processes(member.sum(dim=1))
         present = counts > 0
-        # The divisors: N_c, |C|; with nothing to divide they are 1.
+        # The divisors N_c and |C|, at least 1: where they are 0 so is the dividend.
         pixels = counts.clamp(min=1).to(points.dtype)
         number = present.sum().clamp(min=1).to(points.dtype)
-        # Indexing by class would add up with atomics in backward, in another order each time.
+        # Indexing by class instead would sum with atomics in backward, in another order each time.
         one_hot = member.to(points.dtype)
         means = differentiable_sum(one_hot @ points) / pixels[:, None]  # (K, E), absent classes 0
         spread = _phi(torch.linalg.vector_norm(points - one_hot.T @ means, dim=1), delta_v, delta_d, form)  # (N,)
-        # W processes: each returns the global loss, L_s = L. The backward of `differentiable_sum`, the only way from
-        # the embeddings h_r of process r to any L_s, adds up what all of them ask for: sum_s dL_s/dh_r = W dL/dh_r.
+        # W processes: each returns the global loss, L_s = L. The embeddings h_r of process r reach every L_s through
+        # `differentiable_sum` alone, whose backward sums the gradients of all processes: sum_s dL_s/dh_r = W dL/dh_r.
         # DDP's average is then 1/W sum_r W dL/dh_r dh_r/dw = dL/dw, as in one process with the global batch.
         spreads = differentiable_sum(one_hot @ spread)  # (K,)
         variance = (spreads / pixels).sum() / number

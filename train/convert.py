@@ -2,7 +2,7 @@
 
 IN is the authors' CCNet, mmsegmentation's CCNet R-50/101-D8, a run's `last.pt`, or a ResNet of torchvision, MIT scene
 parsing or mmsegmentation. OUT, a safetensors file (or .pt), holds the weights, what they need to give the same outputs
-(stem, dilations, activation, normalisation, align_corners) and the classes: whoever predicts with it needs no flags.
+(stem, dilations, activation, normalisation, align_corners) and the classes, so that predicting with it needs no flags.
 A ResNet becomes a file for `--imagenet`.
 """
 
@@ -20,9 +20,10 @@ from ccgpu.models.labels import Labels
 from ccgpu.models.published import RESNET
 from ccgpu.train.dataset import find_dataset
 from ccgpu.train.distributed import say
-from ccgpu.train.runs.errors import BAD_INPUT, fail
+from ccgpu.train.runs.errors import BAD_FILE, fail
+from ccgpu.train.runs.flags import command_parser
 
-# Datasets of published networks, by their number of classes.
+# Number of classes -> the dataset of a published network that has so many.
 BY_CLASSES = {19: "cityscapes", 150: "ade20k"}
 
 
@@ -31,14 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = read_flags(argv)
     try:
         convert(flags)
-    except (*BAD_INPUT, TypeError) as error:
+    except BAD_FILE as error:
         return fail("convert", str(error), 2)
     return 0
 
 
 def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the command line; what is left out comes from the file."""
-    parser = argparse.ArgumentParser(prog="convert", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    """Return the flags; the file has the values of those left out."""
+    parser = command_parser("convert", __doc__)
     add = parser.add_argument
     add("source", type=Path, metavar="IN", help="a published checkpoint, or a run's last.pt")
     add(
@@ -54,7 +55,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--dataset",
         metavar="MODULE",
-        help="dataset whose classes these are (default: the file's, or by their number: "
+        help="dataset whose classes the network has (default: the file's, or by their number: "
         f"{', '.join(f'{number} {name}' for number, name in BY_CLASSES.items())})",
     )
     add("--overwrite", action="store_true", help="replace OUT where it exists")
@@ -62,7 +63,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def convert(flags: argparse.Namespace) -> None:
-    """Read, check, write, and say what was found.
+    """Read the source, write it in our format, and say what it holds.
 
     Raises:
         ValueError, OSError, ImportError, TypeError: a file that cannot be used or written, flags that do not fit it.
@@ -90,33 +91,27 @@ def convert(flags: argparse.Namespace) -> None:
 
 
 def find_labels(found: checkpoint.Checkpoint, dataset: str | None) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
-    """Return the classes of a network, and what was assumed about them.
+    """Return the classes of a network: those of --dataset, else the file's, else those of a known dataset.
+
+    Returns:
+        The classes as in `checkpoint.Description`, or None; and what was assumed about them, in words.
 
     Raises:
-        ValueError: a dataset that cannot be had, or with another number of classes than the network.
+        ValueError: there is no such dataset, or its number of classes is not the network's.
     """
     number = found.network["num_classes"]
-    name = dataset
-    if dataset is None and found.labels is not None and "ids" in found.labels:
-        return found.labels, ()
-    if dataset is None:
-        name = BY_CLASSES.get(number)
-    known = None if name is None else find_dataset(name).labels
     if dataset is not None:
-        assert known is not None
-        if known.num_classes != number:
-            raise ValueError(
-                f"--dataset must have the network's {number} classes, got {dataset} with {known.num_classes}; name "
-                "another or leave it out."
-            )
-        return known.as_plain(), ()
+        return find_dataset(dataset, number).labels.as_plain(), ()
+    if found.labels is not None and "ids" in found.labels:
+        return found.labels, ()
+    name = BY_CLASSES.get(number)
+    known = None if name is None else find_dataset(name).labels
     if found.labels is None and known is None:
         return None, (f"the file does not name its {number} classes: they have numbers; --dataset gives them names",)
-    if found.labels is None:
-        assert known is not None
+    if found.labels is None and known is not None:
         return known.as_plain(), (f"the file does not name its {number} classes: those of {name} were taken",)
-    # The file has names and colours, but not what stands for a class in label files.
-    if known is not None and _same_names(known, found.labels["names"]):
+    # The file has names and colours, but not the ids of the label files: a known dataset of the same names adds them.
+    if known is not None and found.labels is not None and _same_names(known, found.labels["names"]):
         return known.as_plain(), ()
     return found.labels, ()
 
@@ -127,7 +122,7 @@ def _same_names(known: Labels, names: Sequence[str]) -> bool:
 
 
 def describe(found: checkpoint.Checkpoint) -> str:
-    """Return in words what a file holds."""
+    """Return what a file holds, in words."""
     network = found.network
     loops = network.get("recurrence", 2)
     corners = "aligned" if network.get("align_corners", True) else "not aligned"

@@ -1,24 +1,24 @@
-"""What each context module costs: parameters, FLOPs, memory and time, beside the paper's numbers.
+"""Measure what each context module costs: parameters, FLOPs, memory and time, beside the paper's numbers.
 
     python -m train.cost                                  # the paper's case: 769x769 images, 512 channels
     python -m train.cost --size 1024 2048 --contexts rcca nonlocal --json cost.jsonl
 
-Every module sees features x (B, C, H, W) of the size that a ResNet makes of the images, float32, channels last (as
-the recipes train), gamma 0.5. Norms use running statistics, as in evaluation: PSP and ASPP could not take those of
-one image. 1 MB is 10^6 bytes, 1 GFLOP 10^9 multiplications and additions, each counted.
+Every module gets features x (B, C, H, W) of the size that a ResNet returns for the images, in float32 and channels last
+as in the demos, with gamma 0.5. Norms use running statistics, as in evaluation: PSP and ASPP cannot compute
+their own from one image. 1 MB is 10^6 bytes, 1 GFLOP 10^9 multiplications and additions, each counted.
 
-GFLOPs    of forward, as torch's FLOP counter sees it: convolutions and matrix products.
-saved     what forward keeps for backward, parameters aside. x counts: with the module in its place, the layer behind
-          keeps the module's output where it would have kept x, so this is what a network's memory grows by.
-peak      the most that forward and backward hold over x, the parameters and the gradient that backward begins with:
-          what is saved (x aside), temporaries, and the gradients of x and of the parameters.
+GFLOPs    of forward, as torch's FLOP counter counts: convolutions and matrix products.
+saved     tensors that forward saves for backward, without the parameters but with x: in a network, the layer behind
+          the module saves the module's output instead of x, so a network's memory grows by this number.
+peak      the maximum that forward and backward allocate in addition to x, the parameters and the output's gradient:
+          saved tensors (without x), temporaries, and the gradients of x and of the parameters.
 times     medians, each after a warm-up: forward without a graph, and forward and backward.
 
 On the CPU torch has no fused kernel for the non-local block's shapes, so its sdpa form holds N x N matrices there too.
 
-Which is which in the paper: its memory of the loops (53, 127, 208 MB) is what they keep (62.7, 125.3, 188.0 MB by the
-shapes), its 1411 MB of the non-local block is a peak: that block keeps one N x N matrix of 354 MB and holds four of
-them in backward. Its ratio of 11 compares the one with the other; the table gives both for every module.
+The paper's memory of the loops (53, 127, 208 MB) is what they save (62.7, 125.3, 188.0 MB by the shapes). Its 1411 MB
+of the non-local block is a peak: that block saves one N x N matrix of 354 MB and holds four of them in backward. The
+paper's ratio of 11 compares the one with the other; the table gives both for every module.
 
 Source: Huang et al., CCNet, ICCV 2019, the ablations of loops and against non-local: increments for a 769x769 image.
 """
@@ -43,12 +43,21 @@ from ccgpu.models.resnet import ResNet
 from ccgpu.train.distributed import choose_device
 from ccgpu.train.memory import peak_bytes, saved_bytes
 from ccgpu.train.runs import records
+from ccgpu.train.runs.errors import fail
+from ccgpu.train.runs.flags import add_device, command_parser
 
 PAPERS_SHAPE = (1, 512, 97, 97)
 
 
 class Candidate(NamedTuple):
-    """A module to be measured, and what the paper says of it: column -> number, at `PAPERS_SHAPE`."""
+    """A module to measure.
+
+    Attributes:
+        context: the value of --contexts that selects it.
+        name: its name in the table.
+        build: number of channels -> the module.
+        paper: the paper's numbers by column, at `PAPERS_SHAPE`.
+    """
 
     context: str
     name: str
@@ -73,7 +82,7 @@ CANDIDATES = (
 )
 CONTEXTS = tuple(dict.fromkeys(candidate.context for candidate in CANDIDATES))
 
-# Key of the record, heading, digits behind the point; the paper's number follows where it has one.
+# Key of the record, heading, digits after the point.
 COLUMNS = (
     ("parameters", "parameters", 0),
     ("gflops", "GFLOPs", 1),
@@ -82,12 +91,13 @@ COLUMNS = (
     ("forward_ms", "forward ms", 1),
     ("forward_backward_ms", "fwd+bwd ms", 1),
 )
-PAPERS_COLUMNS = ("gflops", "saved_mb", "peak_mb")
+PAPERS_COLUMNS = ("gflops", "saved_mb", "peak_mb")  # a column of the paper's numbers follows each of these
 
 
 def feature_shape(batch: int, channels: int, size: Sequence[int], stride: int) -> tuple[int, int, int, int]:
-    """Return (B, C, H, W) of the features that a ResNet makes of (H, W) images; n becomes (n + 1) // 8 + 1 at
-    stride 8.
+    """Return the shape (B, C, H, W) of a ResNet's features for images of (H, W).
+
+    At stride 8 a side of n pixels becomes (n + 1) // 8 + 1 positions.
     """
     with torch.device("meta"), torch.no_grad():
         _, features = ResNet(18, output_stride=stride).eval()(torch.empty(1, 3, *size))
@@ -108,7 +118,7 @@ def flops(build: Callable[[int], nn.Module], shape: Sequence[int]) -> int:
 
 
 def prepared(candidate: Candidate, shape: Sequence[int], device: torch.device) -> tuple[nn.Module, Tensor]:
-    """Return the module, ready to be measured, and its input, a leaf of the graph."""
+    """Return the module in eval mode and its input, which requires a gradient, both in channels last."""
     torch.manual_seed(0)
     module = candidate.build(shape[1]).to(device).eval()
     for name, parameter in module.named_parameters():
@@ -121,13 +131,13 @@ def prepared(candidate: Candidate, shape: Sequence[int], device: torch.device) -
 
 
 def training_step(module: nn.Module, x: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-    """Return forward and backward as a call that returns the gradients of x and of the parameters."""
+    """Return a function that runs forward and backward and returns the gradients of x and of the parameters."""
     gradient = torch.ones_like(x)
     return lambda: torch.autograd.grad(module(x), [x, *module.parameters()], gradient)
 
 
 def milliseconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Return the median time of a call that is warm."""
+    """Return the median time of a call, which must have been warmed up."""
     times = []
     for _ in range(repeats):
         _wait(device)
@@ -144,7 +154,7 @@ def _wait(device: torch.device) -> None:
 
 
 def measure(candidate: Candidate, shape: Sequence[int], device: torch.device, repeats: int) -> dict[str, Any]:
-    """Return what a candidate costs on (B, C, H, W) features: a value for each of `COLUMNS`."""
+    """Return the cost of a candidate on (B, C, H, W) features: a value for each of `COLUMNS`."""
     module, x = prepared(candidate, shape, device)
     step = training_step(module, x)
     step()  # the first call compiles kernels and fills caches
@@ -188,7 +198,7 @@ def _width(name: str) -> int:
 
 
 def circumstances(arguments: argparse.Namespace, shape: Sequence[int], device: torch.device) -> dict[str, Any]:
-    """Return what all records of a run have in common."""
+    """Return the entries that all records of a command have in common."""
     return {
         "image": list(arguments.size),
         "features": list(shape),
@@ -200,20 +210,20 @@ def circumstances(arguments: argparse.Namespace, shape: Sequence[int], device: t
 
 
 def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the command line.
+    """Return the flags.
 
     Raises:
         ValueError: a number below 1.
-        OSError: --json is no file that can be written.
+        OSError: --json cannot be written.
     """
-    parser = argparse.ArgumentParser(prog="cost", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser = command_parser("cost", __doc__)
     add = parser.add_argument
     add("--size", type=int, nargs=2, default=(769, 769), metavar=("H", "W"), help="images, pixels (default: 769 769)")
     add("--channels", type=int, default=512, metavar="C", help="of the features (default: 512)")
     add("--stride", type=int, choices=(8, 16, 32), default=8, help="output stride of the ResNet (default: 8)")
     add("--batch", type=int, default=1, metavar="B", help="images (default: 1)")
     add("--contexts", nargs="+", choices=CONTEXTS, default=CONTEXTS, help="modules to measure (default: all)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run (default: auto)")
+    add_device(parser)
     add("--repeats", type=int, default=5, metavar="N", help="times that each step is timed (default: 5)")
     add("--json", type=Path, metavar="FILE", help="append a line of JSON for each module")
     flags = parser.parse_args(argv)
@@ -222,7 +232,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         if number < 1:
             raise ValueError(f"{flag} must be 1 or more, got {number}")
     if flags.json is not None:
-        flags.json.open("a").close()  # fails now rather than behind minutes of measuring
+        flags.json.open("a").close()  # fails now and not after minutes of measuring
     return flags
 
 
@@ -232,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags = read_flags(argv)
         device = choose_device(flags.device)
     except (ValueError, OSError) as error:
-        return fail(str(error), 2)
+        return fail("cost", str(error), 2)
     shape = feature_shape(flags.batch, flags.channels, flags.size, flags.stride)
     paper = shape == PAPERS_SHAPE and tuple(flags.size) == (769, 769)
     common = circumstances(flags, shape, device)
@@ -243,23 +253,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             record = measure(candidate, shape, device, flags.repeats)
         except torch.OutOfMemoryError:
-            return fail(f"{candidate.name}: out of device memory; choose others by --contexts, or a smaller --size", 1)
+            message = f"{candidate.name}: out of device memory; choose others by --contexts, or a smaller --size"
+            return fail("cost", message, 1)
         except KeyboardInterrupt:
-            return fail("stopped", 130)
+            return fail("cost", "stopped", 130)
         print(line(candidate, record, paper), flush=True)
         if flags.json is not None:
             records.append_record(flags.json, {"kind": "cost", "module": candidate.name, **record, **common})
     print("\nMB: 10^6 bytes. GFLOPs: 10^9 multiplications and additions of forward.")
-    print("saved: kept from forward to backward, x included. peak: of forward and backward, over x and the parameters.")
+    print("saved: by forward for backward, x included. peak: of forward and backward, in addition to x and parameters.")
     if paper:
         print("The paper's memory of RCCA is what is saved; its 1411 MB of the non-local block is a peak.")
     return 0
-
-
-def fail(message: str, status: int) -> int:
-    """Print an error and return the exit status."""
-    print(f"cost: {message}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Processes, and everything that belongs to the global batch: sums, batch norm, dropout.
+"""Processes of a distributed run, and the operations on its global batch: sums, batch norm, dropout.
 
-A run on N processes computes what one process computes on the same global batch: batch norm takes its
-statistics, and dropout its masks, from all of it. Each process holds the same random state, so one saved
-state serves all.
+A run on N processes computes the same as one process with the same global batch: batch norm has the statistics, and
+dropout the masks, of the whole of it. All processes have the same random state, so a checkpoint holds one.
 """
 
 from __future__ import annotations
@@ -30,9 +29,7 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Return whether this process writes the files and prints: rank 0 does, also before the processes are
-    joined.
-    """
+    """Return whether this is rank 0, which writes the files and prints; valid before the processes are joined, too."""
     return (rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))) == 0
 
 
@@ -43,9 +40,7 @@ def say(text: str) -> None:
 
 
 def launched_world_size() -> int:
-    """Return the number of processes torchrun announced in WORLD_SIZE, before they are joined; 1 without
-    torchrun.
-    """
+    """Return torchrun's WORLD_SIZE, the number of processes before they are joined; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -55,8 +50,7 @@ def choose_device(name: str) -> torch.device:
     With torchrun, process LOCAL_RANK of a machine takes its CUDA device of that number.
 
     Raises:
-        ValueError: another name, CUDA where there is none, or fewer CUDA devices than processes on this
-            machine.
+        ValueError: another name, "cuda" without a CUDA device, or fewer CUDA devices than processes on this machine.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"choose_device: name must be auto, cpu or cuda, got {name!r}.")
@@ -76,11 +70,9 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[None]:
-    """Join the processes torchrun started for the length of a `with` block; without torchrun nothing is
-    joined.
+    """Join torchrun's processes into a group within a `with` block; do nothing without torchrun.
 
-    Reads torchrun's RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. CUDA devices talk through NCCL, others
-    through gloo.
+    Reads torchrun's RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. CUDA devices communicate by NCCL, others by gloo.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -95,7 +87,7 @@ def processes(device: torch.device) -> Iterator[None]:
 
 
 def wait_for_all() -> None:
-    """Return when every process has come here."""
+    """Wait until every process has called this."""
     if dist.is_initialized():
         dist.barrier()
 
@@ -109,7 +101,7 @@ def sum_over_processes(value: torch.Tensor) -> torch.Tensor:
 
 
 class _DifferentiableSum(torch.autograd.Function):
-    """What `differentiable_sum` is made of."""
+    """Autograd rule of `differentiable_sum`."""
 
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
@@ -125,7 +117,7 @@ def differentiable_sum(value: torch.Tensor) -> torch.Tensor:
 
     y = sum over processes of x; dx = sum over processes of dy, because every process's y depends on every x.
 
-    Forward and backward must be run by every process. In one process it is `value` itself.
+    Every process must run forward and backward. With one process the result is `value` itself.
     """
     return _DifferentiableSum.apply(value) if dist.is_initialized() else value
 
@@ -135,10 +127,10 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
     y = (x - mean) / sqrt(var + eps) * weight + bias, mean and var over batch and positions of all processes
 
-    `torch.nn.SyncBatchNorm` takes CUDA tensors only; this one runs over gloo on the CPU. The variance is
-    formed from deviations from the global mean (two reductions), so it does not cancel where the mean is
-    large. Running statistics are those of one process: `running_var` takes the unbiased variance with the
-    global count. Arguments and state dict are those of `torch.nn.BatchNorm2d`; in eval mode it is that.
+    `torch.nn.SyncBatchNorm` takes CUDA tensors only; this module runs over gloo on the CPU. The variance is computed
+    from deviations from the global mean (two reductions), so that it does not cancel where the mean is large. Running
+    statistics equal those of one process: `running_var` takes the unbiased variance with the global count. Arguments,
+    state dict and eval mode are those of `torch.nn.BatchNorm2d`.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -181,9 +173,9 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 class GlobalDropout2d(nn.Dropout2d):
     """Zero whole channels with probability p, with one mask for the global batch.
 
-    Every process draws the mask of all world_size * B samples from the same random state and takes its own
-    rows, so masks and the random state afterwards are those of one process that holds the global batch.
-    Without a distributed run it is `torch.nn.Dropout2d`.
+    Every process draws the mask of all world_size * B samples from the same random state and takes its own rows, so
+    that masks and the random state afterwards equal those of one process with the global batch. Without a distributed
+    run the module equals `torch.nn.Dropout2d`.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -199,15 +191,14 @@ class GlobalDropout2d(nn.Dropout2d):
 
 
 def convert_for_global_batch(model: nn.Module) -> nn.Module:
-    """Replace, in place, what would work on one process's share of the batch; return the model.
+    """Replace a model's batch norms and dropouts, in place, by those of the global batch; return the model.
 
     `torch.nn.Dropout2d` becomes `GlobalDropout2d`. With more than one process `torch.nn.BatchNorm2d` becomes
-    `torch.nn.SyncBatchNorm` (parameters on CUDA) or `GlobalBatchNorm2d` (elsewhere), so move the model to its
-    device first. Parameters and buffers are kept, the state dict is the same.
+    `torch.nn.SyncBatchNorm` (parameters on CUDA) or `GlobalBatchNorm2d` (elsewhere), so move the model to its device
+    first. Parameters, buffers and the state dict stay the same.
 
     Raises:
-        TypeError: for a batch norm or dropout of another class, whose own forward would be lost or would
-            work on a share of the batch.
+        TypeError: a batch norm or dropout of another class, which would work on one process's share of the batch.
     """
     if isinstance(model, (nn.BatchNorm2d, nn.Dropout2d)):
         return _converted(model, "model")
@@ -220,7 +211,7 @@ def convert_for_global_batch(model: nn.Module) -> nn.Module:
 
 
 def _converted(module: nn.Module, name: str) -> nn.Module:
-    """Return the twin of one module for the global batch, or the module itself."""
+    """Return the counterpart of one module for the global batch, or the module itself."""
     if isinstance(module, (GlobalBatchNorm2d, GlobalDropout2d, nn.SyncBatchNorm)):
         return module
     if type(module) is nn.Dropout2d:
@@ -242,19 +233,19 @@ def _global_batch_norm(module: nn.BatchNorm2d) -> nn.Module:
     on_cuda = any(t.is_cuda for t in [*module.parameters(), *module.buffers()])
     if on_cuda:
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    twin = GlobalBatchNorm2d(
+    replacement = GlobalBatchNorm2d(
         module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
     )
-    # The tensors themselves move over, so an optimiser or a shared parameter keeps pointing at them.
+    # The tensors move over, not copies of them: an optimiser or another module may refer to them.
     for key, parameter in module.named_parameters(recurse=False):
-        setattr(twin, key, parameter)
+        setattr(replacement, key, parameter)
     for key, buffer in module.named_buffers(recurse=False):
-        setattr(twin, key, buffer)
-    return twin.train(module.training)
+        setattr(replacement, key, buffer)
+    return replacement.train(module.training)
 
 
 def wrap(net: nn.Module, device: torch.device) -> nn.Module:
-    """Return `net` for training: in a distributed run wrapped so that gradients are averaged, else itself."""
+    """Return `net` wrapped so that gradients are averaged over the processes; without a distributed run, itself."""
     if not dist.is_initialized():
         return net
     device_ids = [device.index] if device.type == "cuda" else None

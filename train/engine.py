@@ -1,6 +1,7 @@
 """Training and evaluation: `train` yields step after step, `evaluate` fills a confusion matrix, nothing else.
 
-Records, checkpoints and evaluations lie between two steps; the commands decide on them, the loop knows none.
+Records, checkpoints and evaluations happen between two steps and are up to the caller. So is the learning-rate
+schedule, a function of the iteration: `command.train_and_evaluate` chooses `poly`, with --lr, --iterations, --power.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss of the global batch became infinite or NaN; weights and checkpoints are those before it."""
+    """The loss of the global batch became infinite or NaN; weights and checkpoints are from the step before."""
 
 
 class Interrupted(Exception):
@@ -34,12 +35,12 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Precision:
-    """What the numbers of a run are computed in.
+    """Device, autocast dtype and memory format of a run.
 
     Attributes:
-        device: where the network lives.
-        amp: "off" (float32), "bf16" or "fp16" under autocast; fp16 wants a gradient scaler.
-        channels_last: images in NHWC memory order; convert the network likewise.
+        device: the network's device.
+        amp: "off" (float32), "bf16" or "fp16" under autocast; fp16 needs a gradient scaler.
+        channels_last: whether images are in NHWC memory format; the network must be converted too.
     """
 
     device: torch.device
@@ -47,15 +48,15 @@ class Precision:
     channels_last: bool = False
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Return the context of a forward pass."""
+        """Return the autocast context for a forward pass."""
         return torch.autocast(self.device.type, dtype=AMP_DTYPES[self.amp], enabled=self.amp != "off")
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Return the gradient scaler of a run, which does nothing except for fp16."""
+        """Return the gradient scaler of a run; it does nothing unless amp is "fp16"."""
         return torch.amp.GradScaler(self.device.type, enabled=self.amp == "fp16")
 
     def images(self, images: torch.Tensor) -> torch.Tensor:
-        """Return a batch of images or clips on the device, in the memory order asked for."""
+        """Return a batch of images or clips on the device, in the memory format."""
         nhwc = torch.channels_last if images.ndim == 4 else torch.channels_last_3d
         order = nhwc if self.channels_last else torch.preserve_format
         return images.to(self.device, non_blocking=True, memory_format=order)
@@ -63,10 +64,14 @@ class Precision:
 
 @dataclass(frozen=True)
 class Step:
-    """One finished iteration: its number counted from 1, the losses of the global batch, the learning rate.
+    """One finished iteration.
 
-    `parts` are the unweighted parts of the loss by name; `interrupted` is true on every process where any of them was
-    asked to stop.
+    Attributes:
+        iteration: its number, counted from 1.
+        loss: the loss of the global batch.
+        parts: the unweighted parts of that loss by name.
+        lr: the learning rate.
+        interrupted: whether any process was asked to stop; all processes have the same value.
     """
 
     iteration: int
@@ -77,9 +82,7 @@ class Step:
 
 
 def poly(lr: float, iterations: int, power: float = 0.9) -> Callable[[int], float]:
-    """Return the schedule i -> lr * (1 - i / iterations) ** power, i = 0 .. iterations - 1 (paper, section
-    4.2).
-    """
+    """Return the schedule i -> lr * (1 - i / iterations) ** power, i = 0 .. iterations - 1 (paper, section 4.2)."""
     return lambda iteration: lr * (1 - iteration / iterations) ** power
 
 
@@ -91,12 +94,17 @@ def load_batches(
     device: torch.device,
     again: bool = False,
 ) -> DataLoader[dict[str, Any]]:
-    """Return a loader of `dataset` in the order of `batches` (lists of positions), the same for any number of
-    workers.
+    """Return a loader whose samples are the same, in the same order, for any number of workers.
 
-    Workers are spawned, not forked: Numba's OpenMP threads kill forked children. Each computes with one
-    thread. They end with the last batch, or stay where the loader is to be gone through `again`. The loader draws
-    nothing from the global random state, on which exact resume depends.
+    Workers are spawned, not forked: Numba's OpenMP threads kill forked children. Each computes with one thread. The
+    loader leaves the global random state alone, because exact resume depends on it.
+
+    Args:
+        dataset: index -> sample.
+        batches: the indices of each batch.
+        workers: loader processes; 0: samples are read in this process.
+        device: the device of the network; memory is pinned for CUDA.
+        again: whether the loader is iterated more than once, so that workers stay after the last batch.
     """
     return DataLoader(
         dataset,
@@ -111,7 +119,7 @@ def load_batches(
 
 
 def _start_worker(_: int) -> None:
-    # Ctrl-C reaches the whole process group; the main process decides when the workers end.
+    # Ctrl-C reaches the whole process group, but only the main process decides when the workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -130,19 +138,18 @@ def train(
     """Optimise `net` and yield a `Step` after each iteration, for the caller to record, save and evaluate.
 
     Args:
-        net: images (B, 3, H, W) or clips (B, 3, T, H, W) -> what `criterion` takes; wrapped for the processes.
-        batches: this process's samples of each iteration, "image" and "label"; one batch an iteration.
+        net: images (B, 3, H, W) or clips (B, 3, T, H, W) -> the input of `criterion`; wrapped by `distributed.wrap`.
+        batches: this process's samples, "image" and "label", a batch for each iteration.
         optimiser: its learning rate is set in each iteration.
         scaler: from `precision.scaler()`.
-        precision: device, autocast, memory order.
+        precision: device, autocast dtype and memory format.
         schedule: iteration (counted from 0) -> learning rate.
-        criterion: the loss, of the network's outputs and the label.
-        start: number of the first iteration, that of a checkpoint on resume.
-        interrupted: asked in each iteration; the answer of all processes together goes into the step.
+        criterion: (outputs of the network, label) -> loss.
+        start: number of iterations done before, by a run that is resumed.
+        interrupted: whether to stop; called in each iteration, and `Step.interrupted` is true if any process says so.
 
     Raises:
-        NonFiniteLoss: the loss of the global batch is infinite or NaN; the weights are those before this
-            iteration.
+        NonFiniteLoss: the loss of the global batch is infinite or NaN; the weights are from the iteration before.
     """
     for iteration, batch in enumerate(batches, start):
         net.train()
@@ -153,8 +160,7 @@ def train(
         with precision.autocast():
             outputs = net(precision.images(batch["image"]))
         loss = criterion(outputs, label)
-        # One reduction and one transfer to the host an iteration: losses of the global batch, and who wants
-        # to stop.
+        # Losses and the wish to stop travel together: one reduction and one transfer to the host an iteration.
         stop = loss.total.new_tensor(float(interrupted()))
         values = torch.stack([loss.total.detach(), *loss.parts.values(), stop])
         total, *parts, stopped = (sum_over_processes(values) / world_size()).tolist()
@@ -183,28 +189,29 @@ def evaluate(
     interrupted: Callable[[], bool] = lambda: False,
     seen: Callable[[str, torch.Tensor], None] = lambda name, classes: None,
 ) -> ConfusionMatrix:
-    """Compute the confusion matrix of `net` over all processes' samples; each process brings its own share.
+    """Return the confusion matrix of `net` over the samples of all processes, each of which has its own share.
 
-    The matrix holds integers, so it does not depend on the number of processes where the logits do not.
+    The matrix holds integers, so summing it over processes is exact: their number matters no more than for the logits.
 
     Args:
         net: the network itself, not its wrapper for several processes; it is left in eval mode.
-        samples: batches of one image, "image" (1, 3, H, W), "label" (1, H, W), "names"; or of one clip, with T before
-            H and "first", the number of its frames that another clip counts. Shares may have different lengths.
+        samples: batches of one image, "image" (1, 3, H, W), "label" (1, H, W), "names", or of one clip, with T before
+            H. The frames of a clip before "first" are counted with another clip. Processes may have different numbers
+            of samples.
         num_classes: number of classes of the logits.
-        precision: device, autocast, memory order.
-        predict: how an image becomes class scores.
-        interrupted: asked before each batch.
-        seen: told the name and the predicted classes (H, W) of each image or frame.
+        precision: device, autocast dtype and memory format.
+        predict: network input -> class scores.
+        interrupted: whether to stop; called before each batch.
+        seen: called with the name and the predicted classes (H, W) of each image or frame.
 
     Returns:
         The matrix summed over all processes, on the CPU.
 
     Raises:
-        Interrupted: where `interrupted` says so.
+        Interrupted: `interrupted` returned true.
     """
     net.eval()
-    # On the device, so that the sum over processes can run over NCCL.
+    # On the network's device, because NCCL sums tensors of CUDA devices only.
     confusion = ConfusionMatrix(num_classes, device=precision.device)
     for batch in samples:
         if interrupted():
@@ -216,7 +223,7 @@ def evaluate(
             classes, label = classes[None], label[None]
         first = int(batch["first"][0])
         confusion.update(classes[first:], label[first:].to(precision.device))
-        # torch's collation turns a tuple of names a sample into a tuple of samples a name.
+        # torch's collation transposes names: it returns a tuple over the samples (here one) for each frame.
         for (name,), frame in zip(batch["names"][first:], classes[first:], strict=True):
             seen(name, frame)
     total = ConfusionMatrix(num_classes)

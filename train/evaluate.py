@@ -1,8 +1,8 @@
 """Evaluate a trained network: `python -m train.evaluate --checkpoint RUN/last.pt --data PATH`.
 
-Whole images or sliding windows, several scales (`--ms`), flipped images (`--flip`); the dataset is the one that the
-checkpoint was trained on. `--save-predictions DIR` writes the label files that a test server wants, also for
-images without labels (`--unlabelled`).
+Images are predicted whole or in sliding windows, at several scales (`--ms`), also flipped (`--flip`); a flag that is
+left out has the value of the run's own evaluation, and the dataset is the run's. `--save-predictions DIR` writes the
+label files that a test server takes, also for images without labels (`--unlabelled`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.normalisation import Normalise
-from ccgpu.models.prediction import AVERAGES, MODES, MULTI_SCALE, Prediction
+from ccgpu.models.prediction import AVERAGES, MODES, Prediction
 from ccgpu.train import distributed, engine
 from ccgpu.train.data.clips import Clip, evaluation_clips
 from ccgpu.train.data.pairs import check_pairs
@@ -32,7 +32,8 @@ from ccgpu.train.dataset import Dataset, find_dataset
 from ccgpu.train.distributed import say
 from ccgpu.train.metrics import results_table, scores_line
 from ccgpu.train.runs import records
-from ccgpu.train.runs.errors import BAD_INPUT, FAILURES, fail, failure
+from ccgpu.train.runs.errors import fail, run_command
+from ccgpu.train.runs.flags import add_checkpoint, add_device, add_scales, chosen_scales, command_parser
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.settings import Settings, prediction
 from ccgpu.train.runs.setup import load_evaluation, place_network, read_network
@@ -40,7 +41,17 @@ from ccgpu.train.runs.setup import load_evaluation, place_network, read_network
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `score` needs: the network with its weights, the images, and how both come together."""
+    """What `score` works with.
+
+    Attributes:
+        iteration: steps that the network was trained for; None for a network of no run.
+        settings: how it is evaluated.
+        dataset: classes and official scores.
+        net: the network with its weights, on its device.
+        loader: this process's share of the images.
+        precision: device, autocast dtype and memory format.
+        predict: network input -> class scores.
+    """
 
     iteration: int | None
     settings: Settings
@@ -59,26 +70,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return fail("evaluate", str(error), 2)
     with distributed.processes(device):
-        try:
-            try:
-                evaluation = prepare(flags, device)
-            except BAD_INPUT as error:
-                return fail("evaluate", str(error), 2)
-            return score(flags, evaluation)
-        except FAILURES as error:
-            message = failure(error, again="run the command again", smaller="use --mode sliding or --amp bf16")
-            return fail("evaluate", message, 1, everywhere=True)
-        except KeyboardInterrupt:
-            return fail("evaluate", "stopped", 130)
+        return run_command(
+            "evaluate",
+            lambda: prepare(flags, device),
+            lambda evaluation: score(flags, evaluation),
+            again="run the command again",
+            smaller="use --mode sliding or --amp bf16",
+            everywhere=True,
+        )
 
 
 def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the command line; what is left out is None and comes from the checkpoint's settings."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
-    )
+    """Return the flags; None for those left out, whose values come from the checkpoint's settings."""
+    parser = command_parser("evaluate", __doc__)
+    add_checkpoint(parser)
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, metavar="FILE", help="a run's last.pt, or a published checkpoint")
     add("--data", type=Path, metavar="PATH", help="the dataset's folder (default: the run's)")
     add("--dataset", metavar="MODULE", help="module with a DATASET (default: the run's)")
     add("--split", nargs="+", metavar="NAME", help="splits to evaluate on (default: the run's)")
@@ -86,13 +92,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--mode", choices=MODES, help="whole images or sliding windows (default: the run's)")
     add("--crop", type=int, nargs="+", metavar="N", help="window in pixels, H W or N (default: the run's)")
     add("--stride", type=int, nargs="+", metavar="N", help="window step in pixels, H W or N (default: the run's)")
-    add(
-        "--ms",
-        type=float,
-        nargs="*",
-        metavar="S",
-        help=f"average over these scales, {' '.join(map(str, MULTI_SCALE))} where none are given (default: the run's)",
-    )
+    add_scales(parser, default=" (default: the run's)")
     add("--flip", action=argparse.BooleanOptionalAction, help="average with the flipped image (default: the run's)")
     add("--average", choices=AVERAGES, help="what is averaged (default: the run's)")
     add("--save-predictions", type=Path, metavar="DIR", help="write each prediction as a file of label ids")
@@ -100,13 +100,13 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--amp", choices=tuple(engine.AMP_DTYPES), help="autocast (default: the run's)")
     add("--channels-last", action=argparse.BooleanOptionalAction, help="NHWC memory order (default: the run's)")
     add("--compile", action=argparse.BooleanOptionalAction, help="compile with torch.compile (default: the run's)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run (default: auto)")
+    add_device(parser)
     add("--workers", type=int, default=4, help="loader processes (default: 4)")
     return parser.parse_args(argv)
 
 
 def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
-    """Read the checkpoint, find the images, and make sure that the results can be written.
+    """Read the checkpoint, find the images, and check that the results can be written.
 
     Raises:
         ValueError, OSError, ImportError: flags, data or a checkpoint that cannot be used.
@@ -127,17 +127,17 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
     normalise = Normalise(net.backbone.mean, net.backbone.std)
     _, loader = load_evaluation(clips, dataset, normalise, settings.clip, flags.workers, device)
     if distributed.is_main():
-        # Now, so that a path that cannot be written does not show hours later.
+        # Opened before the evaluation, which may take hours: a path that cannot be written fails now.
         if flags.save_predictions is not None:
             flags.save_predictions.mkdir(parents=True, exist_ok=True)
         if flags.record is not None:
             flags.record.parent.mkdir(parents=True, exist_ok=True)
             flags.record.open("a").close()
     distributed.wait_for_all()
-    what = "images" if settings.clip == 1 else f"clips of up to {settings.clip} images"
     iteration = None if run is None else run["iteration"]
-    of = f"{flags.checkpoint}, {found.source if run is None else f'iteration {iteration}'}: {dataset.name}"
-    say(f"{of}, {len(clips)} {what}, {describe(predict)}")
+    origin = found.source if run is None else f"iteration {iteration}"
+    what = "images" if settings.clip == 1 else f"clips of up to {settings.clip} images"
+    say(f"{flags.checkpoint}, {origin}: {dataset.name}, {len(clips)} {what}, {describe(predict)}")
     precision = engine.Precision(device, settings.amp, settings.channels_last)
     return Evaluation(iteration, settings, dataset, net, loader, precision, predict)
 
@@ -146,24 +146,23 @@ def dataset_of(found: checkpoint.Checkpoint, flags: argparse.Namespace) -> Datas
     """Return --dataset, or the dataset that the run was trained on.
 
     Raises:
-        ValueError: neither is there, or its classes are not as many as the network's.
+        ValueError: there is neither, or its number of classes is not the network's.
     """
-    if flags.dataset is None and found.run is None:
-        raise ValueError(f"--dataset must be given for {flags.checkpoint}, which is of no run: cityscapes, for one")
-    dataset = find_dataset(found.run["dataset"] if flags.dataset is None and found.run else flags.dataset)
-    if dataset.labels.num_classes != found.network["num_classes"]:
+    name = flags.dataset
+    if name is None and found.run is None:
         raise ValueError(
-            f"--dataset must have the network's {found.network['num_classes']} classes, got {dataset.name} with "
-            f"{dataset.labels.num_classes}; name another."
+            f"--dataset must be given for {flags.checkpoint}, which is no run's checkpoint: cityscapes, for example"
         )
-    return dataset
+    if name is None and found.run is not None:
+        name = found.run["dataset"]
+    return find_dataset(name, found.network["num_classes"])
 
 
 def recipe_of(found: checkpoint.Checkpoint, dataset: Dataset) -> dict[str, Any]:
-    """Return the settings for a network of no run: the dataset's recipe, at the size that the file asks for.
+    """Return the settings for a network of no run: the dataset's recipe, with the image size that the file asks for.
 
     Raises:
-        ValueError: a network for clips, whose length the file does not hold.
+        ValueError: the network is for clips; their length is not in the file.
     """
     if found.network.get("dims", 2) == 3:
         raise ValueError(
@@ -171,17 +170,16 @@ def recipe_of(found: checkpoint.Checkpoint, dataset: Dataset) -> dict[str, Any]:
         )
     size = {"eval_short_side": found.prediction.get("short_side"), "eval_fit": found.prediction.get("fit")}
     asked = {name: tuple(value) if name == "eval_fit" else value for name, value in size.items() if value is not None}
-    if asked:  # what the network was made for takes the place of both of the recipe's
+    if asked:  # the recipe's two settings exclude each other: the file's replaces both
         asked = {"eval_short_side": None, "eval_fit": None, **asked}
     return dataclasses.asdict(Settings(**{**dataset.recipe, **asked}))
 
 
 def find_clips(flags: argparse.Namespace, settings: Settings, dataset: Dataset) -> list[tuple[Clip, int]]:
-    """Return the checked clips to evaluate on; each split counts once.
+    """Return the checked clips to evaluate on; a split that is named twice counts once.
 
     Raises:
-        ValueError, OSError: images that are not there or cannot be used, or whose predictions would replace each
-            other's.
+        ValueError, OSError: images are missing or unusable, or two of them have the same name for their predictions.
     """
     root = data_folder(flags, settings)
     found = [dataset.find_pairs(root, split, not flags.unlabelled) for split in dict.fromkeys(settings.val_split)]
@@ -238,7 +236,7 @@ def score(flags: argparse.Namespace, evaluation: Evaluation) -> int:
 
 
 def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace) -> Settings:
-    """Return the run's settings with what the flags change in its evaluation.
+    """Return the run's settings, changed by the flags.
 
     Raises:
         ValueError: settings of another version, or values out of range.
@@ -254,7 +252,7 @@ def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace) -> Set
         "eval": flags.mode,
         "eval_crop": _size("--crop", flags.crop),
         "eval_stride": _size("--stride", flags.stride),
-        "eval_scales": None if flags.ms is None else tuple(flags.ms) or MULTI_SCALE,
+        "eval_scales": chosen_scales(flags.ms),
         "eval_flip": flags.flip,
         "eval_average": flags.average,
         "amp": flags.amp,
@@ -276,10 +274,10 @@ def _size(flag: str, values: list[int] | None) -> tuple[int, int] | None:
 
 
 def data_folder(flags: argparse.Namespace, settings: Settings) -> Path:
-    """Return --data, or the folder that the run was trained on, or the run's synthetic images.
+    """Return --data, or the folder that the run was trained on, or that of the run's synthetic images.
 
     Raises:
-        ValueError: neither is there.
+        ValueError: there is none of them.
     """
     if flags.data is not None:
         return flags.data
@@ -290,10 +288,10 @@ def data_folder(flags: argparse.Namespace, settings: Settings) -> Path:
 
 
 def describe(predict: Prediction) -> str:
-    """Return in words how images are predicted."""
+    """Return how images are predicted, in words."""
     scales = f"scales {', '.join(map(str, predict.scales))}"
     base = f"short side {predict.short_side}, " if predict.short_side is not None else ""
-    base += f"largest in {predict.fit}, " if predict.fit is not None else ""
+    base += f"largest size in {predict.fit}, " if predict.fit is not None else ""
     window = ""
     if predict.mode == "sliding" and predict.crop is not None and predict.stride is not None:
         window = " windows of {}x{} every {}x{} pixels".format(*predict.crop, *predict.stride)

@@ -1,11 +1,11 @@
 """Export a network: `python -m train.export --checkpoint X --to onnx --out net.onnx`.
 
 onnx: an ONNX model of standard operators alone, opset 18. torch-export: a `torch.export` program of torch's own
-operators, for `torch.export.load` where this package is not installed. Batch, height and width are free in both. What
-was written is run beside the network at three sizes before it takes the name asked for.
+operators, for `torch.export.load` where this package is not installed. Batch, height and width are free in both. The
+exported file is compared with the network at three sizes before it gets the name of --out.
 
-(An AOTInductor package of the same program, compiled by torch 2.13 for the CPU, returned NaN or wrong logits at other
-sizes than the one it was traced at, so there is none.)
+(There is no AOTInductor package: compiled by torch 2.13 for the CPU, it returned NaN or wrong logits at other sizes
+than the one it was traced at.)
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ from ccgpu.formula import attention
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
 from ccgpu.train.distributed import say
-from ccgpu.train.runs.errors import BAD_INPUT, fail
+from ccgpu.train.runs.errors import BAD_FILE, fail
+from ccgpu.train.runs.flags import add_checkpoint, command_parser
 from ccgpu.train.runs.setup import read_network
 
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
 OPSET = 18
-# (B, H, W) at which the exported network is compared; none is the size that it was traced at.
+# (B, H, W) at which the exported network is compared with the original; it is traced at none of them.
 SIZES = ((1, 97, 129), (2, 64, 75), (1, 161, 65))
-# Largest difference of the logits, relative to the largest logit: float32 sums in another order.
+# Largest difference allowed between the logits, relative to the largest logit: float32 sums in another order.
 TOLERANCE = 1e-3
-INFORMATION = "ccgpu"  # key of the metadata, and name of the extra file
+INFORMATION = "ccgpu"  # key of an ONNX model's metadata, name of a torch.export program's extra file
 
 
 class Pixels(nn.Module):
-    """A network whose input is pixels, red, green, blue in 0..255, rather than normalised images."""
+    """A network with its normalisation in front: the input is RGB images with values in 0..255."""
 
     mean: Tensor
     std: Tensor
@@ -69,13 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         net = checkpoint.build(found)
         module = Pixels(net) if flags.pixels else net
         information = describe(net, found, flags.pixels)
-        # Written and tried out beside the target, which it replaces only then.
+        # Written and compared in a folder beside the target, so that a wrong export never replaces a good file.
         with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
             written = Path(folder) / target.name
             run = WRITERS[flags.to](module, written, information)
             difference = compare(module, run)
             os.replace(written, target)
-    except (*BAD_INPUT, TypeError) as error:
+    except BAD_FILE as error:
         return fail("export", str(error), 2)
     except Mismatch as error:
         return fail("export", str(error), 1)
@@ -85,16 +86,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the command line."""
-    parser = argparse.ArgumentParser(prog="export", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    """Return the flags."""
+    parser = command_parser("export", __doc__)
+    add_checkpoint(parser)
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, metavar="FILE", help="a run's last.pt, or a published checkpoint")
     add("--to", choices=tuple(ENDINGS), required=True, help="what to write")
     add("--out", type=Path, required=True, metavar="FILE", help="the file: .onnx, or .pt2 for torch-export")
     add(
         "--pixels",
         action="store_true",
-        help="let the exported network take pixels, 0..255, and normalise them itself",
+        help="the exported network takes images with values in 0..255 and normalises them itself",
     )
     return parser.parse_args(argv)
 
@@ -103,8 +104,8 @@ def check_target(flags: argparse.Namespace) -> Path:
     """Return the file to write.
 
     Raises:
-        ValueError: another ending, or a folder that is not there.
-        ModuleNotFoundError: what the export needs is not installed.
+        ValueError: its ending is another than the format's, or its folder does not exist.
+        ModuleNotFoundError: a package that the export needs is not installed.
     """
     target: Path = flags.out
     if target.suffix != ENDINGS[flags.to]:
@@ -124,7 +125,7 @@ def check_target(flags: argparse.Namespace) -> Path:
 
 
 def describe(net: CCNet, found: checkpoint.Checkpoint, pixels: bool) -> dict[str, Any]:
-    """Return what a user of the exported network must know, as plain values."""
+    """Return what a user of the exported network needs to know, as plain values."""
     return {
         "input": "images (B, 3, H, W), float32, red, green, blue, "
         + ("0..255" if pixels else "(value in 0..255 - mean) / std"),
@@ -141,11 +142,11 @@ def describe(net: CCNet, found: checkpoint.Checkpoint, pixels: bool) -> dict[str
 def exported_program(module: nn.Module) -> torch.export.ExportedProgram:
     """Return a module as a program of torch's own operators, for any number and size of images.
 
-    In the place of the op stands its formula, `ccgpu.formula.attention`.
+    The op is replaced by its formula in torch operations, `ccgpu.formula.attention`.
     """
     free = torch.export.Dim.DYNAMIC
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about itself
+        warnings.simplefilter("ignore")  # torch's warnings about its own deprecated parts
         program = torch.export.export(
             module, (torch.zeros(2, 3, 65, 97),), dynamic_shapes={"images": {0: free, 2: free, 3: free}}
         )
@@ -157,7 +158,7 @@ def _formula(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str | None 
 
 
 def write_onnx(module: nn.Module, path: Path, information: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-    """Write an ONNX model and return what runs it."""
+    """Write an ONNX model and return a function that runs it."""
     import onnx
     import onnxruntime
 
@@ -193,7 +194,7 @@ def _name_axes(model: Any) -> None:
 
 
 def write_torch_export(module: nn.Module, path: Path, information: dict[str, Any]) -> Callable[[Tensor], Tensor]:
-    """Write a program of torch.export and return what runs it."""
+    """Write a program of torch.export and return a function that runs it."""
     program = exported_program(module)
     torch.export.save(program, path, extra_files={f"{INFORMATION}.json": json.dumps(information)})
     return torch.export.load(path).module()
@@ -203,15 +204,19 @@ WRITERS = {"onnx": write_onnx, "torch-export": write_torch_export}
 
 
 class Mismatch(RuntimeError):
-    """An exported network whose logits are not those of the network."""
+    """The exported network's logits differ from the original network's."""
 
 
 @torch.no_grad()
 def compare(module: nn.Module, run: Callable[[Tensor], Tensor]) -> float:
-    """Return the largest difference of the logits over `SIZES`, relative to the largest logit.
+    """Return the largest difference between the logits over all `SIZES`, relative to the largest logit.
+
+    Args:
+        module: the network.
+        run: the exported network.
 
     Raises:
-        Mismatch: it is more than `TOLERANCE`, or the shapes differ.
+        Mismatch: the difference is more than `TOLERANCE`, or the shapes differ.
     """
     generator = torch.Generator().manual_seed(0)
     worst = 0.0

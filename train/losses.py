@@ -1,5 +1,5 @@
-"""The training loss: cross-entropy of the global batch, of all or of the hard pixels, the auxiliary head's and the
-category consistent loss.
+"""The training loss of the global batch: cross-entropy of all or only the hard pixels, cross-entropy of the auxiliary
+head, and the category consistent loss.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from ccgpu.train.distributed import rank, sum_over_processes, world_size
 
 # Weight of the auxiliary head's loss (Huang et al., TPAMI 2020, section 4.2; PSPNet uses the same).
 AUXILIARY_WEIGHT = 0.4
-# The authors look for the threshold of hard pixels at 1/8 of the images' extents.
+# The authors' OHEM finds its threshold on probabilities and labels at 1/8 of the image's height and width.
 SHRINK = 8
 
 
 class Loss(NamedTuple):
-    """`total` is differentiable; `parts` are what it is made of by name, detached, unweighted, 0-d: "main", "auxiliary"
-    (0 without that head), and with the category consistent loss "variance", "distance", "regularity".
+    """The loss and its parts, 0-d; the mean of each over the processes is its value for the global batch.
 
-    The mean of each over the processes is that of the global batch.
+    Attributes:
+        total: the loss, differentiable.
+        parts: its parts by name, detached and unweighted: "main", "auxiliary" (0 without that head), and with the
+            category consistent loss "variance", "distance", "regularity".
     """
 
     total: torch.Tensor
@@ -38,21 +40,20 @@ def global_cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Ten
 
     share = world_size / N * sum over own valid pixels of -log softmax(logits)[label]
 
-    N counts the valid pixels (label != 255) of *all* processes. `DistributedDataParallel` averages gradients
-    over processes, so the factor world_size makes the averaged gradient that of the mean over the global
-    batch, whatever the share of ignored pixels in each process. In one process it is the mean over the valid
-    pixels.
+    N counts the valid pixels (label != 255) of *all* processes. `DistributedDataParallel` averages gradients over
+    processes; with the factor world_size the average is the gradient of the mean over the global batch, whatever the
+    share of ignored pixels in each process. With one process the result is the mean over the valid pixels.
 
     Args:
         logits: (B, classes, *S), floating point; computed in float32 at least.
         label: (B, *S) int64, 0 .. classes - 1, or 255 for ignored pixels.
 
     Returns:
-        0-d tensor; the mean of the shares over the processes is the loss of the global batch. Where no
-        process has a valid pixel it is 0 and the gradients are 0.
+        0-d tensor; the mean of the shares over the processes is the loss of the global batch. Without a valid pixel in
+        any process, loss and gradients are 0.
 
     Raises:
-        ValueError: where the shapes do not belong together.
+        ValueError: the shapes do not fit each other.
     """
     _check_shapes("global_cross_entropy", logits, label)
     total = F.cross_entropy(_precise(logits), label, ignore_index=IGNORE, reduction="sum")
@@ -61,19 +62,19 @@ def global_cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Ten
 
 
 def label_at(label: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
-    """Take a label at the positions of a map of another size, nearest sample, corners aligned.
+    """Resize a label map to the positions of a feature map: nearest neighbour, corners aligned.
 
-    position i of n' takes pixel round(i (n - 1) / (n' - 1)) of n, halves up; a lone position takes pixel 0
+    position i of n' takes pixel round(i (n - 1) / (n' - 1)) of n, halves up; if n' is 1 it takes pixel 0
 
     Args:
         label: (B, *S) of any dtype.
-        size: the map's extents, one for each of S, 1 or more: those of the features, (H', W') or (T, H', W').
+        size: shape of the feature map, (H', W') or (T, H', W'), each 1 or more.
 
     Returns:
         (B, *size), of label's dtype.
 
     Raises:
-        ValueError: another number of extents, or one below 1.
+        ValueError: size has another number of axes, or one below 1.
 
     Examples:
         >>> import torch
@@ -96,34 +97,34 @@ def label_at(label: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
 
 @torch.no_grad()
 def ohem_label(logits: torch.Tensor, label: torch.Tensor, threshold: float = 0.7, kept: int = 100_000) -> torch.Tensor:
-    """Return the label with all but the hard pixels of the global batch ignored: online hard example mining.
+    """Return the label with all pixels ignored but the hard ones of the global batch: online hard example mining.
 
         p     = softmax(logits)[label], the probability of a pixel's true class
         k     = kept // 64
         limit = max(threshold, k-th smallest p at 1/8 of the size), infinity where no more than k pixels are valid there
         hard: p <= limit
 
-    1/8 of the size is round(n / 8) positions an axis, at least 1, corners aligned: probabilities bilinear, labels
-    nearest (`label_at`). Frames of a clip are shrunk one by one. A probability that is not a number counts as hard, so
-    that the loss shows it.
+    1/8 of the size is round(n / 8) positions an axis, at least 1, corners aligned; probabilities are resized
+    bilinearly, labels to the nearest (`label_at`), frames of a clip one by one. A NaN probability counts as hard, so
+    that the loss becomes NaN too.
 
     One limit holds for all images of all processes. The authors' code finds one for each GPU: their 100000 on each of
     four GPUs is kept=400000 here.
 
-    Nothing waits for the device; no gradient. Memory: the probabilities of one image or clip, (classes, *S) in
-    float32.
+    The host does not wait for the device; there is no gradient. Memory: the probabilities of one image or clip,
+    (classes, *S) in float32.
 
     Args:
         logits: (B, classes, H, W) or (B, classes, T, H, W), B 1 or more, floating point, of the main head.
         label: (B, *S) int64, 0 .. classes - 1, or 255 for ignored pixels. All processes have the same shape.
-        threshold: pixels no surer than this are always hard, 0 .. 1; the authors' is 0.7.
-        kept: about how many pixels to keep at least, 0 or more; the authors' is 100000.
+        threshold: pixels with a probability of at most this are always hard, 0 .. 1; the authors' is 0.7.
+        kept: number of pixels to keep at least, approximately, 0 or more; the authors' is 100000.
 
     Returns:
         (B, *S) int64: label, 255 where the pixel is not hard.
 
     Raises:
-        ValueError: shapes that do not belong together; an argument outside of its values.
+        ValueError: the shapes do not fit each other, or an argument is out of its range.
 
     Source: Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example Mining", 2016; the rule
     for pixels is the authors' code (loss/loss.py).
@@ -141,12 +142,12 @@ def ohem_label(logits: torch.Tensor, label: torch.Tensor, threshold: float = 0.7
         )
     found = [_true_probabilities(*image) for image in zip(logits, label, strict=True)]
     small = torch.cat([sample for _, sample in found])
-    # Each process fills its row of zeros, so the sum over the processes is all rows.
+    # Each process fills its own row and leaves the others 0, so the sum over the processes gathers all rows.
     rows = small.new_zeros(world_size(), small.numel())
     rows[rank()] = small
     ranked = sum_over_processes(rows).flatten().sort().values
     valid = ranked.isfinite().sum()
-    # Place k holds the k-th smallest, place 0 what no threshold is below.
+    # Place k holds the k-th smallest; place 0 holds -infinity, so that k = 0 leaves the threshold as the limit.
     places = F.pad(ranked, (1, 0), value=-math.inf)
     k = kept // SHRINK**2
     limit = places[min(k, ranked.numel())].clamp(min=threshold)
@@ -155,8 +156,8 @@ def ohem_label(logits: torch.Tensor, label: torch.Tensor, threshold: float = 0.7
 
 
 def _true_probabilities(scores: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the true class's probability at each pixel, (*S), and at 1/8 of the size, flat; there infinity where the
-    pixel is ignored.
+    """Return the true class's probability at each pixel, (*S), and at 1/8 of the size, flattened, with infinity for
+    ignored pixels.
     """
     frames = target.reshape(-1, *target.shape[-2:])
     probabilities = torch.softmax(_precise(scores), dim=0).reshape(len(scores), *frames.shape)  # (K, T, H, W)
@@ -168,17 +169,21 @@ def _true_probabilities(scores: torch.Tensor, target: torch.Tensor) -> tuple[tor
 
 
 def _of_class(probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return probabilities (K, *S) of the classes target (*S), of class 0 where it is ignored."""
+    """Return the probabilities (*S) of the target classes out of (K, *S); ignored pixels get that of class 0."""
     return probabilities.gather(0, target.masked_fill(target == IGNORE, 0)[None])[0]
 
 
 @dataclass(frozen=True)
 class ConsistencyWeights:
-    """How `category_consistent_loss` enters the loss: its terms' weights and its arguments; defaults: the paper's.
+    """Weights of the terms of `category_consistent_loss` in the total loss, and its arguments; defaults: the paper's.
 
     Attributes:
-        variance, distance, regularity: weights, 0 or more.
-        delta_v, delta_d, form: see `category_consistent_loss`.
+        variance: weight of the variance, 0 or more.
+        distance: weight of the distance, 0 or more.
+        regularity: weight of the regularity, 0 or more.
+        delta_v: argument of `category_consistent_loss`.
+        delta_d: argument of `category_consistent_loss`.
+        form: argument of `category_consistent_loss`.
     """
 
     variance: float = 1.0
@@ -196,13 +201,13 @@ class Criterion:
         total = main + auxiliary_weight * auxiliary
                 + weights.variance * variance + weights.distance * distance + weights.regularity * regularity
 
-    main and auxiliary are each a `global_cross_entropy`, main of the hard pixels only where `ohem` says so; the last
-    three are the `category_consistent_loss` of the embedding, with the label taken at its positions (`label_at`).
+    main and auxiliary are each a `global_cross_entropy`, main of the hard pixels alone if `ohem` is set; the last three
+    are the `category_consistent_loss` of the embedding, with the label resized to its positions (`label_at`).
 
     Attributes:
         auxiliary_weight: weight of the auxiliary head's loss, 0 or more.
         ohem: threshold and kept of `ohem_label`; None for all pixels.
-        consistency: weights of the category consistent loss; None for none.
+        consistency: weights of the category consistent loss; None: that loss is left out.
 
     Examples:
         >>> import torch
@@ -220,12 +225,12 @@ class Criterion:
         """Return the loss.
 
         Args:
-            outputs: what a `CCNet` returns in train mode, or the logits alone: (B, classes, *S), the auxiliary head's
-                as large, the embedding (B, E, *S') of the features, floating point.
+            outputs: outputs of a `CCNet` in train mode, floating point, or its logits alone: logits and auxiliary
+                logits (B, classes, *S), embedding (B, E, *S') of the features' size.
             label: (B, *S) int64, 0 .. classes - 1, or 255 for ignored pixels.
 
         Raises:
-            ValueError: shapes that do not belong together; `consistency` for outputs without an embedding.
+            ValueError: the shapes do not fit each other, or `consistency` is set and there is no embedding.
         """
         logits, auxiliary, embedding = Outputs(outputs) if isinstance(outputs, torch.Tensor) else outputs
         total = global_cross_entropy(logits, label if self.ohem is None else ohem_label(logits, label, *self.ohem))

@@ -1,4 +1,4 @@
-"""Memory of a computation: what forward keeps for backward, and the most that is allocated at once. Bytes."""
+"""Memory of a computation in bytes: what forward saves for backward, and the peak of what is allocated."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-# The profiler, which counts the CPU's memory, announces every start and stop on stderr otherwise.
+# The profiler counts the CPU's memory; without this level it prints every start and stop on stderr.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 
 def saved_bytes(module: nn.Module, x: Tensor) -> int:
-    """Return the bytes that module(x) keeps from forward to backward, parameters and buffers aside.
+    """Return the bytes that the forward of module(x) saves for backward, without parameters and buffers.
 
-    Every piece of memory counts once, and whole, however many tensors lie in it. x counts where it is kept.
+    Every storage counts once, and as a whole, however many tensors share it. x counts where it is saved.
     """
-    pieces: dict[int, torch.UntypedStorage] = {}
+    storages: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        pieces[storage.data_ptr()] = storage  # held, so that no other tensor takes its place while this counts
+        storages[storage.data_ptr()] = storage  # the reference keeps its address from being used again
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         module(x)
     for tensor in (*module.parameters(), *module.buffers()):
-        pieces.pop(tensor.untyped_storage().data_ptr(), None)
-    return sum(storage.nbytes() for storage in pieces.values())
+        storages.pop(tensor.untyped_storage().data_ptr(), None)
+    return sum(storage.nbytes() for storage in storages.values())
 
 
-def peak_bytes(call: Callable[[], Result], device: torch.device) -> tuple[int, Result]:
-    """Return the most bytes held at once during a call, over those held before, and what the call returned.
+def peak_bytes(call: Callable[[], Returned], device: torch.device) -> tuple[int, Returned]:
+    """Return the peak of the bytes allocated during a call, without those allocated before, and the call's result.
 
-    CUDA: bytes asked for, on the current device; what the allocator holds is rounded up, by as much as a megabyte a
-    tensor. CPU: the sum of what torch and what NumPy hold at most, which is more than both at once where they take
-    turns. Python traces NumPy's memory together with its own objects: some tens of KB.
+    CUDA: bytes requested on the current device; the allocator rounds each tensor up, by as much as a megabyte. CPU:
+    torch's peak plus NumPy's, which is more than their common peak where they take turns. NumPy's includes Python's own
+    objects, some tens of KB.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()

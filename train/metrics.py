@@ -1,7 +1,7 @@
 """Scores of a segmentation: confusion matrix -> IoU per class, mean IoU, accuracies, the results table.
 
-The scores equal those of the Cityscapes evaluation (cityscapesScripts, ``evalPixelLevelSemanticLabeling``),
-to which the tests compare them.
+The tests compare the scores with the Cityscapes evaluation (cityscapesScripts, `evalPixelLevelSemanticLabeling`) and
+with the rules of the other datasets' evaluations.
 """
 
 import math
@@ -15,13 +15,12 @@ from ccgpu.models.labels import IGNORE
 class ConfusionMatrix:
     """Counts of pixels by (label, prediction), summed over all images of an evaluation.
 
-    ``matrix[i, j]`` is the number of pixels of class i that were predicted as class j; pixels with the label
-    255 are left out, whatever was predicted there. Two matrices of parts of a dataset add up to the matrix
-    of the whole: in a run of several processes, sum ``matrix`` over them.
+    `matrix[i, j]` is the number of pixels of class i that were predicted as class j; pixels with the label 255 do not
+    count. The matrices of parts of a dataset add up to the matrix of the whole: sum `matrix` over several processes.
 
-    Arguments:
+    Args:
         num_classes: number of classes, 1..255.
-        device: where ``matrix`` lives; the CPU by default. ``update`` takes tensors of any device.
+        device: the device of `matrix`; the CPU by default. `update` takes tensors of any device.
 
     Raises:
         ValueError: num_classes out of range.
@@ -49,14 +48,14 @@ class ConfusionMatrix:
     def update(self, prediction: torch.Tensor, label: torch.Tensor) -> None:
         """Add the pixels of one image or batch.
 
-        Arguments:
+        Args:
             prediction: class of each pixel, any integer dtype, any shape, values 0..num_classes-1.
             label: true class of each pixel, an integer tensor of the same shape and device, values
                 0..num_classes-1 or 255 (not counted).
 
         Raises:
-            TypeError: a tensor that is not of an integer dtype.
-            ValueError: shapes or devices that differ, values out of range. Nothing is counted then.
+            TypeError: a tensor is not of an integer dtype.
+            ValueError: shapes or devices differ, or values are out of range. Nothing is counted then.
         """
         for name, values in (("prediction", prediction), ("label", label)):
             if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
@@ -93,7 +92,7 @@ class ConfusionMatrix:
             )
 
     def iou(self) -> torch.Tensor:
-        """Intersection over union of each class, true positives / (true + false positives + false negatives).
+        """Return each class's intersection over union, true positives / (true + false positives + false negatives).
 
         Returns:
             float64 (num_classes,) in 0..1 on the CPU; NaN for a class that occurs neither in a label nor in a
@@ -104,34 +103,35 @@ class ConfusionMatrix:
         return hits.double() / (matrix.sum(0) + matrix.sum(1) - hits).double()
 
     def miou(self) -> float:
-        """Mean of ``iou()`` over the classes that occur, in 0..1; NaN where no pixel has been counted."""
+        """Return the mean of `iou()` over the classes that occur, in 0..1; NaN before a pixel is counted."""
         return self.iou().nanmean().item()
 
     def pixel_accuracy(self) -> float:
-        """Share of the labelled pixels that were predicted right, in 0..1; NaN where no pixel was counted."""
+        """Return the share of labelled pixels that are predicted correctly, in 0..1; NaN before a pixel is counted."""
         total = int(self.matrix.sum())
         return int(self.matrix.diagonal().sum()) / total if total else math.nan
 
     def class_accuracy(self) -> torch.Tensor:
-        """Share of each class's pixels predicted right: float64 (num_classes,), NaN without labels."""
+        """Return the share of each class's pixels that are predicted correctly, float64 (num_classes,); NaN without
+        such pixels.
+        """
         matrix = self.matrix.cpu()
         return matrix.diagonal().double() / matrix.sum(1).double()
 
     def mean_accuracy(self) -> float:
-        """Mean of ``class_accuracy()`` over the classes with labels, in 0..1; NaN without any pixel."""
+        """Return the mean of `class_accuracy()` over classes with pixels, in 0..1; NaN before a pixel is counted."""
         return self.class_accuracy().nanmean().item()
 
 
 def results_table(confusion: ConfusionMatrix, names: Sequence[str]) -> str:
-    """Text table of an evaluation: IoU, accuracy and share of the labelled pixels per class, then the means.
+    """Return the table of an evaluation: IoU, accuracy and share of the labelled pixels per class, then the means.
 
-    Arguments:
+    Args:
         confusion: the evaluation's counts.
         names: one name per class, in the order of the classes.
 
     Returns:
-        Lines of text in percent, without a final newline; "-" where a score is not defined (the class never
-        occurs).
+        Lines of text in percent, without a final newline; "-" for an undefined score, of a class that does not occur.
 
     Raises:
         ValueError: the number of names is not the number of classes.
@@ -161,7 +161,7 @@ def _percent(share: float | torch.Tensor) -> str:
     return f"{'-':>9}" if math.isnan(value) else f"{100 * value:>9.2f}"
 
 
-# What a reader calls the scores, and how each comes from the matrix.
+# Name in records -> name in texts, and the method that computes the score.
 SCORES: dict[str, tuple[str, Callable[[ConfusionMatrix], float]]] = {
     "miou": ("mIoU", ConfusionMatrix.miou),
     "pixel_accuracy": ("pixel accuracy", ConfusionMatrix.pixel_accuracy),

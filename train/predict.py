@@ -1,9 +1,9 @@
 """Predict images and videos: `python -m train.predict --checkpoint X INPUT... --out DIR`.
 
-INPUT is a file, a folder, a pattern ("photos/*.jpg") or a video. X is a run's `last.pt`, a file of `train.convert`, or
-a published checkpoint as it is; everything that the network needs to know about images comes with it. For each
-image DIR holds masks/NAME.png in the classes' colours, overlays/NAME.jpg, ids/NAME.png with label ids, and a line in
-predictions.jsonl; sheet.jpg shows the first ones. A video becomes a folder of each, and overlays/NAME.mp4.
+INPUT is an image, a folder, a pattern ("photos/*.jpg") or a video. X is a run's `last.pt`, a file of `train.convert`,
+or a published checkpoint as it is; normalisation, image size and classes come from it. For each image, DIR holds
+masks/NAME.png in the classes' colours, overlays/NAME.jpg, ids/NAME.png with label ids, and a line in predictions.jsonl;
+sheet.jpg shows the first images. A video becomes a folder of frames in each, and overlays/NAME.mp4.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ from ccgpu.models.colouring import class_overlay, colour_mask
 from ccgpu.models.image_files import BadImage, read_image
 from ccgpu.models.labels import Labels
 from ccgpu.models.normalisation import Normalise
-from ccgpu.models.prediction import MULTI_SCALE, Prediction, predict_classes
+from ccgpu.models.prediction import Prediction, predict_classes
 from ccgpu.models.weights import write_atomically
 from ccgpu.train import distributed, engine
 from ccgpu.train.data.inputs import Input, find_inputs
 from ccgpu.train.data.submission import save_prediction
 from ccgpu.train.data.video import Video, VideoWriter
-from ccgpu.train.dataset import find_dataset
+from ccgpu.train.dataset import check_classes, find_dataset
 from ccgpu.train.distributed import say
-from ccgpu.train.runs.errors import BAD_INPUT, FAILURES, fail, failure
+from ccgpu.train.runs.errors import BAD_FILE, fail, run_command
+from ccgpu.train.runs.flags import add_checkpoint, add_device, add_scales, chosen_scales, command_parser
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.setup import read_network
 from ccgpu.train.visualise import contact_sheet, thumbnail
 
 KINDS = ("masks", "overlays", "ids")
-WINDOW = 1024  # pixels: two of them side by side are an image of Cityscapes
-SHEET, SHEET_COLUMNS, SHEET_SIDE = 24, 4, 240  # cells, and the pixels of a cell's longer side
+WINDOW = 1024  # pixels: two windows side by side are an image of Cityscapes
+SHEET, SHEET_COLUMNS, SHEET_SIDE = 24, 4, 240  # cells and columns of the contact sheet, pixels of a cell's longer side
 RECORDS = "predictions.jsonl"
 JPEG_QUALITY = 92
 
@@ -53,38 +54,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     130, 143: stopped by Ctrl-C, SIGTERM.
     """
     flags = read_flags(argv)
-    try:
-        predictor = Predictor(flags)
-        inputs = find_inputs(flags.inputs)
-        for kind in flags.write:
-            (flags.out / kind).mkdir(parents=True, exist_ok=True)
-    except (*BAD_INPUT, TypeError) as error:
-        return fail("predict", str(error), 2)
-    try:
-        with DeferredInterrupts() as interrupts:
-            return run(flags, predictor, inputs, interrupts)
-    except FAILURES as error:
-        return fail("predict", failure(error, again="run the command again", smaller="use a smaller --window"), 1)
+    return run_command(
+        "predict",
+        lambda: prepare(flags),
+        lambda prepared: predict_all(flags, *prepared),
+        again="run the command again",
+        smaller="use a smaller --window",
+        refused=BAD_FILE,
+    )
 
 
 def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the command line."""
-    parser = argparse.ArgumentParser(prog="predict", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    """Return the flags."""
+    parser = command_parser("predict", __doc__)
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="images, folders, patterns, videos")
-    add("--checkpoint", type=Path, required=True, metavar="FILE", help="a run's last.pt, or a published checkpoint")
+    add_checkpoint(parser)
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
     add("--write", nargs="+", choices=KINDS, default=list(KINDS), help="what to write (default: all)")
     add("--opacity", type=float, default=0.55, metavar="SHARE", help="of the colours in overlays (default: 0.55)")
-    add(
-        "--ms",
-        type=float,
-        nargs="*",
-        metavar="S",
-        help=f"average over these scales, {' '.join(map(str, MULTI_SCALE))} where none are given",
-    )
+    add_scales(parser, default="")
     add("--flip", action="store_true", help="average with the flipped image")
-    add("--short-side", type=int, metavar="N", help="let the network see images of this short side, in pixels")
+    add("--short-side", type=int, metavar="N", help="resize images to this short side for the network, in pixels")
     add(
         "--window",
         type=int,
@@ -92,17 +83,30 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help=f"cut images of more than 2 N x N pixels into windows of this side; 0: never (default: {WINDOW})",
     )
-    add("--every", type=int, default=1, metavar="N", help="of a video, each N-th frame (default: 1)")
-    add("--dataset", metavar="MODULE", help="dataset whose classes these are (default: the checkpoint's)")
+    add("--every", type=int, default=1, metavar="N", help="predict every N-th frame of a video (default: 1)")
+    add("--dataset", metavar="MODULE", help="dataset whose classes the network has (default: the checkpoint's)")
     add("--amp", choices=tuple(engine.AMP_DTYPES), default="off", help="autocast (default: off)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run (default: auto)")
+    add_device(parser)
     return parser.parse_args(argv)
 
 
-class Predictor:
-    """A network that takes images as they are, uint8 RGB, and returns their classes.
+def prepare(flags: argparse.Namespace) -> tuple[Predictor, list[Input]]:
+    """Return the network and the inputs, with the folders for the results made.
 
-    A network for clips sees each image, or each frame, as a clip of one.
+    Raises:
+        ValueError, OSError, ImportError, TypeError: flags, inputs or a checkpoint that cannot be used.
+    """
+    predictor = Predictor(flags)
+    inputs = find_inputs(flags.inputs)
+    for kind in flags.write:
+        (flags.out / kind).mkdir(parents=True, exist_ok=True)
+    return predictor, inputs
+
+
+class Predictor:
+    """A network as a function of images, uint8 RGB of any size, that returns their classes.
+
+    A network for clips gets each image, or each frame, as a clip of one.
 
     Raises:
         ValueError, OSError, ImportError: a checkpoint or flags that cannot be used.
@@ -119,7 +123,7 @@ class Predictor:
         self.labels = labels_of(found, flags.dataset)
         size = {} if flags.short_side is None else {"short_side": flags.short_side, "fit": None}
         self.prediction = Prediction(
-            scales=(1.0,) if flags.ms is None else tuple(flags.ms) or MULTI_SCALE,
+            scales=chosen_scales(flags.ms) or (1.0,),
             flip=flags.flip,
             **{**found.prediction, **size},
         )
@@ -142,49 +146,43 @@ class Predictor:
 
 
 def labels_of(found: checkpoint.Checkpoint, dataset: str | None) -> Labels:
-    """Return the classes that a checkpoint's network has, or those of a dataset.
+    """Return the classes of a checkpoint's network: those of --dataset, else the file's, else numbered ones.
 
     Raises:
-        ValueError: a dataset that cannot be had, or another number of classes than the network's.
+        ValueError: there is no such dataset, or the number of classes is not the network's.
     """
     number = found.network["num_classes"]
     if dataset is not None:
-        labels = find_dataset(dataset).labels
-    elif found.labels is not None:
-        labels = Labels.from_plain(found.labels)
-    else:
-        labels = Labels.numbered(number)
-    if labels.num_classes != number:
-        raise ValueError(
-            f"--dataset must have the network's {number} classes, got {labels.num_classes}; name another dataset."
-        )
+        return find_dataset(dataset, number).labels
+    if found.labels is None:
+        return Labels.numbered(number)
+    labels = Labels.from_plain(found.labels)
+    check_classes(labels, number, "the file's classes")
     return labels
 
 
-def run(
-    flags: argparse.Namespace, predictor: Predictor, inputs: Sequence[Input], interrupts: DeferredInterrupts
-) -> int:
-    """Predict all inputs, each by itself: one that fails is named, and the others go on."""
-    results = Results(flags, predictor.labels)
+def predict_all(flags: argparse.Namespace, predictor: Predictor, inputs: Sequence[Input]) -> int:
+    """Predict all inputs and return the exit status; an input that fails is named and does not stop the others."""
+    files = PredictionFiles(flags, predictor.labels)
     failed = 0
     bar = tqdm(inputs, unit="input", mininterval=0.2 if sys.stderr.isatty() else 10.0)  # seconds
-    for entry in bar:
-        bar.set_postfix_str(entry.name, refresh=False)
-        try:
-            if entry.is_video:
-                predict_video(flags, predictor, results, entry, interrupts)
-            else:
-                image = read_image(entry.path)
-                results.write(entry.name, str(entry.path), image, predictor(image))
-        except (BadImage, FileNotFoundError, PermissionError, IsADirectoryError, ModuleNotFoundError) as error:
-            failed += 1
-            bar.write(f"predict: {error}", file=sys.stderr)
-        if interrupts():
-            bar.close()
-            results.finish()
-            return fail("predict", "stopped", interrupts.exit_status)
-    bar.close()
-    results.finish()
+    with DeferredInterrupts() as interrupts, bar:
+        for entry in bar:
+            bar.set_postfix_str(entry.name, refresh=False)
+            try:
+                if entry.is_video:
+                    predict_video(flags, predictor, files, entry, interrupts)
+                else:
+                    image = read_image(entry.path)
+                    files.write(entry.name, str(entry.path), image, predictor(image))
+            except (BadImage, FileNotFoundError, PermissionError, IsADirectoryError, ModuleNotFoundError) as error:
+                failed += 1
+                bar.write(f"predict: {error}", file=sys.stderr)
+            if interrupts():
+                break
+    files.finish()
+    if interrupts():
+        return fail("predict", "stopped", interrupts.exit_status)
     if failed:
         return fail("predict", f"{failed} of {len(inputs)} inputs failed, see above; the others are in {flags.out}", 1)
     return 0
@@ -193,14 +191,14 @@ def run(
 def predict_video(
     flags: argparse.Namespace,
     predictor: Predictor,
-    results: Results,
+    files: PredictionFiles,
     entry: Input,
     interrupts: DeferredInterrupts,
 ) -> None:
     """Predict the frames of a video: files NAME/000000 ..., counted from 0, and a video of the overlays.
 
     Raises:
-        BadImage, ModuleNotFoundError: a video that cannot be read to its end; what was predicted stays.
+        BadImage, ModuleNotFoundError: the video cannot be read to its end; the files of the frames before stay.
     """
     with ExitStack() as stack:
         video = stack.enter_context(Video(entry.path))
@@ -214,15 +212,15 @@ def predict_video(
             if number % flags.every:
                 continue
             classes = predictor(frame)
-            results.write(f"{entry.name}/{number:06d}", f"{entry.path}#{number}", frame, classes)
+            files.write(f"{entry.name}/{number:06d}", f"{entry.path}#{number}", frame, classes)
             if writer is not None:
                 writer.add(class_overlay(frame, classes, predictor.labels.colours, flags.opacity))
             if interrupts():
                 return
 
 
-class Results:
-    """The files of predicted images, one line of predictions.jsonl for each, and the contact sheet at the end."""
+class PredictionFiles:
+    """Writes the files of predicted images, a line of predictions.jsonl for each, and the contact sheet at the end."""
 
     def __init__(self, flags: argparse.Namespace, labels: Labels) -> None:
         self.out: Path = flags.out
@@ -263,7 +261,7 @@ class Results:
             self._seen += counts
 
     def finish(self) -> None:
-        """Write the contact sheet and say where everything lies; nothing where nothing was predicted."""
+        """Write the contact sheet and say where the files are; do nothing where no image was predicted."""
         if not self._cells:
             return
         shown = [

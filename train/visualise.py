@@ -1,6 +1,4 @@
-"""Images of results: masks in the dataset's colours, input, truth and prediction side by side, attention
-maps.
-"""
+"""Images of results: input, truth and prediction side by side, contact sheets, attention maps over an image."""
 
 from __future__ import annotations
 
@@ -15,11 +13,10 @@ from ccgpu.models.colouring import colour_mask
 
 CAPTION_HEIGHT = 16  # pixels; Pillow's built-in font is 11 pixels high
 GAP = 4  # pixels between two images
-# Attention from low to high: transparent image, then red, orange, pale yellow (RGB 0..255).
+# Colours of attention from low, where the overlay is transparent, to high: red, orange, pale yellow (RGB 0..255).
 HEAT = np.array([[60, 0, 40], [190, 10, 30], [250, 130, 20], [255, 250, 170]], dtype=np.float64)
-MARK = (0, 255, 255)
-# Share of the input that still shines through where attention is highest.
-HEAT_OPACITY = 0.8
+MARK = (0, 255, 255)  # RGB of the ring around the chosen pixel
+HEAT_OPACITY = 0.8  # of the overlay where attention is highest; it is 0 where there is none
 
 
 def side_by_side(
@@ -32,7 +29,7 @@ def side_by_side(
 
     Args:
         image: uint8 (H, W, 3), RGB.
-        truth: (H, W), 0 .. K - 1 or 255; where it is 255 nothing is scored.
+        truth: (H, W), 0 .. K - 1, or 255 for pixels that are not scored.
         prediction: (H, W), 0 .. K - 1.
         colours: uint8 (K, 3), RGB.
 
@@ -40,7 +37,7 @@ def side_by_side(
         An RGB image of 3 W + 8 by H + 16 pixels.
 
     Raises:
-        ValueError: sizes that differ, or values that are no class.
+        ValueError: the sizes differ, or values are no class.
     """
     panels = [image, colour_mask(truth, colours), colour_mask(prediction, colours)]
     if len({panel.shape for panel in panels}) != 1:
@@ -60,7 +57,7 @@ def side_by_side(
 
 
 def thumbnail(image: np.ndarray, side: int) -> Image.Image:
-    """Return an image, uint8 (H, W, 3), shrunk to at most side x side pixels; a smaller one as it is."""
+    """Return an image, uint8 (H, W, 3), shrunk to at most side x side pixels; smaller ones keep their size."""
     small = Image.fromarray(image)
     small.thumbnail((side, side))
     return small
@@ -69,7 +66,7 @@ def thumbnail(image: np.ndarray, side: int) -> Image.Image:
 def contact_sheet(
     cells: Sequence[tuple[str, Image.Image]], legend: Sequence[tuple[str, Sequence[int]]], columns: int
 ) -> Image.Image:
-    """Draw images with captions in rows of `columns`, and below them the names of classes in their colours.
+    """Draw images with captions in rows of `columns`, above a legend of classes.
 
     Args:
         cells: caption and RGB image, one or more.
@@ -84,7 +81,7 @@ def contact_sheet(
     high = max(image.height for _, image in cells) + CAPTION_HEIGHT
     columns = min(columns, len(cells))
     width = columns * (wide + GAP) + GAP
-    # Entries of the legend in lines as wide as the sheet.
+    # Place of each entry of the legend, in lines no wider than the sheet.
     places, x, y = [], GAP, 0
     for name, colour in legend:
         length = CAPTION_HEIGHT + GAP + int(font.getlength(name)) + 3 * GAP
@@ -110,21 +107,20 @@ def contact_sheet(
 
 
 def attention_overlay(image: np.ndarray, attention: torch.Tensor, at: tuple[int, int]) -> Image.Image:
-    """Draw what one pixel attends to over the input: the brighter, the higher the weight; a ring marks the
-    pixel.
+    """Draw the attention map of a pixel over the image: brighter for higher weights, with a ring around the pixel.
 
-    The map is scaled to its own maximum and shown as its square root, so that weak weights remain visible.
+    The map is divided by its maximum and drawn as its square root, so that low weights remain visible.
 
     Args:
         image: uint8 (H, W, 3), RGB.
-        attention: (h, w), weights of 0 or more, of any size; enlarged bilinearly, corners on corners.
-        at: the pixel (y, x) of the input whose attention it is.
+        attention: (h, w), weights of 0 or more, of any size; enlarged bilinearly, corners aligned.
+        at: the pixel (y, x) of the image whose attention map it is.
 
     Returns:
         An RGB image of the input's size.
 
     Raises:
-        ValueError: a pixel outside of the image, or a map of another rank.
+        ValueError: the pixel is outside of the image, or the map has another rank.
     """
     height, width = image.shape[:2]
     if attention.ndim != 2:

@@ -1,9 +1,15 @@
-"""What a user is told where a command cannot start or stops in the middle: one line and an exit status."""
+"""How a command fails: one line on stderr that says what to do, and an exit status.
+
+Status 1: the command failed while it ran. 2: bad flags, data or checkpoint, found before it ran. 130, 143: stopped by
+Ctrl-C or SIGTERM.
+"""
 
 from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 
@@ -11,34 +17,79 @@ from ccgpu.models.image_files import BadImage
 from ccgpu.train.distributed import is_main
 from ccgpu.train.runs import checkpoints
 
-# What a wrong flag, dataset or checkpoint raises before anything runs: told in one line, exit status 2.
+Prepared = TypeVar("Prepared")
+
+# What a wrong flag, dataset or checkpoint raises.
 BAD_INPUT = (ValueError, OSError, ImportError, checkpoints.CheckpointError)
-# What `failure` tells later, in one line, where it is no mistake of the program's: exit status 1.
+# A file of somebody else's may also describe its network by values of a wrong type.
+BAD_FILE = (*BAD_INPUT, TypeError)
+# What `failure` explains in one line, unless it is a mistake of the program.
 FAILURES = (BadImage, OSError, MemoryError, RuntimeError)
 
 
+def run_command(
+    command: str,
+    prepare: Callable[[], Prepared],
+    run: Callable[[Prepared], int],
+    *,
+    again: str,
+    smaller: str,
+    stopped: str = "stopped",
+    refused: tuple[type[Exception], ...] = BAD_INPUT,
+    explained: Mapping[type[Exception], int] | None = None,
+    everywhere: bool = False,
+) -> int:
+    """Prepare a command and run it; return its exit status, with whatever went wrong told in one line.
+
+    Args:
+        command: its name, for messages.
+        prepare: reads flags, files and data; its result goes to `run`. Errors of the kinds `refused` have status 2.
+        run: does the work and returns the exit status.
+        again: how to go on once the cause of a failure is gone.
+        smaller: how to do with less memory.
+        stopped: what to say after Ctrl-C.
+        refused: see `prepare`.
+        explained: errors of `run` whose message needs no addition -> exit status.
+        everywhere: whether each of several processes prints its own failure; False: the first process alone prints.
+    """
+    try:
+        try:
+            prepared = prepare()
+        except refused as error:
+            return fail(command, str(error), 2)
+        try:
+            return run(prepared)
+        except tuple(explained or ()) as error:
+            statuses = [status for kind, status in (explained or {}).items() if isinstance(error, kind)]
+            return fail(command, str(error), statuses[0])
+    except FAILURES as error:
+        return fail(command, failure(error, again=again, smaller=smaller), 1, everywhere=everywhere)
+    except KeyboardInterrupt:
+        return fail(command, stopped, 130)
+
+
 def fail(command: str, message: str, status: int, *, everywhere: bool = False) -> int:
-    """Print an error, on the first process or `everywhere` (what not all processes meet); return the exit status."""
+    """Print an error and return the exit status; `everywhere` prints it on all processes, not on the first alone."""
     if everywhere or is_main():
         print(f"{command}: {message}", file=sys.stderr)
     return status
 
 
 def failure(error: Exception, *, again: str, smaller: str) -> str:
-    """Return what to tell of an error that stopped a command between its images.
+    """Return in one line why a command failed while it ran, and what to do.
 
     Args:
-        error: one of `FAILURES`, from this process or, with its traceback as torch's loader puts it, from another.
-        again: how to go on when the cause is gone.
+        error: one of `FAILURES`, raised in this process or, with its traceback in the message, in a loader's.
+        again: how to go on once the cause is gone.
         smaller: how to do with less memory.
 
     Raises:
-        RuntimeError: `error` itself, where it is a mistake of the program's and its traceback is wanted.
+        RuntimeError: `error` itself, where it is a mistake of the program, whose traceback is needed.
     """
     text = str(error)
     if text.startswith("Caught "):
         text = text.rpartition(f"{type(error).__name__}: ")[2].strip()
-        # torch ties such an error into a circle with its loader, whose processes would stay.
+        # torch makes a reference cycle of such an error and its loader, which would keep the loader's processes alive.
         traceback.clear_frames(error.__traceback__)
     # torch has no class of its own for some of these.
     first = text.partition("\n")[0]

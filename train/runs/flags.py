@@ -1,8 +1,7 @@
-"""Settings of a command: one dataclass, its flags, and what wins where flag, saved run, preset and default
-differ.
+"""Flags of the commands: a training command's from the fields of a dataclass, and those that other commands share.
 
-A frozen dataclass declares fields that are `option(...)`s. Every field becomes a flag; its help gives the unit. From
-weakest to strongest: default < recipe and preset < saved settings (on resume) < explicit flag.
+A frozen dataclass declares fields that are `option(...)`s, and every field becomes a flag; its help gives the unit.
+Where several sources name a value, the strongest wins: default < recipe and preset < saved settings (on resume) < flag.
 """
 
 from __future__ import annotations
@@ -11,10 +10,48 @@ import argparse
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+from ccgpu.models.prediction import MULTI_SCALE
 
 S = TypeVar("S")
 Decides = Literal["result", "records", "nothing"]
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def command_parser(name: str, text: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a command, described by the first line of its module's text."""
+    return argparse.ArgumentParser(prog=name, description=(text or "").partition("\n")[0], allow_abbrev=False)
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add --checkpoint, the file of a network."""
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="FILE", help="a run's last.pt, or a published checkpoint"
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device."""
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default: auto)")
+
+
+def add_scales(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add --ms, the scales of multi-scale prediction; its help ends with `default`."""
+    scales = " ".join(map(str, MULTI_SCALE))
+    parser.add_argument(
+        "--ms",
+        type=float,
+        nargs="*",
+        metavar="S",
+        help=f"average over these scales, {scales} where none are given{default}",
+    )
+
+
+def chosen_scales(given: list[float] | None) -> tuple[float, ...] | None:
+    """Return the scales that --ms asks for, or None where it is left out."""
+    return None if given is None else tuple(given) or MULTI_SCALE
 
 
 def option(
@@ -34,14 +71,15 @@ def option(
     Args:
         default: value without flag, preset or saved run.
         help: one line with the unit.
-        kind: bool (--name and --no-name), or what makes the value of a word: int, float, str or another function.
+        kind: bool (--name and --no-name), or what turns a word into the value: int, float, str or another function.
         choices: the values allowed.
         count: argparse's nargs where the value is a tuple; "size" takes H W, or N for a square.
         metavar: what the help calls the value.
         least: smallest number allowed, of each number in a tuple.
         most: largest number allowed.
-        decides: what the setting decides: the "result" of a run, which a resumed run must keep; the "records" of a
-            run folder (how the network is evaluated), to be kept in that folder and free in another; or "nothing".
+        decides: what the setting changes, and so whether a resumed run may change it. "result": the trained network;
+            never. "records": how the network is evaluated; only in another folder, as a folder's records must be alike.
+            "nothing": neither; always.
     """
     metadata = {
         "help": help,
@@ -85,12 +123,12 @@ class _Size(argparse.Action):
 
 
 def add_flags(parser: argparse.ArgumentParser, settings: type, defaults: Mapping[str, Any]) -> None:
-    """Add a flag for each setting; a flag the user leaves out leaves no trace in the namespace.
+    """Add a flag for each setting; the namespace has no attribute for a flag that the user leaves out.
 
     Args:
-        parser: what to add to.
+        parser: the parser to add to.
         settings: dataclass of `option`s.
-        defaults: what the help names as the default of a setting, where it is not the dataclass's own.
+        defaults: defaults by name that the help shows in place of the dataclass's own.
     """
     for field in dataclasses.fields(settings):
         m = field.metadata
@@ -118,7 +156,7 @@ def _shown(value: Any) -> str:
 
 
 def range_problems(settings: Any) -> list[str]:
-    """Return a line for each setting with a number outside of its range, or infinite or NaN."""
+    """Return a line for each setting whose numbers are infinite, NaN or out of its range."""
     problems = []
     for field in dataclasses.fields(settings):
         least, most = field.metadata["least"], field.metadata["most"]
@@ -147,18 +185,18 @@ def combine(
     flags: Mapping[str, Any],
     elsewhere: bool = False,
 ) -> S:
-    """Return the settings of a run; see the module's text for what wins.
+    """Return the settings of a run: saved ones before those of the preset, flags before both.
 
     Args:
         settings: the dataclass.
         preset: values of the preset chosen; empty without one.
-        saved: settings of the run to continue, complete; None for a new run.
+        saved: all settings of the run to continue; None for a new run.
         flags: values of the flags the user gave.
-        elsewhere: whether the saved run goes on in another folder than its own.
+        elsewhere: whether the saved run continues in another folder than its own.
 
     Raises:
-        ValueError: a saved run of other settings than these (another version), or a flag that differs
-            from a saved setting that must be kept; all of them are listed, old and new.
+        ValueError: the saved run has other settings than these (another version), or a flag differs from a saved
+            setting that must not change; all such flags are listed, with old and new value.
     """
     if saved is None:
         return settings(**{**preset, **flags})

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, kept until a run is at a place where it can stop without loss."""
+"""Ctrl-C and SIGTERM, deferred until the run has written a checkpoint and can stop without loss."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from typing import Any
 class DeferredInterrupts:
     """Within a `with` block, note the first SIGINT or SIGTERM instead of raising; a second one acts at once.
 
-    Calling the object tells whether one came. `exit_status` is 128 + the signal's number, as shells report
-    it: 130 for Ctrl-C. Handlers belong to the main thread; in another thread signals are left alone.
+    Calling the object returns whether a signal came. Only the main thread can set handlers; in another thread the block
+    does nothing.
+
+    Attributes:
+        exit_status: 128 + the signal's number, as shells report it: 130 for Ctrl-C.
     """
 
     def __init__(self) -> None:
         self.exit_status = 128 + signal.SIGINT
         self._received = False
-        self._former: dict[int, Any] = {}
+        self._former_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> DeferredInterrupts:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._former[number] = signal.signal(number, self._note)
+                self._former_handlers[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._give_back()
+        self._restore()
 
     def __call__(self) -> bool:
         """Return whether the user or the system asked to stop."""
@@ -36,9 +39,9 @@ class DeferredInterrupts:
     def _note(self, number: int, _: FrameType | None) -> None:
         self._received = True
         self.exit_status = 128 + number
-        self._give_back()
+        self._restore()
 
-    def _give_back(self) -> None:
-        for number, handler in self._former.items():
+    def _restore(self) -> None:
+        for number, handler in self._former_handlers.items():
             signal.signal(number, handler)
-        self._former.clear()
+        self._former_handlers.clear()

@@ -1,4 +1,4 @@
-"""What a command line asks for: a new run or the exact continuation of one, and the folder it works in."""
+"""How a run starts: new or exactly continued, with which settings, in which folder; and the lock of that folder."""
 
 from __future__ import annotations
 
@@ -20,15 +20,20 @@ from ccgpu.train.runs.flags import add_flags, combine
 
 S = TypeVar("S")
 LOCK = "run.lock"
-# The loaders of a killed run live a little longer than it does, and hold its lock.
+# The loaders of a killed run outlive it a little and still hold its lock.
 LOCK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Plan(Generic[S]):
-    """Settings, run folder, and the checkpoint to continue from; None begins anew.
+    """How a run starts.
 
-    `resume` tells that --resume was given; without a checkpoint the run then starts from the beginning.
+    Attributes:
+        settings: all settings.
+        out: the run folder.
+        resume: whether --resume was given; without a checkpoint the run starts from the beginning all the same.
+        checkpoint_path: file of `checkpoint`.
+        checkpoint: the checkpoint to continue from; None starts from the beginning.
     """
 
     settings: S
@@ -39,7 +44,7 @@ class Plan(Generic[S]):
 
     @property
     def start(self) -> int:
-        """Iterations that are done already."""
+        """Number of iterations that are done already."""
         return 0 if self.checkpoint is None else self.checkpoint["iteration"]
 
 
@@ -50,20 +55,20 @@ def read_plan(
     presets: Mapping[str | None, Mapping[str, Any]],
     default_out: Callable[[S], Path],
 ) -> Plan[S]:
-    """Read the command line and, on resume, the saved run; nothing is written.
+    """Return the plan of a command line; on resume the saved run is read. Nothing is written.
 
     Args:
-        parser: of the command; --out, --resume and a flag for each setting are added to it.
-        argv: the command line without the program's name; None for that of the process.
+        parser: the command's parser; --out, --resume and a flag for each setting are added to it.
+        argv: the command line without the program's name; None: the process's own.
         settings: dataclass of `option`s, with one named "preset".
-        presets: values of each preset; those of None, the recipe, are what the help names as defaults.
-        default_out: run folder where --out is not given.
+        presets: values of each preset; the help shows those of None, the recipe, as defaults.
+        default_out: settings -> run folder, for a command line without --out.
 
     Raises:
-        ValueError: flags that contradict the saved run.
+        ValueError: flags contradict the saved run.
         FileNotFoundError: --resume names no file.
-        FileExistsError: a new run in a folder that is not empty.
-        checkpoints.CheckpointError: a damaged checkpoint.
+        FileExistsError: the folder of a new run is not empty.
+        checkpoints.CheckpointError: the checkpoint is damaged.
     """
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: in runs/)")
     parser.add_argument(
@@ -101,12 +106,12 @@ def read_plan(
 
 @contextlib.contextmanager
 def only_writer(out: Path) -> Iterator[None]:
-    """Keep other commands out of the run folder: two at once would mix their records and checkpoints.
+    """Lock the run folder for other commands: two at once would mix their records and checkpoints.
 
-    The lock ends with the process, however that ends. It belongs to the first of several processes.
+    The first of several processes holds the lock, and the system releases it when that process ends, even by a kill.
 
     Raises:
-        ValueError: another command holds it.
+        ValueError: another command holds the lock.
     """
     if not distributed.is_main():
         yield
@@ -127,7 +132,7 @@ def only_writer(out: Path) -> Iterator[None]:
 
 
 def open_run_folder(plan: Plan[Any], device: torch.device) -> set[int]:
-    """Make the run folder ready to go on; return the iterations whose evaluation is recorded in it."""
+    """Clean the run folder up for the run to continue; return the iterations whose evaluation is recorded in it."""
     metrics = plan.out / records.METRICS
     if distributed.is_main():
         plan.out.mkdir(parents=True, exist_ok=True)
@@ -138,5 +143,5 @@ def open_run_folder(plan: Plan[Any], device: torch.device) -> set[int]:
         records.write_settings(plan.out, values, device, distributed.world_size())
     distributed.wait_for_all()
     kept = records.read_records(metrics)
-    distributed.wait_for_all()  # everyone has read before the first process adds a record
+    distributed.wait_for_all()  # all processes have read before the first one adds a record
     return {record["iteration"] for record in kept if record["kind"] == "evaluation"}

@@ -1,4 +1,4 @@
-"""What a run leaves for readers: metrics.jsonl, settings.json, TensorBoard files."""
+"""A run folder's records: metrics.jsonl (losses and scores), settings.json, TensorBoard files."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file of JSON lines; none where there is no file.
+    """Return the records of a file of JSON lines; an empty list where there is no file.
 
-    A last line without its end, which a killed run leaves, is no record.
+    An incomplete last line, which a killed run leaves, is ignored.
 
     Raises:
-        ValueError: another line that is not JSON.
+        ValueError: another line is not JSON.
     """
     if not path.exists():
         return []
@@ -52,7 +52,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_records(path: Path, iteration: int) -> list[dict[str, Any]]:
-    """Remove the records after `iteration`, which a resumed run writes again, and return those kept."""
+    """Remove the records after `iteration`, which a resumed run writes again; return the others."""
     kept = [record for record in read_records(path) if record["iteration"] <= iteration]
     if path.exists():
         write_atomically(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
@@ -60,9 +60,7 @@ def cut_records(path: Path, iteration: int) -> list[dict[str, Any]]:
 
 
 def evaluation_record(iteration: int | None, confusion: ConfusionMatrix, names: Sequence[str]) -> dict[str, Any]:
-    """Return an evaluation as a record: scores as fractions (null for a class that does not occur) and the
-    matrix.
-    """
+    """Return the record of an evaluation: scores in 0..1, null for classes that do not occur, and the matrix."""
     iou = confusion.iou().tolist()
     return {
         "kind": "evaluation",
@@ -74,7 +72,7 @@ def evaluation_record(iteration: int | None, confusion: ConfusionMatrix, names: 
 
 
 def confusion(record: Mapping[str, Any]) -> ConfusionMatrix:
-    """Return the confusion matrix of an evaluation's record."""
+    """Return the confusion matrix that `evaluation_record` stored."""
     matrix = torch.tensor(record["matrix"])
     found = ConfusionMatrix(len(matrix))
     found.matrix += matrix
@@ -86,7 +84,7 @@ def _number(value: float) -> float | None:
 
 
 def circumstances(device: torch.device) -> dict[str, Any]:
-    """Return on what something ran: commit, device, threads, versions."""
+    """Return where a measurement or a run was made: commit, device, threads, versions."""
     return {
         "commit": commit(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
@@ -101,7 +99,7 @@ def circumstances(device: torch.device) -> dict[str, Any]:
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any], device: torch.device, processes: int) -> None:
-    """Write settings.json: the settings, and where and how each start (the first, each resume) ran."""
+    """Write settings.json: the settings, and time, flags, processes and machine of each start, first or resumed."""
     path = folder / SETTINGS
     starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
     starts.append(
@@ -116,13 +114,13 @@ def write_settings(folder: Path, settings: Mapping[str, Any], device: torch.devi
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """Return the settings of the run in `folder`, or None where there is none."""
+    """Return the settings of the run in `folder`, or None without a run there."""
     path = folder / SETTINGS
     return json.loads(path.read_text(encoding="utf-8"))["settings"] if path.exists() else None
 
 
 def commit() -> str | None:
-    """Return the checkout's commit, with "+changes" where files differ; None outside of a checkout."""
+    """Return the checkout's commit, with "+changes" if files differ from it; None outside of a checkout."""
     here = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
         commit = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
@@ -133,11 +131,10 @@ def commit() -> str | None:
 
 
 class Board:
-    """TensorBoard scalars and images of a run, in folder/tensorboard; on other processes than the first,
-    nothing.
+    """TensorBoard scalars and images of a run, in folder/tensorboard.
 
     Args:
-        folder: the run folder, or None to write nothing.
+        folder: the run folder; None writes nothing, as all processes but the first do.
         iteration: where the run continues; events after it are hidden.
     """
 

@@ -1,4 +1,4 @@
-"""The settings that all training commands share: what a run is made of.
+"""The settings that all training commands share, their ranges, and the loss and prediction that follow from them.
 
 The defaults are the paper's recipe for Cityscapes (Huang et al., TPAMI 2020, section 4.2); a dataset's own recipe
 replaces some of them (`Dataset.recipe`).
@@ -20,15 +20,15 @@ from ccgpu.train import engine
 from ccgpu.train.consistency import FORMS
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.losses import AUXILIARY_WEIGHT, ConsistencyWeights, Criterion
-from ccgpu.train.runs.flags import option, range_problems
+from ccgpu.train.runs.flags import DEVICES, option, range_problems
 
-# Pixels a side: two positions of the features at output stride 8; batch norm fails on a single one.
+# Pixels a side: two positions of the features at output stride 8; batch norm fails on a single position.
 SMALLEST = 16
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is made of; every field is a flag of the command."""
+    """All settings of a run; every field is a flag of the command, and all are saved with the run."""
 
     preset: str | None = option(None, "demo: a run of a few minutes on a CPU", choices=("demo",))
     # Data.
@@ -64,10 +64,10 @@ class Settings:
     )
     context: str = option("rcca", "context module of the head", choices=CONTEXTS)
     recurrence: int | None = option(
-        None, "loops R of the criss-cross attention, 0 for none; none: 2, for clips 3", kind=int, least=0
+        None, "loops R of the criss-cross attention, 0 for no attention; none: 2, for clips 3", kind=int, least=0
     )
-    gamma: float = option(0.0, "where the attention's gamma starts; 1 for a short training", kind=float)
-    recompute: bool = option(False, "save only each loop's input, compute the rest again in backward", kind=bool)
+    gamma: float = option(0.0, "initial value of the attention's gamma; 1 for a short training", kind=float)
+    recompute: bool = option(False, "save only each loop's input, recompute the rest in backward", kind=bool)
     nonlocal_form: str = option("sdpa", "how non-local attention is computed", choices=("sdpa", "materialised"))
     head_channels: int = option(512, "channels of the head", kind=int, least=1)
     dropout: float = option(0.1, "probability of a channel's dropout in the heads", kind=float, least=0, most=1)
@@ -75,8 +75,8 @@ class Settings:
     auxiliary_weight: float = option(AUXILIARY_WEIGHT, "weight of the auxiliary loss", kind=float, least=0)
     ohem: tuple[float, float] | None = option(
         None,
-        "train the main head on its hard pixels: those at most THRESHOLD sure, and at least KEPT a step (authors: 0.7 "
-        "100000)",
+        "train the main head on its hard pixels: those with a probability of at most THRESHOLD, and at least KEPT a "
+        "step (authors: 0.7 100000)",
         kind=float,
         count=2,
         metavar=("THRESHOLD", "KEPT"),
@@ -93,9 +93,14 @@ class Settings:
     # Augmentation.
     crop: tuple[int, int] = option((769, 769), "training crop in pixels", kind=int, count="size", least=SMALLEST)
     short_sides: tuple[int, ...] = option(
-        (), "draw the image's short side from these, in pixels", kind=int, count="*", metavar="N", least=SMALLEST
+        (),
+        "choose the image's short side at random from these, in pixels",
+        kind=int,
+        count="*",
+        metavar="N",
+        least=SMALLEST,
     )
-    fit: bool = option(False, "first resize the image to the largest that fits into the crop", kind=bool)
+    fit: bool = option(False, "first resize the image to the largest size that fits into the crop", kind=bool)
     scale: tuple[float, float] = option(
         (0.75, 2.0), "range of the random scale", kind=float, count=2, metavar=("LOW", "HIGH")
     )
@@ -128,7 +133,7 @@ class Settings:
         None, "resize to this short side, in pixels", kind=int, least=SMALLEST, decides="records"
     )
     eval_fit: tuple[int, int] | None = option(
-        None, "resize to the largest that fits into H W", kind=int, count="size", least=SMALLEST, decides="records"
+        None, "resize to the largest size that fits into H W", kind=int, count="size", least=SMALLEST, decides="records"
     )
     baselines: bool = option(False, "evaluate the untrained network and 'everything is class 0' too", kind=bool)
     # The run.
@@ -138,7 +143,7 @@ class Settings:
     save_every: int = option(1000, "steps between checkpoints", kind=int, decides="nothing", least=1)
     log_every: int = option(50, "steps between records of the loss", kind=int, decides="nothing", least=1)
     tensorboard: bool = option(True, "write TensorBoard files", kind=bool, decides="nothing")
-    device: str = option("auto", "where to run", choices=("auto", "cpu", "cuda"), decides="nothing")
+    device: str = option("auto", "where to run", choices=DEVICES, decides="nothing")
     workers: int = option(4, "loader processes for each training process", kind=int, decides="nothing", least=0)
 
     @property
@@ -150,10 +155,10 @@ class Settings:
 
 
 def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.device) -> None:
-    """Refuse settings that cannot work, all in one error, before anything is written.
+    """Refuse settings that cannot work, before anything is written.
 
     Raises:
-        ValueError: with all problems.
+        ValueError: some cannot work; the message lists all of them.
     """
     problems = range_problems(s)
     if s.lr == 0:
@@ -192,9 +197,9 @@ def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.
         problems.append(f"--preset must be left out for {dataset.name}, which has no demo, got {s.preset}")
     if s.data is None and dataset.write_synthetic is None:
         problems.append("--data must name the dataset's folder, got nothing")
-    drawn = {*dataset.recipe.get("train_split", ("train",)), *dataset.recipe.get("val_split", ("val",))}
-    if s.data is None and not {*s.train_split, *s.val_split} <= drawn:
-        problems.append(f"--train-split and --val-split must be of {sorted(drawn)} where --data is left out")
+    synthetic = {*dataset.recipe.get("train_split", ("train",)), *dataset.recipe.get("val_split", ("val",))}
+    if s.data is None and not {*s.train_split, *s.val_split} <= synthetic:
+        problems.append(f"--train-split and --val-split must be of {sorted(synthetic)} where --data is left out")
     if problems:
         raise ValueError("; ".join(problems))
 
@@ -209,7 +214,7 @@ def criterion(s: Settings) -> Criterion:
 
 
 def prediction(s: Settings, dataset: Dataset) -> Prediction:
-    """Return how the settings ask for images to be evaluated."""
+    """Return how images are predicted for the evaluation that the settings ask for."""
     return Prediction(
         mode=s.eval,
         crop=s.eval_crop,

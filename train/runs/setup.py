@@ -1,4 +1,4 @@
-"""What a command works with: networks built or read from files, datasets opened, loaders of their samples."""
+"""The parts that commands work with: networks, built or read from files, and loaders of a dataset's samples."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Batches: TypeAlias = DataLoader[dict[str, Any]]
 
 
 def read_network(path: Path) -> checkpoint.Checkpoint:
-    """Return what --checkpoint holds.
+    """Return the network of the file that --checkpoint names.
 
     Raises:
-        ValueError, OSError: a file that cannot be used, or one with a backbone alone.
+        ValueError, OSError: the file cannot be used, or holds a backbone alone.
     """
     found = checkpoint.read(path)
     if found.source == RESNET:
@@ -38,10 +38,10 @@ def read_network(path: Path) -> checkpoint.Checkpoint:
 
 
 def build_network(settings: Settings, dataset: Dataset, device: torch.device, *, pretrained: bool) -> CCNet:
-    """Return the network on its device, ready for the global batch; `pretrained` reads --imagenet.
+    """Return the network on its device, converted for the global batch; `pretrained`: with the weights of --imagenet.
 
     Raises:
-        ValueError, OSError, ImportError: a network or weights that cannot be had.
+        ValueError, OSError, ImportError: the network cannot be built, or its weights cannot be loaded.
     """
     try:
         net = CCNet(
@@ -60,17 +60,19 @@ def build_network(settings: Settings, dataset: Dataset, device: torch.device, *,
         )
         if pretrained and settings.imagenet is not None:
             load_imagenet(net.backbone, settings.imagenet)
-    except RuntimeError as error:  # a package that cannot be imported, weights that cannot be fetched
+    except RuntimeError as error:  # a package of weights or models cannot be imported, or its download failed
         raise ValueError(str(error)) from error
     return place_network(net, settings, device)
 
 
 def place_network(net: CCNet, settings: Settings, device: torch.device) -> CCNet:
-    """Return a network on its device, in the memory order and form that the settings ask for."""
+    """Return a network on its device, converted for the global batch, in the memory format of the settings, compiled if
+    they say so.
+    """
     order = torch.channels_last if settings.channels_last else torch.contiguous_format
     net = net.to(device)
     for parameter in net.parameters():
-        if parameter.ndim == 4:  # a clip's 1x1x1 kernels have no such order, nor need of one
+        if parameter.ndim == 4:  # channels_last is a format of 4 axes; 1x1x1 kernels for clips need none
             parameter.data = parameter.data.contiguous(memory_format=order)
     distributed.convert_for_global_batch(net)
     if settings.compile:
@@ -79,15 +81,15 @@ def place_network(net: CCNet, settings: Settings, device: torch.device) -> CCNet
 
 
 def open_data(settings: Settings, dataset: Dataset, out: Path) -> tuple[list[Clip], list[tuple[Clip, int]]]:
-    """Return the checked clips to train and evaluate on (single images are clips of one).
+    """Return the checked clips to train and evaluate on, single images as clips of one.
 
-    Without --data they are of images drawn into out/scenes. Clips never join two splits.
+    Without --data, synthetic images are written to out/scenes first. A clip is within one split.
     """
     root = out / "scenes" if settings.data is None else Path(settings.data)
     if settings.data is None and dataset.write_synthetic is not None:
         if is_main():
             train, val = settings.scenes
-            say(f"no --data: drawing images into {root}, {train} to train and {val} to evaluate on")
+            say(f"no --data: writing synthetic images to {root}, {train} to train and {val} to evaluate on")
             out.mkdir(parents=True, exist_ok=True)
             (train_split, *_), (val_split, *_) = settings.train_split, settings.val_split
             dataset.write_synthetic(root, {train_split: train, val_split: val}, settings.scenes_size, settings.seed)

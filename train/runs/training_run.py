@@ -1,4 +1,4 @@
-"""A run under way: what is written between two steps of training, and what a reader finds at the end."""
+"""A run under way: the records, checkpoints and evaluations between two steps of training, and the final report."""
 
 from __future__ import annotations
 
@@ -26,31 +26,30 @@ from ccgpu.train.runs import checkpoints, records
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.visualise import attention_overlay, side_by_side
 
-# How many evaluation images are drawn beside truth and prediction.
-SHOWN = 4
+SHOWN = 4  # evaluation images that are drawn beside truth and prediction
 RESULTS = "results.txt"
 
 
 @dataclass
-class Run:
-    """Network, optimiser, evaluation images and folder of a run.
+class TrainingRun:
+    """Network, optimiser, evaluation images and folder of a run; its methods write what the run leaves behind.
 
     Attributes:
         out: the run folder.
         dataset: classes, colours and official scores.
-        settings: all settings, as they go into checkpoints.
-        data_digest: what the order of the training samples depends on, as it goes into checkpoints.
-        batch: global batch, from which the position in the sample stream follows.
-        precision: device, autocast, memory order.
+        settings: all settings by name, for checkpoints.
+        data_digest: digest of the training images' names, for checkpoints.
+        batch: images or clips a step over all processes; the position in the stream of samples follows from it.
+        precision: device, autocast dtype and memory format.
         net: the network itself, not its wrapper for several processes.
-        optimiser: as it goes into checkpoints.
-        scaler: likewise.
+        optimiser: saved in checkpoints.
+        scaler: gradient scaler, saved in checkpoints.
         val_set: the evaluation images.
         val_loader: this process's share of them.
-        normalise: what made the network's input of an image.
-        predict: how an image becomes class scores.
-        board: TensorBoard.
-        interrupts: asked during an evaluation.
+        normalise: image -> network input, and back for drawing.
+        predict: network input -> class scores.
+        board: TensorBoard files.
+        interrupts: called between two images of an evaluation, says whether to stop.
     """
 
     out: Path
@@ -109,7 +108,7 @@ class Run:
         """Evaluate on all images; the first process draws some and records the scores.
 
         Raises:
-            engine.Interrupted: where the run was asked to stop; nothing is recorded then.
+            engine.Interrupted: the run was asked to stop; nothing is recorded then.
         """
         labels = self.dataset.labels
         confusion = engine.evaluate(
@@ -127,7 +126,7 @@ class Run:
         scalars = {f"evaluation/{name}": record[name] for name in self.dataset.scores}
         scalars |= {f"iou/{name}": value for name, value in record["iou"].items()}
         self.board.scalars(iteration, scalars)
-        # Last, so that an evaluation counts as done once everything of it is written.
+        # The record comes last: a resumed run takes an evaluation with a record for complete.
         records.append_record(self.out / records.METRICS, record)
         say(f"iteration {iteration}: {scores_line(confusion, self.dataset.scores)}")
 
@@ -146,7 +145,7 @@ class Run:
             self.board.image(iteration, f"evaluation/{index}", np.asarray(sheet))
 
     def report(self) -> None:
-        """Print the last evaluation's table and the baselines, write results.txt, say where things lie."""
+        """Print the last evaluation's table and the baselines, write results.txt, and say where the files are."""
         evaluations = [
             record for record in records.read_records(self.out / records.METRICS) if record["kind"] == "evaluation"
         ]
@@ -171,7 +170,7 @@ class Run:
         with self.precision.autocast():
             attention = self.net.attention_map(images, at=(*frame, y, x))[0]
         image = images[0].cpu()
-        if attention.ndim == 3:  # a clip's map: what its middle frame holds of it
+        if attention.ndim == 3:  # a clip's map is shown by its middle frame
             attention, image = attention[frame[0]], image[:, frame[0]]
         path = self.out / "images" / "attention.png"
         overlay: Image.Image = attention_overlay(self.normalise.denormalise(image), attention, (y, x))
@@ -180,7 +179,7 @@ class Run:
 
 
 def one_class_baseline(confusion: ConfusionMatrix, prediction: int = 0) -> ConfusionMatrix:
-    """Return the matrix of a network that says class `prediction` at every pixel of the same images."""
+    """Return the confusion matrix of predicting one class at every pixel of the same images."""
     baseline = ConfusionMatrix(confusion.num_classes)
     baseline.matrix[:, prediction] = confusion.matrix.sum(dim=1)
     return baseline
