@@ -22,21 +22,6 @@ def coordinates(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return image, (16 * (y // 4) + x // 4).astype(np.uint8)
 
 
-def test_normalise_subtracts_the_mean_and_divides_by_the_deviation() -> None:
-    image = np.array([[[10, 20, 30], [255, 0, 128]]], dtype=np.uint8)
-    result = Normalise((10.0, 10.0, 20.0), (1.0, 2.0, 5.0))(image)
-    assert result.dtype == torch.float32
-    assert result.is_contiguous()
-    assert result.tolist() == [[[0.0, 245.0]], [[5.0, -5.0]], [[2.0, pytest.approx(21.6)]]]
-
-
-def test_denormalise_inverts_normalise_for_every_value() -> None:
-    image = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
-    assert np.array_equal(Normalise().denormalise(Normalise()(image)), image)
-    assert Normalise().denormalise(torch.full((3, 1, 1), 99.0)).tolist() == [[[255, 255, 255]]]
-    assert Normalise().denormalise(torch.full((3, 1, 1), -99.0)).tolist() == [[[0, 0, 0]]]
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.integers(4, 30), st.integers(4, 30), st.integers(1, 60), st.integers(1, 60), st.data())
 def test_scaled_window_equals_resize_then_cut(
@@ -287,8 +272,6 @@ def test_evaluation_transform_normalises_only() -> None:
         (lambda: TrainTransform((5, 5), short_sides=(5,), fit=True), r"none with fit, got \(5,\) and fit=True"),
         (lambda: TrainTransform((5, 5), exchange=np.arange(256)), r"uint8 \(256,\), got int64 \(256,\)"),
         (lambda: TrainTransform((5, 5), exchange=np.zeros(19, np.uint8)), r"got uint8 \(19,\)"),
-        (lambda: Normalise(std=(1.0, 0.0, 1.0)), "std must be positive"),
-        (lambda: Normalise(mean=(1.0, float("nan"), 1.0)), "mean must be three finite numbers"),
         (
             lambda: EvaluationTransform()(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5), np.uint8)),
             r"\(4, 5\)",

@@ -12,7 +12,7 @@ from ccgpu.train import ade20k, camvid, cityscapes, lip
 from ccgpu.train.data.clips import evaluation_clips, training_clips
 from ccgpu.train.data.pairs import check_pairs, read_pair
 
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def touch(root: Path, *names: str) -> None:
