@@ -1,9 +1,9 @@
-"""Arrays of other libraries: `ccgpu.cca` and its stages take them, compute on the same memory and return their kind.
+"""Arrays of other libraries in `ccgpu.cca` and its stages, which return arrays of the same kind.
 
-An entry of KINDS for each library, and a last one for whatever speaks DLPack. They are looked at only where an argument
-is no tensor, and only if the library is imported already, so they cost calls with tensors nothing and import nothing.
+KINDS has an entry for each library, and a last one for any array with `__dlpack__`; `interchange` has the crossings.
+Kinds are looked up only if an argument is no tensor, and no library is imported for it.
 
-An exporter that has no importer (a library without `from_dlpack`) gets tensors back:
+Arrays of a library that has `__dlpack__` and no `from_dlpack` give tensors:
 
     Examples:
         >>> import types, numpy, torch, ccgpu
@@ -24,23 +24,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ccgpu.kernels.array_checks import SameMemory, check_no_mask, host_array, type_name
-from ccgpu.kernels.dtypes import DTYPES
-from ccgpu.layouts import energy_dtype
+from ccgpu import autocast, interchange
+from ccgpu.kernels.array_checks import check_no_mask, type_name
+from ccgpu.kernels.dtypes import DTYPES, NUMPY_DTYPES
+from ccgpu.layouts import NAMES, energy_dtype
 
-DLPACK_CPU = 1  # kDLCPU of DLPack's DLDeviceType
+# Names of the dtypes of torch and NumPy that the op has: NumPy takes 2 us to find one.
+_DTYPE_NAMES: dict[Any, str] = {**NAMES, **{np.dtype(name): name for name in NUMPY_DTYPES}}
 
 
 class ArrayKind(NamedTuple):
-    """How arrays of a library become tensors and back, without a copy of their own."""
+    """How arrays of a library become tensors and back, and the words of messages about them.
+
+    Attributes:
+        owns: array -> whether it is of this kind.
+        stream: function, arrays -> a context in which the arrays' stream is torch's current one.
+        to_tensor: function, argument's name, array -> tensor; the first two are for messages.
+        from_tensor: tensor, array of the kind -> the tensor as an array of the same kind and stream.
+        importer: array -> what converts other arrays to its kind, in words; None where nothing does.
+        cast: argument's name, array, dtype -> the words that convert it.
+        has_view: whether arrays have `view(dtype)`: the interfaces have no bfloat16, which crosses as int16.
+    """
 
     owns: Callable[[Any], bool]
-    stream: Callable[[str, tuple[Any, ...]], AbstractContextManager[Any]]  # makes the arrays' stream torch's as well
-    to_tensor: Callable[[str, str, Any], Tensor]  # of a function and an argument's name, for messages, and its array
-    from_tensor: Callable[[Tensor, Any], Any]  # of a tensor and an array of the kind that the result is to be
-    importer: Callable[[Any], str | None]  # what other arrays are converted with to be of an array's kind
-    cast: Callable[[str, Any, str], str]  # of a name, its array and a dtype: the words that convert it
-    has_view: bool  # x.view(dtype): bfloat16, which the interfaces have no word for, crosses as int16
+    stream: Callable[[str, tuple[Any, ...]], AbstractContextManager[Any]]
+    to_tensor: Callable[[str, str, Any], Tensor]
+    from_tensor: Callable[[Tensor, Any], Any]
+    importer: Callable[[Any], str | None]
+    cast: Callable[[str, Any, str], str]
+    has_view: bool
 
 
 def _library(x: Any) -> str:
@@ -48,9 +60,12 @@ def _library(x: Any) -> str:
 
 
 def _is_instance(x: Any, module: str, name: str) -> bool:
-    """Tell whether x is of a type of a module that may not be there."""
+    """Return whether x has a type of this name of a module that may not be imported."""
     array_type = getattr(sys.modules.get(module), name, None)
     return array_type is not None and isinstance(x, array_type)
+
+
+# Streams --------------------------------------------------------------------------------------------------------------
 
 
 def _torch_stream(function: str, pointer: int, device: torch.device) -> Any:
@@ -63,53 +78,23 @@ def _torch_stream(function: str, pointer: int, device: torch.device) -> Any:
     return torch.cuda.ExternalStream(pointer, device) if pointer else torch.cuda.default_stream(device)
 
 
-# NumPy ----------------------------------------------------------------------------------------------------------------
-
-
 def _no_stream(function: str, arrays: tuple[Any, ...]) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def _host_tensor(x: Any) -> Tensor:
-    x = host_array(x)
-    return torch.from_numpy(x.copy("K") if min(x.strides, default=0) < 0 else x)  # torch has no negative strides
-
-
-def _numpy_to_tensor(function: str, name: str, x: Any) -> Tensor:
-    check_no_mask(name, x, function)
-    return _host_tensor(x)
-
-
-def _numpy_cast(name: str, x: Any, dtype: str) -> str:
-    return f"{name}.astype({'ml_dtypes' if dtype == 'bfloat16' else 'numpy'}.{dtype})"
-
-
-# CuPy -----------------------------------------------------------------------------------------------------------------
-
-
 def _cupy_stream(function: str, arrays: tuple[Any, ...]) -> AbstractContextManager[Any]:
-    """Make CuPy's current stream on the arrays' device torch's: then neither library waits for the other."""
+    """Make CuPy's current stream on the arrays' device torch's current one, so that neither library waits."""
     with arrays[-1].device:
         pointer = sys.modules["cupy"].cuda.get_current_stream().ptr
     return torch.cuda.stream(_torch_stream(function, pointer, torch.device("cuda", arrays[-1].device.id)))
 
 
-def _cupy_to_tensor(function: str, name: str, x: Any) -> Tensor:
-    return torch.from_dlpack(x.copy() if min(x.strides, default=0) < 0 else x)  # torch has no negative strides
-
-
-# Numba ----------------------------------------------------------------------------------------------------------------
-
-
-def _numba_device(x: Any) -> torch.device:
-    return torch.device("cuda", x.gpu_data.context.device.id)
-
-
 @contextmanager
 def _numba_stream(function: str, arrays: tuple[Any, ...]) -> Iterator[None]:
-    """Make the last array's stream torch's, after what the others' streams hold, and those wait for it in turn."""
+    """Make the last array's stream torch's current one; it waits for the other arrays' streams, and they for it."""
     pointers = dict.fromkeys(x.__cuda_array_interface__.get("stream") or 0 for x in reversed(arrays))
-    stream, *others = (_torch_stream(function, pointer, _numba_device(arrays[-1])) for pointer in pointers)
+    device = interchange.numba_device(arrays[-1])
+    stream, *others = (_torch_stream(function, pointer, device) for pointer in pointers)
     for other in others:
         stream.wait_stream(other)
     with torch.cuda.stream(stream):
@@ -118,43 +103,29 @@ def _numba_stream(function: str, arrays: tuple[Any, ...]) -> Iterator[None]:
         other.wait_stream(stream)
 
 
-def _numba_to_tensor(function: str, name: str, x: Any) -> Tensor:
-    # torch has no negative strides: it sees the memory from its lowest address on, and turns a copy round.
-    turned = [axis for axis, stride in enumerate(x.strides) if stride < 0 and x.size]
-    pointer, _ = x.__cuda_array_interface__["data"]
-    pointer += sum((x.shape[axis] - 1) * x.strides[axis] for axis in turned)
-    strides = tuple(abs(stride) for stride in x.strides)
-    memory = SameMemory(x, "__cuda_array_interface__", data=(pointer, False), strides=strides)
-    tensor = torch.as_tensor(memory, device=_numba_device(x))
-    return tensor.flip(turned) if turned else tensor
+# Crossings, and their words in messages -------------------------------------------------------------------------------
+
+
+def _numpy_to_tensor(function: str, name: str, x: Any) -> Tensor:
+    check_no_mask(name, x, function)
+    return interchange.from_any_numpy(x)
+
+
+def _numpy_cast(name: str, x: Any, dtype: str) -> str:
+    return f"{name}.astype({'ml_dtypes' if dtype == 'bfloat16' else 'numpy'}.{dtype})"
 
 
 def _numba_from_tensor(tensor: Tensor, like: Any) -> Any:
-    cuda = sys.modules["numba.cuda"]
-    with cuda.gpus[tensor.device.index]:
-        return cuda.as_cuda_array(tensor).bind(like.stream)
+    with sys.modules["numba.cuda"].gpus[tensor.device.index]:
+        return interchange.numba_array(tensor).bind(like.stream)
 
 
 def _numba_cast(name: str, x: Any, dtype: str) -> str:
     return f"numba.cuda.to_device({_numpy_cast(f'{name}.copy_to_host()', x, dtype)})"
 
 
-# In Numba's simulator (NUMBA_ENABLE_CUDASIM=1) a device array is a wrapper around one of NumPy.
-
-
-def _simulated_to_tensor(function: str, name: str, x: Any) -> Tensor:
-    return _host_tensor(np.asarray(x))
-
-
-def _simulated_from_tensor(tensor: Tensor, like: Any) -> Any:
-    return type(like)(tensor.numpy(), stream=like.stream)
-
-
-# DLPack ---------------------------------------------------------------------------------------------------------------
-
-
-def _from_dlpack(x: Any) -> tuple[str, Callable[[Any], Any]] | None:
-    """Return the name and the function that makes arrays of x's library of tensors, or None where it has none."""
+def _dlpack_maker(x: Any) -> tuple[str, Callable[[Any], Any]] | None:
+    """Return name and function that make arrays of x's library out of tensors, or None where it has none."""
     namespace = x.__array_namespace__() if hasattr(x, "__array_namespace__") else None
     library = sys.modules.get(_library(x))
     for module in (namespace, library, getattr(library, "dlpack", None)):
@@ -164,23 +135,9 @@ def _from_dlpack(x: Any) -> tuple[str, Callable[[Any], Any]] | None:
     return None
 
 
-def _share(x: Any) -> Tensor:
-    """Return the memory of an exporter as a tensor. torch would end the process at a negative stride."""
-    if x.__dlpack_device__()[0] != DLPACK_CPU:
-        strides = getattr(x, "strides", None)
-        if isinstance(strides, tuple) and min(strides, default=0) < 0:
-            raise ValueError(f"torch has no negative strides, these are {strides}")
-        return torch.from_dlpack(x)  # orders the exporter's stream before torch's, as the protocol has it
-    try:
-        array = np.from_dlpack(x)
-    except (BufferError, RuntimeError):
-        return torch.from_dlpack(x)  # bfloat16, which NumPy does not know
-    return _host_tensor(array)
-
-
 def _dlpack_to_tensor(function: str, name: str, x: Any) -> Tensor:
     try:
-        return _share(x)
+        return interchange.from_exporter(x)
     except (AttributeError, BufferError, ImportError, RuntimeError, TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(
@@ -190,12 +147,12 @@ def _dlpack_to_tensor(function: str, name: str, x: Any) -> Tensor:
 
 
 def _dlpack_from_tensor(tensor: Tensor, like: Any) -> Any:
-    found = _from_dlpack(like)
+    found = _dlpack_maker(like)
     return tensor if found is None else found[1](tensor)
 
 
 def _dlpack_importer(x: Any) -> str | None:
-    found = _from_dlpack(x)
+    found = _dlpack_maker(x)
     return None if found is None else found[0]
 
 
@@ -206,11 +163,13 @@ def _dlpack_cast(name: str, x: Any, dtype: str) -> str:
     return f"{namespace}.astype({name}, {namespace}.{dtype})"
 
 
+# Kinds ----------------------------------------------------------------------------------------------------------------
+
 CUPY = ArrayKind(
     lambda x: _is_instance(x, "cupy", "ndarray"),
     _cupy_stream,
-    _cupy_to_tensor,
-    lambda tensor, like: sys.modules["cupy"].from_dlpack(tensor),
+    lambda function, name, x: interchange.from_cupy(x),
+    lambda tensor, like: interchange.cupy_array(tensor),
     lambda x: "cupy.asarray",
     lambda name, x, dtype: f"{name}.astype({'ml_dtypes' if dtype == 'bfloat16' else 'cupy'}.{dtype})",
     has_view=True,
@@ -218,7 +177,7 @@ CUPY = ArrayKind(
 NUMBA = ArrayKind(
     lambda x: _is_instance(x, "numba.cuda.cudadrv.devicearray", "DeviceNDArrayBase"),
     _numba_stream,
-    _numba_to_tensor,
+    lambda function, name, x: interchange.from_numba(x),
     _numba_from_tensor,
     lambda x: "numba.cuda.as_cuda_array or, from the host, numba.cuda.to_device",
     _numba_cast,
@@ -227,8 +186,8 @@ NUMBA = ArrayKind(
 NUMBA_SIMULATED = ArrayKind(
     lambda x: _is_instance(x, "numba.cuda.simulator.cudadrv.devicearray", "FakeCUDAArray"),
     _no_stream,
-    _simulated_to_tensor,
-    _simulated_from_tensor,
+    lambda function, name, x: interchange.from_simulated_numba(x),
+    lambda tensor, like: interchange.simulated_numba_array(tensor, like.stream),
     lambda x: "numba.cuda.to_device",
     _numba_cast,
     has_view=True,
@@ -237,7 +196,7 @@ NUMPY = ArrayKind(
     lambda x: isinstance(x, np.ndarray),
     _no_stream,
     _numpy_to_tensor,
-    lambda tensor, like: tensor.numpy(),
+    lambda tensor, like: interchange.numpy_view(tensor),
     lambda x: "numpy.asarray",
     _numpy_cast,
     has_view=True,
@@ -256,23 +215,25 @@ KINDS = (CUPY, NUMBA, NUMBA_SIMULATED, NUMPY, DLPACK)
 
 
 def _importer(kind: ArrayKind | None, x: Any) -> str | None:
-    """Return what other arrays are converted with to be of the kind of x, or None where there is nothing."""
+    """Return what converts other arrays to x's kind, in words; None where nothing does."""
     if isinstance(x, Tensor):
         return "torch.as_tensor or torch.from_dlpack"
     return None if kind is None else kind.importer(x)
 
 
 def kind_of(function: str, **arguments: Any) -> ArrayKind | None:
-    """Return the kind of the arguments, or None where none of them is of a kind: tensors, and what nobody takes.
+    """Return the kind of the arguments, or None where all are tensors or no arrays.
 
     Raises:
-        TypeError: some are of a kind and others are not.
+        TypeError: the arguments are of several kinds, or of one in part.
     """
-    groups: dict[tuple[ArrayKind | None, str], list[str]] = {}  # the names of the arguments of a kind and library
+    if all(type(x) is np.ndarray for x in arguments.values()):  # 6 us sooner
+        return NUMPY
+    groups: dict[tuple[ArrayKind | None, str], list[str]] = {}  # names of arguments by kind and library
     for name, x in arguments.items():
         kind = None if isinstance(x, Tensor) else next((kind for kind in KINDS if kind.owns(x)), None)
-        told_apart = kind in (None, DLPACK) and not isinstance(x, Tensor)
-        groups.setdefault((kind, _library(x) if told_apart else ""), []).append(name)
+        is_any_library = kind in (None, DLPACK) and not isinstance(x, Tensor)
+        groups.setdefault((kind, _library(x) if is_any_library else ""), []).append(name)
     kinds = [kind for kind, _ in groups]
     if not any(kinds):
         return None
@@ -291,15 +252,19 @@ def kind_of(function: str, **arguments: Any) -> ArrayKind | None:
     )
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _name(dtype: Any) -> str:
+    """Return the name of a dtype of torch or NumPy."""
+    name = _DTYPE_NAMES.get(dtype)
+    if name is not None:
+        return name
+    return str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else str(dtype.name)
 
 
-def _check_float(function: str, kind: ArrayKind, name: str, x: Any, dtype: str) -> None:
-    """Raise TypeError unless a dtype, by its name, is one that the op computes in."""
-    if dtype not in DTYPES:
+def _check_float(function: str, kind: ArrayKind, name: str, x: Any, dtype: Any) -> None:
+    """Raise TypeError unless the op computes in a dtype of torch or NumPy."""
+    if _name(dtype) not in DTYPES:
         raise TypeError(
-            f"{function}: {name} must be float32, bfloat16, float16 or float64, got {dtype}; convert it, "
+            f"{function}: {name} must be float32, bfloat16, float16 or float64, got {_name(dtype)}; convert it, "
             f"for example {kind.cast(name, x, 'float32')}"
         )
 
@@ -308,11 +273,11 @@ def _tensor(function: str, kind: ArrayKind, name: str, x: Any) -> Tensor:
     """Return an array's memory as a tensor."""
     dtype = getattr(x, "dtype", None)
     if isinstance(dtype, np.dtype):
-        _check_float(function, kind, name, x, dtype.name)  # before a library refuses it in words of its own
-        if kind.has_view and dtype.name == "bfloat16":
+        _check_float(function, kind, name, x, dtype)  # before a library refuses it in words of its own
+        if kind.has_view and _name(dtype) == "bfloat16":
             return kind.to_tensor(function, name, x.view(np.int16)).view(torch.bfloat16)
     tensor = kind.to_tensor(function, name, x)
-    _check_float(function, kind, name, x, _name(tensor.dtype))
+    _check_float(function, kind, name, x, tensor.dtype)
     return tensor
 
 
@@ -344,16 +309,22 @@ def _check_alike(
 
 
 def call(function: str, kind: ArrayKind, operation: Callable[..., Any], wide: str = "", **arguments: Any) -> Any:
-    """Return operation(*tensors) as arrays of the kind (one, or a tuple), on their stream, without autograd.
+    """Return operation(*tensors) as arrays of the kind (one, or a tuple), computed on their stream.
 
-    torch's autocast is for tensors: arrays are computed in their own dtype. `wide` is the argument that may have the
-    dtype of energies. Results are like the last argument, which has their dtype.
+    torch's autocast is for tensors: arrays are computed in their own dtype.
+
+    Args:
+        function: the name of the public function, for messages.
+        kind: of the arguments.
+        operation: function of tensors on the arguments' memory.
+        wide: the name of the argument that may have the dtype of energies instead of the others'.
+        arguments: arrays by name, in the order of the operation; results get the stream and the dtype of the last one.
     """
     arrays = tuple(arguments.values())
-    with kind.stream(function, arrays), torch.no_grad():
+    with kind.stream(function, arrays):
         tensors = {name: _tensor(function, kind, name, x) for name, x in arguments.items()}
         _check_alike(function, kind, arguments, tensors, wide)
-        with torch.autocast(next(iter(tensors.values())).device.type, enabled=False):
+        with autocast.off(next(iter(tensors.values())).device.type):
             result = operation(*tensors.values())
         if isinstance(result, tuple):
             return tuple(_array(kind, x, arrays[-1]) for x in result)

@@ -33,7 +33,8 @@ _LIBRARY.define(
 FORWARD, BACKWARD = "ccgpu::cca_forward", "ccgpu::cca_backward"
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str | None) -> tuple[Tensor, Tensor]:
+def run_forward(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str | None) -> tuple[Tensor, Tensor]:
+    """Return out and lse by the backend that is chosen now; the op, without what torch adds to it."""
     return choose(q, backend, v).module.forward(q, k, v, scale)
 
 
@@ -51,7 +52,7 @@ def _backward(
     return choose(q, backend, v).module.backward(dout, q, k, v, out, lse, dlse, scale)
 
 
-_LIBRARY.impl("cca_forward", _forward, "CompositeExplicitAutograd")
+_LIBRARY.impl("cca_forward", run_forward, "CompositeExplicitAutograd")
 _LIBRARY.impl("cca_backward", _backward, "CompositeExplicitAutograd")
 
 

@@ -51,14 +51,17 @@ class Result:
         target: the result, uninitialised before `finish` and complete after it.
         memory: (B, channels or more, *S), uninitialised, to be written: the target itself, or a temporary in another
             layout or dtype.
-        lines: the same memory as (B, *S, channels or more).
     """
 
     def __init__(self, target: Tensor, memory: Tensor | None = None) -> None:
         """Compute `memory`, or the target itself where it is None."""
         self.target = target
         self.memory = target if memory is None else memory
-        self.lines = self.memory.movedim(1, -1)
+
+    @property
+    def lines(self) -> Tensor:
+        """Return the memory as (B, *S, channels or more)."""
+        return self.memory.movedim(1, -1)
 
     def finish(self) -> Tensor:
         """Return the target, with the memory's content in its own layout and dtype."""

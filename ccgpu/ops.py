@@ -8,12 +8,9 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from ccgpu import (
-    arrays,
-    autograd,  # noqa: F401  registers torch.ops.ccgpu.cca_forward
-    formula,
-)
+from ccgpu import arrays, formula
 from ccgpu.autocast import lowered_maps
+from ccgpu.autograd import run_forward  # registers torch.ops.ccgpu.cca_forward
 from ccgpu.checks import check_inputs
 from ccgpu.dispatch import check_name
 from ccgpu.kernels.array_checks import check_scale
@@ -117,7 +114,7 @@ def cca(
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
         kind = arrays.kind_of("cca", q=q, k=k, v=v)
         if kind is not None:
-            operation = functools.partial(cca, scale=scale, return_lse=return_lse, backend=backend)
+            operation = functools.partial(_of_arrays, scale=scale, return_lse=return_lse, backend=backend)
             return arrays.call("cca", kind, operation, q=q, k=k, v=v)
     check_inputs(q, k, v)
     scale = check_scale(scale, "cca")
@@ -126,4 +123,18 @@ def cca(
         out, lse = by_formula(functools.partial(formula.attention, scale=scale), lowered_maps, q, k, v)
     else:
         out, lse = torch.ops.ccgpu.cca_forward(q, k, v, scale, backend)
+    return (out, lse) if return_lse else out
+
+
+def _of_arrays(q: Tensor, k: Tensor, v: Tensor, *, scale: float, return_lse: bool, backend: str | None) -> Any:
+    """Return what `cca` returns, for tensors on the memory of arrays.
+
+    Arrays need no derivatives and no autocast, so the backend is called without the op around it, which takes 40 us.
+    torch.compile cannot trace the kernels of a backend, and gets the op.
+    """
+    check_inputs(q, k, v)
+    scale = check_scale(scale, "cca")
+    check_name(backend)
+    run = torch.ops.ccgpu.cca_forward if torch.compiler.is_compiling() else run_forward
+    out, lse = run(q, k, v, scale, backend)
     return (out, lse) if return_lse else out

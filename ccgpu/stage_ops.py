@@ -36,11 +36,13 @@ for _schema in (
 AFFINITY, AGGREGATE, TRANSPOSED = "ccgpu::affinity", "ccgpu::aggregate", "ccgpu::aggregate_transposed"
 
 
-def _affinity(q: Tensor, k: Tensor, backend: str | None) -> Tensor:
+def run_affinity(q: Tensor, k: Tensor, backend: str | None) -> Tensor:
+    """Return the energies by the backend that is chosen now; the op, without what torch adds to it."""
     return choose(q, backend, function="affinity").module.affinity(q, k)
 
 
-def _aggregate(weights: Tensor, v: Tensor, backend: str | None) -> Tensor:
+def run_aggregate(weights: Tensor, v: Tensor, backend: str | None) -> Tensor:
+    """Return the sums by the backend that is chosen now; the op, without what torch adds to it."""
     return choose(v, backend, function="aggregate").module.aggregate(weights, v)
 
 
@@ -48,8 +50,8 @@ def _aggregate_transposed(weights: Tensor, x: Tensor, backend: str | None) -> Te
     return choose(x, backend, function="aggregate_transposed").module.aggregate_transposed(weights, x)
 
 
-_LIBRARY.impl("affinity", _affinity, "CompositeExplicitAutograd")
-_LIBRARY.impl("aggregate", _aggregate, "CompositeExplicitAutograd")
+_LIBRARY.impl("affinity", run_affinity, "CompositeExplicitAutograd")
+_LIBRARY.impl("aggregate", run_aggregate, "CompositeExplicitAutograd")
 _LIBRARY.impl("aggregate_transposed", _aggregate_transposed, "CompositeExplicitAutograd")
 
 

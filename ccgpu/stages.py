@@ -8,14 +8,11 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from ccgpu import (
-    arrays,
-    formula,
-    stage_ops,  # noqa: F401  registers torch.ops.ccgpu.affinity, aggregate and aggregate_transposed
-)
+from ccgpu import arrays, formula
 from ccgpu.autocast import lowered_maps, lowered_weights
 from ccgpu.dispatch import check_name
 from ccgpu.stage_checks import check_affinity, check_aggregate
+from ccgpu.stage_ops import run_affinity, run_aggregate  # registers torch.ops.ccgpu.affinity and its kin
 from ccgpu.transforms import by_formula, without_rule
 
 
@@ -73,7 +70,7 @@ def affinity(q: Any, k: Any, *, backend: str | None = None) -> Any:
     if not (isinstance(q, Tensor) and isinstance(k, Tensor)):
         kind = arrays.kind_of("affinity", q=q, k=k)
         if kind is not None:
-            return arrays.call("affinity", kind, functools.partial(affinity, backend=backend), q=q, k=k)
+            return arrays.call("affinity", kind, functools.partial(_affinity_of_arrays, backend=backend), q=q, k=k)
     check_affinity(q, k)
     check_name(backend, "affinity")
     if without_rule(q, k):
@@ -126,10 +123,26 @@ def aggregate(weights: Any, v: Any, *, backend: str | None = None) -> Any:
     if not (isinstance(weights, Tensor) and isinstance(v, Tensor)):
         kind = arrays.kind_of("aggregate", weights=weights, v=v)
         if kind is not None:
-            operation = functools.partial(aggregate, backend=backend)
+            operation = functools.partial(_aggregate_of_arrays, backend=backend)
             return arrays.call("aggregate", kind, operation, wide="weights", weights=weights, v=v)
     check_aggregate(weights, v)
     check_name(backend, "aggregate")
     if without_rule(weights, v):
         return by_formula(formula.aggregate, lowered_weights, weights, v)
     return torch.ops.ccgpu.aggregate(weights, v, backend)
+
+
+def _affinity_of_arrays(q: Tensor, k: Tensor, *, backend: str | None) -> Tensor:
+    """Return the energies, for tensors on the memory of arrays: without the op, for the reasons in `ops`."""
+    check_affinity(q, k)
+    check_name(backend, "affinity")
+    run = torch.ops.ccgpu.affinity if torch.compiler.is_compiling() else run_affinity
+    return run(q, k, backend)
+
+
+def _aggregate_of_arrays(weights: Tensor, v: Tensor, *, backend: str | None) -> Tensor:
+    """Return the sums, for tensors on the memory of arrays: without the op, for the reasons in `ops`."""
+    check_aggregate(weights, v)
+    check_name(backend, "aggregate")
+    run = torch.ops.ccgpu.aggregate if torch.compiler.is_compiling() else run_aggregate
+    return run(weights, v, backend)

@@ -133,7 +133,7 @@ def test_pytest_prints_the_table(workers):
     if workers:
         pytest.importorskip("xdist")
         options = ["-n", str(workers)]
-    path = "tests/ccgpu/test_cca_values.py"
+    path = "tests/ccgpu/test_ops.py"
     chosen = [f"{path}::test_cca_matches_reference[{backend}-float64-1D]" for backend in ("cpu", "torch")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *chosen]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

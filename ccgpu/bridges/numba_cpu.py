@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ccgpu.bridges.call import Call, first_line
+from ccgpu.interchange import from_numpy, numpy_view
 from ccgpu.layouts import Result, empty_energies, energy_dtype
 
 
@@ -54,7 +55,7 @@ def suits(call: Call) -> bool:
 
 def _array(x: Tensor) -> np.ndarray:
     """Return a view of x's memory, or of a float32 copy."""
-    return x.detach().to(energy_dtype(x.dtype)).numpy()
+    return numpy_view(x.to(energy_dtype(x.dtype)))
 
 
 def _result_like(x: Tensor) -> Result:
@@ -67,8 +68,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tens
     """Return out (B, C, *S) in v's dtype and layout and lse (B, *S); see `ccgpu.cca` for the formula."""
     result, threads = _result_like(v), torch.get_num_threads()
     arrays = (_array(x) for x in (q, k, v))
-    _, lse = _kernels().forward(*arrays, scale, threads=threads, out=result.memory.numpy())
-    return result.finish(), torch.from_numpy(lse)
+    _, lse = _kernels().forward(*arrays, scale, threads=threads, out=numpy_view(result.memory))
+    return result.finish(), from_numpy(lse)
 
 
 def backward(
@@ -77,7 +78,7 @@ def backward(
     """Return dq, dk, dv in the layouts of q, k, v, given the gradients of out and lse."""
     results, threads = [_result_like(x) for x in (q, k, v)], torch.get_num_threads()
     arrays = (_array(x) for x in (dout, q, k, v, out, lse, dlse))
-    _kernels().backward(*arrays, scale, threads=threads, gradients=tuple(x.memory.numpy() for x in results))
+    _kernels().backward(*arrays, scale, threads=threads, gradients=tuple(numpy_view(x.memory) for x in results))
     dq, dk, dv = (x.finish() for x in results)
     return dq, dk, dv
 
@@ -85,7 +86,7 @@ def backward(
 def affinity(q: Tensor, k: Tensor) -> Tensor:
     """Return the energies q_u . k_i (B, K, *S), float32 (float64 for float64 inputs), channels-last in memory."""
     energies = empty_energies(q)
-    _kernels().affinity(_array(q), _array(k), threads=torch.get_num_threads(), out=energies.movedim(1, -1).numpy())
+    _kernels().affinity(_array(q), _array(k), threads=torch.get_num_threads(), out=numpy_view(energies.movedim(1, -1)))
     return energies
 
 
@@ -102,5 +103,5 @@ def aggregate_transposed(weights: Tensor, x: Tensor) -> Tensor:
 def _sum(kernel: str, weights: Tensor, v: Tensor) -> Tensor:
     result = _result_like(v)
     wide = weights.to(energy_dtype(v.dtype))
-    getattr(_kernels(), kernel)(_array(wide), _array(v), threads=torch.get_num_threads(), out=result.memory.numpy())
+    getattr(_kernels(), kernel)(_array(wide), _array(v), threads=torch.get_num_threads(), out=numpy_view(result.memory))
     return result.finish()

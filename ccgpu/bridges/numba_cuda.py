@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ccgpu.bridges.call import Call, device_reason, first_line, install_command
+from ccgpu.interchange import numba_array, simulated_numba_array
 from ccgpu.kernels.dtypes import DTYPES
 from ccgpu.layouts import NAMES, channels_last, channels_last_result, empty_energies, energy_dtype
 
@@ -78,7 +79,7 @@ def _kernels() -> Any:
 
 def _array(x: Tensor) -> Any:
     """Return Numba's array on the memory of a contiguous tensor."""
-    return _kernels().as_device_array(x.detach() if x.is_cuda else x.detach().numpy())
+    return numba_array(x) if x.is_cuda else simulated_numba_array(x)
 
 
 def _lines(x: Tensor) -> Any:

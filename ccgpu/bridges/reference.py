@@ -7,18 +7,19 @@ import torch
 from torch import Tensor
 
 from ccgpu.bridges.call import Call
+from ccgpu.interchange import from_numpy, numpy_view
 from ccgpu.kernels import reference
 from ccgpu.layouts import empty_energies, energy_dtype
 
 
 def _to_numpy(x: Tensor) -> np.ndarray:
-    return x.detach().to(torch.float64).numpy()
+    return numpy_view(x.to(torch.float64))
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Return `kernels.reference.forward` on torch CPU tensors, rounded to their dtype once at the end."""
     out, lse = reference.forward(_to_numpy(q), _to_numpy(k), _to_numpy(v), scale)
-    return torch.empty_like(v).copy_(torch.from_numpy(out)), torch.from_numpy(lse).to(energy_dtype(q.dtype))
+    return torch.empty_like(v).copy_(from_numpy(out)), from_numpy(lse).to(energy_dtype(q.dtype))
 
 
 def backward(
@@ -35,23 +36,23 @@ def backward(
         _to_numpy(dlse),
         scale,
     )
-    dq, dk, dv = (torch.empty_like(x).copy_(torch.from_numpy(g)) for x, g in zip((q, k, v), gradients, strict=True))
+    dq, dk, dv = (torch.empty_like(x).copy_(from_numpy(g)) for x, g in zip((q, k, v), gradients, strict=True))
     return dq, dk, dv
 
 
 def affinity(q: Tensor, k: Tensor) -> Tensor:
     """Return `kernels.reference.affinity` on torch CPU tensors, rounded to the energies' dtype once at the end."""
-    return empty_energies(q).copy_(torch.from_numpy(reference.affinity(_to_numpy(q), _to_numpy(k))))
+    return empty_energies(q).copy_(from_numpy(reference.affinity(_to_numpy(q), _to_numpy(k))))
 
 
 def aggregate(weights: Tensor, v: Tensor) -> Tensor:
     """Return `kernels.reference.aggregate` on torch CPU tensors, rounded to v's dtype once at the end."""
-    return torch.empty_like(v).copy_(torch.from_numpy(reference.aggregate(_to_numpy(weights), _to_numpy(v))))
+    return torch.empty_like(v).copy_(from_numpy(reference.aggregate(_to_numpy(weights), _to_numpy(v))))
 
 
 def aggregate_transposed(weights: Tensor, x: Tensor) -> Tensor:
     """Return `kernels.reference.aggregate_transposed` on torch CPU tensors, rounded to x's dtype once at the end."""
-    return torch.empty_like(x).copy_(torch.from_numpy(reference.aggregate_transposed(_to_numpy(weights), _to_numpy(x))))
+    return torch.empty_like(x).copy_(from_numpy(reference.aggregate_transposed(_to_numpy(weights), _to_numpy(x))))
 
 
 def why_not(call: Call) -> None:

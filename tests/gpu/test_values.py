@@ -1,4 +1,4 @@
-"""The property tests of tests/ccgpu/test_cca_values.py on the device, for every backend and arithmetic."""
+"""The property tests of tests/ccgpu/test_ops.py on the device, for every backend and arithmetic."""
 
 import math
 

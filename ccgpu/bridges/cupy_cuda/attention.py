@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ccgpu.bridges.cupy_cuda.launch import LAUNCHER, Launcher
+from ccgpu.interchange import address
 from ccgpu.kernels.cuda import configurations, plans
 from ccgpu.kernels.cuda.configurations import Limits
 from ccgpu.kernels.cuda.plans import Launch
@@ -31,7 +32,7 @@ def tf32_allowed() -> bool:
 
 def _is_native(x: Tensor) -> bool:
     """Tell whether the kernels can work on the memory of x (B, channels, *S) as it is."""
-    if x.size(1) * x.element_size() % STEP_BYTES or x.data_ptr() % STEP_BYTES:
+    if x.size(1) * x.element_size() % STEP_BYTES or address(x) % STEP_BYTES:
         return False
     if x.ndim == 3:
         return x.transpose(1, 2).is_contiguous()
@@ -64,7 +65,7 @@ def native(x: Tensor) -> Tensor:
 def aligned(x: Tensor) -> Tensor:
     """Return x contiguous and with the alignment of the kernels: x itself or a copy."""
     x = x.contiguous()
-    return x.clone() if x.data_ptr() % STEP_BYTES else x
+    return x.clone() if address(x) % STEP_BYTES else x
 
 
 def plan(

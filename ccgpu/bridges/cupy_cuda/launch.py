@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ccgpu.interchange import address
 from ccgpu.kernels.cuda.configurations import OPTIONS, Configuration, Limits, source
 from ccgpu.kernels.cuda.plans import ARGUMENT_BYTES, Launch, Pointers
 
@@ -95,8 +96,8 @@ class CuPyLauncher:
     def launch(self, launches: tuple[Launch, ...], tensors: dict[str, Tensor], counters: Tensor, scale: float) -> None:
         """Enqueue the launches on torch's current stream of the counters' device; compile what is new."""
         device = counters.device
-        pointers = Pointers(**{name: tensor.data_ptr() for name, tensor in tensors.items()})
-        row, row_bytes = counters.data_ptr(), counters.shape[1] * counters.element_size()
+        pointers = Pointers(**{name: address(tensor) for name, tensor in tensors.items()})
+        row, row_bytes = address(counters), counters.shape[1] * counters.element_size()
         stream = _Stream(torch.cuda.current_stream(device).cuda_stream)
         with torch.cuda.device(device):  # the CUDA runtime's current device, so CuPy's too
             for launch in launches:

@@ -1,4 +1,4 @@
-"""A program for test_numba_cpu_threads.py: cca in the workers of a data loader, in a process that has run it before.
+"""A program for test_numba_cpu.py: cca in the workers of a data loader, in a process that has run it before.
 
     python -m tests.ccgpu.bridges.data_loading fork|spawn
 

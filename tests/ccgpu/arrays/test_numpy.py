@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ccgpu
-from ccgpu import autograd
-from tests.ccgpu.array_problems import record_tensors
+from ccgpu import autograd, stage_ops
+from tests.ccgpu.arrays.problems import record_tensors
 
 
 def inputs(dtype=np.float32, sizes=(3, 4), batch=2):
@@ -277,3 +277,48 @@ def test_the_backend_asked_for_runs(monkeypatch):
     monkeypatch.setattr(autograd, "choose", lambda *x: used.append(real(*x)) or used[-1])
     check(*inputs(), backend="reference")
     assert [backend.name for backend in used] == ["reference"] * 2
+
+
+def test_the_choice_of_a_backend_is_that_for_tensors(monkeypatch):
+    """By CCGPU_BACKEND, the number of threads and the dtype, with the same messages."""
+    names = []
+    for module in (autograd, stage_ops):
+        choose = module.choose
+        record = lambda *x, choose=choose, **y: names.append(choose(*x, **y).name) or choose(*x, **y)  # noqa: E731
+        monkeypatch.setattr(module, "choose", record)
+    monkeypatch.delenv("CCGPU_BACKEND", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    q, k, v = inputs()
+    calls = (
+        lambda: ccgpu.cca(q, k, v),
+        lambda: ccgpu.affinity(q, k),
+        lambda: ccgpu.aggregate(ccgpu.affinity(q, k, backend="cpu"), v),
+    )
+
+    def chosen(call):
+        del names[:]
+        call()
+        return names[-1]
+
+    assert [chosen(call) for call in calls] == ["numba_cpu"] * 3
+    assert chosen(lambda: ccgpu.cca(*inputs(np.float16))) == "cpu"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
+    assert [chosen(call) for call in calls] == ["cpu"] * 3
+    monkeypatch.setenv("CCGPU_BACKEND", "reference")
+    assert [chosen(call) for call in calls] == ["reference"] * 3
+    monkeypatch.setenv("CCGPU_BACKEND", "cupy")
+    with pytest.raises(RuntimeError, match="affinity: CCGPU_BACKEND='cupy' cannot run this call: "):
+        ccgpu.affinity(q, k)
+
+
+def test_arrays_in_torch_compile():
+    """It cannot trace the kernels; NumPy arrays are tensors to it."""
+    q, k, v = inputs()
+
+    def attend(q, k, v):
+        energies = ccgpu.affinity(q, k)
+        return ccgpu.cca(q, k, v), ccgpu.aggregate(energies, v)
+
+    torch.compiler.reset()
+    for compiled, eager in zip(torch.compile(attend, backend="eager")(q, k, v), attend(q, k, v), strict=True):
+        np.testing.assert_allclose(compiled, eager, rtol=1e-5, atol=1e-5)

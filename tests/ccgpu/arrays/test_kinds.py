@@ -1,6 +1,6 @@
 """Arrays with `__dlpack__` in `ccgpu.cca`, kinds that mix, and an example of each kind.
 
-tests/ccgpu/test_numpy_arrays.py has NumPy's arrays, tests/ccgpu/test_device_arrays.py CuPy's and Numba's.
+test_numpy.py has NumPy's arrays, test_device.py CuPy's and Numba's.
 """
 
 import subprocess
@@ -13,7 +13,7 @@ import torch
 
 import ccgpu
 from ccgpu import arrays
-from tests.ccgpu.array_problems import inputs, record_tensors
+from tests.ccgpu.arrays.problems import inputs, record_tensors
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 
 import ccgpu
 from ccgpu import arrays
-from tests.ccgpu.array_problems import inputs, record_tensors
+from tests.ccgpu.arrays.problems import inputs, record_tensors
 
 
 @pytest.fixture
