@@ -1,4 +1,4 @@
-"""Attention modules, networks, inputs, gradients, and what is kept for backward: shared by the tests of models."""
+"""Attention modules, networks, inputs, gradients and tensors saved for backward, shared by the tests of models/."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIZES = {1: (7,), 2: (4, 5), 3: (2, 3, 4)}
 
 
 def make(kind: Callable[..., Module], *arguments: Any, **options: Any) -> Module:
-    """A float64 module with gamma 0.7 and weights large enough for peaked attention."""
+    """Return a float64 module with gamma 0.7 and weights that are large enough for peaked attention."""
     torch.manual_seed(1)
     module = kind(*arguments, **options).double()
     with torch.no_grad():
@@ -31,7 +31,7 @@ def features(dims: int, channels: int = 8, batch: int = 2) -> Tensor:
 
 
 def network(num_classes: Any = 5, *, backbone: str = "resnet18", gamma: float = 0.6, **options: Any) -> CCNet:
-    """A small CCNet whose attention is at work."""
+    """Return a small CCNet whose gamma is not 0, so that its attention has an effect."""
     torch.manual_seed(0)
     net = CCNet(backbone, num_classes, **{"head_channels": 16, **options})
     for module in net.modules():
@@ -53,8 +53,8 @@ def gradients(out: Tensor, x: Tensor, module: nn.Module) -> list[Tensor]:
     return list(torch.autograd.grad((out * weights).sum(), [x, *module.parameters()]))
 
 
-def kept(module: nn.Module, x: Tensor) -> list[Tensor]:
-    """What forward keeps for backward besides parameters, each memory once."""
+def saved_for_backward(module: nn.Module, x: Tensor) -> list[Tensor]:
+    """Return the tensors that forward saves for backward, without parameters; tensors of one memory count once."""
     saved: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:

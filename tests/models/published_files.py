@@ -1,6 +1,9 @@
-"""Files in the published layouts, with drawn values; narrow heads apart, as they are published."""
+"""State dicts in the published layouts with random values; only their heads are narrower than the published ones."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +13,8 @@ BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 CLASSES, HEAD, AUXILIARY = 7, 24, 16  # head channels: the published 512 and 256 are only more of the same
 
 
-class Drawn:
-    """Entries with drawn values under the names of one layout."""
+class RandomEntries:
+    """Entries with random values under the names of one layout."""
 
     def __init__(self, counters: bool) -> None:
         self.state: State = {}
@@ -43,7 +46,7 @@ class Drawn:
                 ):
                     self.convolution(f"{block}.conv{j}", out, into, size)
                     self.norm(f"{block}.bn{j}", out)
-                # As trained networks have it, so that a hundred blocks do not overflow.
+                # Small, as in trained networks, so that a hundred blocks do not overflow.
                 self.state[f"{block}.bn3.weight"] *= 0.2
                 if i == 0:
                     self.convolution(f"{block}.downsample.0", 4 * width, channels, 1)
@@ -57,47 +60,47 @@ class Drawn:
 
 
 def authors_file(depth: int) -> State:
-    drawn = Drawn(counters=False)
+    entries = RandomEntries(counters=False)
     for i, (out, into) in enumerate([(64, 3), (64, 64), (128, 64)], 1):
-        drawn.convolution(f"conv{i}", out, into, 3)
-        drawn.norm(f"bn{i}", out)
-    drawn.state["conv1.weight"] /= 60  # their images are not divided by anything
-    drawn.stages("", depth, 128)
-    drawn.convolution("head.conva.0", HEAD, 2048, 3)
-    drawn.norm("head.conva.1", HEAD)
-    drawn.attention("head.cca", "gamma", (1,))
-    drawn.convolution("head.convb.0", HEAD, HEAD, 3)
-    drawn.norm("head.convb.1", HEAD)
-    drawn.convolution("head.bottleneck.0", HEAD, 2048 + HEAD, 3)
-    drawn.norm("head.bottleneck.1", HEAD)
-    drawn.convolution("head.bottleneck.3", CLASSES, HEAD, 1, bias=True)
-    drawn.convolution("dsn.0", HEAD, 1024, 3, bias=True)
-    drawn.norm("dsn.1", HEAD)
-    drawn.convolution("dsn.3", CLASSES, HEAD, 1, bias=True)
-    return drawn.state
+        entries.convolution(f"conv{i}", out, into, 3)
+        entries.norm(f"bn{i}", out)
+    entries.state["conv1.weight"] /= 60  # their images are not divided by a std
+    entries.stages("", depth, 128)
+    entries.convolution("head.conva.0", HEAD, 2048, 3)
+    entries.norm("head.conva.1", HEAD)
+    entries.attention("head.cca", "gamma", (1,))
+    entries.convolution("head.convb.0", HEAD, HEAD, 3)
+    entries.norm("head.convb.1", HEAD)
+    entries.convolution("head.bottleneck.0", HEAD, 2048 + HEAD, 3)
+    entries.norm("head.bottleneck.1", HEAD)
+    entries.convolution("head.bottleneck.3", CLASSES, HEAD, 1, bias=True)
+    entries.convolution("dsn.0", HEAD, 1024, 3, bias=True)
+    entries.norm("dsn.1", HEAD)
+    entries.convolution("dsn.3", CLASSES, HEAD, 1, bias=True)
+    return entries.state
 
 
 def mmsegmentation_file(depth: int, classes: int = CLASSES) -> State:
-    drawn = Drawn(counters=True)
+    entries = RandomEntries(counters=True)
     for i, (out, into) in zip((0, 3, 6), [(32, 3), (32, 32), (64, 32)], strict=True):
-        drawn.convolution(f"backbone.stem.{i}", out, into, 3)
-        drawn.norm(f"backbone.stem.{i + 1}", out)
-    drawn.stages("backbone.", depth, 64)
+        entries.convolution(f"backbone.stem.{i}", out, into, 3)
+        entries.norm(f"backbone.stem.{i + 1}", out)
+    entries.stages("backbone.", depth, 64)
     for i, into in enumerate([2048, HEAD]):
-        drawn.convolution(f"decode_head.convs.{i}.conv", HEAD, into, 3)
-        drawn.norm(f"decode_head.convs.{i}.bn", HEAD)
-    drawn.attention("decode_head.cca", "gamma.scale", ())
-    drawn.convolution("decode_head.conv_cat.conv", HEAD, 2048 + HEAD, 3)
-    drawn.norm("decode_head.conv_cat.bn", HEAD)
-    drawn.convolution("decode_head.conv_seg", classes, HEAD, 1, bias=True)
-    drawn.convolution("auxiliary_head.convs.0.conv", AUXILIARY, 1024, 3)
-    drawn.norm("auxiliary_head.convs.0.bn", AUXILIARY)
-    drawn.convolution("auxiliary_head.conv_seg", classes, AUXILIARY, 1, bias=True)
-    return drawn.state
+        entries.convolution(f"decode_head.convs.{i}.conv", HEAD, into, 3)
+        entries.norm(f"decode_head.convs.{i}.bn", HEAD)
+    entries.attention("decode_head.cca", "gamma.scale", ())
+    entries.convolution("decode_head.conv_cat.conv", HEAD, 2048 + HEAD, 3)
+    entries.norm("decode_head.conv_cat.bn", HEAD)
+    entries.convolution("decode_head.conv_seg", classes, HEAD, 1, bias=True)
+    entries.convolution("auxiliary_head.convs.0.conv", AUXILIARY, 1024, 3)
+    entries.norm("auxiliary_head.convs.0.bn", AUXILIARY)
+    entries.convolution("auxiliary_head.conv_seg", classes, AUXILIARY, 1, bias=True)
+    return entries.state
 
 
 def config_text(align_corners: bool, recurrence: int) -> str:
-    """What mmsegmentation's checkpoints keep of their config: Python text."""
+    """Return the config in the metadata of mmsegmentation's checkpoints, which is Python text."""
     return f"""norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',
@@ -108,3 +111,12 @@ model = dict(
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
     auxiliary_head=dict(type='FCNHead', align_corners={align_corners}))
 """
+
+
+def saved(content: Any, folder: Path, name: str = "file.pth") -> Path:
+    torch.save(content, folder / name)
+    return folder / name
+
+
+def without(state: State, name: str) -> State:
+    return {key: value for key, value in state.items() if key != name}

@@ -1,6 +1,6 @@
-"""The published networks in plain torch, from the entries of their files.
+"""Reference implementations of the published networks in plain torch, computed from the entries of their files.
 
-They know nothing of ccgpu: they take a file's entries as its authors' code does.
+They are independent of ccgpu and interpret the entries of a file as its authors' code does.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""CrissCrossAttention, RCCA and attention_map against a dense rendering; gamma is never 0 unless said."""
+"""CrissCrossAttention, RCCA and attention_map against dense matrices; gamma is 0 only where a test says so."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.models.problems import SIZES, features, gradients, make
 
 
 def dense_weights(module: CrissCrossAttention, x: Tensor) -> Tensor:
-    """(B, N, N) attention weights from all pairs of positions: those on no common line get weight 0."""
+    """Return attention weights (B, N, N) of all pairs of positions; pairs on no common line have weight 0."""
 
     def project(convolution: Any) -> Tensor:
         weight, bias = convolution.weight.flatten(1), convolution.bias
@@ -44,7 +44,7 @@ def dense(module: CrissCrossAttention, x: Tensor, recurrence: int) -> Tensor:
 
 @pytest.mark.parametrize("recurrence", [1, 2, 3])
 @pytest.mark.parametrize("dims", [1, 2, 3])
-def test_rcca_equals_dense_rendering(dims: int, recurrence: int) -> None:
+def test_rcca_equals_the_dense_reference(dims: int, recurrence: int) -> None:
     module = make(RCCA, 8, recurrence, dims=dims, reduction=2)
     x = features(dims).requires_grad_()
     out, expected = module(x), dense(module, x, recurrence)
@@ -81,15 +81,17 @@ def test_fresh_module_is_the_identity_and_gamma_can_leave_zero() -> None:
 
 
 @pytest.mark.parametrize("module", [CrissCrossAttention, RCCA, NonLocal])
-def test_gamma_starts_where_it_is_told(module: Any) -> None:
+def test_gamma_is_initialised_to_its_argument(module: Any) -> None:
     torch.manual_seed(2)
-    opened = module(8, gamma=0.75)
-    assert opened.gamma.item() == 0.75
-    closed = module(8)
-    closed.load_state_dict(opened.state_dict())
+    nonzero = module(8, gamma=0.75)
+    assert nonzero.gamma.item() == 0.75
+    zero = module(8)
+    zero.load_state_dict(nonzero.state_dict())
     torch.manual_seed(2)
-    assert torch.equal(module(8).value_conv.weight, opened.value_conv.weight), "gamma must not move the other weights"
-    torch.testing.assert_close(closed(features(2).float()), opened(features(2).float()), rtol=0, atol=0)
+    assert torch.equal(module(8).value_conv.weight, nonzero.value_conv.weight), (
+        "gamma must not change the other weights"
+    )
+    torch.testing.assert_close(zero(features(2).float()), nonzero(features(2).float()), rtol=0, atol=0)
     with pytest.raises(ValueError, match=r"gamma must be finite, got nan; pass"):
         module(8, gamma=float("nan"))
 
@@ -150,7 +152,7 @@ def test_query_and_key_channels(in_channels: int, reduction: int, expected: int)
 
 
 def authors_state(channels: int) -> dict[str, Tensor]:
-    """What the authors' CrissCrossAttention(in_dim) saves."""
+    """Return a state dict as that of the authors' CrissCrossAttention(in_dim)."""
     generator = torch.Generator().manual_seed(4)
     shapes: dict[str, tuple[int, ...]] = {"gamma": (1,)}
     for name, out_channels in (("query", channels // 8), ("key", channels // 8), ("value", channels)):
@@ -306,7 +308,7 @@ def test_attention_map_keeps_its_precision_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         row = attention_map(module, x, (1, 2))
     assert row.dtype == torch.float32
-    # The features are 16 bit, the weights and their products are not: the sum stays 1 to 32-bit precision.
+    # Features are 16 bit, but weights and their products are 32 bit: the sum is 1 to 32-bit precision.
     torch.testing.assert_close(row.sum((1, 2)), torch.ones(2), rtol=0, atol=1e-6)
     torch.testing.assert_close(row, attention_map(module, x, (1, 2)), rtol=0, atol=0.05)
 

@@ -1,4 +1,4 @@
-"""What every backbone offers, and the way from a name to one with weights. timm's are in test_timm_backbone.py."""
+"""The contract of every backbone, building one by name, loading weights. timm's are in test_timm_backbone.py."""
 
 from __future__ import annotations
 

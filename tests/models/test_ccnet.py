@@ -1,8 +1,9 @@
-"""CCNet: layout, what is computed from what, modes, attention maps. gamma is never 0 unless said."""
+"""CCNet: parameters, outputs, modes, clips, attention maps. gamma is 0 only where a test says so."""
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def convolution(in_channels: int, out_channels: int, size: int, *, bias: bool = 
 
 
 def head_parameters(layer3: int, layer4: int, channels: int, classes: int, recurrence: int) -> int:
-    """Both heads, from the paper's description: a norm has 2 * channels, attention has biases and gamma."""
+    """Return the parameters of both heads by the paper's description; attention has biases and gamma."""
     norm = 2 * channels
     attention = (
         2 * convolution(channels, channels // 8, 1, bias=True) + convolution(channels, channels, 1, bias=True) + 1
@@ -42,7 +43,7 @@ def test_parameter_count_of_the_papers_network(recurrence: int) -> None:
     with torch.device("meta"):
         net = CCNet("resnet101", 19, recurrence=recurrence)
     # torchvision's ResNet-101 without its classifier; the deep stem has three convolutions for one, and
-    # layer1 sees 128 channels in place of 64 in two of its 1x1 convolutions.
+    # layer1 has 128 input channels instead of 64 in two of its 1x1 convolutions.
     backbone = 44_549_160 - 2049 * 1000 - convolution(3, 64, 7)
     backbone += convolution(3, 64, 3) + convolution(64, 64, 3) + convolution(64, 128, 3) + 2 * (64 + 128)
     backbone += convolution(64, 64, 1) + convolution(64, 256, 1)
@@ -51,7 +52,7 @@ def test_parameter_count_of_the_papers_network(recurrence: int) -> None:
 
 
 def test_state_dict_has_the_authors_entries() -> None:
-    """Up to the backbone's prefix, the auxiliary head's name and the batch counters, which theirs lack."""
+    """Apart from the backbone's prefix, the auxiliary head's name and the batch counters, which theirs lack."""
     with torch.device("meta"):
         names = [name for name in CCNet("resnet101", 19).state_dict() if not name.endswith("num_batches_tracked")]
     theirs = {name.removeprefix("backbone.").replace("auxiliary_head.", "dsn.") for name in names}
@@ -88,7 +89,7 @@ def test_logits_are_upsampled_head_outputs(align_corners: bool) -> None:
     def upsample(logits: Tensor) -> Tensor:
         return F.interpolate(logits, size=(33, 49), mode="bilinear", align_corners=align_corners)
 
-    # Two copies, because a pass in train mode moves the running statistics.
+    # Two copies, because a pass in train mode changes the running statistics.
     parts = copy.deepcopy(net)
     outputs = net(images)
     layer3, layer4 = parts.backbone(images)
@@ -124,7 +125,7 @@ def test_gradients_reach_every_parameter() -> None:
     logits, auxiliary, _ = net(random_images())
     labels = torch.randint(5, (2, 33, 49), generator=torch.Generator().manual_seed(3))
     (F.cross_entropy(logits, labels) + F.cross_entropy(auxiliary, labels)).backward()
-    # A bias before a norm, and a shift of all of one query's energies, change nothing: their gradients are 0.
+    # A bias before a norm, and a shift of all energies of a query, have no effect: their gradients are 0.
     idle = {"auxiliary_head.0.bias", "head.cca.key_conv.bias"}
     silent = {name for name, parameter in net.named_parameters() if not parameter.grad.abs().max() > 1e-7}
     assert silent <= idle
@@ -143,7 +144,7 @@ def test_recurrence_zero_is_the_network_with_gamma_zero() -> None:
 
 
 @pytest.mark.parametrize(("context", "module"), [("rcca", "cca"), ("nonlocal", "context")])
-def test_gamma_starts_where_the_network_is_told(context: str, module: str) -> None:
+def test_gamma_is_initialised_to_the_argument_of_the_network(context: str, module: str) -> None:
     net = CCNet("resnet18", 5, head_channels=16, context=context, gamma=0.25)
     assert getattr(net.head, module).gamma.item() == 0.25
 
@@ -167,7 +168,7 @@ def test_channels_last_equals_contiguous(dims: int) -> None:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     images = images.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)
     torch.testing.assert_close(net(images), expected, rtol=1e-4, atol=1e-4)
-    if dims == 3:  # the backbone sees the frames without a copy, and in its own order
+    if dims == 3:  # the backbone gets the frames without a copy, in channels-last order
         frames = as_frames(images)
         assert frames.data_ptr() == images.data_ptr()
         assert frames.is_contiguous(memory_format=torch.channels_last)
@@ -179,7 +180,7 @@ def test_channels_last_equals_contiguous(dims: int) -> None:
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_every_parameter_has_a_part_in_the_outputs(context: str, dims: int) -> None:
-    """Several processes wait for the gradient of each (find_unused_parameters=False)."""
+    """Distributed training needs a gradient of each parameter (find_unused_parameters=False)."""
     net = network(context=context, dims=dims, embedding=4)
     sum(output.square().mean() for output in net(random_images() if dims == 2 else clips())).backward()
     assert [name for name, parameter in net.named_parameters() if parameter.grad is None] == []
@@ -188,7 +189,7 @@ def test_every_parameter_has_a_part_in_the_outputs(context: str, dims: int) -> N
 def test_a_clip_of_one_frame_is_the_network_for_images() -> None:
     net = network(recurrence=3, dropout=0.0)
     for_clips = network(dims=3, dropout=0.0)
-    assert for_clips.head.cca.recurrence == 3  # what it takes for each position to reach every other
+    assert for_clips.head.cca.recurrence == 3  # so that every position has information from every other
     for_clips.load_state_dict(net.state_dict())
     images = random_images()
     outputs, of_clips = net(images), for_clips(images[:, :, None])
@@ -253,7 +254,7 @@ def test_attention_map_of_one_loop_is_the_criss_cross_of_the_nearest_position(
     assert torch.equal(row > 0, cross.expand(2, -1, -1))
 
 
-def test_attention_map_is_that_of_the_heads_attention_in_eval_mode() -> None:
+def test_attention_map_is_computed_by_the_heads_attention_in_eval_mode() -> None:
     net = network(recurrence=2).train()
     net.backbone.eval()
     modes = [module.training for module in net.modules()]
@@ -331,7 +332,7 @@ def test_mistakes_are_named(build: Callable[[], Any], error: type[Exception], me
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_logits_are_float32_under_autocast(dtype: torch.dtype) -> None:
-    """Of half precision's rounded logits several would be the largest."""
+    """In half precision several logits of a pixel would be rounded to the same maximum."""
     torch.manual_seed(0)
     net = CCNet("resnet18", 5, head_channels=16)
     images = torch.randn(2, 3, 33, 41)
@@ -347,3 +348,23 @@ def test_logits_are_float32_under_autocast(dtype: torch.dtype) -> None:
 def test_a_network_in_half_precision_stays_there() -> None:
     net = CCNet("resnet18", 5, head_channels=16).bfloat16().eval()
     assert net(torch.randn(1, 3, 33, 41).bfloat16()).dtype == torch.bfloat16
+
+
+def test_config_builds_the_same_network() -> None:
+    options: dict[str, Any] = {
+        "context": "nonlocal",
+        "head_channels": 8,
+        "auxiliary_channels": 4,
+        "halved_dilation": True,
+        "mean": (1, 2, 3),
+        "std": (4, 5, 6),
+    }
+    net = CCNet("resnet18", 3, backend="cpu", **options)
+    other = CCNet(**json.loads(json.dumps(net.config)))
+    assert other.config == net.config
+    assert "backend" not in net.config
+    assert other.backbone.mean == (1.0, 2.0, 3.0)
+    assert str(other) == str(net)
+    assert [m.dilation for m in other.modules() if isinstance(m, nn.Conv2d)] == [
+        m.dilation for m in net.modules() if isinstance(m, nn.Conv2d)
+    ]

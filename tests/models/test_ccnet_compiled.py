@@ -27,7 +27,7 @@ def test_an_exported_network_takes_images_of_any_size(options: dict[str, Any]) -
 
 def test_a_network_in_train_mode_is_one_graph() -> None:
     net, images = network(dims=3, embedding=4, dropout=0.0, recompute=True), clips()
-    # fullgraph is what is tested; what other backends make of the graph depends on torch alone.
+    # The test is about fullgraph; what other backends make of the graph depends on torch alone.
     compiled = torch.compile(copy.deepcopy(net), fullgraph=True, backend="eager")
     ours, theirs = compiled(images), net(images)
     assert type(ours) is Outputs

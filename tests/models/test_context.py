@@ -1,4 +1,4 @@
-"""Non-local, pyramid pooling and ASPP against renderings in other terms; gamma is never 0 unless said."""
+"""Non-local, pyramid pooling and ASPP against reference implementations; gamma is 0 only where a test says so."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.models.problems import features, gradients, make
 
 
 def dense(module: NonLocal, x: Tensor) -> Tensor:
-    """Position by position."""
+    """Return the result of non-local attention, computed position by position."""
 
     def project(convolution: Any) -> Tensor:
         return torch.einsum("oc,bcn->bon", convolution.weight.flatten(1), x.flatten(2)) + convolution.bias[:, None]
@@ -33,7 +33,7 @@ def dense(module: NonLocal, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dims", [1, 2, 3])
-def test_non_local_equals_dense_rendering(dims: int, form: str) -> None:
+def test_non_local_equals_the_dense_reference(dims: int, form: str) -> None:
     module, x = make(NonLocal, 8, dims=dims, reduction=2, form=form), features(dims).requires_grad_()
     out, expected = module(x), dense(module, x)
     torch.testing.assert_close(out, expected)
@@ -44,7 +44,7 @@ def test_non_local_equals_dense_rendering(dims: int, form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_non_local_on_one_line_is_criss_cross_attention(form: str) -> None:
-    """Where there is one row, its positions are all there are."""
+    """In a map with one row, every position is on that row."""
     module, rcca = make(NonLocal, 8, form=form), make(RCCA, 8, 1)
     module.load_state_dict(rcca.state_dict(), strict=True)
     x = features(1).unsqueeze(2)
@@ -61,7 +61,7 @@ def test_forms_interchange_state_dicts_and_agree_in_every_layout() -> None:
         torch.testing.assert_close(ours, theirs)
         for a, b in zip(gradients(ours, strided, fused), gradients(theirs, strided, materialised), strict=True):
             torch.testing.assert_close(a, b)
-    # Clips as the head hands them over: frames that follow each other, seen as a view.
+    # Clips as the head passes them: frames that follow each other, as a view.
     clips = make(NonLocal, 8, dims=3, form="sdpa")
     view = features(3).transpose(1, 2).contiguous().transpose(1, 2)
     torch.testing.assert_close(clips(view), dense(clips, view))
@@ -94,7 +94,7 @@ def test_fresh_non_local_is_the_identity() -> None:
 
 
 def with_statistics(module: nn.Module) -> nn.Module:
-    """The module in float64 and eval mode, its norms with statistics and weights that are not 0 and 1."""
+    """Return the module in float64 and eval mode, with random statistics and weights in its norms."""
     generator = torch.Generator().manual_seed(5)
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -105,7 +105,7 @@ def with_statistics(module: nn.Module) -> nn.Module:
 
 
 def normed(x: Tensor, layers: Any) -> Tensor:
-    """Norm and activation of a `convolution`, by their formulas; x is (B, C, H, W)."""
+    """Return x (B, C, H, W) after norm and activation of a `convolution`, by their formulas."""
     norm = layers[1]
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
     x = (x - norm.running_mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]
@@ -130,7 +130,7 @@ def dilated(x: Tensor, layers: Any, rate: int) -> Tensor:
 
 
 def enlarged(x: Tensor, size: int, axis: int) -> Tensor:
-    """Linear along one axis, first and last position kept in place."""
+    """Return x resized linearly along one axis, with aligned first and last positions."""
     at = torch.arange(size, dtype=x.dtype) * (x.shape[axis] - 1) / (size - 1)
     low = at.floor().long().clamp(max=max(x.shape[axis] - 2, 0))
     high = (low + 1).clamp(max=x.shape[axis] - 1)

@@ -1,5 +1,5 @@
 """EfficientNet-Lite: TensorFlow's padding against a hand-computed table, the dilated features against the classifier's,
-and the classifier on photographs that its published weights must name."""
+and the classifier with its published weights on photographs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def published(variant: str) -> EfficientNetLiteClassifier:
 
 
 def photograph(name: str, size: int) -> Tensor:
-    """A photograph as the published networks take it: short side 8/7 of the size, centre crop, (x - 127) / 128."""
+    """Return a photograph prepared for the published networks: short side 8/7 of the size, centre crop, normalised."""
     data = pytest.importorskip("skimage.data", reason="scikit-image is not installed")
     image = Image.fromarray(getattr(data, name)())
     scale = size * 8 / 7 / min(image.size)
@@ -42,7 +42,7 @@ def photograph(name: str, size: int) -> Tensor:
 
 
 def randomise(network: nn.Module, seed: int = 0) -> None:
-    """Give every batch norm drawn statistics, as after training, so that borders differ from the inside."""
+    """Give every batch norm random statistics, as after training, so that borders differ from the inside."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -71,7 +71,7 @@ def randomise(network: nn.Module, seed: int = 0) -> None:
 def test_same_padding_is_the_hand_computed(
     kernel: int, stride: int, dilation: int, extent: int, expected: list[int]
 ) -> None:
-    """Sums of windows over 1 ... extent along one axis, whose middle row of the kernel alone is not zero."""
+    """Sums of windows over 1 ... extent along one axis; only the middle row of the kernel is not zero."""
     convolution = SameConv2d(1, 1, kernel, stride=stride, dilation=dilation)
     nn.init.zeros_(convolution.weight)
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_parameter_count_is_the_published(variant: str, total: int) -> None:
 
 @pytest.mark.parametrize("variant", ["lite0", "lite2"])
 def test_state_dict_is_the_packages(variant: str) -> None:
-    """Every entry of the file is used and none is missing, in the classifier; the features have all but its own."""
+    """The classifier has exactly the entries of the file, the backbone all but the classifier's own."""
     state = published(variant).state_dict()
     file = next((Path(find_spec(PACKAGES[variant]).origin).parent / "models").glob("*.pth"))
     entries = torch.load(file, map_location="cpu", weights_only=True)
@@ -118,7 +118,7 @@ def test_state_dict_is_the_packages(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["lite0", "lite2"])
-def test_classifier_names_photographs(variant: str) -> None:
+def test_classifier_recognises_photographs(variant: str) -> None:
     network = published(variant)
     with torch.no_grad():
         cat, coffee = (network(photograph(name, SIZES[variant])).argmax().item() for name in ("chelsea", "coffee"))
@@ -127,7 +127,7 @@ def test_classifier_names_photographs(variant: str) -> None:
 
 
 def test_classifier_needs_the_asymmetric_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control: with as many zeros before as behind, the same weights are less sure of the same photographs."""
+    """With as many zeros before as behind, the same weights are less certain of the same photographs."""
     network = published("lite0")
     images = torch.cat([photograph(name, SIZES["lite0"]) for name in ("chelsea", "coffee")])
     with torch.no_grad():
@@ -153,7 +153,7 @@ def test_classifier_needs_the_asymmetric_padding(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_dilated_features_hold_those_of_the_classifier(variant: str, output_stride: int, size: tuple[int, int]) -> None:
-    """Rows and columns of the dilated map, at every border and for every parity, are the classifier's features."""
+    """Rows and columns of the dilated map equal the classifier's features, at every border and for every parity."""
     torch.manual_seed(0)
     network = EfficientNetLiteClassifier(variant).eval()
     randomise(network)
@@ -164,13 +164,13 @@ def test_dilated_features_hold_those_of_the_classifier(variant: str, output_stri
         ours, theirs = dilated(images), network.features(images)
     dropped = {8: (1, 2), 16: (0, 1)}[output_stride]  # strides that stages 5 and 7 lack
     for own, expected, count in zip(ours, theirs, dropped, strict=True):
-        rows, columns = (kept(-(-extent // output_stride), count) for extent in size)
+        rows, columns = (centres(-(-extent // output_stride), count) for extent in size)
         assert expected.std() > 1e-2
         torch.testing.assert_close(own[:, :, rows][..., columns], expected, rtol=1e-4, atol=1e-4)
 
 
-def kept(extent: int, strides: int) -> Tensor:
-    """The positions along an axis that convolutions of stride 2 with TensorFlow's padding are centred on."""
+def centres(extent: int, strides: int) -> Tensor:
+    """Return the positions along an axis on which convolutions of stride 2 with TensorFlow's padding are centred."""
     positions = torch.arange(extent)
     for _ in range(strides):
         positions = positions[1 - len(positions) % 2 :: 2]
@@ -283,8 +283,8 @@ def test_load_imagenet_refuses_another_variant_and_another_family(tmp_path: Path
 def test_load_imagenet_refuses_damaged_files(tmp_path: Path) -> None:
     torch.save(EfficientNetLiteClassifier("lite0").state_dict(), tmp_path / "whole.pth")
     content = (tmp_path / "whole.pth").read_bytes()
-    for kept in (0, 100, len(content) // 2, len(content) - 30):
-        (tmp_path / "cut.pth").write_bytes(content[:kept])
+    for length in (0, 100, len(content) // 2, len(content) - 30):
+        (tmp_path / "cut.pth").write_bytes(content[:length])
         refuse(tmp_path / "cut.pth", "cannot be read")
     torch.save({"state_dict": {"_fc.bias": torch.zeros(3)}, "epoch": 3}, tmp_path / "checkpoint.pth")
     refuse(tmp_path / "checkpoint.pth", "got other entries: state_dict, epoch")

@@ -1,4 +1,4 @@
-"""Images as people have them: every common kind, and what is none."""
+"""People's own image files of every common kind, and files that are no images."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ccgpu.models.image_files import BadImage, read_image
 
 @pytest.fixture
 def pixels() -> np.ndarray:
-    """Smooth enough for JPEG: 20 x 30."""
+    """Return an image of 20 x 30 pixels that is smooth enough for JPEG."""
     rows, columns = np.mgrid[:20, :30]
     return np.stack([rows * 10, columns * 8, 255 - rows * 5], axis=-1).astype(np.uint8)
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "tif", "bmp", "ppm", "jp2"])
-def test_formats(ending: str, pixels: np.ndarray, tmp_path: Path) -> None:
+def test_every_format_is_read(ending: str, pixels: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / f"a.{ending}"
     options = {"lossless": True} if ending == "webp" else {"quality": 98} if ending == "jpg" else {}
     Image.fromarray(pixels).save(path, **options)
@@ -76,7 +76,7 @@ def test_transparent_pixels_show_white(pixels: np.ndarray, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation: int, pixels: np.ndarray, tmp_path: Path) -> None:
-    """The EXIF standard's eight cases: what the stored rows and columns stand for."""
+    """The eight cases of the EXIF standard, each with the image as it is stored."""
     stored = {
         1: pixels,
         2: pixels[:, ::-1],
@@ -105,7 +105,7 @@ def test_truncated_files_are_named(kind: str, share: float, tmp_path: Path) -> N
         read_image(path)
 
 
-def test_what_is_no_image_is_named(tmp_path: Path) -> None:
+def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / "page.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
     for name in ("notes.txt", "page.eps"):
@@ -117,7 +117,7 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
         read_image(tmp_path)
 
 
-def test_images_beyond_any_memory_are_refused(tmp_path: Path) -> None:
+def test_images_of_impossible_size_are_refused(tmp_path: Path) -> None:
     """A PNG whose header promises 60000 x 60000 pixels."""
     small = io.BytesIO()
     Image.new("L", (1, 1)).save(small, format="PNG")

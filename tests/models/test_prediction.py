@@ -68,7 +68,7 @@ def test_the_sum_is_not_written_into_what_the_network_returned() -> None:
 
 
 class Places(nn.Module):
-    """Class 0 is the column of a pixel, class 1 its row, class 2 the image's first channel."""
+    """Logits: class 0 is the column of a pixel, class 1 its row, class 2 the image's first channel."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         height, width = images.shape[-2:]
@@ -102,7 +102,7 @@ def test_flip_changes_nothing_for_a_network_that_commutes_with_flipped_images() 
 
 
 def test_flip_exchanges_left_and_right_classes_back() -> None:
-    """Class 0 holds what is bright, 1 and 2 what is bright and stands right or left of something of channel 1."""
+    """Class 0 is channel 0 of a pixel; classes 1 and 2 are channel 1 of its left and of its right neighbour."""
 
     def net(images: torch.Tensor) -> torch.Tensor:
         right = nn.functional.pad(images[:, 1], (1, 0))[..., :-1]
@@ -156,7 +156,7 @@ def test_probabilities_sum_to_1(mode: str) -> None:
 
 
 class WindowMean(nn.Module):
-    """Logits that depend on the whole window, so that averages over windows show."""
+    """Logits that depend on the whole window, so that windows differ where they overlap."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images + images.mean(dim=(-2, -1), keepdim=True)
@@ -186,7 +186,7 @@ def test_sliding_pads_small_images_with_zero_and_cuts_back(frames: tuple[int, ..
 
 
 class Sizes(nn.Module):
-    """Records the sizes that it sees."""
+    """Records the sizes of its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -238,7 +238,7 @@ def test_shrunk_images_are_smoothed_as_in_training_and_enlarged_ones_are_not() -
 
 
 class Images(nn.Module):
-    """Keeps the last images that it saw."""
+    """Stores its last input."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         self.seen = images
@@ -247,7 +247,7 @@ class Images(nn.Module):
 
 @pytest.mark.parametrize("scale", [0.25, 0.5, 0.75, 1.25, 1.5, 2.0])
 def test_a_ramp_stays_in_place_at_every_scale(scale: float) -> None:
-    """Scores that equal the image come back where they were: the way back is the inverse of the way there."""
+    """Scores that equal the image stay at their pixels: resizing back is the inverse of resizing the image."""
     columns = torch.arange(80, dtype=torch.float64)
     rows = torch.arange(56, dtype=torch.float64)[:, None]
     images = torch.stack([columns.expand(56, 80), rows.expand(56, 80)])[None]
@@ -257,7 +257,7 @@ def test_a_ramp_stays_in_place_at_every_scale(scale: float) -> None:
     net = Images()
     Prediction(scales=(scale,))(net, images)
     corners = nn.functional.interpolate(net.seen, (56, 80), mode="bilinear", align_corners=True)
-    assert (corners - images)[inside].abs().max() > 0.05, "corners on corners would move it"
+    assert (corners - images)[inside].abs().max() > 0.05, "aligned corners would move it"
 
 
 @pytest.mark.parametrize("average", ["logits", "probabilities"])
@@ -270,7 +270,7 @@ def test_the_class_of_a_pixel_stays_the_same_over_scales_and_flipped_images(
     images = nn.functional.one_hot(classes, 3).permute(2, 0, 1)[None].float()
     prediction = Prediction(scales=(0.5, 0.75, 1.0, 1.25, 2.0), flip=True, average=average, **options)
     found = prediction(nn.Identity(), images).argmax(dim=1)[0]
-    away = (torch.arange(16) >= 3) & (torch.arange(16) < 13)  # from where two blocks meet
+    away = (torch.arange(16) >= 3) & (torch.arange(16) < 13)  # 3 pixels or more from the blocks' borders
     middle = away.repeat(4)[:, None] & away.repeat(5)
     assert torch.equal(found[middle], classes[middle])
     assert (found == classes).double().mean() > 0.9
@@ -301,7 +301,7 @@ def test_scores_are_float32_or_wider(mode: str, dtype: torch.dtype, expected: to
     torch.testing.assert_close(got.double(), prediction(nn.Identity(), images), rtol=0, atol=0.02)
 
 
-def test_no_pass_is_kept_while_the_next_one_runs() -> None:
+def test_the_logits_of_a_pass_are_freed_before_the_next_one_runs() -> None:
     alive: list[int] = []
     outputs: list[weakref.ref] = []
 

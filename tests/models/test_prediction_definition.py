@@ -1,4 +1,4 @@
-"""`Prediction` against its definition: NumPy, float64, one image (3, H, W) and one frame at a time."""
+"""`Prediction` against its definition in NumPy, in float64, for one image (3, H, W) or one frame at a time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ Size = tuple[int, int]
 
 
 def resizing_matrix(old: int, new: int, smooth: bool) -> np.ndarray:
-    """(new, old) weights: a triangle around where the new pixel's centre lies among the old ones, edges on edges."""
+    """Return weights (new, old): a triangle around the centre of the new pixel among the old, with aligned edges."""
     centres = (np.arange(new) + 0.5) * old / new
     reach = max(1.0, old / new) if smooth else 1.0
     weights = np.maximum(0, 1 - np.abs(np.arange(old) + 0.5 - centres[:, None]) / reach)
@@ -76,7 +76,7 @@ def defined(net: Callable[[np.ndarray], np.ndarray], image: np.ndarray, predicti
 
 
 class Uneven(nn.Module):
-    """Logits that differ between left and right, top and bottom, and with what else is in the window."""
+    """Logits that depend on left and right, on top and bottom, and on the rest of the window."""
 
     def __init__(self) -> None:
         super().__init__()

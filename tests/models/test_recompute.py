@@ -1,4 +1,4 @@
-"""Attention that is computed once more in backward: equal results, and only the loops' inputs are kept."""
+"""Attention recomputed in backward: equal results, and only the inputs of the loops are saved."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import nn
 
 from ccgpu.models.attention import RCCA, GatedAttention
 from ccgpu.models.context import FORMS, NonLocal
-from tests.models.problems import features, gradients, kept, make
+from tests.models.problems import features, gradients, make, saved_for_backward
 
 
 @pytest.mark.parametrize(("dims", "recurrence"), [(1, 1), (2, 2), (3, 3)])
-def test_recomputing_keeps_the_inputs_of_the_loops_alone(dims: int, recurrence: int) -> None:
+def test_recomputing_saves_the_inputs_of_the_loops_alone(dims: int, recurrence: int) -> None:
     module, x = make(RCCA, 8, recurrence, dims=dims), features(dims).requires_grad_()
-    plain, expected = len(kept(module, x)), module(x)
+    plain, expected = len(saved_for_backward(module, x)), module(x)
     wanted = gradients(expected, x, module)
     inputs = [x, *(make(RCCA, 8, loops, dims=dims)(x) for loops in range(1, recurrence))]
     module.recompute = True
-    tensors = kept(module, x)
+    tensors = saved_for_backward(module, x)
     assert len(tensors) == recurrence < plain
     for tensor, its_input in zip(tensors, inputs, strict=True):
         assert torch.equal(tensor, its_input)
@@ -32,11 +32,11 @@ def test_recomputing_keeps_the_inputs_of_the_loops_alone(dims: int, recurrence: 
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_recomputing_non_local_attention_keeps_its_input_alone(form: str) -> None:
+def test_recomputing_non_local_attention_saves_its_input_alone(form: str) -> None:
     results = []
     for recompute in (False, True):
         module, x = make(NonLocal, 8, form=form, recompute=recompute), features(2).requires_grad_()
-        assert (len(kept(module, x)) == 1) == recompute
+        assert (len(saved_for_backward(module, x)) == 1) == recompute
         out = module(x)
         results.append([out, *gradients(out, x, module)])
     for ours, theirs in zip(*results, strict=True):
@@ -57,7 +57,7 @@ def test_recomputing_has_second_derivatives(kind: type[GatedAttention]) -> None:
 
 
 def test_recomputing_gives_the_same_under_autocast() -> None:
-    """Also where backward runs outside of autocast, as it should."""
+    """Backward runs outside of autocast, and recomputes under it."""
     results = []
     for recompute in (False, True):
         module, x = make(RCCA, 8, 2, recompute=recompute).float(), features(2).float().requires_grad_()
@@ -68,11 +68,11 @@ def test_recomputing_gives_the_same_under_autocast() -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_compiled_recomputing_keeps_the_inputs_of_the_loops_alone() -> None:
+def test_compiled_recomputing_saves_the_inputs_of_the_loops_alone() -> None:
     module, x = make(RCCA, 8, 2, recompute=True), features(2).requires_grad_()
-    # This backend splits forward from backward, and so decides what is kept, but generates no code.
+    # This backend separates forward from backward, and so decides what is saved, but generates no code.
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    assert sum(tensor.nbytes for tensor in kept(compiled, x)) == 2 * x.nbytes
+    assert sum(tensor.nbytes for tensor in saved_for_backward(compiled, x)) == 2 * x.nbytes
     ours, theirs = compiled(x), module(x)
     torch.testing.assert_close(ours, theirs)
     for a, b in zip(gradients(ours, x, module), gradients(theirs, x, module), strict=True):

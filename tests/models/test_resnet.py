@@ -1,4 +1,4 @@
-"""ResNet against a functional rendering written here, and load_imagenet on files written here."""
+"""ResNet against a functional reference implementation, and load_imagenet on files that the tests write."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCKS = {18: [2, 2, 2, 2], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3]}
 
 
 def layout(depth: int, stem: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of torchvision's (7x7) and the MIT (deep) state dicts, from their definition."""
+    """Return names and shapes of torchvision's (7x7) and the MIT (deep) state dicts, by their definition."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def convolution(name: str, out_channels: int, in_channels: int, size: int) -> None:
@@ -52,7 +52,7 @@ def layout(depth: int, stem: str) -> dict[str, tuple[int, ...]]:
 
 
 def random_state(depth: int, stem: str, *, seed: int = 0) -> dict[str, Tensor]:
-    """An ImageNet file's content with drawn values: old files have no num_batches_tracked."""
+    """Return an ImageNet file's entries with random values, without num_batches_tracked, as in old files."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, shape in layout(depth, stem).items():
@@ -66,8 +66,8 @@ def random_state(depth: int, stem: str, *, seed: int = 0) -> dict[str, Tensor]:
     return state
 
 
-def rendering(state: dict[str, Tensor], images: Tensor, depth: int, stem: str) -> tuple[Tensor, Tensor]:
-    """The dilated ResNet in eval mode, output stride 8, straight from a state dict."""
+def reference(state: dict[str, Tensor], images: Tensor, depth: int, stem: str) -> tuple[Tensor, Tensor]:
+    """Return layer3 and layer4 of the dilated ResNet in eval mode, output stride 8, computed from a state dict."""
 
     def convolve(x: Tensor, convolution: str, norm: str, **options: Any) -> Tensor:
         size = state[f"{convolution}.weight"].shape[-1]
@@ -120,7 +120,7 @@ def test_state_dict_has_the_names_and_shapes_of_the_imagenet_files(depth: int, s
 
 @pytest.mark.parametrize(("depth", "total"), [(18, 11_689_512), (50, 25_557_032), (101, 44_549_160)])
 def test_parameter_count_is_torchvisions(depth: int, total: int) -> None:
-    """The published counts include the classifier that features do without: 1000 classes and their bias."""
+    """The published counts include the classifier, which a backbone does not have: 1000 classes and their bias."""
     with torch.device("meta"):
         resnet = ResNet(depth, stem="7x7")
     classifier = (resnet.channels[1] + 1) * 1000
@@ -128,14 +128,14 @@ def test_parameter_count_is_torchvisions(depth: int, total: int) -> None:
 
 
 @pytest.mark.parametrize(("depth", "stem"), [(18, "7x7"), (18, "deep"), (50, "7x7"), (101, "deep")])
-def test_features_equal_functional_rendering(depth: int, stem: str, tmp_path: Path) -> None:
+def test_features_equal_the_reference(depth: int, stem: str, tmp_path: Path) -> None:
     state = random_state(depth, stem)
     torch.save(state, tmp_path / "weights.pth")
     resnet = ResNet(depth, stem=stem).eval()
     load_imagenet(resnet, tmp_path / "weights.pth")
     images = torch.randn(2, 3, 41, 25, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        outputs, expected = resnet(images), rendering(state, images, depth, stem)
+        outputs, expected = resnet(images), reference(state, images, depth, stem)
     for ours, theirs, channels in zip(outputs, expected, resnet.channels, strict=True):
         assert ours.shape[1] == channels
         assert theirs.std() > 1e-3
@@ -300,8 +300,8 @@ def test_load_imagenet_refuses_files_cut_short(legacy: bool, tmp_path: Path) -> 
     torch.save({"conv1.weight": torch.randn(64, 3, 7, 7)}, whole, _use_new_zipfile_serialization=not legacy)
     content, cut = whole.read_bytes(), tmp_path / "cut.pth"
     resnet = ResNet(18)
-    for kept in [0, 1, 2, 3, 10, 20, 40, 80, 160, 320, 640, len(content) // 2, len(content) - 30]:
-        cut.write_bytes(content[:kept])
+    for length in [0, 1, 2, 3, 10, 20, 40, 80, 160, 320, 640, len(content) // 2, len(content) - 30]:
+        cut.write_bytes(content[:length])
         refuse(resnet, cut, "cannot be read")
 
 

@@ -1,4 +1,4 @@
-"""timm's networks as backbones: against what timm computes itself, and with weights from a file and from its cache."""
+"""timm's networks as backbones: compared with timm's own results, with weights from a file and from timm's cache."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def timm() -> ModuleType:
 
 
 def randomised(network: nn.Module, seed: int = 0) -> dict[str, Tensor]:
-    """The state dict with every floating entry drawn anew."""
+    """Return the state dict with random values in every floating-point entry."""
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.rand(value.shape, generator=generator) + 0.5
@@ -92,8 +92,8 @@ def test_mean_and_std_are_those_of_the_weights(timm: ModuleType) -> None:
     assert build_backbone(f"timm:{SMALL}").mean == (127.5, 127.5, 127.5)
 
 
-def test_efficientnet_lite_is_timms_rendering(timm: ModuleType) -> None:
-    """An independent rendering of the classifier, which has its entries in the same order under other names."""
+def test_efficientnet_lite_computes_the_same_as_timms(timm: ModuleType) -> None:
+    """timm's independent implementation has the entries of the classifier in the same order under other names."""
     torch.manual_seed(0)
     ours, theirs = EfficientNetLiteClassifier("lite0").eval(), timm.create_model("tf_efficientnet_lite0").eval()
     state = randomised(ours)
@@ -182,7 +182,7 @@ def test_load_imagenet_lists_all_differences_and_loads_nothing(timm: ModuleType,
         ("vgg11", r"got 'vgg11' \(AssertionError\)"),
     ],
 )
-def test_networks_that_cannot_serve_are_named_with_the_reason(timm: ModuleType, name: str, message: str) -> None:
+def test_networks_that_cannot_be_backbones_are_named_with_the_reason(timm: ModuleType, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_backbone(f"timm:{name}")
 
