@@ -1,3 +1,5 @@
+"""`Labels`: lookups both ways, and tables that do not fit."""
+
 from typing import Any
 
 import numpy as np

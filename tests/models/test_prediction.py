@@ -1,3 +1,5 @@
+"""`Prediction`: windows, scales, flipped images and averages, on networks with known results and on CCNet."""
+
 import math
 import weakref
 from typing import Any

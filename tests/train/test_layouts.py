@@ -1,4 +1,4 @@
-"""The folder layouts of the datasets, on a few files and on real ones."""
+"""The folder layouts of the four datasets: files found by name, on a few made-up files and on the real ones."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ def touch(root: Path, *names: str) -> None:
 
 
 def found(module: ModuleType, root: Path, split: str, labelled: bool = True) -> list[tuple[str, str, str | None]]:
-    """Name, image and label of each pair, relative to the root."""
+    """Return name, image and label file of each pair, relative to the root."""
     return [
         (pair.name, pair.image.relative_to(root).as_posix(), pair.label and pair.label.relative_to(root).as_posix())
         for pair in module.find_pairs(root, split, labelled)
@@ -135,7 +135,7 @@ def test_real_camvid_is_videos() -> None:
 def test_a_folder_that_cannot_be_read_is_an_error(
     module: ModuleType, closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of images and labels alike: nothing would be missing without it."""
+    """Images and label files in an unreadable folder would otherwise be left out without a word."""
     for file in ("train/a_1.png", "trainannot/a_1.png"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()

@@ -24,7 +24,7 @@ def name_of(module: Any) -> str:
 
 
 def synthetic_pairs(module: ModuleType, root: Path, number: int, size: tuple[int, int] = SMALL) -> list[Pair]:
-    """The images of a drawn split, checked."""
+    """Write a synthetic split and return its images, checked."""
     split = module.DATASET.recipe.get("train_split", ("train",))[0]
     pairs = module.find_pairs(module.DATASET.write_synthetic(root, {split: number}, size, 3), split)
     check_pairs(pairs)
@@ -33,7 +33,7 @@ def synthetic_pairs(module: ModuleType, root: Path, number: int, size: tuple[int
 
 
 def shares(module: ModuleType, pairs: list[Pair]) -> dict[str, float]:
-    """Share of each class in the labels of pairs; all images are decoded."""
+    """Return the share of each class in the label maps of pairs, having decoded all images."""
     labels = module.DATASET.labels
     counts = np.zeros(256)
     for pair in pairs:
@@ -46,7 +46,7 @@ def shares(module: ModuleType, pairs: list[Pair]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=name_of)
-def test_synthetic_data_is_read_back_and_comes_again_from_the_same_seed(module: ModuleType, tmp_path: Path) -> None:
+def test_synthetic_data_is_read_back_and_determined_by_the_seed(module: ModuleType, tmp_path: Path) -> None:
     pairs = synthetic_pairs(module, tmp_path / "first", 2)
     again = synthetic_pairs(module, tmp_path / "again", 2)
     split = module.DATASET.recipe.get("train_split", ("train",))[0]
@@ -62,7 +62,7 @@ def test_synthetic_data_is_read_back_and_comes_again_from_the_same_seed(module: 
 
 
 def test_synthetic_ade20k_has_many_classes_and_images_of_many_sizes(tmp_path: Path) -> None:
-    pairs = synthetic_pairs(ade20k, tmp_path / "drawn", 12, (128, 192))
+    pairs = synthetic_pairs(ade20k, tmp_path / "synthetic", 12, (128, 192))
     found = {name for name, share in shares(ade20k, pairs).items() if share > 2e-4}
     assert len(found) >= 20
     assert {"streetlight", "plant", "skyscraper", "van", "minibike", "signboard", "box"} <= found
@@ -71,7 +71,7 @@ def test_synthetic_ade20k_has_many_classes_and_images_of_many_sizes(tmp_path: Pa
 
 
 def test_synthetic_camvid_is_videos_with_gaps_and_has_all_classes(tmp_path: Path) -> None:
-    pairs = synthetic_pairs(camvid, tmp_path / "drawn", 14)
+    pairs = synthetic_pairs(camvid, tmp_path / "synthetic", 14)
     assert min(shares(camvid, pairs).values()) > 5e-4
     videos: dict[str, list[int]] = {}
     for pair in pairs:
@@ -87,7 +87,7 @@ def test_synthetic_camvid_is_videos_with_gaps_and_has_all_classes(tmp_path: Path
 
 
 def test_synthetic_lip_has_all_parts_and_grey_images(tmp_path: Path) -> None:
-    pairs = synthetic_pairs(lip, tmp_path / "drawn", 30, (128, 80))
+    pairs = synthetic_pairs(lip, tmp_path / "synthetic", 30, (128, 80))
     found = shares(lip, pairs)
     assert {name: share for name, share in found.items() if share < 5e-4} == {}
     assert 0.4 < found["background"] < 0.8

@@ -1,3 +1,5 @@
+"""Cutting videos into clips: all windows for training, every frame once for evaluation, no clip across a gap."""
+
 from pathlib import Path
 from random import Random
 
@@ -35,7 +37,7 @@ def test_training_clips_are_all_windows_of_a_stretch() -> None:
     assert training_clips(pairs, 4, frame_of) == [tuple(pairs)]
 
 
-def test_clips_never_cross_videos_or_gaps_but_bear_uneven_steps() -> None:
+def test_clips_never_cross_videos_or_gaps_but_tolerate_uneven_steps() -> None:
     pairs = frames("b", 1, 3, 5, 7) + frames("a", 0, 30, 59, 90, 120, 390, 420, 451) + frames("c", 8)
     clips = training_clips(pairs, 3, frame_of)
     assert [(frame_of(clip[0].name)[0], numbers(clip)) for clip in clips] == [
@@ -62,7 +64,7 @@ def test_a_gap_shows_in_a_video_of_three_frames() -> None:
     assert [numbers(clip) for clip in training_clips(frames("a", 0, 100), 2, frame_of)] == [(0, 100)]
 
 
-def test_evaluation_clips_move_the_last_one_back_and_say_from_where_it_counts() -> None:
+def test_the_last_evaluation_clip_begins_earlier_and_says_from_which_frame_it_counts() -> None:
     pairs = frames("a", *range(7)) + frames("b", *range(6)) + frames("c", 0, 1)
     assert [(numbers(clip), first) for clip, first in evaluation_clips(pairs, 3, frame_of)] == [
         ((0, 1, 2), 0),

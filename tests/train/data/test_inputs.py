@@ -1,4 +1,4 @@
-"""What arguments of a command line stand for."""
+"""INPUT arguments of a command line, resolved to files with unique output names."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_files_are_taken_whatever_their_ending(folder: Path) -> None:
     ]
 
 
-def test_patterns(folder: Path) -> None:
+def test_patterns_are_expanded(folder: Path) -> None:
     assert found(folder / "*" / "1.*") == [("1.jpg", "1"), ("1.png", "1-2")]
     assert found(folder / "**" / "1.jpg") == [("1.jpg", "1"), ("1.jpg", "1-2")]
     assert [entry.is_video for entry in find_inputs([str(folder / "b" / "*")])] == [False, True]
@@ -69,7 +69,7 @@ def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("argument", ["nowhere.jpg", "*.nothing", "empty"])
-def test_what_stands_for_nothing_is_named(argument: str, tmp_path: Path) -> None:
+def test_arguments_that_give_no_file_are_named(argument: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="there is none"):
         find_inputs([str(tmp_path / argument)])

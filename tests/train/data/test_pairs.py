@@ -1,3 +1,5 @@
+"""Images and label files of a dataset: found by name, checked without decoding, read; each problem names its file."""
+
 import re
 import struct
 import zlib
@@ -19,12 +21,12 @@ TABLE = Labels(
     void=(255, 0, 8),
     hint="take the files of ids",
 )
-# Train id of every value, by hand.
+# Label id -> train id, by hand.
 TO_TRAIN = {7: 0, 9: 1, 3: 2, 255: 255, 0: 255, 8: 255}
 
 
 def write_pair(root: Path, name: str = "a", size: tuple[int, int] = (6, 8), suffix: str = ".png") -> Pair:
-    """An image of noise in images/ and a label of the table's ids in labels/."""
+    """Write an image of noise to images/ and a label map of the table's ids to labels/."""
     pair = Pair(root / "images" / f"{name}{suffix}", root / "labels" / f"{name}.png", name)
     generator = np.random.default_rng(len(name))
     image = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -41,7 +43,7 @@ def find(root: Path, labelled: bool = True) -> list[Pair]:
 
 
 def png(path: Path, size: tuple[int, int], depth: int, colour_type: int, rows: bytes, *, palette: bytes = b"") -> None:
-    """Write a PNG of a kind that Pillow does not write; `rows` have their filter bytes, none: no pixels at all."""
+    """Write a PNG of a kind that Pillow cannot write; `rows` include the filter bytes; empty: a file without pixels."""
     height, width = size
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0))]
     chunks += [(b"PLTE", palette)] if palette else []
@@ -307,7 +309,7 @@ def test_read_pair_leaves_pixels_where_they_are_stored(tmp_path: Path) -> None:
     pair = write_pair(tmp_path)
     pixels = read_pair(pair, TABLE)[0]
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    exif[0x0112] = 6  # to be rotated by a quarter turn
     Image.fromarray(pixels).save(pair.image, exif=exif)
     assert ImageOps.exif_transpose(Image.open(pair.image)).size == (6, 8)
     assert np.array_equal(read_pair(pair, TABLE)[0], pixels)
@@ -357,7 +359,7 @@ def test_read_pair_refuses_labels_of_other_modes(tmp_path: Path, mode: str, mess
 def test_read_pair_refuses_labels_whose_values_are_brightnesses(tmp_path: Path) -> None:
     pair = write_pair(tmp_path)
     assert pair.label is not None
-    png(pair.label, (6, 8), 4, 0, rows_of_4_bits(np.zeros((6, 8), dtype=np.uint8)))  # would be id 0, which is known
+    png(pair.label, (6, 8), 4, 0, rows_of_4_bits(np.zeros((6, 8), dtype=np.uint8)))  # as ids: 0, which is known
     with pytest.raises(BadImage, match="label must be a PNG of 8-bit grey or a palette"):
         read_pair(pair, TABLE)
     Image.new("L", (8, 6), 7).save(pair.label, format="JPEG")

@@ -1,3 +1,5 @@
+"""Samples and their order: functions of seed and position, whatever the workers and processes."""
+
 import pickle
 from pathlib import Path
 
@@ -18,7 +20,7 @@ TABLE = Labels(tuple("abcdef"), np.zeros((6, 3), np.uint8), ids=(1, 2, 3, 4, 5, 
 
 
 def write_pair(root: Path, name: str, size: tuple[int, int] = (24, 32), seed: int = 0) -> Pair:
-    """An image and a label in which neighbouring pixels differ, so that any augmentation shows."""
+    """Write an image and a label map whose neighbouring pixels differ, so that any augmentation has an effect."""
     generator = np.random.default_rng(seed)
     image, label = root / f"{name}.png", root / f"{name}_label.png"
     Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(image)

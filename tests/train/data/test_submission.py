@@ -1,3 +1,5 @@
+"""Predictions as label files: ids, atomic writes, and the official Cityscapes evaluation on them."""
+
 import multiprocessing
 import os
 import time
@@ -116,7 +118,7 @@ def test_a_killed_run_leaves_the_former_file_and_a_partial_one_that_the_next_run
     ],
     ids=lambda bad: f"{bad.dtype}{bad.shape}",
 )
-def test_save_prediction_refuses_what_is_no_image_of_classes(tmp_path: Path, bad: np.ndarray) -> None:
+def test_save_prediction_refuses_other_values_than_classes(tmp_path: Path, bad: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"save_prediction: classes must be integers \(H, W\) in 0\.\.149, got"):
         save_prediction(tmp_path, "image", bad, ADE20K)
     assert not list(tmp_path.iterdir())

@@ -1,3 +1,5 @@
+"""Augmentation: image and label map stay aligned, random numbers are uniform and come from the generator alone."""
+
 import dataclasses
 import pickle
 from typing import Any
@@ -16,7 +18,7 @@ RAW = Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def coordinates(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Red 8 y, green 8 x (linear, so bilinear is exact inside); label 16 (y // 4) + x // 4."""
+    """Return red = 8 y, green = 8 x (linear, so bilinear resizing is exact inside) and label 16 (y // 4) + x // 4."""
     y, x = np.mgrid[:height, :width]
     image = np.stack([8 * y, 8 * x, np.full_like(x, 7)], axis=2).astype(np.uint8)
     return image, (16 * (y // 4) + x // 4).astype(np.uint8)
@@ -34,7 +36,7 @@ def test_scaled_window_equals_resize_then_cut(
     cut = (slice(top, top + size[0]), slice(left, left + size[1]))
     got_image, got_label = scaled_window(image, label, (rows, columns), (top, left), size)
     whole = Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR)
-    # One grey level: the filter's coordinates are rounded differently.
+    # Up to one grey level, because the filter's coordinates are rounded differently.
     assert np.abs(got_image.astype(int) - np.asarray(whole)[cut]).max() <= 1
     for y, x in np.ndindex(*got_label.shape):
         nearest = (2 * (y + top) + 1) * height // (2 * rows), (2 * (x + left) + 1) * width // (2 * columns)
@@ -64,8 +66,8 @@ def test_train_transform_keeps_image_and_label_aligned(seed: int, crop: tuple[in
     assert (pixels.dtype, classes.dtype) == (torch.float32, torch.int64)
     inside = classes != 255
     y, x = pixels[0][inside] / 8, pixels[1][inside] / 8
-    # Bilinear gives the pixel's own coordinate, the nearest label one at most 1/2 away; at the border the
-    # smoothing of a shrunken image pulls a little more.
+    # Bilinear resizing gives the coordinate of the pixel, the nearest label is at most 1/2 away; at the border the
+    # smoothing of a shrunken image adds a little.
     assert (torch.abs(y - 1.5 - 4 * (classes[inside] // 16)) <= 2.5).all()
     assert (torch.abs(x - 1.5 - 4 * (classes[inside] % 16)) <= 2.5).all()
     assert (pixels[2][inside] == 7).all()
@@ -133,7 +135,7 @@ def test_train_transform_is_a_function_of_the_generator() -> None:
 
 
 def coverage(transform: TrainTransform, size: tuple[int, int], seed: int) -> tuple[int, int]:
-    """Height and width of what a crop shows of an image."""
+    """Return height and width of the part of the crop that the image fills."""
     image, label = np.zeros((*size, 3), dtype=np.uint8), np.zeros(size, dtype=np.uint8)
     shown = transform(image, label, np.random.default_rng(seed))[1] != 255
     return int(shown.any(1).sum()), int(shown.any(0).sum())

@@ -18,7 +18,7 @@ def test_ids_by_name_fall_back_on_the_cityscapes_label() -> None:
 
 
 def canvas() -> Canvas:
-    """Camera 1.5 m above the ground; at 10 m a metre is 10 pixels."""
+    """Return a canvas whose camera is 1.5 m above the ground; at a distance of 10 m a metre is 10 pixels."""
     camera = Camera(width=200, height=100, focal=100, centre=100, horizon=50, eye=1.5, bend=0)
     light = Light(sun=1, haze=(200, 200, 200), sight=1e9, shade=0.5)
     return Canvas(camera, light, np.zeros((100, 200, 3), np.uint8), np.zeros((100, 200), np.uint8))
@@ -34,7 +34,7 @@ def test_camera_projects_by_similar_triangles() -> None:
     assert curved.project(np.array([[1.0, 0, 10]])).tolist() == [[120, 65]]
 
 
-def test_frame_turns_what_stands_in_it() -> None:
+def test_pose_turns_and_moves_local_points() -> None:
     local = [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
     assert np.allclose(Pose(5, 9, 0).world(local), [(5, 0, 10), (6, 0, 9), (5, 1, 9)])
     assert np.allclose(Pose(5, 9, np.pi / 2).world(local), [(6, 0, 9), (5, 0, 8), (5, 1, 9)])
@@ -42,16 +42,16 @@ def test_frame_turns_what_stands_in_it() -> None:
 
 
 def test_polygon_paints_image_and_ids_alike() -> None:
-    paper = canvas()
-    paper.polygon(facing(0, 10).upright([(-1, 0), (1, 0), (1, 2), (-1, 2)]), (10, 200, 30), 26)
-    ids = np.asarray(paper.ids)
+    painted = canvas()
+    painted.polygon(facing(0, 10).upright([(-1, 0), (1, 0), (1, 2), (-1, 2)]), (10, 200, 30), 26)
+    ids = np.asarray(painted.ids)
     assert np.argwhere(ids == 26).min(0).tolist() == [45, 90]
     assert np.argwhere(ids == 26).max(0).tolist() == [65, 110]
-    assert (np.asarray(paper.image)[ids == 26] == (10, 200, 30)).all()
-    assert (np.asarray(paper.image)[ids != 26] == 0).all()
-    paper.polygon(facing(0, 10).upright(disc((0, 1), 0.5)), (255, 0, 0), None)
-    assert (np.asarray(paper.ids) == ids).all()
-    assert np.asarray(paper.image)[55, 100].tolist() == [255, 0, 0]
+    assert (np.asarray(painted.image)[ids == 26] == (10, 200, 30)).all()
+    assert (np.asarray(painted.image)[ids != 26] == 0).all()
+    painted.polygon(facing(0, 10).upright(disc((0, 1), 0.5)), (255, 0, 0), None)
+    assert (np.asarray(painted.ids) == ids).all()
+    assert np.asarray(painted.image)[55, 100].tolist() == [255, 0, 0]
 
 
 def test_box_shows_the_faces_towards_the_camera_only() -> None:
@@ -65,26 +65,26 @@ def test_box_shows_the_faces_towards_the_camera_only() -> None:
     ]
 
 
-def test_what_is_behind_the_camera_is_cut_off() -> None:
+def test_polygons_are_clipped_in_front_of_the_camera() -> None:
     camera = Camera(200, 100, 100, 100, 50, 1.5, bend=0, z=10)
     strip = np.array([(1, 0, 6), (1, 0, 20), (1, 2, 20), (1, 2, 6)], dtype=float)
     away = np.array((0.0, 0.0, 10.0))
     assert np.allclose(camera.ahead(strip), [(1, 0, 10.3), (1, 0, 20), (1, 2, 20), (1, 2, 10.3)])
     assert camera.ahead(strip - away - (0, 0, 1)).shape == (0, 3)
     assert np.array_equal(camera.ahead(strip + away), strip + away)
-    paper = canvas()
-    paper.camera = camera
-    paper.polygon(strip, (10, 200, 30), 26)
-    assert np.argwhere(np.asarray(paper.ids) == 26).min(0).tolist() == [1, 110]  # from its far end to the border
-    assert np.argwhere(np.asarray(paper.ids) == 26).max(0).tolist() == [99, 199]
-    assert set(paper.box(Pose(-5, 6, 0), (0, 12), 1, (0, 2), (90, 90, 90), 26)) == {"right"}
-    assert paper.box(Pose(-5, 2, 0), (0, 6), 1, (0, 2), (90, 90, 90), 26) == {}
+    painted = canvas()
+    painted.camera = camera
+    painted.polygon(strip, (10, 200, 30), 26)
+    assert np.argwhere(np.asarray(painted.ids) == 26).min(0).tolist() == [1, 110]  # from its far end to the border
+    assert np.argwhere(np.asarray(painted.ids) == 26).max(0).tolist() == [99, 199]
+    assert set(painted.box(Pose(-5, 6, 0), (0, 12), 1, (0, 2), (90, 90, 90), 26)) == {"right"}
+    assert painted.box(Pose(-5, 2, 0), (0, 6), 1, (0, 2), (90, 90, 90), 26) == {}
 
 
 def test_far_things_take_the_colour_of_the_haze() -> None:
-    paper = canvas()
-    paper.light = Light(1, (200.0, 200.0, 200.0), 10.0, 0.5)
-    paper.polygon(facing(0, 10).upright([(-1, 0), (1, 0), (1, 2), (-1, 2)]), (0, 100, 200), 26)
+    painted = canvas()
+    painted.light = Light(1, (200.0, 200.0, 200.0), 10.0, 0.5)
+    painted.polygon(facing(0, 10).upright([(-1, 0), (1, 0), (1, 2), (-1, 2)]), (0, 100, 200), 26)
     haze = 1 - np.exp(-1)
     expected = [round(200 * haze), round(100 + 100 * haze), 200]
-    assert np.asarray(paper.image)[55, 100].tolist() == expected
+    assert np.asarray(painted.image)[55, 100].tolist() == expected

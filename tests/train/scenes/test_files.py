@@ -1,3 +1,5 @@
+"""Writing a synthetic dataset: determined by its settings, atomic, never over something else."""
+
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ def write_number(root: Path, split: str, index: int, size: tuple[int, int], key:
     file_in(root / split, f"{index}.txt").write_text(f"{size} {np.random.default_rng((*key, index)).random()}")
 
 
-def draw(root: Path | str, splits: dict[str, int], size: tuple[int, int] = SMALL, seed: int = 0) -> Path:
+def write_numbers(root: Path | str, splits: dict[str, int], size: tuple[int, int] = SMALL, seed: int = 0) -> Path:
     return write_synthetic(root, splits, size, seed, layout="numbers", write=write_number)
 
 
@@ -23,9 +25,9 @@ def files_of(root: Path) -> dict[str, bytes]:
 
 
 def test_write_synthetic_is_a_function_of_seed_split_and_index(tmp_path: Path) -> None:
-    first = files_of(draw(tmp_path / "first", {"train": 2, "val": 2}))
-    again = files_of(draw(tmp_path / "again", {"val": 1, "train": 3}))
-    other = files_of(draw(tmp_path / "other", {"train": 1}, seed=1))
+    first = files_of(write_numbers(tmp_path / "first", {"train": 2, "val": 2}))
+    again = files_of(write_numbers(tmp_path / "again", {"val": 1, "train": 3}))
+    other = files_of(write_numbers(tmp_path / "other", {"train": 1}, seed=1))
     assert {name: data for name, data in first.items() if name in again and name != "synthetic.json"} == {
         name: again[name] for name in ("train/0.txt", "train/1.txt", "val/0.txt")
     }
@@ -36,26 +38,26 @@ def test_write_synthetic_is_a_function_of_seed_split_and_index(tmp_path: Path) -
 
 
 def test_write_synthetic_keeps_what_it_wrote_before(tmp_path: Path) -> None:
-    root = draw(tmp_path / "drawn", {"train": 1})
+    root = write_numbers(tmp_path / "synthetic", {"train": 1})
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    assert draw(str(root), {"train": 1}) == root
+    assert write_numbers(str(root), {"train": 1}) == root
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 
 
 def test_write_synthetic_never_overwrites_something_else(tmp_path: Path) -> None:
-    root = draw(tmp_path / "drawn", {"train": 1})
+    root = write_numbers(tmp_path / "synthetic", {"train": 1})
     with pytest.raises(ValueError, match=r"root must be empty or hold the images .*'seed': 1.* got .*'seed': 0"):
-        draw(root, {"train": 1}, seed=1)
+        write_numbers(root, {"train": 1}, seed=1)
     with pytest.raises(ValueError, match=r"'layout': 'other'.* got .*'layout': 'numbers'"):
         write_synthetic(root, {"train": 1}, SMALL, 0, layout="other", write=write_number)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     for other in (tmp_path / "mine", tmp_path / "mine" / "notes.txt"):
         with pytest.raises(ValueError, match="got no synthetic images in"):
-            draw(other, {"train": 1})
+            write_numbers(other, {"train": 1})
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
     (tmp_path / "empty").mkdir()
-    assert len(files_of(draw(tmp_path / "empty", {"train": 1}))) == 2
+    assert len(files_of(write_numbers(tmp_path / "empty", {"train": 1}))) == 2
 
 
 def test_write_synthetic_leaves_nothing_after_a_failure(tmp_path: Path) -> None:
@@ -65,20 +67,20 @@ def test_write_synthetic_leaves_nothing_after_a_failure(tmp_path: Path) -> None:
         write_number(root, split, index, size, key)
 
     with pytest.raises(OSError, match="No space left"):
-        write_synthetic(tmp_path / "drawn", {"train": 2}, SMALL, 0, layout="numbers", write=full_disk)
+        write_synthetic(tmp_path / "synthetic", {"train": 2}, SMALL, 0, layout="numbers", write=full_disk)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_processes_may_draw_the_same(tmp_path: Path) -> None:
+def test_two_processes_may_write_the_same_dataset(tmp_path: Path) -> None:
     def overtaken(root: Path, split: str, index: int, size: tuple[int, int], key: tuple[int, int]) -> None:
         write_number(root, split, index, size, key)
-        if not (tmp_path / "drawn").exists():
+        if not (tmp_path / "synthetic").exists():
             (tmp_path / "other").mkdir()
-            draw(tmp_path / "other" / "drawn", {"train": 1}).rename(tmp_path / "drawn")
+            write_numbers(tmp_path / "other" / "synthetic", {"train": 1}).rename(tmp_path / "synthetic")
 
-    root = write_synthetic(tmp_path / "drawn", {"train": 1}, SMALL, 0, layout="numbers", write=overtaken)
+    root = write_synthetic(tmp_path / "synthetic", {"train": 1}, SMALL, 0, layout="numbers", write=overtaken)
     assert len(files_of(root)) == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["drawn", "other"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "synthetic"]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,7 @@ def test_two_processes_may_draw_the_same(tmp_path: Path) -> None:
 )
 def test_write_synthetic_refuses_bad_arguments(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        draw(tmp_path / "drawn", **{"splits": {"train": 1}, **arguments})
+        write_numbers(tmp_path / "synthetic", **{"splits": {"train": 1}, **arguments})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,3 +1,5 @@
+"""Synthetic people: determined by the generator, with left and right from the person's own view."""
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,7 @@ def test_people_are_a_function_of_the_generator_in_the_size_asked_for(size: tupl
 
 
 def test_left_is_the_persons_own() -> None:
-    """Of someone who faces the camera it is at the right of the image, of someone seen from behind at the left."""
+    """The left side of a person is on the right of the image if the person faces the camera, else on the left."""
     camera = Camera(width=120, height=160, focal=80, centre=60, horizon=75, eye=1.0, bend=0)
     light = Light(sun=1, haze=(0, 0, 0), sight=1e9, shade=1)
     seen = []

@@ -1,3 +1,5 @@
+"""Synthetic streets: their classes, and what moves how from frame to frame of a video."""
+
 import numpy as np
 import pytest
 
@@ -34,7 +36,7 @@ def test_three_scenes_in_a_row_hold_a_train_a_bus_and_a_truck() -> None:
 
 
 def frames(video: int, *travelled: float) -> list[np.ndarray]:
-    """Label ids of frames of a video."""
+    """Return the label maps of frames of a video."""
     return [draw_frame((64, 128), (1, video), metres)[1] for metres in travelled]
 
 
@@ -48,7 +50,7 @@ def test_frames_of_a_video_show_the_same_street_from_farther_along() -> None:
 
 
 @pytest.mark.parametrize("video", [1, 2, 4])
-def test_what_stands_in_view_comes_nearer(video: int) -> None:
+def test_things_ahead_come_nearer(video: int) -> None:
     before, after = (int((ids == ID["bicycle"]).sum()) for ids in frames(video, 0.0, 2.0))
     assert after > 1.2 * before > 0
 
@@ -57,7 +59,7 @@ def test_a_frame_is_a_function_of_video_and_place() -> None:
     first, again = (draw_frame((48, 96), (1, 2), 0.5) for _ in range(2))
     assert np.array_equal(first[0], again[0])
     assert np.array_equal(first[1], again[1])
-    moved = draw_frame((48, 96), (1, 2), 0.501)[0]  # a millimetre: another noise of the camera, nothing else
+    moved = draw_frame((48, 96), (1, 2), 0.501)[0]  # a millimetre farther only the camera's noise differs
     assert not np.array_equal(first[0], moved)
     assert abs(first[0].astype(int) - moved).mean() < 8
 
