@@ -91,15 +91,19 @@ def crossings() -> Iterator[tuple[str, Crossings | str]]:
             yield name, (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def microseconds(crossing: Callable[[], object], batches: int = BATCHES, calls: int = CALLS) -> float:
-    """Return the median, over batches of calls, of the microseconds that a call takes."""
-    times = []
+def microseconds(crossings: Crossings, batches: int = BATCHES, calls: int = CALLS) -> dict[str, float]:
+    """Return for each crossing the median, over batches of calls, of the microseconds that a call takes.
+
+    The crossings take turns, so that another process slows all of them down.
+    """
+    times: dict[str, list[float]] = {name: [] for name in crossings}
     for _ in range(batches + 1):
-        start = time.perf_counter()
-        for _ in range(calls):
-            crossing()
-        times.append((time.perf_counter() - start) / calls * 1e6)
-    return statistics.median(times[1:])
+        for name, crossing in crossings.items():
+            start = time.perf_counter()
+            for _ in range(calls):
+                crossing()
+            times[name].append((time.perf_counter() - start) / calls * 1e6)
+    return {name: round(statistics.median(values[1:]), 3) for name, values in times.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,10 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(group, str):
             unmeasured[name] = group
             print(f"{name}: not measured ({group})")
-            continue
-        for crossing, call in group.items():
-            times[crossing] = round(microseconds(call, flags.batches), 3)
-            print(f"{times[crossing]:9.3f} us  {crossing}")
+        else:
+            times |= (measured := microseconds(group, flags.batches))
+            print("\n".join(f"{value:9.3f} us  {crossing}" for crossing, value in measured.items()))
     if flags.record is not None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         record = {"kind": "interchange", "microseconds": times, "unmeasured": unmeasured}
