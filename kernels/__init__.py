@@ -1,7 +1,7 @@
 """Criss-cross attention on plain arrays: arrays in, arrays out, no torch.
 
-`forward` and `backward` are the whole op for those who connect it to a framework of their own: two functions without
-state, which take the arrays of NumPy, and of a CUDA device by `__cuda_array_interface__`.
+`forward` and `backward` are the whole op for glue to another framework: two functions without state. They take NumPy
+arrays, and arrays on a CUDA device that have `__cuda_array_interface__`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def forward(q: Any, k: Any, v: Any, scale: float = 1.0, *, stream: Any = 0) -> t
         arrays, out in channels-last memory; the stream may still be computing them.
 
     Raises:
-        TypeError: an argument is no such array, the dtypes are others or differ, host and device are mixed.
+        TypeError: an argument is no such array, a dtype is not supported or differs, host and device are mixed.
         ValueError: shapes, scale or stream are wrong.
 
     Deterministic: the same bits on every run. For backward keep q, k, v, out and lse.
@@ -60,14 +60,14 @@ def forward(q: Any, k: Any, v: Any, scale: float = 1.0, *, stream: Any = 0) -> t
     scale = _checks.check_scale(scale, function)
     address = _checks.check_stream(stream, on_device, function)
     if on_device:
-        from ccgpu.kernels.numba_cuda import launch
+        from ccgpu.kernels.numba_cuda import calls as on_cuda
 
-        out, lse = launch.forward(q, k, v, scale, stream=address or _stream_of(v))
+        out, lse = on_cuda.forward(q, k, v, scale, stream=address or _stream_of(v))
         return _of_library(out, v), _of_library(lse, v)
-    from ccgpu.kernels.numba_cpu import calls
+    from ccgpu.kernels.numba_cpu import calls as on_cpu
 
     q, k, v = (_checks.host_array(x) for x in (q, k, v))
-    return calls.forward(q, k, v, scale)
+    return on_cpu.forward(q, k, v, scale)
 
 
 def backward(
@@ -91,9 +91,9 @@ def backward(
 
     Args:
         dout: (B, C, *S), the gradient of out, in v's dtype.
-        q, k, v, scale: what `forward` was given.
-        out, lse: what it returned for them.
-        dlse: (B, *S), the gradient of lse, in its dtype; None where lse was not used: zeros.
+        q, k, v, scale: the arguments of `forward`.
+        out, lse: its results for them.
+        dlse: (B, *S), the gradient of lse, in its dtype; None: zeros, if lse was not used.
         stream: as in `forward`.
 
     Returns:
@@ -121,17 +121,17 @@ def backward(
     scale = _checks.check_scale(scale, function)
     address = _checks.check_stream(stream, on_device, function)
     if on_device:
-        from ccgpu.kernels.numba_cuda import launch
+        from ccgpu.kernels.numba_cuda import calls as on_cuda
 
         stream = address or _stream_of(v)
-        gradients = launch.backward(dout, q, k, v, out, lse, dlse, scale, stream=stream)
+        gradients = on_cuda.backward(dout, q, k, v, out, lse, dlse, scale, stream=stream)
         dq, dk, dv = (_of_library(x, v) for x in gradients)
         return dq, dk, dv
-    from ccgpu.kernels.numba_cpu import calls
+    from ccgpu.kernels.numba_cpu import calls as on_cpu
 
     dlse = np.zeros(energies.shape, energies.dtype) if dlse is None else dlse
     dout, q, k, v, out, lse, dlse = (_checks.host_array(x) for x in (dout, q, k, v, out, lse, dlse))
-    return calls.backward(dout, q, k, v, out, lse, dlse, scale)
+    return on_cpu.backward(dout, q, k, v, out, lse, dlse, scale)
 
 
 def _stream_of(v: Any) -> int:
@@ -140,9 +140,9 @@ def _stream_of(v: Any) -> int:
 
 
 def _of_library(x: Any, v: Any) -> Any:
-    """Return a Numba device array as one of CuPy where v is: the same memory, without a word of the stream.
+    """Return a Numba device array as a CuPy array on the same memory if v is one of CuPy's, otherwise as it is.
 
-    CuPy would wait on the host for a stream that the array names.
+    The result names no stream: CuPy would make the host wait for it.
     """
     cupy = sys.modules.get("cupy")
     if cupy is None or not isinstance(v, cupy.ndarray):

@@ -1,6 +1,6 @@
-"""What plain arrays are taken, the messages for everything else, and their memory as compiled code takes it.
+"""Checks of the plain arrays passed to `ccgpu.kernels`, their error messages, and conversions of their memory.
 
-Every message has the form *function: argument must be X, got Y; do Z.*, in NumPy's words.
+Every message has the form *function: argument must be X, got Y; do Z.*, in NumPy's terms.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Description(NamedTuple):
 
 
 class SameMemory:
-    """The memory of an array under a changed description, for consumers of the array interfaces; keeps it alive."""
+    """An array's memory under a changed description, as an object with the array interface; keeps the array alive."""
 
     def __init__(self, owner: Any, interface: str, **changes: Any) -> None:
         """Describe the owner's memory by its `interface` (the attribute's name) with some entries changed."""
@@ -31,7 +31,7 @@ class SameMemory:
 
 
 def type_name(x: Any) -> str:
-    """Return the type of x as it stands in messages."""
+    """Return the type of x as error messages name it."""
     return f"{type(x).__module__}.{type(x).__qualname__}"
 
 
@@ -45,12 +45,12 @@ def check_no_mask(name: str, x: Any, function: str) -> None:
 
 
 def host_array(x: NDArray[Any]) -> NDArray[Any]:
-    """Return x as a plain ndarray of native byte order, aligned, and not marked read-only: without a copy if possible.
+    """Return x as a plain, aligned, writeable ndarray in native byte order: without a copy if possible.
 
-    A read-only array gives a view that could be written, since compilers and torch know no other kind or warn of it.
-    Nobody who gets it here writes into an argument.
+    A read-only array becomes a writeable view, because compilers and torch reject read-only arrays or warn about them;
+    no caller of this function writes to an argument.
     """
-    x = np.asarray(x)  # of a subclass, the plain array in it
+    x = np.asarray(x)  # the plain array of a subclass
     if not x.dtype.isnative:
         x = x.astype(x.dtype.newbyteorder("="))
     if not x.flags.aligned or any(stride % x.itemsize for stride in x.strides):
@@ -62,7 +62,7 @@ def host_array(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def is_device_array(x: Any) -> bool:
-    """Tell whether x is an array on a CUDA device (or, in Numba's simulator, stands for one)."""
+    """Tell whether x is an array on a CUDA device, or one of the arrays that Numba's simulator has instead."""
     return hasattr(x, "__cuda_array_interface__") or getattr(x, "__cuda_ndarray__", False)
 
 
@@ -75,7 +75,7 @@ def describe(x: Any) -> Description:
 
 
 def check_place(function: str, arguments: dict[str, Any]) -> bool:
-    """Return whether the arguments are device arrays; raise TypeError unless all or none are, and those NumPy's."""
+    """Return whether the arguments are device arrays; raise TypeError unless all are, or all are NumPy arrays."""
     for name, x in arguments.items():
         check_no_mask(name, x, function)
         if not (is_device_array(x) or isinstance(x, np.ndarray)):
@@ -94,7 +94,7 @@ def check_place(function: str, arguments: dict[str, Any]) -> bool:
 
 
 def _check_like(name: str, x: Any, wanted: Description, reason: str, function: str) -> None:
-    """Raise ValueError or TypeError unless x has a shape and a dtype."""
+    """Raise ValueError or TypeError unless x has the wanted shape and dtype; `reason` names whose they are."""
     shape, dtype = describe(x)
     if shape != wanted.shape:
         raise ValueError(
@@ -108,7 +108,7 @@ def _check_like(name: str, x: Any, wanted: Description, reason: str, function: s
 
 
 def check_maps(function: str, q: Any, k: Any, v: Any) -> tuple[Description, Description]:
-    """Return the descriptions of q and v; raise TypeError or ValueError unless q, k (B, D, *S), v (B, C, *S) agree."""
+    """Return the descriptions of q and v; raise TypeError or ValueError unless q, k (B, D, *S), v (B, C, *S) match."""
     described = {"q": describe(q), "k": describe(k), "v": describe(v)}
     for name, (_, dtype) in described.items():
         if dtype.name not in NUMPY_DTYPES:
@@ -138,7 +138,7 @@ def check_maps(function: str, q: Any, k: Any, v: Any) -> tuple[Description, Desc
 
 
 def check_results(function: str, q: Description, v: Description, arguments: dict[str, Any]) -> Description:
-    """Return how lse is; raise ValueError or TypeError unless lse and dlse are (B, *S) so, and out and dout like v."""
+    """Return the description of lse; raise ValueError or TypeError unless lse and dlse match it, and out and dout v."""
     energies = Description((q.shape[0], *q.shape[2:]), energy_dtype(q.dtype))
     for name, x in arguments.items():
         if name in ("out", "dout"):
@@ -161,7 +161,7 @@ def check_scale(scale: float, function: str) -> float:
 
 
 def check_stream(stream: Any, on_device: bool, function: str) -> int:
-    """Return the address of a CUDA stream; raise TypeError or ValueError unless it is one, and of use."""
+    """Return the address of a CUDA stream; raise TypeError or ValueError unless it is one, or 0 for host arrays."""
     if isinstance(stream, bool) or not hasattr(stream, "__int__"):
         raise TypeError(
             f"{function}: stream must be the address of a CUDA stream, got {type_name(stream)}; "

@@ -1,4 +1,4 @@
-"""The dtypes of the op: one table, by name, for every library that has types of its own for them."""
+"""The dtypes that the op takes: one table, by name, which every library's types and the kernels are looked up in."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import numpy as np
 
 
 class Dtype(NamedTuple):
-    """What the library knows of a dtype of q, k and v."""
+    """Properties of a dtype of q, k and v."""
 
     energies: str  # dtype of energies, of lse and of all sums
     in_numpy: bool  # NumPy, and so Numba, has it without another package
+    cuda: str  # its short name in the CUDA kernels
 
 
 DTYPES = {
-    "float32": Dtype("float32", True),
-    "bfloat16": Dtype("float32", False),
-    "float16": Dtype("float32", True),
-    "float64": Dtype("float64", True),
+    "float32": Dtype("float32", True, "f32"),
+    "bfloat16": Dtype("float32", False, "bf16"),
+    "float16": Dtype("float32", True, "f16"),
+    "float64": Dtype("float64", True, "f64"),
 }
 NUMPY_DTYPES = tuple(name for name, dtype in DTYPES.items() if dtype.in_numpy)
 

@@ -1,7 +1,7 @@
 """The definition of criss-cross attention: NumPy, float64, plain loops.
 
-Everything else in this library is checked against these functions, and these against tables computed by hand. They are
-written to be read, not to be fast.
+Every other implementation in this library is tested against these functions, and they are tested against tables
+computed by hand. They are written to be read, not to be fast.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ Array = NDArray[np.float64]
 
 
 def neighbours(position: tuple[int, ...], sizes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Yield the positions that `position` attends to, itself once: its lines along every axis of a map of `sizes`.
+    """Yield the positions that `position` attends to: its lines along every axis of a map of `sizes`, itself once.
 
     The order is axis by axis, the first axis (T or H) first, each from 0 to its end; the position itself is counted on
-    the last axis only. There are sum(sizes) - len(sizes) + 1 of them: H + W - 1 in 2D.
+    the last axis only. There are sum(sizes) - len(sizes) + 1 neighbours: H + W - 1 in 2D.
 
     Examples:
         >>> list(neighbours((1, 0), (3, 2)))
@@ -33,7 +33,7 @@ def neighbours(position: tuple[int, ...], sizes: tuple[int, ...]) -> Iterator[tu
 
 
 def _at(position: tuple[int, ...], *image: int) -> Any:
-    """Return the index of all channels at a position, of one image where the array has a batch axis."""
+    """Return the index of all channels at a position; `image` comes first if the array has a batch axis."""
     return (*image, slice(None), *position)
 
 
@@ -42,11 +42,11 @@ def _weights(
 ) -> tuple[Array, float]:
     """Return the softmax weights over `around` and the log-sum-exp of the energies of one image's query at u."""
     energies = np.array([scale * np.dot(q[_at(u)], k[_at(i)]) for i in around])
-    largest = energies.max()
-    if largest == -np.inf:  # no weight anywhere: the log-sum-exp is that of the empty sum, the weights are 0 / 0
+    row_max = energies.max()
+    if row_max == -np.inf:  # no weight anywhere: lse is the logarithm of an empty sum, and the weights are 0 / 0
         lse = -np.inf
     else:
-        lse = largest + np.log(np.exp(energies - largest).sum())
+        lse = row_max + np.log(np.exp(energies - row_max).sum())
     return np.exp(energies - lse), lse
 
 
@@ -83,7 +83,7 @@ def forward(q: Array, k: Array, v: Array, scale: float) -> tuple[Array, Array]:
 def backward(
     dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, dlse: Array, scale: float
 ) -> tuple[Array, Array, Array]:
-    """Return the gradients of q, k and v, given those of out and lse.
+    """Return the gradients of q, k and v, given the gradients of out and lse.
 
     With the weights w_ui = exp(E_ui - lse_u), for every u and every i of its criss-cross:
 
@@ -93,7 +93,7 @@ def backward(
     Args:
         dout: (B, C, *S), the gradient of out.
         q, k, v, scale: as in `forward`.
-        out, lse: what `forward` returned. Here they are computed anew: nothing depends on how they were rounded.
+        out, lse: the results of `forward`. They are not used but computed again, so their rounding has no effect.
         dlse: (B, *S), the gradient of lse.
 
     Returns:

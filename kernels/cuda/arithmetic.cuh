@@ -1,16 +1,18 @@
-// How small matrices are multiplied: one struct for each kind of arithmetic, all with the same members.
+// Products of small matrices: a struct for each arithmetic (matrix units, TF32, multiply-adds), all with one interface.
 //
-// A warp works on tiles of 16 rows and 8 columns. With g = lane / 4 and t = lane % 4, each thread holds of a tile
+// A warp computes tiles of 16 rows and 8 columns. With g = lane / 4 and t = lane % 4, each thread holds of a tile
 //     x[0], x[1]: row g,     columns 2t, 2t + 1
 //     x[2], x[3]: row g + 8, columns 2t, 2t + 1
-// whatever the arithmetic, so the kernels are written once.
+// in every arithmetic, so each kernel is written once for all of them.
 //
-//   Element, Sum      the type in memory, and that of energies, weights before rounding, and sums
-//   SHEET             bytes of an element of a tile of weights in shared memory
-//   STEP, UNROLL      units of a row that one Rows takes; steps that the compiler may have under way at once
-//   HOLD              whether the Rows of a query may be kept, or are read again for each tile of keys
+//   Element           the type of q, k, v and results in memory
+//   Sum               the type of energies, of weights before rounding, and of sums
+//   SHEET             bytes of a weight in shared memory
+//   STEP              units of a row that an operand Rows holds
+//   UNROLL            steps by which the compiler unrolls the loop over a row
+//   HOLD              whether the queries' Rows may stay in registers; otherwise each tile of keys reads them again
 //   Rows              operand: 16 rows of a tile, STEP units of each
-//   Weights           operand: 16 rows, 16 columns, in the registers where the products of a tile left them
+//   Weights           operand: 16 rows and 16 columns, in the registers in which the products computed them
 //   multiply_rows     x += rows . (16 rows of a tile)^T: energies
 //   multiply_weights  x += weights . (16 rows of a tile): sums of values
 #pragma once
@@ -122,7 +124,7 @@ template <class T> struct Matrix16 {
       }
     }
   }
-  // The weights of a tile's columns: row r of them is column `column` + r of rows `row` ... `row` + 15 of the sheet.
+  // Reads transposed weights: row r of w is column `column` + r of rows `row` ... `row` + 15 of the sheet.
   template <int U> static INLINE void load_columns(Weights &w, const char *sheet, int row, int column, int lane) {
     load_matrices_transposed(w.w, sheet + offset<U>(row + (lane & 7) + (lane >> 4) * 8, column / 8 + (lane >> 3 & 1)));
   }
@@ -134,7 +136,7 @@ template <class T> struct Matrix16 {
   }
 };
 
-// What the arithmetics in 32 and 64 bits share: weights stay as the products of a tile left them.
+// The Weights of the arithmetics in 32 and 64 bits: numbers as the products computed them, without rounding.
 template <class S> struct WideWeights {
   S x[2][4];
   INLINE void set(int half, const S (&y)[4]) {
@@ -195,8 +197,8 @@ struct Tf32 {
       matrix_multiply(float(), x[m][1], a[m].r, b[2], b[3]);
     }
   }
-  // The unit takes column t of an operand's row from thread t and column t + 4 next; a thread holds columns 2t and
-  // 2t + 1. A sum does not mind the order of its terms, so the tile's rows are read in the same order: 2t, then 2t + 1.
+  // The matrix unit takes columns t and t + 4 of an operand from thread t, but a thread holds columns 2t and 2t + 1.
+  // The order of a sum's terms does not matter, so the tile's rows are read in the same order: 2t, then 2t + 1.
   template <int M, int N, int U>
   static INLINE void multiply_weights(float (&x)[M][N][4], const Weights (&w)[M], const char *tile, int row, int column, int lane) {
     const int g = lane >> 2, t = lane & 3;
@@ -232,7 +234,7 @@ struct Tf32 {
   }
 };
 
-// Multiply-adds of S on elements of T: exact products of what is in memory, for every GPU.
+// Multiply-adds in S on elements of T, for every GPU: factors are not rounded.
 template <class T, class S> struct MultiplyAdd {
   typedef T Element;
   typedef S Sum;
@@ -309,8 +311,8 @@ template <class S, int M, int N> INLINE void clear(S (&x)[M][N][4]) {
         x[m][n][i] = 0;
 }
 
-// A tile of results: factor x + before * (what the tile holds), where `adds`; rounded once. One factor for row g, one
-// for row g + 8.
+// Writes a tile of results: factor * x or, with `adds`, factor * x + before * (the tile's old value); rounded once.
+// `factor` and `before` hold a number for row g and one for row g + 8.
 template <class A, int U, int N>
 INLINE void put_results(char *tile, const typename A::Sum (&x)[N][4], int row, int n0, const typename A::Sum (&factor)[2],
                         const typename A::Sum (&before)[2], bool adds, int lane) {

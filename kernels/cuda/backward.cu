@@ -1,10 +1,10 @@
 // Criss-cross attention, backward: with P = exp(E - lse) and delta_u = dout_u . out_u - dlse_u, over the lines,
 //   dv += P^T dout,   dS = P (dout V^T - delta),   dq += scale dS K,   dk += scale dS^T Q.
 //
-// One block: the queries of a segment of a line against the keys of a segment of it. All is transposed, rows are keys:
-// then P^T and dS^T are, in the registers where they arise, operands of the products for dv and dk, and only dS passes
-// once through shared memory, for dq. A chunk of dout that is read for dout V^T serves dv too. The first phase computes
-// delta while dout passes by.
+// A block computes the queries of one segment of a line with the keys of one segment of the same line. All products are
+// transposed, with keys as rows: so P^T and dS^T are operands of the products for dv and dk in the very registers in
+// which they were computed, and only dS goes through shared memory once, for dq. A chunk of dout that is read for
+// dout V^T is used for dv too. The first phase also computes delta while dout is read.
 #include "arithmetic.cuh"
 #include "schedule.cuh"
 
@@ -16,13 +16,13 @@ template <class A_, int TILES_, int DEPTH_, int ROW_TILES_, int CHUNK_UNITS_, in
   static constexpr int WARPS = (TILES + ROW_TILES - 1) / ROW_TILES, THREADS = 32 * WARPS, ROWS = 16 * TILES;
   static constexpr int SIZE = sizeof(typename A::Element);
   static constexpr int DU = units(DEPTH * SIZE), CU = CHUNK_UNITS_, CHUNK = CU * 16 / SIZE;
-  static constexpr int HALF = HALF_UNITS_ * 16 / SIZE;      // channels of dv formed at once
-  // Channels of dq and dk formed at once, as registers allow.
+  static constexpr int HALF = HALF_UNITS_ * 16 / SIZE;      // channels of dv computed at once
+  // Channels of dq and dk computed at once: as many as fit in registers.
   static constexpr int WIDEST = SIZE == 8 || (SIZE == 4 && DEPTH > 64) ? 32 : 64;
   static constexpr int COLUMNS = DEPTH < WIDEST ? DEPTH : WIDEST;
   static constexpr int SU = units(ROWS * A::SHEET), RU = units(COLUMNS * SIZE);
   static constexpr int QUERY_BYTES = ROWS * 16 * DU, CHUNK_BYTES = ROWS * 16 * CU;
-  static constexpr int STREAM_BYTES = 5 * CHUNK_BYTES;      // v and dout twice, and the results or out
+  static constexpr int STREAM_BYTES = 5 * CHUNK_BYTES;      // two chunks each of v and dout, one of results or out
   static constexpr int SHEET_BYTES = ROWS * 16 * SU, LATE_BYTES = SHEET_BYTES + ROWS * 16 * RU; // dS, dq and dk
   static constexpr int ROW_BYTES = ROWS * sizeof(typename A::Sum);
   static constexpr int SHARED =
@@ -37,7 +37,7 @@ template <class B> INLINE void backward(const Arguments &a) {
   constexpr int CHUNK_STEPS = CU / A::STEP, DEPTH_STEPS = DU / A::STEP;
   char *const queries = shared_memory(), *const keys = queries + B::QUERY_BYTES;
   char *const values = keys + B::QUERY_BYTES, *const douts = values + 2 * B::CHUNK_BYTES;
-  char *const others = douts + 2 * B::CHUNK_BYTES; // out in the first phase, dv of the lines before in the others
+  char *const others = douts + 2 * B::CHUNK_BYTES; // out in the first phase, later dv of the earlier lines
   char *const sheet = values, *const results = sheet + B::SHEET_BYTES;
   char *const lses = shared_memory() + B::SHARED - ITEM_BYTES - 2 * B::ROW_BYTES, *const deltas = lses + B::ROW_BYTES;
   const Item &item = next_item(a, deltas + B::ROW_BYTES);
@@ -160,7 +160,7 @@ template <class B> INLINE void backward(const Arguments &a) {
       for (int n = 0; n < TILES; n++)
         A::template multiply_rows<M, CU>(dp[n], r, dout, n * 16, s * A::STEP, lane);
     }
-    char *dv = item.first ? v : others; // a warp's own rows of v have served: its results take their place
+    char *dv = item.first ? v : others; // a warp's own rows of v are no longer needed: results take their memory
     hide(thread);
     lane = thread & 31;
 #pragma unroll
@@ -233,7 +233,7 @@ template <class B> INLINE void backward(const Arguments &a) {
   }
   __syncthreads();
 
-  // dS^T, in the place of P^T and, for dq, in shared memory.
+  // dS^T replaces P^T in registers and, for dq, goes to shared memory.
 #pragma unroll
   for (int n = 0; n < TILES; n++) {
 #pragma unroll
@@ -245,7 +245,7 @@ template <class B> INLINE void backward(const Arguments &a) {
         Sum p[4];
         weights[n][m].get(half, p);
 #pragma unroll
-        for (int i = 0; i < 4; i++) // the padding of a line may hold 0 times infinity
+        for (int i = 0; i < 4; i++) // in the padding of a line this product may be 0 times infinity
           p[i] = p[i] == 0 ? 0 : p[i] * (dp[n][m][half][i] - delta[i & 1]);
         weights[n][m].set(half, p);
       }
@@ -257,7 +257,7 @@ template <class B> INLINE void backward(const Arguments &a) {
   }
   __syncthreads();
 
-  // dq and dk: a tile of results is fetched while its product is formed, added to, and written back.
+  // dq and dk: a tile of earlier results is fetched during its product, which is added to it and written back.
   const Sum scale = (Sum)a.scale, scales[2] = {scale, scale}, one[2] = {1, 1};
 #pragma unroll 1
   for (int column = 0; column < B::DEPTH; column += B::COLUMNS) {

@@ -1,8 +1,9 @@
-"""Which CUDA kernels compute a call, how they are cut to it, and their source: everything but the launch itself.
+"""The compiled CUDA kernels: which configuration computes a call, what it needs of a GPU, and its source.
 
-A configuration is one compiled kernel: arithmetic, tiles of a line that a block holds, channels of q and k. Sizes of
-the map, batch and channels of v are arguments: another image size needs another kernel only where its lines are of
-another class (`TILE_CLASSES`, in units of 16 positions). `cuda/schedule.cuh` says what items and phases are.
+A configuration is one compiled kernel, for an arithmetic, a number of tiles of a line in a block, and a number of
+channels of q and k. Sizes of the map, batch and channels of v are arguments of the kernel, so another image size needs
+another kernel only if its lines are in another class of lengths (`TILE_CLASSES`, in tiles of 16 positions).
+schedule.cuh defines items and phases.
 """
 
 from __future__ import annotations
@@ -12,29 +13,31 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from ccgpu.kernels.dtypes import DTYPES
+
 FOLDER = Path(__file__).resolve().parent
 OPTIONS = ("-std=c++17",)
 KERNELS = ("forward", "backward", "affinity", "aggregate", "aggregate_transposed")
 TILE = 16  # positions
 TILE_CLASSES = (1, 2, 4, 5, 7, 8, 9, 12, 16)
 DEPTHS = (16, 32, 64, 128, 256)
-UNIT = 16  # bytes: what a thread copies at once, and what rows of q, k, v must be a multiple of
-ITEM_BYTES = 64  # where a block keeps what it works on
-OLDEST = (7, 5)
-MATRIX_UNITS = (8, 0)
+UNIT = 16  # bytes that a thread copies at once; the rows of q, k and v must be a multiple of it
+ITEM_BYTES = 64  # shared memory for a block's item
+OLDEST = (7, 5)  # compute capability that the kernels need
+MATRIX_UNITS = (8, 0)  # compute capability from which the matrix units are used
 
 
 class Arithmetic(NamedTuple):
-    """How products are formed, and the tiles for which its sums and weights fit in the registers."""
+    """How products are computed, and how many tiles' sums and weights fit in registers."""
 
-    type: str  # of cuda/arithmetic.cuh
+    type: str  # C++ type in arithmetic.cuh
     size: int  # bytes of an element
     sheet: int  # bytes of a weight in shared memory
     sum: int  # bytes of a sum
     forward_rows: int  # tiles of rows that a warp owns in forward, for lines of 4 tiles and more
-    rows: int  # and in the other kernels
-    forward_most: int  # tiles that a block can hold in forward
-    most: int  # and in the other kernels
+    rows: int  # tiles of rows that a warp owns in the other kernels
+    forward_most: int  # most tiles of a block in forward
+    most: int  # most tiles of a block in the other kernels
 
 
 ARITHMETICS = {
@@ -49,10 +52,10 @@ ARITHMETICS = {
 
 
 class Limits(NamedTuple):
-    """What the choice depends on, of a GPU."""
+    """The properties of a GPU that decide which configurations it can run."""
 
-    capability: tuple[int, int]
-    shared_bytes: int  # the most dynamic shared memory that a block may have
+    capability: tuple[int, int]  # compute capability
+    shared_bytes: int  # most dynamic shared memory of a block
 
 
 class Configuration(NamedTuple):
@@ -61,11 +64,11 @@ class Configuration(NamedTuple):
     kernel: str
     arithmetic: str
     tiles: int
-    depth: int  # 0 in the two stages, whose kernels read the channels in chunks
-    row_tiles: int
-    chunk_units: int
-    blocks: int  # that a multiprocessor should hold: bounds the registers
-    half_units: int = 0  # units of a row of dv that backward forms at once
+    depth: int  # channels of q and k that a tile holds; 0 in the stages, whose kernels read the channels in chunks
+    row_tiles: int  # tiles of rows that a warp owns
+    chunk_units: int  # units of 16 bytes of a chunk of channels
+    blocks: int  # blocks that a multiprocessor should hold at once, which bounds the registers
+    half_units: int = 0  # units of a row of dv that backward computes at once
 
     @property
     def threads(self) -> int:
@@ -83,7 +86,7 @@ class Configuration(NamedTuple):
 
     @property
     def shared_bytes(self) -> int:
-        """Dynamic shared memory of a block; the kernel asserts the same number."""
+        """Bytes of dynamic shared memory of a block; the kernel asserts the same number."""
         kind, rows = ARITHMETICS[self.arithmetic], TILE * self.tiles
         chunk, depth = rows * UNIT * self.chunk_units, rows * UNIT * _units(self.depth * kind.size)
         if self.kernel == "forward":
@@ -95,7 +98,7 @@ class Configuration(NamedTuple):
         return 4 * chunk + ITEM_BYTES
 
     def instantiation(self) -> str:
-        """Return the lines of C++ that make the kernel."""
+        """Return the lines of C++ that instantiate the kernel."""
         numbers = [self.tiles, self.row_tiles, self.chunk_units]
         if self.kernel in ("forward", "backward"):
             numbers.insert(1, self.depth)
@@ -112,29 +115,27 @@ class Configuration(NamedTuple):
 
 
 def _units(size: int) -> int:
-    """Return the units of a tile's row that holds `size` bytes, as cuda/tiles.cuh does."""
+    """Return the number of units of a tile's row that holds `size` bytes, as `units` in tiles.cuh does."""
     return 2 if size <= 32 else 4 if size <= 64 else (size + 127) // 128 * 8
 
 
 def arithmetic(dtype: str, capability: tuple[int, int], tf32: bool) -> str:
-    """Return the arithmetic for a dtype: "float32", "bfloat16", "float16" or "float64".
+    """Return the arithmetic (a key of ARITHMETICS) for a dtype (a key of DTYPES).
 
-    The matrix units multiply 16-bit elements from compute capability 8.0 on, and float32 rounded to TF32 where that is
-    allowed; the rest are multiply-adds.
+    From compute capability 8.0 on, the matrix units multiply 16-bit elements and, where `tf32` allows it, float32
+    rounded to TF32; everything else is computed with multiply-adds.
     """
-    if dtype == "float64":
-        return "f64"
-    new = capability >= MATRIX_UNITS
-    if dtype == "float32":
-        return "tf32" if tf32 and new else "f32"
-    name = {"bfloat16": "bf16", "float16": "f16"}[dtype]
-    return name if new else f"{name}_fma"
+    name, matrix_units = DTYPES[dtype].cuda, capability >= MATRIX_UNITS
+    if dtype == "float32" and tf32 and matrix_units:
+        return "tf32"
+    return name if dtype in ("float32", "float64") or matrix_units else f"{name}_fma"
 
 
 def why_not(dtype: str, depth: int, limits: Limits) -> str | None:
-    """Return why the kernels cannot run a call, or None: `depth` is the number of channels of q and k."""
-    if dtype not in ("float32", "bfloat16", "float16", "float64"):
-        return f"its kernels compute float32, bfloat16, float16 and float64, and these are {dtype}"
+    """Return why the kernels cannot run a call with `depth` channels of q and k, or None if they can."""
+    if dtype not in DTYPES:
+        *others, last = DTYPES
+        return f"its kernels compute {', '.join(others)} and {last}, and these are {dtype}"
     if limits.capability < OLDEST:
         return "its kernels need compute capability {}.{}, and this GPU has {}.{}".format(*OLDEST, *limits.capability)
     if depth > DEPTHS[-1]:
@@ -156,41 +157,42 @@ def configuration(kernel: str, arithmetic: str, tiles: int, depth: int, limits: 
     row_tiles = (kind.forward_rows if kernel == "forward" else kind.rows) if tiles >= 4 else 1
     chosen = _fitted(kernel, arithmetic, tiles, depth, row_tiles, limits)
     if kernel == "backward" and tiles >= 8 and (chosen.blocks == 1 or chosen.depth == DEPTHS[0]):
-        # The sums and weights of two tiles of 128 take all registers, with few channels of q and k one or two more (as
-        # compiled). Where a block is alone, twice as many warps with one tile each hide more waiting, too.
+        # With two tiles of rows a warp, the sums and weights of 8 tiles (128 positions) take all registers, and with
+        # few channels of q and k one or two more (as compiled). Where a multiprocessor holds one block only, twice as
+        # many warps with one tile each also hide more latency.
         return _fitted(kernel, arithmetic, tiles, depth, 1, limits)
     return chosen
 
 
 def _fitted(kernel: str, arithmetic: str, tiles: int, depth: int, row_tiles: int, limits: Limits) -> Configuration:
-    """Return the kernel with the chunk of channels that suits a GPU."""
+    """Return the kernel with the chunk of channels and the number of blocks that fit a GPU best."""
     kind, forward = ARITHMETICS[arithmetic], kernel == "forward"
     held = next(d for d in DEPTHS if d >= depth) if kernel in ("forward", "backward") else 0
-    # What a thread needs at most (docs/results/kernels-registers.csv); a multiprocessor has 65,536 registers.
+    # Most registers of a thread (docs/results/kernels-registers.csv); a multiprocessor has 65,536.
     registers = 168 if forward and kind.size == 2 and tiles <= 7 and held <= 64 else 255
     by_registers = max(1, 65536 // (registers * 32 * math.ceil(tiles / row_tiles)))
     choices = []
     for chunk_units in (8, 4):
         if chunk_units == 8 and forward and kind.size == 2 and tiles > 9:
-            continue  # 64 channels of results beside the weights of 12 tiles do not fit in registers
+            continue  # 64 channels of results do not fit in registers beside the weights of 12 tiles
         if chunk_units == 4 and kind.size == 8:
             continue  # 8 channels, half a product's columns
         chosen = Configuration(kernel, arithmetic, tiles, held, row_tiles, chunk_units, 1)
         by_memory = (limits.shared_bytes + 1024) // (chosen.shared_bytes + 1024)
         blocks = min(by_registers, by_memory, 8)
         if kernel == "backward":
-            # A warp that owns two tiles forms dv in parts of a chunk; in smaller ones where registers run short: beside
-            # the sums and weights of 8 tiles, and where the compiler is told that a block is alone and spends more.
+            # A warp that owns two tiles computes dv in parts of a chunk, in smaller ones where registers are short:
+            # beside the sums and weights of 8 tiles, and in a block that is alone, for which the compiler uses more.
             short = row_tiles == 2 and (tiles >= 8 or blocks == 1)
             chosen = chosen._replace(half_units=2 if short else max(2, chunk_units // row_tiles))
         choices.append(chosen._replace(blocks=blocks))
-    # The wider chunk, unless only the narrower one lets two blocks hide each other's waiting.
+    # The wider chunk, unless only the narrower one leaves room for two blocks, which hide each other's latency.
     return max(choices, key=lambda c: min(c.blocks, 2))
 
 
 @lru_cache(maxsize=1024)
 def classes(kernel: str, arithmetic: str, depth: int, limits: Limits) -> tuple[int, ...]:
-    """Return the line lengths, in tiles, for which there is a kernel that fits the GPU."""
+    """Return the classes of line lengths, in tiles, for which a kernel fits the GPU."""
     kind = ARITHMETICS[arithmetic]
     most = kind.forward_most if kernel == "forward" else kind.most
     fitting = (n for n in TILE_CLASSES if n <= most)
@@ -199,7 +201,7 @@ def classes(kernel: str, arithmetic: str, depth: int, limits: Limits) -> tuple[i
 
 @lru_cache(maxsize=64)
 def _spliced(kernel: str, primitives: Path) -> str:
-    """Return the kernel's file with what it includes, each once: caches of compiled kernels look at the text only."""
+    """Return the kernel's file with its includes pasted in, each once: caches of compiled kernels compare the text."""
     seen: set[str] = set()
 
     def text(name: str) -> str:
@@ -219,8 +221,8 @@ def _spliced(kernel: str, primitives: Path) -> str:
 
 
 def source(*configurations: Configuration, primitives: Path = FOLDER / "primitives.cuh") -> str:
-    """Return the CUDA C++ of configurations, which must come from one file, complete in itself.
+    """Return the complete CUDA C++ of configurations, which must come from one .cu file.
 
-    `primitives` takes the place of cuda/primitives.cuh: the tests put a model of the machine there.
+    `primitives` is a drop-in replacement of primitives.cuh: the tests pass a model of the GPU's instructions.
     """
     return "\n".join([_spliced(configurations[0].kernel, primitives), *(c.instantiation() for c in configurations)])

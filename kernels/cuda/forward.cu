@@ -1,11 +1,11 @@
 // Criss-cross attention, forward: out = sum of exp(E - lse) v and lse = log sum exp E over the lines of a position.
 //
-// One block: the queries of a segment of a line against the keys of a segment of it.
-//   1. E = scale Q K^T, 16 keys at a time, twice: first for the largest energy of each query, then for the weights
-//      P = exp(E - largest), which stay in registers. (Keeping the energies instead would take twice the registers.)
-//   2. lse of the line, merged with that of the lines before.
-//   3. out = P V, a chunk of channels at a time, added to what the lines before have left.
-// A warp owns ROW_TILES tiles of 16 queries, so that each operand it reads from shared memory serves all of them.
+// A block computes the queries of one segment of a line with the keys of one segment of the same line:
+//   1. E = scale Q K^T, 16 keys at a time, twice: first for the maximum row_max of each query's energies, then for the
+//      weights P = exp(E - row_max), which stay in registers. (The energies themselves would take twice the registers.)
+//   2. lse of the line, merged with that of the earlier lines.
+//   3. out = P V, a chunk of channels at a time, added to what the earlier lines have written.
+// A warp owns ROW_TILES tiles of 16 queries, so that each operand it reads from shared memory is used for all of them.
 #include "arithmetic.cuh"
 #include "schedule.cuh"
 
@@ -17,7 +17,7 @@ template <class A_, int TILES_, int DEPTH_, int ROW_TILES_, int CHUNK_UNITS_> st
   static constexpr int WARPS = (TILES + ROW_TILES - 1) / ROW_TILES, THREADS = 32 * WARPS, ROWS = 16 * TILES;
   static constexpr int SIZE = sizeof(typename A::Element);
   static constexpr int DU = units(DEPTH * SIZE), CU = CHUNK_UNITS_, CHUNK = CU * 16 / SIZE;
-  // The tiles of q and k make room for two tiles of results.
+  // The tiles of q and k are large enough for two tiles of results, which take their memory later.
   static constexpr int QUERY_BYTES = ROWS * 16 * (DU > CU ? DU : CU), VALUE_BYTES = ROWS * 16 * CU;
   static constexpr int SHARED = 2 * QUERY_BYTES + 2 * VALUE_BYTES + ITEM_BYTES;
 };
@@ -39,7 +39,7 @@ template <class F> INLINE void forward(const Arguments &a) {
   const u64 depth_bytes = (u64)a.depth * F::SIZE, value_bytes = (u64)a.channels * F::SIZE;
   const u64 depth_step = item.inner * depth_bytes, value_step = item.inner * value_bytes;
   const int chunks = (a.channels + F::CHUNK - 1) / F::CHUNK;
-  // The last warp may have a tile too many: it repeats the last one and its results are dropped.
+  // The last warp may have a tile too many: it computes the last tile again and its results are dropped.
   auto tile = [&](int m) { return min(warp * M + m, TILES - 1); };
   auto owned = [&](int m) { return TILES % M == 0 || warp * M + m < TILES; };
   auto load_values = [&](int c) {
@@ -62,7 +62,7 @@ template <class F> INLINE void forward(const Arguments &a) {
 
   // 1. Weights.
   typename A::Weights weights[TILES][M];
-  Sum largest[M][2], total[M][2];
+  Sum row_max[M][2], row_sum[M][2];
   {
     const int lane = thread & 31, g = lane >> 2, t = lane & 3;
     const Sum scale = (Sum)(a.scale * LOG2_E_DOUBLE), share = (Sum)a.share;
@@ -78,14 +78,14 @@ template <class F> INLINE void forward(const Arguments &a) {
     for (int m = 0; m < M; m++)
 #pragma unroll
       for (int h = 0; h < 2; h++)
-        largest[m][h] = -infinity(Sum()), total[m][h] = 0;
+        row_max[m][h] = -infinity(Sum()), row_sum[m][h] = 0;
     const Sum zeros[4] = {0, 0, 0, 0};
 #pragma unroll
     for (int n = 0; n < TILES; n++)
 #pragma unroll
       for (int m = 0; m < M; m++)
         weights[n][m].set(0, zeros), weights[n][m].set(1, zeros);
-#pragma unroll 1 // a real loop: the compiler would merge two passes written one after the other, and keep all energies
+#pragma unroll 1 // a loop: of two passes in sequence the compiler would make one, with all energies in registers
     for (int pass = 0; pass < 2; pass++) {
 #pragma unroll
       for (int n = 0; n < TILES; n++) {
@@ -102,7 +102,7 @@ template <class F> INLINE void forward(const Arguments &a) {
         }
 #pragma unroll
         for (int m = 0; m < M; m++) {
-          // In units of this thread's first column: the place of row g's own key, and the number of keys.
+          // The column of row g's own key and the number of keys, both minus the thread's first column.
           const int own = item.query == item.key ? tile(m) * 16 + g - 2 * t : -1000, end = item.keys - 2 * t;
 #pragma unroll
           for (int half = 0; half < 2; half++) {
@@ -116,10 +116,10 @@ template <class F> INLINE void forward(const Arguments &a) {
               if (column >= end)
                 e = -infinity(Sum());
               if (pass == 0) {
-                largest[m][h] = max(largest[m][h], e);
+                row_max[m][h] = max(row_max[m][h], e);
               } else {
-                e = power2(e - (largest[m][h] == -infinity(Sum()) ? 0 : largest[m][h]));
-                total[m][h] += e;
+                e = power2(e - (row_max[m][h] == -infinity(Sum()) ? 0 : row_max[m][h]));
+                row_sum[m][h] += e;
               }
             }
             if (pass == 1)
@@ -130,19 +130,19 @@ template <class F> INLINE void forward(const Arguments &a) {
 #pragma unroll
       for (int m = 0; m < M; m++)
 #pragma unroll
-        for (int h = 0; h < 2; h++) { // the four threads of a row
+        for (int h = 0; h < 2; h++) { // reduced over the four threads of a row
 #pragma unroll
           for (int mask = 1; mask < 4; mask *= 2) {
             if (pass == 0)
-              largest[m][h] = max(largest[m][h], __shfl_xor_sync(~0u, largest[m][h], mask));
+              row_max[m][h] = max(row_max[m][h], __shfl_xor_sync(~0u, row_max[m][h], mask));
             else
-              total[m][h] += __shfl_xor_sync(~0u, total[m][h], mask);
+              row_sum[m][h] += __shfl_xor_sync(~0u, row_sum[m][h], mask);
           }
         }
     }
   }
 
-  // 2. lse, once the lines before are done. Nothing reads the tile of q any more: results are gathered there.
+  // 2. lse, once the earlier lines are done. The tile of q is no longer needed: its memory takes the results.
   wait_for_earlier_phases(a, item);
   auto load_before = [&](int c) {
     const char *out = (const char *)a.out + start * value_bytes + item.query * value_step + c * (CU * 16);
@@ -167,21 +167,21 @@ template <class F> INLINE void forward(const Arguments &a) {
         const bool inside = row < item.queries && owned(m);
         const Sum empty = -infinity(Sum()), ln2 = (Sum)LN_2_DOUBLE, log2e = (Sum)LOG2_E_DOUBLE;
         Sum *lse = (Sum *)a.lse + start + (u64)(item.query + row) * item.inner;
-        const Sum own = ((largest[m][h] == empty ? 0 : largest[m][h]) + logarithm2(total[m][h])) * ln2;
+        const Sum own = ((row_max[m][h] == empty ? 0 : row_max[m][h]) + logarithm2(row_sum[m][h])) * ln2;
         Sum merged = own, part = 1;
         before[m][h] = 0;
         if (!item.first) {
-          // Both parts are taken from their ratio, not from merged: what they are rounded by grows with the energies,
-          // and must not change their sum, which is 1.
-          const Sum other = inside ? load_global<Sum>(lse) : 0, top = max(other, own);
+          // Both parts are computed from each other instead of from `merged`: the rounding error of `merged` grows with
+          // the energies, and the parts must sum to 1.
+          const Sum other = inside ? load_global<Sum>(lse) : 0, larger = max(other, own);
           if (own != empty || other != empty) {
-            const Sum a = power2((own - top) * log2e), b = power2((other - top) * log2e);
-            merged = top + logarithm2(a + b) * ln2;
+            const Sum a = power2((own - larger) * log2e), b = power2((other - larger) * log2e);
+            merged = larger + logarithm2(a + b) * ln2;
             part = a / (a + b);
             before[m][h] = b / (a + b);
           }
         }
-        factor[m][h] = total[m][h] == 0 ? 0 : part / total[m][h];
+        factor[m][h] = row_sum[m][h] == 0 ? 0 : part / row_sum[m][h];
         if (item.last && merged == empty) // no weight anywhere: 0 / 0
           factor[m][h] = __longlong_as_double(0x7ff8000000000000ll);
         __syncwarp(); // the four threads of a row have read lse before one of them writes it

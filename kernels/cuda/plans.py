@@ -1,6 +1,6 @@
-"""The launches of a call: which kernel takes which axes of the map, and the arguments it gets.
+"""The launches of a call: which kernel computes which axes of the map, and its arguments as bytes.
 
-`plan` is cached: what remains for each call is to put the addresses in front of the numbers.
+`plan` is cached, so a repeated call only packs its addresses in front of the cached numbers.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from ccgpu.kernels.cuda.configurations import TILE, Configuration, Limits, classes, configuration
 
-# Two axes share a launch, and its kernel, unless the shorter would be computed with over this many times its tiles.
+# Two axes share a launch, and its kernel, unless that has more than this many times the tiles of the shorter axis.
 MOST_WASTE = 1.5
 
 
 class Pointers(NamedTuple):
-    """Addresses of the arrays of a call, 0 where one has no part in it."""
+    """Addresses of the arrays of a call; 0 for an array that its kernel does not use."""
 
     q: int = 0
     k: int = 0
@@ -34,16 +34,16 @@ class Pointers(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """Lines along one axis, as in cuda/schedule.cuh."""
+    """The lines along an axis, with the names of `Axis` in schedule.cuh."""
 
     length: int
     inner: int
     lines: int
     segments: int
     span: int
-    tiles: int = 0  # of the class that holds a span; not an argument
-    slot: int = 0  # where its neighbours begin among those of a position
-    skips: bool = False  # whether the position itself is left out there
+    tiles: int = 0  # tiles of the kernel that holds a segment; not an argument
+    slot: int = 0  # index, among a position's neighbours, of the first one on this axis
+    skips: bool = False  # whether the position itself is left out of the neighbours on this axis
 
 
 _HEAD = struct.Struct("13Q2d")
@@ -52,7 +52,7 @@ ARGUMENT_BYTES = _HEAD.size + _TAIL.size
 
 
 class Launch(NamedTuple):
-    """One launch: `blocks` blocks along x of `configuration.threads` threads."""
+    """A launch of `blocks` blocks, all along x, of `configuration.threads` threads each."""
 
     configuration: Configuration
     blocks: int
@@ -62,7 +62,7 @@ class Launch(NamedTuple):
 
     @property
     def counters(self) -> int:
-        """The int32 zeros that the launch needs."""
+        """The number of int32 zeros that the launch needs."""
         return self.images + 1
 
     def arguments(self, pointers: Pointers, counters: int, scale: float = 1.0) -> bytes:
@@ -71,10 +71,11 @@ class Launch(NamedTuple):
 
 
 def _axes(sizes: tuple[int, ...], stage: bool, held: tuple[int, ...]) -> list[Axis]:
-    """Return the axes that have neighbours, cut into segments that a block can hold.
+    """Return the axes to run, divided into segments that a block can hold; `held` are the classes of line lengths.
 
-    In the fused kernels a position is on each line through it, with an equal share; a line of that position alone adds
-    nothing to the others. In the stages it is among the neighbours on the last axis only.
+    Axes of length 1 are left out. In the fused kernels a position itself counts equally on each line through it, so a
+    line of that position alone adds nothing. In the stages the position is a neighbour on the last axis only, which is
+    therefore always run.
     """
     last = len(sizes) - 1
     if stage:
@@ -101,7 +102,7 @@ def _axes(sizes: tuple[int, ...], stage: bool, held: tuple[int, ...]) -> list[Ax
 
 
 def _groups(axes: list[Axis]) -> list[list[Axis]]:
-    """Return neighbouring axes together that one kernel can take without much waste."""
+    """Return the axes in groups: neighbouring axes that one kernel can compute without much waste share a launch."""
     groups: list[list[Axis]] = []
     for axis in axes:
         tiles = [axis.tiles, *(other.tiles for other in groups[-1])] if groups else []
@@ -129,12 +130,12 @@ def plan(
         kernel: one of KERNELS.
         arithmetic: a key of ARITHMETICS.
         images: B; none of the numbers may be 0.
-        sizes: of the map, one to three.
-        depth: channels of q and k; channels: of v. Both multiples of 16 bytes. (affinity takes depth only, aggregate
-            channels only.)
-        limits: of the GPU.
-        lag: steps by which a phase of an image follows the one before it. By default 1, which has other images to
-            compute meanwhile, or 0, image after image, where there are fewer of them than phases.
+        sizes: sizes of the map, one to three.
+        depth: channels of q and k, a multiple of 16 bytes; `aggregate` ignores it.
+        channels: channels of v, a multiple of 16 bytes; `affinity` ignores it.
+        limits: limits of the GPU.
+        lag: steps by which a phase of an image follows the one before it. None: 1, so that other images are computed
+            in between, or 0, image after image, if there are fewer images than phases.
 
     Raises:
         ValueError: the call has more than 2^31 lines.

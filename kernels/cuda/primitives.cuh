@@ -1,8 +1,8 @@
-// What the kernels need from the machine: one small function for each instruction.
+// The GPU's instructions that the kernels use, each behind one small function.
 //
-// Everything else in this folder is plain C++ on top of these and of __syncthreads, __syncwarp and the shuffles. No CUDA
-// header is included: NVRTC compiles the sources with nothing installed beside it. The tests run the same sources on a
-// CPU by putting their own models in the place of this file.
+// Everything else in this folder is plain C++ on top of these and of __syncthreads, __syncwarp and the shuffles. No
+// CUDA header is included, so NVRTC compiles the sources without a CUDA toolkit. The tests run the same sources on a
+// CPU with a file of models of these functions as a drop-in replacement.
 #pragma once
 
 typedef unsigned int u32;
@@ -22,15 +22,15 @@ extern __shared__ __align__(128) char ccgpu_shared_memory[];
 INLINE char *shared_memory() { return ccgpu_shared_memory; }
 INLINE u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
 
-// Reads and writes of 4, 8 or 16 aligned bytes. Global reads come from the L2 cache: another block may have written
-// the place while this one ran, and L1 would not know.
+// Reads and writes of 4, 8 or 16 aligned bytes. Global reads bypass the L1 cache, which does not see what other blocks
+// have written while this one ran.
 template <class V> INLINE V load_shared(const char *p) { return *(const V *)p; }
 template <class V> INLINE void store_shared(char *p, V value) { *(V *)p = value; }
 template <class V> INLINE void store_global(void *p, V value) { *(V *)p = value; }
 template <class V> INLINE V load_global(const void *p) { return __ldcg((const V *)p); }
 
-// 16 bytes from global to shared memory behind the thread's back; zeros instead where not `valid`. `commit` closes a
-// group of copies, `wait<N>` returns when at most the N newest groups of this thread are unfinished.
+// An asynchronous copy of 16 bytes from global to shared memory, or of zeros if not `valid`. `copy_commit` closes a
+// group of copies, `copy_wait<N>` returns when at most the N newest groups of this thread are unfinished.
 INLINE void copy_async(char *to, const void *from, bool valid) {
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)
@@ -80,7 +80,7 @@ CCGPU_MMA(matrix_multiply, bf16, "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf1
 CCGPU_MMA(matrix_multiply, float, "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32")
 #undef CCGPU_MMA
 
-// The nearest number with 10 bits of mantissa, as the matrix units take it.
+// The nearest number with 10 bits of mantissa: a TF32 operand of the matrix units.
 INLINE u32 to_tf32(float x) {
   u32 y;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(x));
@@ -115,7 +115,7 @@ INLINE float2 unpack(f16, u32 x) {
 }
 INLINE float2 unpack(bf16, u32 x) { return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u)); }
 
-// 2^x and log2 x: float to 2 units in the last place, subnormals as zero; double exactly rounded but for a unit.
+// 2^x and log2 x: float to 2 units in the last place, with subnormals as zero; double to a unit in the last place.
 INLINE float power2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -129,9 +129,9 @@ INLINE float logarithm2(float x) {
 INLINE double power2(double x) { return exp2(x); }
 INLINE double logarithm2(double x) { return log2(x); }
 
-// Order among blocks. `take` returns a counter's value and adds one; `announce` adds one after everything this thread
-// has written, or seen others write, is visible to all; `wait_until` returns when a counter has reached a value, and what
-// was written before that is visible to this thread.
+// Order among blocks. `take` returns a counter's value and adds one. `announce` adds one after everything that this
+// thread has written, or seen others write, is visible to all. `wait_until` returns when a counter has reached a value;
+// everything written before that is then visible to this thread.
 INLINE int take(int *counter) { return atomicAdd(counter, 1); }
 INLINE void announce(int *counter) {
   __threadfence();
@@ -143,7 +143,7 @@ INLINE void wait_until(const int *counter, int value) {
   __threadfence();
 }
 
-// Makes the compiler forget what it knows of a value: addresses are then computed where they are used, instead of
-// being kept in dozens of registers.
+// Hides a value's origin from the compiler, which then computes addresses where they are used instead of keeping them
+// in dozens of registers.
 INLINE void hide(int &x) { asm volatile("" : "+r"(x)); }
 INLINE void hide(u32 &x) { asm volatile("" : "+r"(x)); }

@@ -1,23 +1,23 @@
-// Which block does what, and when.
+// The order of the work: which block computes which part of a call, and what it waits for.
 //
-// A criss-cross is a union of lines, one along each axis. A line longer than a block can hold is cut into segments of
-// `span` positions, as queries and as keys. One item of work is one line, one segment of its queries and one of its
+// A criss-cross is a union of lines, one along each axis. A line longer than a block can hold is divided into segments
+// of `span` positions, as queries and as keys. An item of work is a line with one of its segments as queries and one as
 // keys. A phase is an axis and a shift s: the items of all lines in which queries of segment j meet keys of segment
-// (j + s) mod segments. Within a phase no two items write the same place; from phase to phase results add up in a fixed
+// (j + s) mod segments. Within a phase no two items write the same element, and the phases add to results in a fixed
 // order. So there are no atomics on values, and every run gives the same bits.
 //
-// Phases of one image follow each other; different images are independent. Blocks take items by ticket, images
-// staggered by `lag` phases, so that what a phase leaves is still in the L2 cache when the next one reads it, while the
-// blocks of another image fill the machine. Everything an item waits for has a lower ticket, so it is running or done.
+// The phases of an image follow each other; different images are independent. Blocks take items by ticket, and images
+// are staggered by `lag` phases, so that what a phase has written is still in the L2 cache when the next one reads it,
+// while blocks of another image fill the GPU. Items only wait for items with lower tickets, which are running or done.
 #pragma once
 #include "primitives.cuh"
 
 struct Axis {
   int length;    // positions of a line
-  int inner;     // positions between neighbours on a line
+  int inner;     // distance of neighbours on a line, in positions
   int lines;     // lines of an image
-  int segments;  // parts a line is cut into
-  int span;      // positions of a part; the last may have fewer
+  int segments;  // segments of a line
+  int span;      // positions of a segment; the last may have fewer
 };
 
 struct Arguments {
@@ -29,7 +29,7 @@ struct Arguments {
   void *weights;           // (images, *sizes, neighbours): energies or weights of the two stages
   int *counters;           // the next ticket, then for each image the items done: zeros before the launch
   double scale;            // factor of the energies
-  double share;            // log2 of the part that each of the lines through a position has in the position itself
+  double share;            // log2(1 / A): a position itself counts 1 / A on each of the A lines through it
   int images, positions;   // positions of an image
   int depth, channels;     // elements of a position in q, k and in v
   int neighbours;          // positions of a criss-cross
@@ -37,20 +37,20 @@ struct Arguments {
   int axes;                // of this launch
   int first, last;         // whether the first and the last phase of all are in this launch
   Axis axis[3];
-  int slot[3];             // where the axis's neighbours begin among those of a position
-  int skips[3];            // whether the position itself is left out there
+  int slot[3];             // index, among a position's neighbours, of the first one on the axis
+  int skips[3];            // whether the position itself is left out of the neighbours on the axis
 };
 
 struct Item {
   bool exists;
-  bool first, last;   // of all phases: nothing to add to yet, nothing to come
+  bool first, last;   // in the first phase of all, which has nothing to add to; in the last
   int image;
-  int wanted;         // items of this image to be done before this one reads or changes a result
+  int wanted;         // items of this image that must be done before this one reads or changes a result
   int axis;
   u32 start;          // position of the line's first element
   int inner;
   int query, key;     // first position of each segment on the line
-  int queries, keys;  // positions in each
+  int queries, keys;  // positions of each segment
 };
 
 INLINE Item item_of(const Arguments &a, int ticket) {
@@ -82,8 +82,8 @@ INLINE Item item_of(const Arguments &a, int ticket) {
   return item;
 }
 
-// Takes the block's item. It stays in shared memory, at `slot`, and is read there when needed: in registers it would be
-// in every thread's.
+// Takes the block's item. It stays in shared memory, at `slot`, and is read from there: a copy in registers would cost
+// registers of every thread.
 constexpr int ITEM_BYTES = 64;
 INLINE const Item &next_item(const Arguments &a, char *slot) {
   static_assert(sizeof(Item) <= ITEM_BYTES, "room for an item");
@@ -93,14 +93,14 @@ INLINE const Item &next_item(const Arguments &a, char *slot) {
   return *(const Item *)slot;
 }
 
-// The block stops until the phases before its own are done for its image.
+// Makes the block wait until the earlier phases of its image are done.
 INLINE void wait_for_earlier_phases(const Arguments &a, const Item &item) {
   if (item.wanted > 0 && threadIdx.x == 0)
     wait_until(a.counters + 1 + item.image, item.wanted);
   __syncthreads();
 }
 
-// Everything the block has written is there for whoever waits for it.
+// Announces that the block's item is done: its writes are visible to blocks that wait for it.
 INLINE void finish_item(const Arguments &a, const Item &item) {
   __syncthreads();
   if (threadIdx.x == 0)

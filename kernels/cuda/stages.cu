@@ -1,5 +1,5 @@
-// The two stages of criss-cross attention on their own, and what their derivatives need: three kernels that are linear
-// in each argument. Energies and weights are (images, *sizes, neighbours) in the type of sums.
+// The stages of criss-cross attention as separate kernels, each linear in each of its arguments: the third one is the
+// transpose of the second, for derivatives. Energies and weights are (images, *sizes, neighbours) in the type of sums.
 //
 //   affinity              E_uj = q_u . k_i                 i is the j-th neighbour of u
 //   aggregate             out_u = sum over j of W_uj v_i
@@ -17,8 +17,8 @@ template <class A_, int TILES_, int ROW_TILES_, int CHUNK_UNITS_> struct StageSh
   static constexpr int SHARED = 4 * CHUNK_BYTES + ITEM_BYTES;
 };
 
-// The place of the energy of query and key, counted from the line's first positions; -1 where they are one position
-// that this line leaves out.
+// The index of the energy of a query and a key, given as places on the line; -1 where both are the same position and
+// this axis leaves that out.
 INLINE long long neighbour(const Arguments &a, const Item &item, int query, int key) {
   const int skips = a.skips[item.axis];
   if (skips && query == key)
@@ -96,7 +96,7 @@ template <class S> INLINE void affinity(const Arguments &a) {
     }
 }
 
-// Rows are where the sums go, columns where the values come from: queries and keys, or, transposed, keys and queries.
+// Each row sums the values of its columns: rows are queries and columns keys or, transposed, the other way round.
 template <class S, bool TRANSPOSED> INLINE void sum_values(const Arguments &a) {
   typedef typename S::A A;
   typedef typename A::Sum Sum;

@@ -1,17 +1,17 @@
-// Tiles: some rows of a line in shared memory, each of U units of 16 bytes.
+// Tiles: rows of a line in shared memory without bank conflicts, each row of U units of 16 bytes.
 //
-// A row's units are permuted by a function of the row, so that the accesses of a warp fall on different banks: eight
-// rows of one column (matrix loads), pairs of units in rows 0, 2, 4, 6 or 1, 3, 5, 7 (32-bit operands) and pairs of
-// units in rows 0..3 or 4..7 (32-bit results).
+// The units of a row are permuted depending on the row, so that each access of a warp goes to different banks: to eight
+// rows of one column (matrix loads), to pairs of units in rows 0, 2, 4, 6 or 1, 3, 5, 7 (32-bit operands) and to pairs
+// of units in rows 0..3 or 4..7 (32-bit results).
 #pragma once
 #include "primitives.cuh"
 
-// Units of a tile's row that holds at least `bytes`.
+// The number of units of a tile's row that holds at least `bytes`.
 __device__ constexpr int units(int bytes) {
   return bytes <= 32 ? 2 : bytes <= 64 ? 4 : (bytes + 127) / 128 * 8;
 }
 
-// Bytes from the start of a tile to unit `unit` of row `row`.
+// The offset in bytes of unit `unit` of row `row` in a tile.
 template <int U> INLINE int offset(int row, int unit) {
   static_assert(U == 2 || U == 4 || U % 8 == 0, "rows of 32, 64 or a multiple of 128 bytes");
   if (U == 2)
@@ -22,8 +22,8 @@ template <int U> INLINE int offset(int row, int unit) {
   return row * (U * 16) + ((unit ^ permuted) << 4);
 }
 
-// Starts copies of ROWS rows of a line, `step` bytes apart from `from` on, to a tile. Rows from `rows` on and what lies
-// beyond `bytes` of a row become zeros. Done by THREADS threads.
+// Starts copying ROWS rows of a line, which lie `step` bytes apart from `from` on, to a tile. Rows from `rows` on, and
+// each row beyond `bytes`, become zeros. Called by THREADS threads.
 template <int ROWS, int U, int THREADS>
 INLINE void load_rows(char *tile, const char *from, u64 step, int rows, int bytes, int thread) {
   if constexpr (THREADS % U == 0) {
@@ -47,8 +47,8 @@ INLINE void load_rows(char *tile, const char *from, u64 step, int rows, int byte
   }
 }
 
-// Writes ROWS rows of a tile, from its row `row` on, to a line in global memory: rows before `rows`, `bytes` of each.
-// Done by one warp.
+// Writes ROWS rows of a tile, from its row `row` on, to a line in global memory: only rows before `rows`, and `bytes`
+// of each. Called by one warp.
 template <int ROWS, int U> INLINE void store_rows(const char *tile, int row, char *to, u64 step, int rows, int bytes, int lane) {
   if constexpr (32 % U == 0) {
     constexpr int AT_ONCE = 32 / U;

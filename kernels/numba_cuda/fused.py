@@ -1,11 +1,12 @@
-"""Criss-cross attention in Numba CUDA, the fused kernels: the readable twin of cuda/forward.cu and cuda/backward.cu.
+"""Forward and backward of criss-cross attention in Numba CUDA: the readable twin of cuda/forward.cu and backward.cu.
 
-Same names, same order, same algorithm, without matrix units, shuffles, tickets or double buffers; docs/kernels.md
-explains it. Arrays are channels-last and C-contiguous: q, k (B, P, D), v, out, dout (B, P, C), lse, dlse, delta (B, P)
-with P all positions of an image; the positions of a line are start, start + inner ... Results, lse and delta are of the
-type of sums (`Shape.real`); the others may be float16 where that is float32.
+The names, the order of steps and the algorithm are the same, without matrix units, shuffles, tickets or double buffers;
+docs/kernels.md explains the algorithm. Arrays are channels-last and C-contiguous: q, k (B, P, D), v, out, dout
+(B, P, C), lse, dlse, delta (B, P) with P all positions of an image; the positions of a line are start, start + inner,
+start + 2 inner ... Results, lse and delta have the type of sums (`Shape.real`); the other arrays may be float16 where
+that is float32.
 
-In shared memory, for a tile of T positions and a chunk of c channels: two tiles of T x (c + 1) numbers, one for rows of
+Shared memory, for a tile of T positions and a chunk of c channels: two tiles of T x (c + 1) numbers, one for rows of
 queries (q, dout) and one for rows of keys (k, v), and the sheet of weights, T x (T + 1).
 """
 
@@ -30,19 +31,19 @@ from ccgpu.kernels.numba_cuda.tiles import (
 
 
 @lru_cache
-def _largest_of_rows_of(shape: Shape) -> DeviceFunction:
+def _find_row_maxima_of(shape: Shape) -> DeviceFunction:
     SIDE, PARTS = shape.side, shape.parts
 
     @cuda.jit(device=True)
-    def largest_of_rows(x: Any, partial: Any, tx: Any, ty: Any) -> None:
-        """Put the largest of a thread's energies in each of its rows into column tx of `partial`."""
+    def find_row_maxima(x: Any, partial: Any, tx: Any, ty: Any) -> None:
+        """Write the maximum of a thread's energies in each of its rows to column tx of `partial`."""
         for i in range(PARTS):
-            largest = x[i, 0]
+            row_max = x[i, 0]
             for j in range(1, PARTS):
-                largest = max(largest, x[i, j])
-            partial[ty + i * SIDE, tx] = largest
+                row_max = max(row_max, x[i, j])
+            partial[ty + i * SIDE, tx] = row_max
 
-    return largest_of_rows
+    return find_row_maxima
 
 
 @lru_cache
@@ -50,24 +51,24 @@ def _weigh_rows_of(shape: Shape) -> DeviceFunction:
     SIDE, PARTS, zero, empty = shape.side, shape.parts, shape.real(0), shape.real(-math.inf)
 
     @cuda.jit(device=True)
-    def weigh_rows(x: Any, largest: Any, weights: Any, partial: Any, sums: Any, tx: Any, ty: Any) -> None:
-        """Put exp(E - largest of the row) into the sheet, and its sum over a thread's columns into column tx of `sums`.
+    def weigh_rows(x: Any, row_max: Any, weights: Any, partial: Any, sums: Any, tx: Any, ty: Any) -> None:
+        """Write exp(E - row_max) to the sheet, and its sum over a thread's columns to column tx of `sums`.
 
-        `partial` holds the largest energies that each thread has found; `largest` gets the largest of all.
+        `partial` holds what `find_row_maxima` wrote; `row_max` receives the maximum of each of the thread's rows.
         """
         for i in range(PARTS):
             row = ty + i * SIDE
-            top = partial[row, 0]
+            highest = partial[row, 0]
             for t in range(1, SIDE):
-                top = max(top, partial[row, t])
-            largest[i] = top
-            top = zero if top == empty else top  # -inf - -inf is NaN, and these weights are 0
-            total = zero
+                highest = max(highest, partial[row, t])
+            row_max[i] = highest
+            offset = zero if highest == empty else highest  # -inf - -inf is NaN, and these weights are 0
+            partial_sum = zero
             for j in range(PARTS):
-                weight = math.exp(x[i, j] - top)
+                weight = math.exp(x[i, j] - offset)
                 weights[row, tx + j * SIDE] = weight
-                total += weight
-            sums[row, tx] = total
+                partial_sum += weight
+            sums[row, tx] = partial_sum
 
     return weigh_rows
 
@@ -78,29 +79,30 @@ def _merge_rows_of(shape: Shape) -> DeviceFunction:
     empty, undefined = shape.real(-math.inf), shape.real(math.nan)
 
     @cuda.jit(device=True)
-    def merge_rows(largest: Any, sums: Any, before: Any, factor: Any, lse: Any, last: Any,
+    def merge_rows(row_max: Any, sums: Any, before: Any, factor: Any, lse: Any, last: Any,
                    image: Any, first: Any, inner: Any, rows: Any, tx: Any, ty: Any) -> None:  # fmt: skip
-        """Merge the line's log-sum-exp of each row with that of the lines before, and write it.
+        """Merge the log-sum-exp of each row's energies with that of the earlier lines, and write it.
 
-        `before` holds the lines' before, and becomes the factor of what they have left; `factor` becomes that of the
-        weights exp(E - largest), whose sums stand in `sums`. Where no energy is above -inf, weights and factors are 0.
+        `before` holds the log-sum-exp of the earlier lines and receives the factor of what they have written to out;
+        `factor` receives the factor of the weights exp(E - row_max), whose partial sums are in `sums`. Where all
+        energies are -inf, weights and factors are 0.
         """
         for i in range(PARTS):
-            row, total, other = ty + i * SIDE, zero, before[i]
+            row, row_sum, other = ty + i * SIDE, zero, before[i]
             for t in range(SIDE):
-                total += sums[row, t]
-            own = empty if total == zero else largest[i] + math.log(total)
+                row_sum += sums[row, t]
+            own = empty if row_sum == zero else row_max[i] + math.log(row_sum)
             merged: Any = own
             part: Any = one
             before[i] = zero
             if own != empty or other != empty:
-                # Both parts are taken from their ratio, not from merged: what they are rounded by grows with the
-                # energies, and must not change their sum, which is 1.
-                top = max(own, other)
-                a, b = math.exp(own - top), math.exp(other - top)
-                merged = top + math.log(a + b)
+                # Both parts are computed from each other instead of from `merged`: the rounding error of `merged` grows
+                # with the energies, and the parts must sum to 1.
+                offset = max(own, other)
+                a, b = math.exp(own - offset), math.exp(other - offset)
+                merged = offset + math.log(a + b)
                 part, before[i] = a / (a + b), b / (a + b)
-            factor[i] = zero if total == zero else part / total
+            factor[i] = zero if row_sum == zero else part / row_sum
             if last and merged == empty:  # no weight anywhere: 0 / 0
                 factor[i] = undefined
             if row < rows and tx == 0:
@@ -118,7 +120,10 @@ def _form_energies_of(shape: Shape) -> DeviceFunction:
     @cuda.jit(device=True)
     def form_energies(x: Any, q: Any, k: Any, query_rows: Any, key_rows: Any, depth: Any, phase: Any,
                       scale: Any, share: Any, tx: Any, ty: Any) -> None:  # fmt: skip
-        """x = E = scale Q K^T, plus `share`, log(1/A), where query and key are one position; -inf beyond the keys."""
+        """x = E = scale Q K^T, plus `share` = log(1/A) where query and key are the same position; -inf beyond the keys.
+
+        A is the number of lines through a position, each of which counts the position itself as 1/A.
+        """
         image, start, query, key, queries, keys = item_of(cuda.blockIdx.x, phase)
         first_query, first_key, thread = start + query * phase.inner, start + key * phase.inner, ty * SIDE + tx
         for i in range(PARTS):
@@ -146,15 +151,15 @@ def _form_energies_of(shape: Shape) -> DeviceFunction:
 def forward_kernel(shape: Shape) -> Any:
     """Return the kernel of one phase of forward.
 
-    One block: 1. the energies E of its queries and keys, in registers; 2. weights exp(E - largest), in the sheet, and
-    lse, merged with that of the phases before; 3. out = weights . V, a chunk of channels at a time, added to what the
-    phases before have left. Each thread writes the elements of out that it owns, the threads with tx = 0 write lse.
+    A block computes 1. the energies E of its queries and keys, in registers; 2. weights exp(E - row_max), in the sheet,
+    and lse, merged with that of the earlier phases; 3. out = weights . V, a chunk of channels at a time, added to what
+    the earlier phases have written. Each thread writes the elements of out that it owns; threads with tx = 0 write lse.
     """
     ROWS, SHEET, SQUARE, STRIPE = shape.rows, shape.sheet, shape.square, shape.stripe
     CHUNK, SIDE, PARTS, real, empty = shape.chunk, shape.side, shape.parts, shape.real, shape.real(-math.inf)
     load_rows, load_numbers, put_results = load_rows_of(shape), load_numbers_of(shape), put_results_of(shape)
     form_energies, multiply_weights = _form_energies_of(shape), multiply_weights_of(shape, False)
-    largest_of_rows, weigh_rows, merge_rows = _largest_of_rows_of(shape), _weigh_rows_of(shape), _merge_rows_of(shape)
+    find_row_maxima, weigh_rows, merge_rows = _find_row_maxima_of(shape), _weigh_rows_of(shape), _merge_rows_of(shape)
 
     @cuda.jit
     def cca_forward(q: Any, k: Any, v: Any, out: Any, lse: Any,
@@ -163,7 +168,7 @@ def forward_kernel(shape: Shape) -> Any:
         key_rows = cuda.shared.array(ROWS, real)
         weights = cuda.shared.array(SHEET, real)
         x, sums = cuda.local.array(SQUARE, real), cuda.local.array(STRIPE, real)
-        largest, factor = cuda.local.array(PARTS, real), cuda.local.array(PARTS, real)
+        row_max, factor = cuda.local.array(PARTS, real), cuda.local.array(PARTS, real)
         before = cuda.local.array(PARTS, real)
         tx, ty, inner = cuda.threadIdx.x, cuda.threadIdx.y, phase.inner
         image, start, query, key, queries, keys = item_of(cuda.blockIdx.x, phase)
@@ -171,13 +176,13 @@ def forward_kernel(shape: Shape) -> Any:
 
         form_energies(x, q, k, query_rows, key_rows, depth, phase, scale, share, tx, ty)
 
-        largest_of_rows(x, key_rows, tx, ty)
+        find_row_maxima(x, key_rows, tx, ty)
         load_numbers(before, lse, empty, image, first_query, inner, 0 if phase.first else queries, ty)
         cuda.syncthreads()  # all threads of a row have read lse
-        weigh_rows(x, largest, weights, key_rows, query_rows, tx, ty)
+        weigh_rows(x, row_max, weights, key_rows, query_rows, tx, ty)
         cuda.syncthreads()
         merge_rows(
-            largest, query_rows, before, factor, lse, phase.last, image, first_query, inner, queries, tx, ty
+            row_max, query_rows, before, factor, lse, phase.last, image, first_query, inner, queries, tx, ty
         )  # fmt: skip
 
         for channel in range(0, channels, CHUNK):
@@ -197,7 +202,7 @@ def _weigh_pairs_of(shape: Shape) -> DeviceFunction:
 
     @cuda.jit(device=True)
     def weigh_pairs(x: Any, weights: Any, lse: Any, queries: Any, keys: Any, tx: Any, ty: Any) -> None:
-        """Put P = exp(E - lse) into the sheet, 0 beyond queries and keys; x becomes 0."""
+        """Write P = exp(E - lse) to the sheet, 0 beyond queries and keys, and set x to 0."""
         for i in range(PARTS):
             for j in range(PARTS):
                 row, column = ty + i * SIDE, tx + j * SIDE
@@ -214,7 +219,7 @@ def _differentiate_pairs_of(shape: Shape) -> DeviceFunction:
 
     @cuda.jit(device=True)
     def differentiate_pairs(x: Any, weights: Any, delta: Any, queries: Any, keys: Any, tx: Any, ty: Any) -> None:
-        """Put dS = P (dP - delta) into the sheet in the place of P; x holds dP = dout V^T."""
+        """Replace P in the sheet by dS = P (dP - delta); x holds dP = dout V^T."""
         for i in range(PARTS):
             for j in range(PARTS):
                 row, column = ty + i * SIDE, tx + j * SIDE
@@ -231,7 +236,7 @@ def _add_delta_of(shape: Shape) -> DeviceFunction:
     @cuda.jit(device=True)
     def add_delta(delta: Any, douts: Any, out: Any, image: Any, first: Any, inner: Any, rows: Any,
                   channel: Any, channels: Any, tx: Any, ty: Any) -> None:  # fmt: skip
-        """Add a thread's part of dout . out, of a chunk of channels, for each of its rows."""
+        """Add dout . out over a thread's columns of a chunk of channels to delta, for each of the thread's rows."""
         for i in range(PARTS):
             row = ty + i * SIDE
             for j in range(COLUMNS):
@@ -249,7 +254,7 @@ def _finish_delta_of(shape: Shape) -> DeviceFunction:
     @cuda.jit(device=True)
     def finish_delta(own: Any, sums: Any, dlse: Any, delta: Any,
                      image: Any, first: Any, inner: Any, rows: Any, tx: Any, ty: Any) -> None:  # fmt: skip
-        """Gather delta = dout . out - dlse of each row from its threads' parts, columns of `sums`, and write it."""
+        """Write delta = dout . out - dlse of each row; the columns of `sums` hold its threads' parts of dout . out."""
         for i in range(PARTS):
             row = ty + i * SIDE
             if row < rows:
@@ -271,7 +276,7 @@ def _form_gradients_of(shape: Shape) -> DeviceFunction:
     @cuda.jit(device=True)
     def form_gradients(dq: Any, dk: Any, q: Any, k: Any, weights: Any, sums: Any, query_rows: Any, key_rows: Any,
                        depth: Any, phase: Any, scales: Any, ones: Any, tx: Any, ty: Any) -> None:  # fmt: skip
-        """dq += scale dS K, dk += scale dS^T Q, with dS in the sheet."""
+        """dq += scale dS K, dk += scale dS^T Q; the sheet holds dS."""
         image, start, query, key, queries, keys = item_of(cuda.blockIdx.x, phase)
         inner, adds, thread = phase.inner, not phase.first, ty * SIDE + tx
         first_query, first_key = start + query * inner, start + key * inner
@@ -292,10 +297,10 @@ def _form_gradients_of(shape: Shape) -> DeviceFunction:
 def backward_kernel(shape: Shape) -> Any:
     """Return the kernel of one phase of backward.
 
-    One block: 1. P = exp(E - lse), in the sheet; 2. dP = dout V^T, in registers, summed over the chunks of channels,
-    and dv = P^T dout of each chunk; the first phase, whose queries and keys are the same, sums delta as dout and out
-    pass by; 3. dS = P (dP - delta), in the sheet; 4. dq = scale dS K and dk = scale dS^T Q. dq, dk and dv are added to
-    what the phases before have left; each thread writes the elements that it owns.
+    A block computes 1. P = exp(E - lse), in the sheet; 2. dP = dout V^T, in registers, summed over the chunks of
+    channels, and dv = P^T dout of each chunk; in the first phase, whose queries and keys are the same positions, also
+    delta, while dout and out are read; 3. dS = P (dP - delta), in the sheet; 4. dq = scale dS K and dk = scale dS^T Q.
+    dq, dk and dv are added to what the earlier phases have written; each thread writes the elements that it owns.
     """
     ROWS, SHEET, SQUARE, STRIPE = shape.rows, shape.sheet, shape.square, shape.stripe
     CHUNK, SIDE, PARTS, real, zero, one = shape.chunk, shape.side, shape.parts, shape.real, shape.real(0), shape.real(1)

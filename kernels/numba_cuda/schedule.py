@@ -1,9 +1,10 @@
 """Which block computes what, and in which launch: items, segments and phases.
 
-The twin of cuda/schedule.cuh, with the same names. A line longer than a tile is cut into segments; an item is a line,
-one segment of it as queries and one as keys, and a block computes one item. In a phase, queries of segment j meet keys
-of segment j + shift (modulo the number of segments), on all lines of an axis, so no two blocks of a phase write the
-same place. A phase is one launch: the order of the stream takes the place of tickets.
+The twin of cuda/schedule.cuh, with the same names. A line longer than a tile is divided into segments. An item of work
+is a line with one of its segments as queries and one as keys, and a block computes one item. A phase consists of the
+items of all lines of an axis in which the queries of segment j meet the keys of segment j + shift (modulo the number of
+segments), so no two blocks of a phase write the same element. Each phase is a launch: the order of launches on the
+stream does the work of the tickets in schedule.cuh.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ from numba import cuda
 
 
 class Phase(NamedTuple):
-    """An axis and a shift: what all blocks of a launch have in common. Its numbers reach the kernels as they are."""
+    """The constants that all blocks of a launch share, passed to the kernels as they are: an axis and a shift."""
 
-    positions: int  # of an image
+    positions: int  # positions of an image
     length: int  # positions of a line
-    inner: int  # positions between neighbours on a line
-    segments: int  # parts a line is cut into
-    span: int  # positions of a part; the last may have fewer
+    inner: int  # distance of neighbours on a line, in positions
+    segments: int  # segments of a line
+    span: int  # positions of a segment; the last may have fewer
     shift: int
-    first: int  # 1 if there is nothing to add to yet
-    last: int  # 1 if there is nothing to come
+    first: int  # 1 in the first phase, which has nothing to add to
+    last: int  # 1 in the last phase
     neighbours: int  # positions of a criss-cross
-    slot: int  # where the axis's neighbours begin among those of a position
-    skips: int  # 1 if the position itself is left out there
-    width: int  # positions on the last axis, where the position itself has its place among the neighbours
+    slot: int  # index, among a position's neighbours, of the first one on this axis
+    skips: int  # 1 if the position itself is left out of the neighbours on this axis
+    width: int  # length of the last axis, on which the position itself is a neighbour
 
     def blocks(self, images: int) -> int:
-        """Return the number of blocks, one for each item."""
+        """Return the number of blocks of the launch, one for each item."""
         return images * self.positions // self.length * self.segments
 
 
@@ -40,8 +41,9 @@ class Phase(NamedTuple):
 def phases(sizes: tuple[int, ...], tile: int, every_neighbour: bool = False) -> tuple[Phase, ...]:
     """Return the phases of a map of `sizes`, in order.
 
-    An axis of length 1 has nothing to add: its lines hold nothing but the position, which is on its other lines too. It
-    is run only if all are such or, the last axis, for `every_neighbour`: in `affinity` it holds the position itself.
+    An axis of length 1 is left out, since its lines hold only the position itself, which is on its other lines too. The
+    last axis is run even so if all axes have length 1 or with `every_neighbour`: in `affinity` the position itself is a
+    neighbour on the last axis only.
     """
     last, positions = len(sizes) - 1, math.prod(sizes)
     axes = [a for a, n in enumerate(sizes) if n > 1 or (every_neighbour and a == last)] or [last]
@@ -70,7 +72,10 @@ def phases(sizes: tuple[int, ...], tile: int, every_neighbour: bool = False) -> 
 
 @cuda.jit(device=True)
 def item_of(block: Any, phase: Any) -> Any:
-    """Return a block's item: image, the line's first position in it, then first place and size of its two segments."""
+    """Return a block's item: image, first position of the line, query, key, queries, keys.
+
+    query and key are the first places of the two segments on the line, queries and keys their lengths.
+    """
     line, segment = block // phase.segments, block % phase.segments
     lines = phase.positions // phase.length  # of an image
     image, line = line // lines, line % lines

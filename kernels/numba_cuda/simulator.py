@@ -1,9 +1,9 @@
-"""Numba's CUDA simulator made fit for these kernels: its threads get one and the same shared array.
+"""A fix of Numba's CUDA simulator, whose threads sometimes do not share their block's shared arrays.
 
-The simulator finds a block's shared array by the source line that asks for it, and makes it where there is none yet.
-Two threads that ask at the same time both find none, and compute with an array each: rarely, and more often with short
-switch intervals, results are wrong. Here they ask one after another. A fresh array holds NaN, so a thread that reads
-what nobody has written, or reads before a barrier that is missing, shows in the result.
+The simulator looks up a block's shared array by the source line that requests it, and creates it at the first request.
+Two threads that request it at the same time both create one and do not share it, so results are sometimes wrong, more
+often with short switch intervals. Importing this module makes them request it one after another. A new array is full of
+NaN, so an element that is read before it is written, or before a missing barrier, shows in the result.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LOCK = threading.Lock()
 
 
 def _shared_array(self: Any, shape: Any, dtype: Any) -> Any:
-    """Stand in for FakeCUDAShared.array, for arrays of a given shape and a NumPy type."""
+    """Return the block's shared array for the calling source line: a drop-in replacement of FakeCUDAShared.array."""
     frame = sys._getframe(1)
     place = (frame.f_code.co_filename, frame.f_lineno)
     with _LOCK:

@@ -1,12 +1,12 @@
-"""The two stages of criss-cross attention in Numba CUDA, and the transpose: the readable twin of cuda/stages.cu.
+"""The stages affinity, aggregate and aggregate_transposed in Numba CUDA: the readable twin of cuda/stages.cu.
 
   affinity              E_uj = q_u . k_i                 i is the j-th neighbour of u
   aggregate             out_u = sum over j of W_uj v_i
   aggregate_transposed  out_i = sum over the (u, j) whose neighbour is i of W_uj v_u
 
-Arrays are as in numba_cuda_fused; energies and weights are (B, P, K), of the type of sums, with the K positions of a
-criss-cross side by side. The position itself has its place among those of the last axis. Sums take it with an equal
-share on each axis that is run: with a weight of 0 on all but one, an infinite value would give 0 * inf = NaN.
+Arrays are as in fused.py; energies and weights are (B, P, K), in the type of sums, with the K positions of a
+criss-cross side by side. The position itself is a neighbour on the last axis. Sums divide its weight equally among the
+axes that are run: with a weight of 0 on all axes but one, an infinite value would give 0 * inf = NaN.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def affinity_kernel(shape: Shape) -> Any:
                 row, column = ty + i * SIDE, tx + j * SIDE
                 itself = query + row == key + column
                 if row < queries and column < keys and not (phase.skips and itself):
-                    behind = phase.skips and key + column > query + row  # the position itself is left out before them
+                    behind = phase.skips and key + column > query + row  # the left-out position comes before them
                     place = phase.slot + key + column - (1 if behind else 0)
                     energies[image, first_query + row * inner, place] = x[i, j]
 
@@ -69,7 +69,7 @@ def _load_weights_of(shape: Shape) -> DeviceFunction:
 
     @cuda.jit(device=True)
     def load_weights(sheet: Any, weights: Any, phase: Any, share: Any, item: Any, thread: Any) -> None:
-        """Copy the weights of an item to the sheet, a row for each query: zeros beyond queries and keys."""
+        """Copy the weights of an item to the sheet, a row for each query; zeros beyond queries and keys."""
         image, start, query, key, queries, keys = item
         for index in range(thread, TILE * TILE, THREADS):
             row, column, weight = index // TILE, index % TILE, zero
@@ -90,8 +90,8 @@ def _load_weights_of(shape: Shape) -> DeviceFunction:
 def aggregate_kernel(shape: Shape, transposed: bool) -> Any:
     """Return the kernel of one phase of aggregate, or of its transpose.
 
-    A block sums over its keys for its queries, or, transposed, over its queries for its keys, and adds the sums to what
-    the phases before have left; each thread writes the elements that it owns.
+    A block sums over its keys for each of its queries, or, transposed, over its queries for each of its keys, and adds
+    the sums to what the earlier phases have written; each thread writes the elements that it owns.
     """
     ROWS, SHEET, STRIPE, real, one = shape.rows, shape.sheet, shape.stripe, shape.real, shape.real(1)
     CHUNK, SIDE, PARTS = shape.chunk, shape.side, shape.parts

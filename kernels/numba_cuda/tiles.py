@@ -1,14 +1,15 @@
-"""What the Numba CUDA kernels are built of: rows in shared memory and small products.
+"""Device functions of the Numba CUDA kernels: rows of a line in shared memory, and products of tiles.
 
 The twin of cuda/tiles.cuh and arithmetic.cuh, with the same names.
 
-A block is a square of threads. Thread (tx, ty) owns, of a product with `tile` rows and columns, the rows ty, ty + side,
-ty + 2 side ... and the columns tx, tx + side ..., in registers: x[i, j] is row ty + i side, column tx + j side. So
-neighbouring threads read and write neighbouring channels, and what a thread reads from shared memory serves several of
-its sums. A tile's rows lie chunk + 1 elements apart, so that one column of several rows falls on different banks.
+A block is a square of side x side threads. Thread (tx, ty) owns, of a product with `tile` rows and columns, the rows
+ty, ty + side, ty + 2 side ... and the columns tx, tx + side ..., in registers: x[i, j] is row ty + i side, column
+tx + j side. So neighbouring threads read and write neighbouring channels, and each element that a thread reads from
+shared memory is used for several of its sums. The rows of a tile are chunk + 1 elements apart, so that the elements of
+a column lie in different banks.
 
 Sums are float32, or float64 for float64 arrays; float16 elements are converted when they are loaded. The device
-functions of this file hold no barriers: those stand with the kernels, where one sees what they separate.
+functions of this file contain no barriers: the kernels have them, where one sees what they separate.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ DeviceFunction = Callable[..., Any]
 
 
 class Shape(NamedTuple):
-    """The compile-time constants of a kernel: a block of side x side threads, and what it has in shared memory.
+    """The compile-time constants of a kernel: a block of side x side threads, and the sizes of its shared memory.
 
     `tile` and `chunk` are multiples of `side`. Shared memory: two tiles of tile x (chunk + 1) numbers and a sheet of
     tile x (tile + 1).
     """
 
     tile: int  # positions of a segment, as queries and as keys
-    side: int
+    side: int  # threads of a block along each of its two axes
     chunk: int  # channels in shared memory at once
-    real: type[np.floating[Any]] = np.float32  # of energies, weights and sums
+    real: type[np.floating[Any]] = np.float32  # type of energies, weights and sums
 
     @property
     def parts(self) -> int:
@@ -74,7 +75,7 @@ class Shape(NamedTuple):
 
 @lru_cache
 def load_rows_of(shape: Shape) -> DeviceFunction:
-    """Return the copy of rows of a line to a tile."""
+    """Return the function that copies rows of a line to a tile."""
     TILE, CHUNK, THREADS, zero = shape.tile, shape.chunk, shape.side**2, shape.real(0)
     TURNS, real = -(-TILE * CHUNK // THREADS), shape.real
 
@@ -82,7 +83,7 @@ def load_rows_of(shape: Shape) -> DeviceFunction:
     def load_rows(
         tile: Any, x: Any, image: Any, first: Any, inner: Any, rows: Any, channel: Any, channels: Any, thread: Any
     ) -> None:
-        """Copy a chunk of the positions first, first + inner ...; zeros beyond `rows` and beyond the channels."""
+        """Copy a chunk of channels of the positions first, first + inner ...; zeros beyond `rows` and the channels."""
         for turn in range(TURNS):
             index = turn * THREADS + thread
             row, column = index // CHUNK, index % CHUNK
@@ -97,7 +98,7 @@ def load_rows_of(shape: Shape) -> DeviceFunction:
 
 @lru_cache
 def load_numbers_of(shape: Shape) -> DeviceFunction:
-    """Return the copy of one number for each of a thread's rows to its registers."""
+    """Return the function that reads one number for each of a thread's rows into its registers."""
     SIDE, PARTS = shape.side, shape.parts
 
     @cuda.jit(device=True)
@@ -113,7 +114,7 @@ def load_numbers_of(shape: Shape) -> DeviceFunction:
 
 @lru_cache
 def multiply_rows_of(shape: Shape) -> DeviceFunction:
-    """Return the product of rows with rows."""
+    """Return the function that multiplies the rows of two tiles."""
     SIDE, PARTS = shape.side, shape.parts
 
     @cuda.jit(device=True)
@@ -129,7 +130,7 @@ def multiply_rows_of(shape: Shape) -> DeviceFunction:
 
 @lru_cache
 def multiply_weights_of(shape: Shape, transposed: bool) -> DeviceFunction:
-    """Return the product of a sheet of weights, or of its transpose, with rows of values."""
+    """Return the function that multiplies a sheet of weights, or its transpose, by rows of values."""
     SIDE, PARTS, COLUMNS, zero = shape.side, shape.parts, shape.columns, shape.real(0)
 
     @cuda.jit(device=True)
@@ -149,7 +150,7 @@ def multiply_weights_of(shape: Shape, transposed: bool) -> DeviceFunction:
 
 @lru_cache
 def put_results_of(shape: Shape) -> DeviceFunction:
-    """Return what writes, or adds, a thread's sums to global memory."""
+    """Return the function that writes a thread's sums to global memory, or adds them to what is there."""
     SIDE, PARTS, COLUMNS = shape.side, shape.parts, shape.columns
 
     @cuda.jit(device=True)
@@ -157,9 +158,9 @@ def put_results_of(shape: Shape) -> DeviceFunction:
         to: Any, x: Any, factor: Any, before: Any, adds: Any,
         image: Any, first: Any, inner: Any, rows: Any, channel: Any, channels: Any, tx: Any, ty: Any,
     ) -> None:  # fmt: skip
-        """Write factor x to the positions first, first + inner ...; where it `adds`, before * (what is there) as well.
+        """Write factor * x to the positions first, first + inner ...; with `adds`, plus before * (the old value).
 
-        One factor for each row of the thread's.
+        `factor` and `before` hold a number for each of the thread's rows.
         """
         for i in range(PARTS):
             row = ty + i * SIDE

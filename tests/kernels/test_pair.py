@@ -199,8 +199,8 @@ def calls(monkeypatch):
         return "dq", "dk", "dv"
 
     module = types.SimpleNamespace(forward=forward, backward=backward)
-    monkeypatch.setitem(sys.modules, "ccgpu.kernels.numba_cuda.launch", module)
-    monkeypatch.setattr(kernels.numba_cuda, "launch", module, raising=False)
+    monkeypatch.setitem(sys.modules, "ccgpu.kernels.numba_cuda.calls", module)
+    monkeypatch.setattr(kernels.numba_cuda, "calls", module, raising=False)
     return record
 
 
@@ -220,8 +220,8 @@ def test_cupy_arrays_give_cupy_arrays(calls, monkeypatch):
     """The same memory. No stream is named, or CuPy would wait for it."""
     out, lse = (DeviceArray(shape, stream=0x70) for shape in ((1, 2, 3, 4), (1, 3, 4)))
     module = types.SimpleNamespace(forward=lambda *arguments, **options: (out, lse))
-    monkeypatch.setitem(sys.modules, "ccgpu.kernels.numba_cuda.launch", module)
-    monkeypatch.setattr(kernels.numba_cuda, "launch", module, raising=False)
+    monkeypatch.setitem(sys.modules, "ccgpu.kernels.numba_cuda.calls", module)
+    monkeypatch.setattr(kernels.numba_cuda, "calls", module, raising=False)
     monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(ndarray=DeviceArray, asarray=lambda x: x))
     q = DeviceArray((1, 2, 3, 4))
     for result, made in zip(kernels.forward(q, q, q), (out, lse), strict=True):

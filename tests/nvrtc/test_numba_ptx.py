@@ -30,7 +30,7 @@ def signatures(shape, dtype):
     import numba
     from numba import types as kinds
 
-    from ccgpu.kernels.numba_cuda import fused, launch, stages
+    from ccgpu.kernels.numba_cuda import calls, fused, stages
     from ccgpu.kernels.numba_cuda.schedule import phases
 
     phase, number = numba.typeof(phases((3, 4), 64)[0]), kinds.int64
@@ -46,7 +46,7 @@ def signatures(shape, dtype):
         "affinity": (affinity, (x, x, wide, number, phase)),
         "aggregate": (sums[0], (wide, x, wide, number, phase, real)),
         "aggregate_transposed": (sums[1], (wide, x, wide, number, phase, real)),
-        "copy": (launch.copy_kernel(), (*strided, kinds.UniTuple(number, 3), number)),
+        "copy": (calls.copy_kernel(), (*strided, kinds.UniTuple(number, 3), number)),
     }
 
 

@@ -22,7 +22,7 @@ from tests.ccgpu.problems import Problem, attend_plainly, check_errors, check_fo
 if not numba_cuda.simulated():
     pytest.skip("needs Numba's CUDA simulator (NUMBA_ENABLE_CUDASIM=1)", allow_module_level=True)
 
-from ccgpu.kernels.numba_cuda import launch
+from ccgpu.kernels.numba_cuda import calls, launch
 from ccgpu.kernels.numba_cuda.schedule import Phase, phases
 from ccgpu.kernels.numba_cuda.tiles import Shape
 
@@ -274,9 +274,9 @@ def test_no_images_launch_nothing(monkeypatch):
     assert weights.shape == (0, 8, 4, 5)
     assert numba_cuda.aggregate(weights, q).shape == q.shape
     q = np.zeros((0, 3, 4, 5))
-    out, lse = launch.forward(q, q, q)
+    out, lse = calls.forward(q, q, q)
     assert (out.shape, lse.shape) == (q.shape, (0, 4, 5))
-    assert [x.shape for x in launch.backward(q, q, q, q, out, lse)] == [q.shape] * 3
+    assert [x.shape for x in calls.backward(q, q, q, q, out, lse)] == [q.shape] * 3
 
 
 # Arrays ---------------------------------------------------------------------------------------------------------------
@@ -305,8 +305,8 @@ def test_arrays_of_any_layout(small, sizes, dtype, layout):
     wide = dtypes.energy_dtype(dtype).type
     dlse = array_of(generator.standard_normal((2, 1, *sizes)).astype(wide), layout)[:, 0]
     before = [x.copy() for x in (q, k, v, dout, dlse)]
-    out, lse = launch.forward(q, launch.as_device_array(k), v, 0.5)
-    gradients = launch.backward(dout, q, k, v, out, lse, dlse, 0.5)
+    out, lse = calls.forward(q, launch.as_device_array(k), v, 0.5)
+    gradients = calls.backward(dout, q, k, v, out, lse, dlse, 0.5)
     truths = reference.forward(q, k, v, 0.5)
     truths += reference.backward(dout, q, k, v, *truths, dlse, 0.5)
     for ours, truth, kind in zip((out, lse, *gradients), truths, (dtype, wide, dtype, dtype, dtype), strict=True):
@@ -321,9 +321,9 @@ def test_arrays_of_any_layout(small, sizes, dtype, layout):
 
 def test_missing_gradient_of_lse_is_zero(small):
     q = np.random.default_rng(2).standard_normal((1, 2, 3, 4))
-    out, lse = launch.forward(q, q, q)
+    out, lse = calls.forward(q, q, q)
     zeros = np.zeros(lse.shape)
-    given_, left_out = (launch.backward(q, q, q, q, out, lse, *rest) for rest in ([zeros], []))
+    given_, left_out = (calls.backward(q, q, q, q, out, lse, *rest) for rest in ([zeros], []))
     for a, b in zip(given_, left_out, strict=True):
         np.testing.assert_array_equal(a.copy_to_host(), b.copy_to_host())
 
@@ -336,7 +336,7 @@ def test_channels_last_arrays_and_tensors_are_not_copied(small, monkeypatch):
 
     monkeypatch.setattr(launch, "launch_forward", record)
     q, k, v = (array_of(np.zeros((2, n, 3, 4), np.float32), "channels_last") for n in (2, 2, 3))
-    out, lse = launch.forward(q, k, v)
+    out, lse = calls.forward(q, k, v)
     assert addresses == [x.ctypes.data for x in (q, k, v, out._ary, lse._ary)]
     addresses.clear()
     q, k, v = (layouts(torch.zeros(2, n, 3, 4), "channels_last") for n in (2, 2, 3))
@@ -384,6 +384,6 @@ def test_arrays_are_taken_for_the_stream_of_the_launches(small, monkeypatch):
     original, streams = launch.as_device_array, []
     monkeypatch.setattr(launch, "as_device_array", lambda x, stream=None: streams.append(stream) or original(x))
     q = np.zeros((1, 2, 3, 4))
-    out, lse = launch.forward(q, q, q, stream=0x40)
-    launch.backward(q, q, q, q, out, lse, lse, stream=0x50)
+    out, lse = calls.forward(q, q, q, stream=0x40)
+    calls.backward(q, q, q, q, out, lse, lse, stream=0x50)
     assert streams == [0x40] * 3 + [0x50] * 7
