@@ -1,4 +1,4 @@
-"""A page in headless Chromium, for tests that click; they skip where there is none."""
+"""Opens a page in headless Chromium, for tests that click on it; they are skipped where there is no Chromium."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 
 @contextlib.contextmanager
 def opened(page: Path) -> Iterator[Any]:
-    """Open a page of `python -m train.attention` and wait until it shows something; an error in it fails the test."""
+    """Open a page of `python -m train.attention` and wait until it shows a pixel; an error in it fails the test."""
     with sync_api.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         tab = browser.new_page()

@@ -6,12 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ccgpu.train import camvid
 from ccgpu.train.data.cityscapes_labels import CITYSCAPES
+from tests.train.training import run
 
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset in the Cityscapes layout: 9 + 3 images of 64x128 pixels, blocks of class colours with noise."""
+    """A dataset in the Cityscapes layout: 9 + 3 images of 64x128 pixels, noisy blocks of class colours."""
     root = tmp_path_factory.mktemp("tiny_data")
     for split, number in (("train", 9), ("val", 3)):
         for index in range(number):
@@ -31,9 +33,17 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small finished run of train.camvid without attention; tests leave it as it is."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    run(camvid, out, "--context", "none")
+    return out
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Images of a few pixels gain nothing from threads, which wait for each other where the machine is busy."""
+    """Compute with one thread: images of a few pixels gain nothing from more, which wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""A small network in a file of ours, whose logits and attention differ from place to place."""
+"""Writes files of a small network whose logits and attention vary over the image, as those of trained networks do."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ccgpu.train import camvid
 def write_network(
     path: Path, labels: Labels | None = camvid.LABELS, prediction: dict[str, Any] | None = None, **options: Any
 ) -> CCNet:
-    """Write it and return it in eval mode; with CamVid's classes unless options say otherwise."""
+    """Write a network, with CamVid's classes unless options say otherwise, and return it in eval mode."""
     torch.manual_seed(4)
     defaults = {"num_classes": camvid.LABELS.num_classes, "head_channels": 16, "gamma": 0.7}
     net = CCNet("resnet18", **{**defaults, **options}).eval()
     torch.nn.init.normal_(net.head.bottleneck[-1].weight)
     if net.head.cca is not None:
         for convolution in (net.head.cca.query_conv, net.head.cca.key_conv):
-            torch.nn.init.normal_(convolution.weight)  # else all weights are about equal
+            torch.nn.init.normal_(convolution.weight)  # at initialisation all weights are about equal
     plain = None if labels is None else labels.as_plain()
     checkpoint.write(path, checkpoint.Checkpoint(net.config, net.state_dict(), plain, prediction or {}))
     return net

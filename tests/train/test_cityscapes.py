@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from ccgpu.train import cityscapes, command, engine
+from ccgpu.train import cityscapes
 from ccgpu.train.metrics import ConfusionMatrix
 from ccgpu.train.runs import plan, records, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 8
-# The smallest run that has everything: dropout, auxiliary head, checkpoints and evaluations on the way. At
-# this learning rate float32 rounding stays rounding; at a higher one a single ReLU that flips sign moves the
-# loss by 1e-3 within a few steps (test_distributed.py compares the processes in float64, at a high rate).
+# The smallest run with dropout, auxiliary head, and several checkpoints and evaluations. The learning rate is so low
+# that float32 rounding errors stay small: at a higher one a single ReLU whose input changes sign moves the loss by 1e-3
+# within a few steps (test_distributed.py compares the processes in float64, at a high rate).
 TINY = [
     *("--backbone", "resnet18", "--head-channels", "8", "--crop", "25", "33", "--batch", "4", "--device", "cpu"),
     *("--iterations", str(ITERATIONS), "--save-every", "2", "--eval-every", "4", "--log-every", "1", "--lr", "2e-4"),
@@ -60,14 +60,14 @@ def iterations_in(out: Path) -> list[int]:
 
 
 def comparable(out: Path) -> list[dict[str, Any]]:
-    """All records without the speed, the only thing that may differ between two equal runs."""
+    """Return all records without the speed, the only entry that may differ between two equal runs."""
     lines = records.read_records(out / records.METRICS)
     return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
 
 
 @pytest.fixture(scope="module")
 def folders(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The run folders of two undisturbed runs of the same settings, started together: of one process, and of two."""
+    """The folders of two undisturbed runs with the same settings: one process, and two processes."""
     one, two = (tmp_path_factory.mktemp(name) / "run" for name in ("one", "two"))
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     arguments = ("--data", str(tiny_data), *TINY, "--baselines", "--out")
@@ -108,8 +108,10 @@ def test_a_run_leaves_its_records_images_and_results(alone: Path) -> None:
     assert {"last.pt", "previous.pt"} <= {path.name for path in alone.iterdir()}
 
 
-def test_a_killed_run_ends_bit_for_bit_as_one_left_alone(alone: Path, tiny_data: Path, tmp_path: Path) -> None:
-    """Killed before its first checkpoint and while one is written, stopped by Ctrl-C, resumed after each."""
+def test_a_killed_and_resumed_run_ends_bit_for_bit_like_an_undisturbed_one(
+    alone: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Killed before its first checkpoint and while one is written, then stopped by Ctrl-C; resumed each time."""
     out = tmp_path / "run"
     arguments = ("--data", str(tiny_data), *TINY, "--baselines", "--out", str(out))
 
@@ -146,7 +148,7 @@ def test_a_killed_run_ends_bit_for_bit_as_one_left_alone(alone: Path, tiny_data:
     assert not (out / "last.pt.partial").exists()
 
 
-def test_a_folder_with_a_run_under_way_is_left_alone(
+def test_the_folder_of_a_running_command_is_locked(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(plan, "LOCK_SECONDS", 0.2)
@@ -163,8 +165,8 @@ def test_a_folder_with_a_run_under_way_is_left_alone(
     assert iterations_in(out) == list(range(1, ITERATIONS + 1))
 
 
-def test_a_new_run_may_begin_where_one_was_refused(tiny_data: Path, tmp_path: Path) -> None:
-    """A lock file alone is nothing to lose."""
+def test_a_new_run_may_use_a_folder_with_a_lock_alone(tiny_data: Path, tmp_path: Path) -> None:
+    """A refused command leaves its lock file behind, which holds nothing that could be lost."""
     (tmp_path / plan.LOCK).touch()
     assert cityscapes.main(["--data", str(tiny_data), *TINY, "--iterations", "1", "--out", str(tmp_path)]) == 0
 
@@ -225,7 +227,9 @@ def test_a_finished_run_is_evaluated_on_another_split_into_another_folder(
     assert (alone / "metrics.jsonl").read_text() == before
 
 
-def test_resume_names_what_it_cannot_continue(alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_names_a_missing_or_damaged_checkpoint(
+    alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cityscapes.main(["--resume", str(tmp_path / "absent.pt")]) == 2
     assert "absent.pt" in capsys.readouterr().err
     (tmp_path / "last.pt").write_bytes((alone / "last.pt").read_bytes()[:100_000])
@@ -291,7 +295,7 @@ def test_bad_flags_exit_with_2_before_anything_is_written(
     assert not out.exists()
 
 
-def test_batch_must_be_shared_equally_by_the_processes(
+def test_batch_must_be_a_multiple_of_the_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
@@ -311,10 +315,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_breaks_in_the_middle_is_named(
+def test_an_image_that_does_not_decode_is_named(
     tiny_data: Path, tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Header and end of the file are whole, so only decoding finds out, in the middle of training."""
+    """Header and end of the file are intact, so that only decoding finds the damage, in the middle of training."""
     data = tmp_path / "data"
     shutil.copytree(tiny_data, data)
     for path in (data / "leftImg8bit" / "train").rglob("*.png"):
@@ -331,15 +335,6 @@ def test_an_image_that_breaks_in_the_middle_is_named(
     assert line.endswith(f"continue with --resume --out {out}")
 
 
-def test_defaults_are_the_recipe_of_the_paper() -> None:
-    s = settings.Settings(**cityscapes.DATASET.recipe)
-    assert (s.lr, s.momentum, s.weight_decay, s.power) == (1e-2, 0.9, 1e-4, 0.9)
-    assert (s.batch, s.crop, s.iterations, s.scale, s.flip) == (8, (769, 769), 60000, (0.75, 2.0), True)
-    assert (s.backbone, s.context, s.loops, s.head_channels) == ("resnet101", "rcca", 2, 512)
-    assert (s.auxiliary_weight, s.dropout) == (0.4, 0.1)
-    assert (s.eval, s.eval_crop, s.eval_stride) == ("sliding", (769, 769), (513, 513))
-
-
 def test_help_names_every_setting_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cityscapes.main(["--help"])
@@ -348,16 +343,3 @@ def test_help_names_every_setting_and_its_default(capsys: pytest.CaptureFixture[
     for name in settings.Settings.__dataclass_fields__:
         assert "--" + name.replace("_", "-") in text
     assert "learning rate of SGD at the start (default: 0.01)" in text
-
-
-def test_evaluation_due() -> None:
-    s = settings.Settings(iterations=10, eval_every=4)
-    assert [i for i in range(11) if command.evaluation_due(s, i)] == [4, 8, 10]
-    s = settings.Settings(iterations=10, eval_every=0, baselines=True)
-    assert [i for i in range(11) if command.evaluation_due(s, i)] == [0, 10]
-
-
-def test_presets_hold_settings_the_command_has() -> None:
-    for values in command.presets(cityscapes.DATASET).values():
-        settings.check_settings(settings.Settings(**values), cityscapes.DATASET, 1, torch.device("cpu"))
-    assert set(engine.AMP_DTYPES) == {"off", "bf16", "fp16"}

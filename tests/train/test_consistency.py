@@ -20,7 +20,7 @@ def values(embedding: torch.Tensor, label: torch.Tensor, num_classes: int = 6, *
 def loop_form(
     embedding: torch.Tensor, label: torch.Tensor, delta_v: float = 0.5, delta_d: float = 1.5, form: str = "piecewise"
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The loss class by class and pair by pair, for autograd to derive."""
+    """Return the terms by loops over classes and pairs, whose gradients autograd computes."""
     points, owner = embedding.flatten(2).transpose(0, 1).flatten(1).T, label.flatten()
     classes = sorted(set(owner.tolist()) - {255})
     zero = embedding.sum() * 0
@@ -129,7 +129,7 @@ def test_gradients_equal_autograd_through_the_loop_form(
 
 
 def on_both_sides_of_each_kink() -> tuple[torch.Tensor, torch.Tensor]:
-    """Distances below delta_v, up to delta_d, above it; gaps below and above 2 delta_d; none close to a kink."""
+    """Return embeddings whose distances and gaps lie on both sides of delta_v, delta_d and 2 delta_d, none close to."""
     generator = torch.Generator().manual_seed(5)
     label = torch.randint(0, 4, (2, 3, 4), generator=generator)
     label[0, 0, :2] = 255
@@ -164,7 +164,7 @@ ONE_EACH = torch.full((2, 2, 3), 255).index_put(
     (torch.tensor([0, 0, 1]), *[torch.tensor([0, 1, 1])] * 2), torch.arange(3)
 )
 HALVES = torch.arange(12).reshape(2, 2, 3) // 6
-# What a term must be, None where only finite.
+# Embedding, label, and the value of each term; None: any finite value.
 DEGENERATE = {
     "no valid pixel": (scattered(1.0), torch.full((2, 2, 3), 255), (0.0, 0.0, 0.0)),
     "no image": (scattered(1.0)[:0], HALVES[:0], (0.0, 0.0, 0.0)),
@@ -293,7 +293,7 @@ def test_one_compiled_graph_serves_all_labels() -> None:
     assert counter.frame_count == 1
 
 
-def test_four_bytes_a_class_and_position_are_kept_for_backward() -> None:
+def test_four_bytes_a_class_and_position_are_saved_for_backward() -> None:
     classes, channels, positions = 150, 16, 2 * 32 * 32
     embedding = torch.randn(2, channels, 32, 32, requires_grad=True)
     label = torch.randint(0, classes, (2, 32, 32))

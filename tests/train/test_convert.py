@@ -1,4 +1,4 @@
-"""python -m train.convert: files of every layout in, one file out that needs no flags; mistakes lose nothing."""
+"""python -m train.convert: files of every layout become files that need no flags; errors leave OUT as it was."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from torch import Tensor
 from ccgpu.models import checkpoint
 from ccgpu.models.backbones import build_backbone, load_imagenet
 from ccgpu.models.ccnet import CCNet
-from ccgpu.train import convert
+from ccgpu.train import camvid, convert
 from ccgpu.train.data.cityscapes_labels import CITYSCAPES
-from tests.models import test_published as published
+from ccgpu.train.runs import checkpoints
+from tests.models import published_files, published_networks
+from tests.models.test_published import assert_same_logits, unnormalised_images
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("published")
     meta = {
-        "config": published.config_text(True, 2),
+        "config": published_files.config_text(True, 2),
         "CLASSES": tuple("abcdefg"),
         "PALETTE": [[i, 0, 0] for i in range(7)],
     }
-    mmsegmentation = {"meta": meta, "state_dict": published.mmsegmentation_file(50)}
+    mmsegmentation = {"meta": meta, "state_dict": published_files.mmsegmentation_file(50)}
     return {
-        "authors": published.saved(published.authors_file(50), folder, "authors.pth"),
-        "mmsegmentation": published.saved(mmsegmentation, folder, "mmsegmentation.pth"),
+        "authors": published_files.saved(published_files.authors_file(50), folder, "authors.pth"),
+        "mmsegmentation": published_files.saved(mmsegmentation, folder, "mmsegmentation.pth"),
     }
 
 
@@ -43,13 +45,13 @@ def test_converted_file_gives_the_logits_of_the_original(
     assert run(files[layout], tmp_path / "out") == 0
     target = tmp_path / "out.safetensors"
     assert f"written: {target}" in capsys.readouterr().out
-    images = published.photographs(33, 24)
+    images = unnormalised_images(33, 24)
     state = torch.load(files[layout], weights_only=True)
     if layout == "authors":
-        expected = published.authors_network(state, images)
+        expected = published_networks.authors_network(state, images)
     else:
-        expected = published.mmsegmentation_network(state["state_dict"], images, align_corners=True)
-    published.assert_same_logits(CCNet.from_checkpoint(target), images, *expected)
+        expected = published_networks.mmsegmentation_network(state["state_dict"], images, align_corners=True)
+    assert_same_logits(CCNet.from_checkpoint(target), images, *expected)
 
 
 def test_classes_come_from_the_file_or_from_their_number(
@@ -71,7 +73,7 @@ def test_classes_come_from_the_file_or_from_their_number(
     assert not (tmp_path / "wrong.pt").exists()
 
 
-def test_cityscapes_by_their_names_get_their_ids(tmp_path: Path) -> None:
+def test_classes_with_the_names_of_cityscapes_get_its_ids(tmp_path: Path) -> None:
     names = tuple(name.upper() for name in CITYSCAPES.names)
     labels = {"names": list(names), "colours": CITYSCAPES.colours.tolist()}
     net = CCNet("resnet18", 19, head_channels=8)
@@ -80,7 +82,7 @@ def test_cityscapes_by_their_names_get_their_ids(tmp_path: Path) -> None:
     assert checkpoint.read(tmp_path / "out.pt").labels == CITYSCAPES.as_plain()
 
 
-def test_flags_settle_what_the_file_does_not_hold(
+def test_flags_set_what_the_file_does_not_say(
     files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(files["authors"], tmp_path / "out.pt", "--recurrence", "3") == 0
@@ -89,7 +91,7 @@ def test_flags_settle_what_the_file_does_not_hold(
     assert found.network["recurrence"] == 3
     assert not any("loops" in note for note in found.notes)
     state = torch.load(files["mmsegmentation"], weights_only=True)["state_dict"]
-    bare = published.saved({"state_dict": state}, tmp_path, "bare.pth")
+    bare = published_files.saved({"state_dict": state}, tmp_path, "bare.pth")
     assert run(bare, tmp_path / "bare.pt", "--align-corners") == 0
     assert "align_corners=False was taken" not in capsys.readouterr().out
     assert checkpoint.read(tmp_path / "bare.pt").network["align_corners"] is True
@@ -104,7 +106,7 @@ def test_resnet_becomes_a_file_for_imagenet(ending: str, tmp_path: Path, capsys:
         "fc.weight": torch.zeros(1000, 512),
         "fc.bias": torch.zeros(1000),
     }
-    assert run(published.saved(state, tmp_path, "resnet18.pth"), tmp_path / f"out{ending}") == 0
+    assert run(published_files.saved(state, tmp_path, "resnet18.pth"), tmp_path / f"out{ending}") == 0
     assert "for --imagenet" in capsys.readouterr().out
     other = build_backbone("resnet18", stem="7x7")
     load_imagenet(other, tmp_path / f"out{ending}")
@@ -135,7 +137,7 @@ def test_existing_files_are_kept(files: dict[str, Path], tmp_path: Path, capsys:
         (["nowhere.pth", "OUT.pt"], "there is none"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_errors_are_told_in_one_line(
     arguments: list[str], message: str, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, target = arguments[:2]
@@ -144,3 +146,16 @@ def test_mistakes_are_told_in_one_line(
     error = capsys.readouterr().err.strip()
     assert message in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_runs_checkpoint_is_converted_with_its_weights_and_classes(trained: Path, tmp_path: Path) -> None:
+    saved = checkpoints.read_checkpoint(trained / "last.pt")
+    net = CCNet.from_checkpoint(trained / "last.pt")
+    assert not net.training
+    assert all(torch.equal(value, saved["model"][name]) for name, value in net.state_dict().items())
+    assert run(trained / "last.pt", tmp_path / "net") == 0
+    found = checkpoint.read(tmp_path / "net.safetensors")
+    assert found.labels == camvid.LABELS.as_plain()
+    images = torch.randn(1, 3, 33, 49)
+    with torch.no_grad():
+        assert torch.equal(checkpoint.build(found)(images), net(images))

@@ -1,4 +1,4 @@
-"""python -m train.cost: the paper's FLOPs and memory, held to; the table; wrong flags. gamma is 0.5 throughout."""
+"""python -m train.cost: its numbers equal the paper's FLOPs and memory; the table; wrong flags. gamma is 0.5."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_both_forms_of_non_local_have_the_same_flops() -> None:
     assert len({flops(CANDIDATE[f"non-local, {form}"].build, PAPERS_SHAPE) for form in ("materialised", "sdpa")}) == 1
 
 
-def test_the_paper_compares_what_rcca_keeps_with_the_peak_of_non_local() -> None:
+def test_the_paper_compares_what_rcca_saves_with_the_peak_of_non_local() -> None:
     two_loops, recomputed = saved_mb("RCCA R=2"), saved_mb("RCCA R=2, recompute")
     assert two_loops == pytest.approx(CANDIDATE["RCCA R=2"].paper["saved_mb"], rel=0.05)
     # Its N x N matrices are nearly all of it, so an eighth of the channels, and of the time, shows it too.
@@ -68,8 +68,8 @@ def test_the_paper_compares_what_rcca_keeps_with_the_peak_of_non_local() -> None
 
 
 @pytest.mark.parametrize("recurrence", [1, 2, 3])
-def test_rcca_keeps_its_maps(recurrence: int) -> None:
-    """Each loop: x, q, k, v, the attention's output, lse. Those that recompute: x alone."""
+def test_rcca_saves_its_maps(recurrence: int) -> None:
+    """Each loop saves x, q, k, v, the attention's output and lse; with recompute x alone."""
     batch, channels, height, width = PAPERS_SHAPE
     position_bytes = 4 * (3 * channels + 2 * channels // 8 + 1)
     positions = batch * height * width
@@ -130,10 +130,10 @@ def test_command_prints_a_line_and_writes_a_record_for_each_module(
         assert {"device", "versions", "commit", "threads"} <= record.keys()
 
 
-def test_papers_numbers_stand_beside_its_case(
+def test_table_of_the_papers_case_shows_the_papers_numbers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Measuring, tested above, takes a minute in this case: here numbers stand in for what it finds."""
+    """Measuring this case takes a minute and is tested above: here it is replaced by fixed numbers."""
     found = dict(zip((key for key, _, _ in cost.COLUMNS), (328_321, 16.46, 125.33, 169.2, 300.04, 900.0), strict=True))
     monkeypatch.setattr(cost, "measure", lambda *arguments: found)
     assert main(["--contexts", "rcca", "nonlocal", "--device", "cpu"]) == 0

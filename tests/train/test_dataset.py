@@ -26,7 +26,7 @@ def dataset(flip_pairs: tuple[tuple[int, int], ...] = (), scores: tuple[str, ...
     )
 
 
-def test_exchange_names_the_classes_of_a_flip_image() -> None:
+def test_exchange_maps_the_classes_of_a_flipped_image() -> None:
     exchange = dataset(((1, 2), (5, 3))).exchange
     assert exchange.dtype == np.uint8
     assert exchange.tolist() == [0, 2, 1, 5, 4, 3, *range(6, 256)]
@@ -37,12 +37,12 @@ def test_exchange_names_the_classes_of_a_flip_image() -> None:
 
 
 @pytest.mark.parametrize("flip_pairs", [((1, 1),), ((1, 2), (2, 3)), ((0, 6),), ((-1, 2),)])
-def test_dataset_refuses_classes_that_cannot_be_exchanged(flip_pairs: tuple[tuple[int, int], ...]) -> None:
+def test_dataset_refuses_flip_pairs_that_are_no_exchange(flip_pairs: tuple[tuple[int, int], ...]) -> None:
     with pytest.raises(ValueError, match=r"Dataset: flip_pairs must be pairs of different train ids in 0\.\.5, got"):
         dataset(flip_pairs)
 
 
 @pytest.mark.parametrize("scores", [(), ("miou", "f1")])
-def test_dataset_refuses_scores_that_nobody_computes(scores: tuple[str, ...]) -> None:
+def test_dataset_refuses_unknown_scores(scores: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=r"Dataset: scores must be one or more of .*mean_accuracy"):
         dataset(scores=scores)

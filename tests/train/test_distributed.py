@@ -15,8 +15,8 @@ from ccgpu.train.losses import Criterion
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What both one process with the global batch and two processes with their shares run. Sums of the shares' results, and
-# whatever must be equal on all processes, are saved by each process.
+# The program of one process with the global batch and of two processes with a share each. Every process saves the sums
+# over the shares and the values that must be equal on all processes.
 PROGRAM = """
 import sys
 import torch
@@ -139,7 +139,7 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """One process with the global batch, and both of two processes: the same program on each."""
+    """The values that `PROGRAM` saved in a run of one process ("1-0") and in one of two ("2-0", "2-1")."""
     folder = tmp_path_factory.mktemp("processes")
     script = folder / "program.py"
     script.write_text(textwrap.dedent(PROGRAM))
@@ -316,7 +316,7 @@ def test_choose_device_errors() -> None:
 
 @pytest.mark.parametrize("local_rank", ["0", "1", "2"])
 def test_choose_device_finds_too_few_devices_on_every_process(local_rank: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the first, too, which alone prints what all have met."""
+    """The first process finds it too: it alone prints an error that all processes have."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", local_rank)

@@ -19,7 +19,7 @@ CPU = Precision(torch.device("cpu"))
 
 
 def sample(image: torch.Tensor, label: torch.Tensor, names: tuple[str, ...] = ("a",), first: int = 0) -> dict[str, Any]:
-    """A batch of one, as torch's collation makes it."""
+    """Return a batch of one sample, as torch's collation makes it."""
     return {"image": image, "label": label, "names": [(name,) for name in names], "first": torch.tensor([first])}
 
 
@@ -157,6 +157,7 @@ def test_train_passes_on_that_it_was_interrupted() -> None:
 
 
 def test_train_under_bf16_autocast_follows_float32() -> None:
+    assert set(engine.AMP_DTYPES) == {"off", "bf16", "fp16"}
     losses = []
     for amp in ("off", "bf16"):
         torch.manual_seed(0)

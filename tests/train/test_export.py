@@ -1,4 +1,4 @@
-"""python -m train.export: what is written gives the network's logits at any size, without this package."""
+"""python -m train.export: exported files give the network's logits at any size, without this package."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_wrong_export_is_not_kept(
         (["CLIPS", "--to", "torch-export", "--out", "a.pt2"], "for clips"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_errors_are_told_in_one_line(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = {name: tmp_path / f"{name}.pt" for name in ("NET", "BACKBONE", "CLIPS")}

@@ -109,7 +109,7 @@ def test_label_at_features_of_an_image() -> None:
 
 
 def interpolation(positions: int, extent: int) -> np.ndarray:
-    """Weights (positions, extent) of linear interpolation with corners aligned."""
+    """Return the weights (positions, extent) of linear interpolation with corners aligned."""
     weights = np.zeros((positions, extent))
     for i in range(positions):
         at = i * (extent - 1) / (positions - 1) if positions > 1 else 0.0
@@ -120,7 +120,7 @@ def interpolation(positions: int, extent: int) -> np.ndarray:
 
 
 def authors_rule(logits: np.ndarray, label: np.ndarray, threshold: float, kept: int) -> tuple[np.ndarray, float]:
-    """The authors' algorithm restated: each pixel's true-class probability, and the limit."""
+    """Return each pixel's true-class probability, and the limit, by the authors' algorithm in NumPy."""
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     probability = odds / odds.sum(axis=1, keepdims=True)
     height, width = label.shape[1:]
@@ -188,7 +188,7 @@ def test_ohem_shrinks_as_scipy_zoom_does(size: tuple[int, int]) -> None:
 
 
 def sureness(p: torch.Tensor) -> torch.Tensor:
-    """Logits of two classes that give class 1 the probability p."""
+    """Return logits of two classes that give class 1 the probability p."""
     return torch.stack([torch.log1p(-p), torch.log(p)], dim=1)
 
 
@@ -213,7 +213,7 @@ def test_ohem_limit_comes_from_an_eighth_of_the_size() -> None:
 def test_ohem_keeps_all_where_no_more_than_k_pixels_are_valid() -> None:
     p = torch.full((1, 24, 24), 0.99, dtype=torch.float64)
     label = torch.ones(1, 24, 24).long()
-    p[0, 20, 20] = 0.999  # surer than all that the limit could come from
+    p[0, 20, 20] = 0.999  # above every probability that the limit could be
     label[0, :12] = 255  # a third of the 9 positions, and half of the pixels
     assert int((ohem_label(sureness(p), label, 0.7, 64 * 6) == 1).sum()) == 12 * 24
     label[0, 23, 23] = 255
@@ -320,7 +320,7 @@ def test_consistency_weights_are_those_of_the_paper() -> None:
     assert ConsistencyWeights() == ConsistencyWeights(1.0, 1.0, 0.001, 0.5, 1.5, "piecewise")
 
 
-def test_criterion_asks_for_an_embedding() -> None:
+def test_criterion_requires_an_embedding() -> None:
     logits, label = random_case(11)
     for outputs in (logits, Outputs(logits, logits)):
         with pytest.raises(ValueError, match=r"outputs must have an embedding.*CCNet\(\.\.\., embedding=16\)"):

@@ -1,4 +1,4 @@
-"""python -m train.predict: images, folders and videos in; masks, overlays, label ids and a sheet out."""
+"""python -m train.predict: from images, folders and videos to masks, overlays, label ids and a contact sheet."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def expected_classes(net: CCNet, pixels: np.ndarray) -> np.ndarray:
 # The command
 
 
-def test_every_file_is_what_the_network_says(file: Path, tmp_path: Path) -> None:
+def test_files_hold_the_predictions_of_the_network(file: Path, tmp_path: Path) -> None:
     pixels = image()
     source = save(tmp_path / "photos" / "a.png", pixels)
     out = tmp_path / "out"
@@ -76,7 +76,7 @@ def test_every_file_is_what_the_network_says(file: Path, tmp_path: Path) -> None
     assert not list(out.rglob("*.partial"))
 
 
-def test_one_bad_file_does_not_keep_the_others(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_file_does_not_stop_the_others(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photos = tmp_path / "photos"
     for name in ("a.png", "deep/b.png"):
         save(photos / name, image())
@@ -103,8 +103,8 @@ def test_images_of_any_size(size: tuple[int, int], file: Path, tmp_path: Path) -
     assert not (tmp_path / "out" / "masks").exists()
 
 
-def test_upright_images(file: Path, tmp_path: Path) -> None:
-    """A phone's image lies on its side in the file; its prediction stands."""
+def test_images_are_turned_upright(file: Path, tmp_path: Path) -> None:
+    """A phone stores an image as the sensor lies and the way to turn it in EXIF: the prediction is upright."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(image(40, 56)).save(tmp_path / "phone.png", exif=exif)
@@ -115,7 +115,7 @@ def test_upright_images(file: Path, tmp_path: Path) -> None:
     assert np.array_equal(ids, camvid.LABELS.to_file[expected_classes(CCNet.from_checkpoint(file), upright)])
 
 
-def test_the_size_that_the_network_was_made_for_comes_with_it(tmp_path: Path) -> None:
+def test_image_size_comes_from_the_checkpoint(tmp_path: Path) -> None:
     prediction = {"short_side": 24, "flip_pairs": [list(pair) for pair in lip.DATASET.flip_pairs]}
     net = write_network(tmp_path / "net.pt", lip.LABELS, num_classes=lip.LABELS.num_classes, prediction=prediction)
     pixels = image(40, 56)
@@ -169,23 +169,23 @@ def test_videos_become_frames_and_a_video(tmp_path: Path, file: Path) -> None:
     ("arguments", "message"),
     [
         (["nowhere.jpg"], "there is none"),
-        (["PICTURE", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
-        (["PICTURE", "--window", "-1"], "--window must be 0 or more"),
-        (["PICTURE", "--every", "0"], "--every must be 1 or more"),
-        (["PICTURE", "--opacity", "2"], "--opacity must be from 0 to 1"),
-        (["PICTURE", "--short-side", "0"], "short_side"),
-        (["PICTURE", "--ms", "-1"], "scales must be"),
-        (["PICTURE", "--dataset", "ade20k"], "must have the network's 11 classes, got 150"),
-        (["PICTURE", "--device", "cuda"], "cuda"),
+        (["IMAGE", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
+        (["IMAGE", "--window", "-1"], "--window must be 0 or more"),
+        (["IMAGE", "--every", "0"], "--every must be 1 or more"),
+        (["IMAGE", "--opacity", "2"], "--opacity must be from 0 to 1"),
+        (["IMAGE", "--short-side", "0"], "short_side"),
+        (["IMAGE", "--ms", "-1"], "scales must be"),
+        (["IMAGE", "--dataset", "ade20k"], "must have the network's 11 classes, got ade20k with 150"),
+        (["IMAGE", "--device", "cuda"], "cuda"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_written(
+def test_errors_are_told_before_anything_is_written(
     arguments: list[str], message: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if message == "cuda" and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     source = str(save(tmp_path / "a.png", image()))
-    flags = [source if argument == "PICTURE" else argument for argument in arguments]
+    flags = [source if argument == "IMAGE" else argument for argument in arguments]
     given = [] if "--checkpoint" in arguments else ["--checkpoint", file]
     assert run(*given, "--out", tmp_path / "out", *flags) == 2
     assert message in capsys.readouterr().err

@@ -126,7 +126,7 @@ def test_save_checkpoint_on_a_full_disk_keeps_the_last(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_FSIZE is POSIX")
 def test_save_checkpoint_over_the_file_size_limit_keeps_the_last(tmp_path: Path) -> None:
-    """The system itself refuses the write in the middle of the file, which torch reports in its own way."""
+    """The system refuses the write in the middle of the file, which torch reports as an error of its own."""
     checkpoints.save_checkpoint(tmp_path, checkpoint(1))
     program = """
         import resource, sys, torch
@@ -222,7 +222,7 @@ def test_find_checkpoint_takes_previous_after_a_kill_between_the_renames(tmp_pat
     assert files(tmp_path) == {"previous.pt"}
 
 
-def test_set_aside_newer_protects_the_previous_one_that_a_run_goes_on_from(tmp_path: Path) -> None:
+def test_set_aside_newer_protects_the_previous_one_that_a_run_continues_from(tmp_path: Path) -> None:
     for iteration in (1, 2):
         checkpoints.save_checkpoint(tmp_path, checkpoint(iteration))
     checkpoints.set_aside_newer(tmp_path, tmp_path / "last.pt")

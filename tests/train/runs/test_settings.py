@@ -5,9 +5,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from ccgpu.train import ade20k, camvid, cityscapes, command, lip
+from ccgpu.train.runs import settings
 from ccgpu.train.runs.settings import Settings
+from tests.train.training import COMMANDS, name_of
 
 # The paper's recipe for Cityscapes: what a setting is where neither recipe nor preset names it.
 DEFAULTS: dict[str, Any] = {
@@ -170,3 +173,20 @@ PINNED: list[tuple[ModuleType, str | None, dict[str, Any]]] = [
 def test_settings_of_each_preset_are_pinned(module: ModuleType, preset: str | None, changes: dict[str, Any]) -> None:
     values = command.presets(module.DATASET)[preset]
     assert dataclasses.asdict(Settings(**values)) == {**DEFAULTS, **changes}
+
+
+@pytest.mark.parametrize("module", COMMANDS, ids=name_of)
+def test_presets_hold_settings_the_command_takes(module: ModuleType) -> None:
+    for values in command.presets(module.DATASET).values():
+        settings.check_settings(settings.Settings(**values), module.DATASET, 1, torch.device("cpu"))
+    assert settings.Settings(**module.DATASET.recipe).preset is None
+    assert command.presets(module.DATASET)["demo"].keys() >= {"iterations", "backbone"}
+
+
+def test_defaults_are_the_recipe_of_the_paper() -> None:
+    s = settings.Settings(**cityscapes.DATASET.recipe)
+    assert (s.lr, s.momentum, s.weight_decay, s.power) == (1e-2, 0.9, 1e-4, 0.9)
+    assert (s.batch, s.crop, s.iterations, s.scale, s.flip) == (8, (769, 769), 60000, (0.75, 2.0), True)
+    assert (s.backbone, s.context, s.loops, s.head_channels) == ("resnet101", "rcca", 2, 512)
+    assert (s.auxiliary_weight, s.dropout) == (0.4, 0.1)
+    assert (s.eval, s.eval_crop, s.eval_stride) == ("sliding", (769, 769), (513, 513))

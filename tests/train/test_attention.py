@@ -1,4 +1,4 @@
-"""python -m train.attention: the maps it draws, and the page, clicked in headless Chromium."""
+"""python -m train.attention: the maps that it draws, and its page, clicked on in headless Chromium."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def photograph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("images") / "a.png"
     coarse = np.random.default_rng(1).integers(0, 256, (9, 13, 3), dtype=np.uint8)
     Image.fromarray(coarse).resize((97, 65), Image.Resampling.BILINEAR).save(path)
@@ -67,7 +67,7 @@ def test_composing_the_weights_of_the_loops_gives_the_map(size: tuple[int, ...])
 
 
 def step(row: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Each position's weight goes to its neighbours, in the order of ccgpu.affinity."""
+    """Return row A of one loop: a position's weight goes to its neighbours, in the order of ccgpu.affinity."""
     size = row.shape[1:]
     out = torch.zeros_like(row)
     for position in np.ndindex(*size):
@@ -83,7 +83,7 @@ def step(row: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def test_weights_want_a_criss_cross_attention() -> None:
+def test_attention_weights_refuse_other_modules() -> None:
     with pytest.raises(TypeError, match="attention_weights: module must be a CrissCrossAttention or RCCA, got Non"):
         attention_weights(NonLocal(8), torch.zeros(1, 8, 3, 3))
     with pytest.raises(ValueError, match="recurrence must be 0 or more"):
@@ -93,18 +93,18 @@ def test_weights_want_a_criss_cross_attention() -> None:
 # The command
 
 
-def test_maps_are_drawn_for_each_pixel_and_number_of_loops(file: Path, photograph: Path, tmp_path: Path) -> None:
-    flags = ("--checkpoint", file, photograph, "--at", "8,16", "--at", "64,96", "--out", tmp_path / "maps.png")
+def test_maps_are_drawn_for_each_pixel_and_number_of_loops(file: Path, image_file: Path, tmp_path: Path) -> None:
+    flags = ("--checkpoint", file, image_file, "--at", "8,16", "--at", "64,96", "--out", tmp_path / "maps.png")
     assert run(*flags) == 0
     sheet = np.asarray(Image.open(tmp_path / "maps.png"), dtype=float)
     assert sheet.shape == (2 * (65 + CAPTION_HEIGHT + GAP) + GAP, 3 * (97 + GAP) + GAP, 3)
     net = CCNet.from_checkpoint(file)
-    image = np.asarray(Image.open(photograph), dtype=float)
+    image = np.asarray(Image.open(image_file), dtype=float)
     for line, at in enumerate([(8, 16), (64, 96)]):
         for column in range(3):
             top, left = GAP + line * (65 + CAPTION_HEIGHT + GAP) + CAPTION_HEIGHT, GAP + column * (97 + GAP)
             changed = np.abs(sheet[top : top + 65, left : left + 97] - image).sum(-1)
-            weights = net.attention_map(random_images(net, photograph), at, recurrence=column + 1)[0]
+            weights = net.attention_map(random_images(net, image_file), at, recurrence=column + 1)[0]
             # Positions lie 8 pixels apart, corners on corners: where there is weight the image is changed.
             drawn = torch.from_numpy(changed[::8, ::8])
             assert drawn.flatten()[weights.argmax()] > 30
@@ -114,19 +114,19 @@ def test_maps_are_drawn_for_each_pixel_and_number_of_loops(file: Path, photograp
                 assert outside.max() == 0
 
 
-def test_pixels_are_those_of_the_file_and_the_network_sees_its_own_size(photograph: Path, tmp_path: Path) -> None:
+def test_pixels_refer_to_the_file_while_the_network_gets_its_own_size(image_file: Path, tmp_path: Path) -> None:
     write_network(tmp_path / "net.pt", prediction={"short_side": 33})
-    given = ("--checkpoint", tmp_path / "net.pt", photograph, "--at", "64,96", "--loops", "2")
+    given = ("--checkpoint", tmp_path / "net.pt", image_file, "--at", "64,96", "--loops", "2")
     assert run(*given, "--out", tmp_path / "maps.png") == 0
     assert Image.open(tmp_path / "maps.png").size == (49 + 2 * GAP, 33 + CAPTION_HEIGHT + 2 * GAP)
     assert run(*given, "--out", tmp_path / "maps.png", "--short-side", "65") == 0
     assert Image.open(tmp_path / "maps.png").size == (97 + 2 * GAP, 65 + CAPTION_HEIGHT + 2 * GAP)
 
 
-def test_a_network_for_clips_sees_a_clip_of_one(photograph: Path, tmp_path: Path) -> None:
+def test_a_network_for_clips_sees_a_clip_of_one(image_file: Path, tmp_path: Path) -> None:
     write_network(tmp_path / "net.pt", dims=3)
     out = ("--out", tmp_path / "maps.png", "--html", tmp_path / "page.html")
-    assert run("--checkpoint", tmp_path / "net.pt", photograph, *out) == 0
+    assert run("--checkpoint", tmp_path / "net.pt", image_file, *out) == 0
     assert (tmp_path / "maps.png").exists()
     assert (tmp_path / "page.html").exists()
 
@@ -134,19 +134,19 @@ def test_a_network_for_clips_sees_a_clip_of_one(photograph: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["PICTURE"], "must be given, got neither"),
-        (["PICTURE", "--out", "OUT", "--at", "65,0"], "--at must be a pixel Y,X of 65 x 97, counted from 0, got 65,0"),
-        (["PICTURE", "--out", "OUT", "--loops", "0"], "--loops must be 1 or more"),
+        (["IMAGE"], "must be given, got neither"),
+        (["IMAGE", "--out", "OUT", "--at", "65,0"], "--at must be a pixel Y,X of 65 x 97, counted from 0, got 65,0"),
+        (["IMAGE", "--out", "OUT", "--loops", "0"], "--loops must be 1 or more"),
         (["nowhere.png", "--out", "OUT"], "nowhere.png"),
-        (["PICTURE", "--out", "OUT", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
-        (["PICTURE", "--out", "OUT", "--short-side", "0"], "short_side"),
-        (["PICTURE", "--html", "OUT", "--short-side", "1000"], "holds at most 9409 positions"),
+        (["IMAGE", "--out", "OUT", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
+        (["IMAGE", "--out", "OUT", "--short-side", "0"], "short_side"),
+        (["IMAGE", "--html", "OUT", "--short-side", "1000"], "holds at most 9409 positions"),
     ],
 )
-def test_mistakes_are_told_in_one_line(
-    arguments: list[str], message: str, file: Path, photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_errors_are_told_in_one_line(
+    arguments: list[str], message: str, file: Path, image_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = {"PICTURE": photograph, "OUT": tmp_path / "out"}
+    places = {"IMAGE": image_file, "OUT": tmp_path / "out"}
     given = [] if "--checkpoint" in arguments else ["--checkpoint", file]
     assert run(*given, *(places.get(argument, argument) for argument in arguments)) == 2
     assert message in capsys.readouterr().err
@@ -154,24 +154,24 @@ def test_mistakes_are_told_in_one_line(
 
 
 def test_a_network_without_criss_cross_attention_is_refused(
-    photograph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_network(tmp_path / "net.pt", context="none", gamma=0)
-    assert run("--checkpoint", tmp_path / "net.pt", photograph, "--out", tmp_path / "maps.png") == 2
+    assert run("--checkpoint", tmp_path / "net.pt", image_file, "--out", tmp_path / "maps.png") == 2
     assert "must hold a network with criss-cross attention" in capsys.readouterr().err
 
 
 # The page
 
 
-def test_page_needs_nothing_else_and_holds_the_weights(file: Path, photograph: Path, tmp_path: Path) -> None:
-    assert run("--checkpoint", file, photograph, "--html", tmp_path / "page.html") == 0
+def test_page_is_a_single_file_and_holds_the_weights(file: Path, image_file: Path, tmp_path: Path) -> None:
+    assert run("--checkpoint", file, image_file, "--html", tmp_path / "page.html") == 0
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert not re.findall(r"(?:src|href)\s*=\s*[\"']", text), "the page refers to other files"
     assert "http" not in text
     data = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', text, re.DOTALL)[1])
     net = CCNet.from_checkpoint(file)
-    loops = net.attention_weights(random_images(net, photograph), recurrence=3)
+    loops = net.attention_weights(random_images(net, image_file), recurrence=3)
     for packed, weights in zip(data["weights"], loops, strict=True):
         counts = np.frombuffer(gzip.decompress(base64.b64decode(packed)), "<u2").reshape(9, 13, 21).astype(float)
         shares = counts / counts.sum(-1, keepdims=True)
@@ -180,9 +180,9 @@ def test_page_needs_nothing_else_and_holds_the_weights(file: Path, photograph: P
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_a_click_shows_the_maps_of_the_pixel(align_corners: bool, photograph: Path, tmp_path: Path) -> None:
+def test_a_click_shows_the_maps_of_the_pixel(align_corners: bool, image_file: Path, tmp_path: Path) -> None:
     net = write_network(tmp_path / "net.pt", align_corners=align_corners)
-    assert run("--checkpoint", tmp_path / "net.pt", photograph, "--html", tmp_path / "page.html") == 0
+    assert run("--checkpoint", tmp_path / "net.pt", image_file, "--html", tmp_path / "page.html") == 0
     with opened(tmp_path / "page.html") as tab:
         assert tab.evaluate("document.body.dataset.chosen") == "32,48", "the middle at first"
         before = tab.evaluate("canvases[2].toDataURL()")
@@ -192,7 +192,7 @@ def test_a_click_shows_the_maps_of_the_pixel(align_corners: bool, photograph: Pa
             # The browser rounds where a click fell to its own pixels, which lie between those of the image.
             assert max(abs(chosen[0] - y), abs(chosen[1] - x)) <= 1
             for loops in (1, 2, 3):
-                expected = net.attention_map(random_images(net, photograph), chosen, recurrence=loops)[0].flatten()
+                expected = net.attention_map(random_images(net, image_file), chosen, recurrence=loops)[0].flatten()
                 shown = torch.tensor(tab.evaluate(f"Array.from(maps[{loops - 1}])"))
                 torch.testing.assert_close(shown, expected, rtol=0, atol=1e-4)
         assert tab.evaluate("canvases[2].toDataURL()") != before

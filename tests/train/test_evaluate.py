@@ -1,0 +1,138 @@
+"""python -m train.evaluate: runs, converted networks, images without labels; the errors that it reports."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ccgpu.models.backbones import build_backbone
+from ccgpu.train import camvid, convert, evaluate
+from ccgpu.train.runs import records
+from tests.train.training import run, told
+
+
+def test_evaluate_predicts_images_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, data, predictions = tmp_path / "run", tmp_path / "data", tmp_path / "predictions"
+    run(camvid, out)
+    (data / "test").mkdir(parents=True)
+    for number, size in enumerate([(50, 37), (33, 64)]):
+        Image.new("RGB", size, (90, 30 * number, 0)).save(data / "test" / f"video_{number}.png")
+    flags = ["--checkpoint", str(out / "last.pt"), "--data", str(data), "--split", "test", "--workers", "0"]
+    assert evaluate.main(flags) == 2
+    assert "label files must lie in" in capsys.readouterr().err
+    assert evaluate.main([*flags, "--unlabelled"]) == 2
+    assert "--unlabelled must come with --save-predictions" in capsys.readouterr().err
+    assert evaluate.main([*flags, "--unlabelled", "--save-predictions", str(predictions)]) == 0
+    assert "mIoU" not in capsys.readouterr().out
+    assert {path.name: Image.open(path).size for path in predictions.iterdir()} == {
+        "video_0.png": (50, 37),
+        "video_1.png": (33, 64),
+    }
+
+
+def test_evaluate_takes_a_converted_network(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A converted network has the scores of the run that it comes from."""
+    network, record = tmp_path / "net.safetensors", tmp_path / "scores.jsonl"
+    assert convert.main([str(trained / "last.pt"), str(network)]) == 0
+    flags = ["--checkpoint", str(network), "--data", str(trained / "scenes"), "--workers", "0"]
+    assert evaluate.main(flags) == 2
+    assert "--dataset must be given" in capsys.readouterr().err
+    assert evaluate.main([*flags, "--dataset", "lip"]) == 2
+    assert "must have the network's 11 classes, got lip with 20" in capsys.readouterr().err
+    assert evaluate.main([*flags, "--dataset", "camvid", "--record", str(record)]) == 0
+    last = records.read_records(trained / "metrics.jsonl")[-1]
+    found = json.loads(record.read_text())
+    assert found["iteration"] is None
+    assert found["matrix"] == last["matrix"]
+
+
+def test_evaluate_shows_a_progress_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(camvid, tmp_path / "run", "--clip", "3", "--scenes", "12", "7", "--context", "none")
+    capsys.readouterr()
+    assert evaluate.main(["--checkpoint", str(tmp_path / "run" / "last.pt"), "--workers", "0"]) == 0
+    shown = capsys.readouterr()
+    assert "3 clips of up to 3 images, whole, scales 1.0" in shown.out
+    assert "3/3" in shown.err
+
+
+def test_evaluate_counts_a_split_that_is_named_twice_once(trained: Path, tmp_path: Path) -> None:
+    record = tmp_path / "new" / "scores.jsonl"
+    flags = ["--checkpoint", str(trained / "last.pt"), "--workers", "0", "--record", str(record)]
+    assert evaluate.main([*flags, "--split", "val", "val"]) == 0
+    last = records.read_records(trained / "metrics.jsonl")[-1]
+    assert records.read_records(record)[0]["matrix"] == last["matrix"]
+
+
+# Errors: one line, never a traceback
+
+
+def test_evaluate_refuses_a_backbone_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(build_backbone("resnet18", stem="7x7").state_dict(), tmp_path / "resnet18.pth")
+    assert evaluate.main(["--checkpoint", str(tmp_path / "resnet18.pth"), "--dataset", "camvid"]) == 2
+    assert "backbone alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--checkpoint", "nowhere.pt"], "path must be a file, got 'nowhere.pt'"),
+        (["--dataset", "ccgpu.train.engine"], "must be a module with a DATASET, got 'ccgpu.train.engine'"),
+        (["--dataset", "no.such.module"], "must be a module that can be imported, got 'no.such.module'"),
+        (["--ms", "0"], "scales must be one or more positive numbers, got (0.0,)"),
+        (
+            ["--mode", "sliding", "--crop", "32", "--stride", "33"],
+            "stride must be in 1..crop, got stride 33 for crop 32",
+        ),
+        (["--crop", "1", "2", "3"], "--crop must be H W, or N for a square"),
+        (["--workers", "-1"], "--workers must be 0 or more"),
+        (["--dataset", ".camvid"], "--dataset must be a module that can be imported, got '.camvid'"),
+        (["--dataset", ""], "--dataset must be a module that can be imported, got ''"),
+        (["--dataset", "nosuch"], "--dataset must be a module that can be imported, got 'nosuch'"),
+        (["--dataset", "json"], "--dataset must be a module with a DATASET, got 'json'"),
+        (["--crop", "33"], "--crop and --stride must come with sliding windows, got mode whole"),
+        (["--unlabelled", "--save-predictions", "new", "--record", "a"], "--record must not come with --unlabelled"),
+        (["--record", "file/scores.jsonl"], "file"),
+        (["--save-predictions", "file"], "'file'"),
+        (["--split", "train", "val", "--save-predictions", "new"], "must come with images of different names"),
+    ],
+)
+def test_evaluate_names_errors_before_it_begins(
+    flags: list[str],
+    message: str,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    given = [] if "--checkpoint" in flags else ["--checkpoint", str(trained / "last.pt")]
+    assert evaluate.main([*given, "--workers", "0", *flags]) == 2
+    assert message in told(capsys, "evaluate")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("flag", "value", "named"), [("--split", "nowhere", "'nowhere'"), ("--data", "/no", "/no")])
+def test_evaluate_names_missing_folders(
+    flag: str, value: str, named: str, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main(["--checkpoint", str(trained / "last.pt"), "--workers", "0", flag, value]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("evaluate: ")
+    assert named in error
+
+
+def test_evaluate_fails_where_a_prediction_cannot_be_written(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full_disk(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("ccgpu.train.data.submission.write_atomically", full_disk)
+    flags = ["--checkpoint", str(trained / "last.pt"), "--workers", "0"]
+    assert evaluate.main([*flags, "--save-predictions", str(tmp_path / "new")]) == 1
+    line = told(capsys, "evaluate")
+    assert "No space left on device" in line
+    assert line.endswith("make room or give access, then run the command again")
