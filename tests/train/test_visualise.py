@@ -27,7 +27,7 @@ def test_side_by_side_refuses_other_sizes() -> None:
         side_by_side(image, np.zeros((4, 6), dtype=int), np.zeros((4, 5), dtype=int), COLOURS)
 
 
-def test_attention_overlay_shines_where_attention_is_and_leaves_the_rest() -> None:
+def test_attention_overlay_is_bright_where_attention_is_and_leaves_the_rest() -> None:
     image = np.full((41, 81, 3), 90, dtype=np.uint8)
     attention = torch.zeros(6, 11)
     attention[1, 8] = 0.5
