@@ -42,7 +42,7 @@ SMALL = {
     "attention": ["--device", "cpu"],
     "cost": ["--size", "65", "65", "--repeats", "1", "--device", "cpu"],
 }
-SHOWN = ("text", "math", "bibtex")  # languages of blocks that are not run
+SHOWN = ("text", "math", "bibtex", "floors")  # languages of blocks that are not run; test_architecture.py reads floors
 SETTING_UP = ("pip", "source")  # commands that change the reader's machine: checked, not run
 
 
