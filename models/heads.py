@@ -2,9 +2,9 @@
 
 The authors' InPlaceABN is `nn.BatchNorm2d` followed by an activation (by default a leaky ReLU) here. It scales by
 |weight| + 1e-5, so a negative weight in their files means its absolute value. Norm and activation are two plain modules
-because the norm, like `nn.Dropout2d`, is replaced by one over all processes in distributed training; the activation
-must survive that. The activation has a name instead of a number inside the sequences, so the other entries keep the
-numbers of the authors' files, and the state dict their keys (`bottleneck.{0,1,3}`).
+because distributed training replaces every `nn.BatchNorm2d` and `nn.Dropout2d` by one over all processes; a separate
+activation is not affected. The activation has a name instead of a number inside the sequences, so the other entries
+keep the numbers of the authors' files, and the state dict their keys (`bottleneck.{0,1,3}`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _Logits(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits in the weights' dtype; outside of autocast as any convolution."""
-        if not torch.is_autocast_enabled(x.device.type):  # keeps a useless autocast region out of exported graphs
+        if not torch.is_autocast_enabled(x.device.type):  # no autocast region in an exported graph without autocast
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.to(self.weight.dtype))

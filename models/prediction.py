@@ -155,7 +155,7 @@ class Prediction:
             seen = _resize(images, [max(1, round(scale * side)) for side in base], antialias=True)
             for flipped in (False, True) if self.flip else (False,):
                 scores = self._pass(net, seen, size, flipped)
-                # A copy, because the sum must not go into a tensor that the network may still hold.
+                # Copied, because the network may still use the tensor that it returned.
                 total = scores.clone() if total is None else total.add_(scores)
                 del scores  # the next pass needs the memory
         assert total is not None  # there is at least one scale

@@ -31,7 +31,7 @@ RESNET = "a ResNet"
 
 # The authors' networks subtract this mean (red, green, blue), do not divide by a std, and take channels blue first.
 AUTHORS_MEAN = (122.67891434, 116.66876762, 104.00698793)
-# InPlaceABN scales by |weight| + this.
+# InPlaceABN scales by |weight| + eps.
 INPLACE_ABN_EPS = 1e-5
 
 

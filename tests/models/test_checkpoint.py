@@ -85,7 +85,7 @@ def test_files_run_no_code(tmp_path: Path) -> None:
 
 
 def test_objects_beside_the_weights_are_named(mmsegmentation: State, tmp_path: Path) -> None:
-    """Checkpoints in the middle of a training of mmsegmentation 1.x hold such."""
+    """Checkpoints that mmsegmentation 1.x writes during training contain such objects."""
     path = saved({"message_hub": Fraction(1, 2), "state_dict": mmsegmentation}, tmp_path)
     with pytest.raises(ValueError, match=r"holds a fractions\.Fraction beside its weights.* save its 'state_dict'"):
         CCNet.from_checkpoint(path)

@@ -20,9 +20,8 @@ Colour = tuple[float, float, float]
 _FINER = {"street lamp": "pole", "hedge": "vegetation", "skyline": "building", "van": "car"}
 
 ID = {label.name: label.id for label in LABELS if label.id >= 0}
-"""Name -> id in the label maps of scenes: the Cityscapes label ids, and further ids for finer things."""
-
 ID |= {name: max(ID.values()) + 1 + number for number, name in enumerate(_FINER)}
+"""Name -> id in the label maps of scenes: the Cityscapes label ids, and further ids for finer things."""
 
 _NEAR = 0.3  # metres; polygons are clipped at this distance from the camera
 

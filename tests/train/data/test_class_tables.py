@@ -56,7 +56,7 @@ def test_ade20k_has_the_names_that_come_with_the_data() -> None:
     assert colours[[0, 1, 2, 20, 149]].tolist() == [
         *([120, 120, 120], [180, 120, 120], [6, 230, 230], [0, 102, 200], [92, 0, 255])
     ]
-    # Of all colours only that of roads is there twice, for skyscrapers too.
+    # Two classes share one colour: roads and skyscrapers.
     assert len({tuple(colour) for colour in colours.tolist()}) == 149
     assert colours[6].tolist() == colours[48].tolist()
 
