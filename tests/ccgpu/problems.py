@@ -198,6 +198,7 @@ def check_errors(ours, theirs, truth, problem, unit=None, row=None):
     """
     tensors, dout, dlse, scale = problem[:4]
     q, k, v = (largest(x) for x in tensors)
+    factors_rounded = unit is not None
     wide = EPSILON[energy_dtype(tensors[0].dtype)] if unit is None else unit
     unit = EPSILON[tensors[0].dtype] if unit is None else unit
     # What nobody can avoid: an energy is rounded in proportion to its terms, and weights recomputed from lse by as much
@@ -214,6 +215,12 @@ def check_errors(ours, theirs, truth, problem, unit=None, row=None):
         "dk": abs(scale) * q * denergy * sum(tensors[0].shape[2:]),
         "dv": math.log(neighbours) / 2 * largest(dout) * wide / unit,
     }
+    if factors_rounded:  # by `unit`, unlike the formulation's: in proportion to the terms of a sum, not to the sum
+        queries, keys, values = (x.detach().double() for x in tensors)
+        leaves = queries, keys, values.abs()
+        terms = run(lambda *x: plain(*x, scale), leaves, dout.double().abs(), torch.zeros_like(dlse))
+        cancelled["out"] = largest(terms[0])
+        cancelled["dv"] += largest(terms[4])
     units, failed = {}, []
     for (name, limit), a, b, t in zip(error_table.CCA.limits.items(), ours, theirs, truth, strict=True):
         a, b, t = (x.detach().cpu().double() for x in (a, b, t))

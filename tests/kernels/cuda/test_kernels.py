@@ -166,6 +166,22 @@ def test_kernels_match_reference(machine, rank, arithmetic, data):
     assert {launch.configuration.arithmetic for launch in launcher.launched} == {arithmetic}
 
 
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("arithmetic", ["tf32"])
+@pytest.mark.parametrize("which", ["out", "dv"])
+def test_tf32_where_values_cancel(machine, arithmetic, which):
+    """TF32 rounds each value and weight in proportion to itself, however near to zero their sum is."""
+    problem = random_problem(torch.float32, 1, (33,), 4, 1, energy=1e-3)
+    cancelling = problem.tensors[2] if which == "out" else problem.dout
+    cancelling -= cancelling.mean()
+    results = attend(problem, Kernels(MachineLauncher(machine, limits(arithmetic))))
+    check(problem, arithmetic, results)
+    place = {"out": 0, "dv": 4}[which]
+    wrong = [x + 0.01 * (number == place) for number, x in enumerate(results)]
+    with pytest.raises(AssertionError, match=which):
+        check_errors(wrong, attend_plainly(problem), expected(problem), problem, TF32_UNIT)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("arithmetic", list(ARITHMETICS))
