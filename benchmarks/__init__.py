@@ -1,1 +1,1 @@
-"""Benchmarks: ours and the peers, measured side by side in one run."""
+"""Benchmarks: this library and its peers, measured side by side in one run, and costs of the CUDA kernels."""

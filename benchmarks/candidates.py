@@ -1,4 +1,4 @@
-"""Who takes part: every backend of ours that can run, and the peers."""
+"""The implementations that are compared: every backend of this library that can run, and the peers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EAGER_BMM, EAGER_EINSUM, DENSE = "authors' bmm", "mmcv's einsum", "dense SDPA (n
 
 
 class Candidate(NamedTuple):
-    """An implementation, made ready by `make`, which may take as long as a compiler does."""
+    """An implementation; `make` returns its function, and may compile it for minutes."""
 
     name: str
     make: Callable[[], Function]
@@ -36,7 +36,7 @@ class Candidate(NamedTuple):
 
 
 def ours(case: Case, device: torch.device) -> list[Candidate]:
-    """Return the backends made for the device or for any, each module once; the slow definition is left out."""
+    """Return the backends made for this device or for any, each module once, without the slow reference."""
     listed = ccgpu.backends(device, dtype=case.torch_dtype, depth=case.query, channels=case.channels, sizes=case.sizes)
     reasons = {status.name: None if status.available else status.reason for status in listed}
     seen: list[object] = []
@@ -55,7 +55,7 @@ def _backend(name: str) -> Function:
 
 
 def others(case: Case, device: torch.device) -> list[Candidate]:
-    """Return the peers. Those that flatten the map take it channels-last, which they need not copy."""
+    """Return the peers. Those that flatten the map only get channels-last memory, which they need not copy."""
     last = ("channels_last",)
     two = None if len(case.sizes) > 1 else "written for two and three axes"
     on_cpu = device.type == "cpu"

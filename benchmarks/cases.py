@@ -1,4 +1,4 @@
-"""What is measured: shapes and dtypes, their inputs, and what no implementation can go below."""
+"""The cases that are measured: shapes, dtypes and inputs, with the bytes and FLOPs that every implementation needs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Case(NamedTuple):
         return dict(zip(STEPS, (forward, backward, forward + backward), strict=True))
 
     def flops(self) -> dict[str, int]:
-        """Return the FLOPs of each step by the op's own formula; running on no device costs nothing."""
+        """Return the FLOPs of each step by the op's own formula, counted on the meta device without computing."""
         q, k, v = (torch.empty(shape, device="meta", requires_grad=True) for shape in self.shapes())
         counts = []
         for gradients in (False, True):
@@ -81,7 +81,7 @@ class Case(NamedTuple):
         return q, q, v
 
     def inputs(self, seed: int, device: torch.device, layout: str) -> tuple[Inputs, Tensor]:
-        """Return q, k, v, whose energies have unit variance, and a gradient of out."""
+        """Return q, k, v, scaled so that their energies have unit variance, and a gradient of out."""
         generator = torch.Generator(device).manual_seed(seed)
         shapes = (*self.shapes(), self.shapes()[2])
         factors = (self.query**-0.25, self.query**-0.25, 1.0, 1.0)
@@ -99,7 +99,7 @@ def in_layout(x: Tensor, layout: str) -> Tensor:
 
 
 def suite() -> list[Case]:
-    """Return the cases of the full measurement, the most telling first."""
+    """Return the cases of the full measurement, the most informative first."""
     hot = Case(8, (97, 97), "bfloat16")
     shapes = [
         (1, (97, 97)),

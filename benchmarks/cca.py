@@ -1,11 +1,11 @@
-"""Criss-cross attention, ours and the peers, side by side: `python -m benchmarks.cca` or `make bench`.
+"""Measure criss-cross attention, ours and the peers, side by side: `python -m benchmarks.cca` or `make bench`.
 
-First the implementations must agree with float64, values and gradients; one that does not is not timed. Then all take
-turns, forward, backward and both. What cannot run is a row with its reason. Without --suite one case is measured, on
-the CUDA device if there is one. With --record the rows are appended to benchmarks/results/cca_<device>.csv, with --out
-to a file of that name in another folder; either way after each case.
+First the values and gradients of each implementation are compared with float64; one that disagrees is not timed. Then
+all take turns at forward, backward and both. An implementation that cannot run gets a row with the reason. Without
+--suite one case is measured, on the CUDA device if there is one. After each case the rows are appended to
+benchmarks/results/cca_<device>.csv (--record) or to a file of that name in another folder (--out).
 
-The exit status is 1 if one of this library's backends failed, or anything disagreed.
+The exit status is 1 if one of this library's backends failed or any implementation disagreed.
 """
 
 from __future__ import annotations
@@ -31,29 +31,34 @@ def parser() -> argparse.ArgumentParser:
     """Return the command's flags."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    flags.add_argument("--suite", action="store_true", help="all shapes and dtypes, the most telling first")
+    flags.add_argument("--suite", action="store_true", help="all shapes and dtypes, the most informative first")
     flags.add_argument("--size", type=int, nargs="+", default=[97, 97], metavar="N", help="H W, or T H W")
     flags.add_argument("--batch", type=int, help="8 on a GPU, 1 on a CPU")
     flags.add_argument("--query-channels", type=int, default=64, metavar="D")
     flags.add_argument("--channels", type=int, default=512, metavar="C")
     flags.add_argument("--dtype", choices=DTYPES, nargs="+", help="bfloat16 on a GPU, float32 on a CPU; a suite: all")
-    flags.add_argument("--only", nargs="+", metavar="TEXT", help="implementations whose name holds one of these")
-    flags.add_argument("--without", nargs="+", default=[], metavar="TEXT", help="which to leave out, likewise")
+    flags.add_argument("--only", nargs="+", metavar="TEXT", help="implementations whose name contains one of these")
     flags.add_argument(
-        "--compiled", choices=("all", "first"), default="all", help="cases on which what torch compiles takes part"
+        "--without", nargs="+", default=[], metavar="TEXT", help="implementations to leave out, likewise"
     )
-    flags.add_argument("--threads", type=int, default=2, help="of the CPU")
-    flags.add_argument("--turns", type=int, default=30, help="times that each step is timed")
+    flags.add_argument(
+        "--compiled",
+        choices=("all", "first"),
+        default="all",
+        help="cases that also measure what torch.compile compiles",
+    )
+    flags.add_argument("--threads", type=int, default=2, help="threads of the CPU")
+    flags.add_argument("--turns", type=int, default=30, help="how often each step is timed")
     flags.add_argument("--share", type=float, default=1.0, help="seconds that one step may take in all")
-    flags.add_argument("--seconds", type=float, default=3600.0, help="bound of the whole measurement")
+    flags.add_argument("--seconds", type=float, default=3600.0, help="most seconds of the whole measurement")
     flags.add_argument("--record", action="store_true", help="append the rows to benchmarks/results")
     flags.add_argument("--out", type=Path, metavar="DIR", help="append the rows to a file in this folder")
-    flags.add_argument("--commit", help="what to record where the tree has no git")
+    flags.add_argument("--commit", help="commit to record if the tree has no git")
     return flags
 
 
 def cases_of(arguments: argparse.Namespace) -> list[Case]:
-    """Return the cases asked for."""
+    """Return the cases that the flags select."""
     if arguments.suite:
         return [case for case in suite() if arguments.dtype is None or case.dtype in arguments.dtype]
     on_gpu = torch.device(arguments.device).type == "cuda"
@@ -64,7 +69,7 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
 
 
 def chosen(every: Sequence[Candidate], only: Sequence[str] | None, without: Sequence[str]) -> list[Candidate]:
-    """Return the candidates whose names hold a text of `only`, if given, and none of `without`."""
+    """Return the candidates whose names contain a text of `only`, if given, and none of `without`."""
     return [
         c
         for c in every
@@ -80,7 +85,7 @@ def rates_of(case: Case, device: torch.device, turns: int = 9) -> dict[str, floa
 
 
 def command_of(argv: Sequence[str] | None) -> str:
-    """Return the command as it can be given again anywhere: without the folder of the results."""
+    """Return the command to record, without the folder of the results, so that it can be repeated anywhere."""
     words = list(sys.argv[1:] if argv is None else argv)
     if "--out" in words:
         at = words.index("--out")
@@ -109,7 +114,7 @@ def table(case: Case, rows: Sequence[Row], rates: dict[str, float]) -> str:
 
 
 def host_table(case: Case, rows: Sequence[Row]) -> str:
-    """Return the times of issuing as text."""
+    """Return the times of the Python calls alone as text."""
     lines = [f"\n{case}: time of the Python call alone"]
     for row in rows:
         what = f"{1e3 * float(str(row['median_ms'])):.0f} us" if "median_ms" in row else str(row["reason"])

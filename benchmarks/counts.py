@@ -1,10 +1,10 @@
-"""What the CUDA kernels move and compute for a line, counted on a CPU: `python -m benchmarks.counts`.
+"""Count the bytes that the CUDA kernels move and the products they compute, on a CPU: `python -m benchmarks.counts`.
 
-The shipped sources run on the machine of tests/cuda_on_cpu (it needs g++; the first run compiles for some minutes), two
-lines of N positions at a time. Where memory is read and how much is computed does not depend on the values, so an item
-of work costs the same for every line, and a call costs its items. Each row of docs/results/kernels-counts.csv is an
-item: of the first phase, which only writes results, or of a later one, which adds to them. The script also prints, in
-markdown, what that means for a whole call at the rates below. Nothing here is a time that was measured.
+The shipped sources run on the CUDA machine of tests/cuda_on_cpu (it needs g++; the first run compiles for some
+minutes), two lines of N positions at a time. Memory accesses and operations do not depend on the values, so an item of
+work costs the same for every line, and a call costs the sum of its items. Each row of docs/results/kernels-counts.csv
+is an item: of the first phase, which only writes results, or of a later one, which adds to them. The script also
+prints, in markdown, what follows for a whole call at the rates below. No time here is measured.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.cuda_on_cpu import device
 
 RECORD = Path(__file__).resolve().parents[1] / "docs" / "results" / "kernels-counts.csv"
 
-N, DEPTH, CHANNELS, IMAGES = 97, 64, 512, 8  # the hot case: CCNet's crop of 769 pixels at an eighth, batch 8
+N, DEPTH, CHANNELS, IMAGES = 97, 64, 512, 8  # CCNet's training: crops of 769 pixels, features at an eighth, batch 8
 H100 = Limits((9, 0), 227 * 1024)
 COUNTED = [(kernel, arithmetic) for arithmetic in ("bf16", "tf32", "f32") for kernel in ("forward", "backward")]
 COUNTED += [(kernel, "bf16") for kernel in KERNELS[2:]]
@@ -34,11 +34,11 @@ COPY = 3.0e12  # bytes/s, reads and writes together, of a large copy on an H100,
 CLOCK = 1.755e9  # Hz, assumed: one wavefront of shared memory and 128 multiply-adds a clock and multiprocessor
 # FLOP/s. bf16: a large matrix product on an H100, measured. tf32: half of it, by the ratio of the data sheet.
 RATES = {"bf16": 798e12, "tf32": 399e12, "f32": MULTIPROCESSORS * 128 * 2 * CLOCK}
-MULTIPLY_ADDS = {"bf16": 16 * 8 * 16, "tf32": 16 * 8 * 8}  # of one instruction
+MULTIPLY_ADDS = {"bf16": 16 * 8 * 16, "tf32": 16 * 8 * 8}  # multiply-adds of one instruction
 
 
 class Item(NamedTuple):
-    """What one line costs in one phase. Wavefronts are cycles of shared memory; conflicts are among them."""
+    """The cost of one line in one phase. Wavefronts are cycles of shared memory, including those of bank conflicts."""
 
     kernel: str
     arithmetic: str
@@ -73,11 +73,11 @@ class Item(NamedTuple):
 
 
 def arrays_of(launch: Launch, sizes: tuple[int, int], depth: int, channels: int) -> dict[str, np.ndarray]:
-    """Return zeros for what a kernel reads and writes on one image, channels last."""
+    """Return arrays of zeros, channels last, for everything that a kernel reads and writes on one image."""
     configuration = launch.configuration
     kind = ARITHMETICS[configuration.arithmetic]
     element = {2: np.uint16, 4: np.float32, 8: np.float64}[kind.size]
-    total = {4: np.float32, 8: np.float64}[kind.sum]
+    sums = {4: np.float32, 8: np.float64}[kind.sum]
     shallow, wide, scalars, weights = (*sizes, depth), (*sizes, channels), sizes, (*sizes, sum(sizes) - 1)
     fused: dict[str, tuple[int, ...]] = {"q": shallow, "k": shallow, "v": wide, "out": wide, "lse": scalars}
     gradients = {"dout": wide, "delta": scalars, "dq": shallow, "dk": shallow, "dv": wide}
@@ -89,23 +89,23 @@ def arrays_of(launch: Launch, sizes: tuple[int, int], depth: int, channels: int)
         "aggregate": summed,
         "aggregate_transposed": summed,
     }
-    types = dict.fromkeys(("lse", "delta", "weights"), total)
+    types = dict.fromkeys(("lse", "delta", "weights"), sums)
     return {name: np.zeros(shape, types.get(name, element)) for name, shape in shapes[configuration.kernel].items()}
 
 
 def minimum_bytes(kernel: str, arithmetic: str, first: bool, n: int, depth: int, channels: int) -> int:
     """Return the bytes that a line of n positions must read and write in a phase.
 
-    In the stages a line holds n^2 energies or weights, less the diagonal where it leaves the positions themselves out:
-    that is so on all axes but the last, here in the first phase.
+    In the stages a line has n^2 energies or weights, without the diagonal on all axes but the last: there the position
+    itself is left out. Here that is the first phase.
     """
     kind = ARITHMETICS[arithmetic]
     d, c, s = depth * kind.size, channels * kind.size, kind.sum
     again = not first
     return {
-        # q, k, v; out and lse, read before they are written where there are results already
+        # q, k, v; out and lse, which a later phase reads before it writes them
         "forward": n * (2 * d + c + (c + s) * (1 + again)),
-        # q, k, v, dout, lse; first out is read and delta written, later delta read; dq, dk, dv
+        # q, k, v, dout, lse; the first phase reads out and writes delta, a later one reads delta; dq, dk, dv
         "backward": n * (2 * d + 2 * c + s + (s if again else c + s) + (2 * d + c) * (1 + again)),
         "affinity": n * 2 * d + (n * n - n * first) * s,
         "aggregate": n * (c + c * (1 + again)) + (n * n - n * first) * s,
@@ -114,14 +114,14 @@ def minimum_bytes(kernel: str, arithmetic: str, first: bool, n: int, depth: int,
 
 
 def multiply_adds(configuration: Configuration, depth: int, channels: int) -> int:
-    """Return the multiply-adds of an item: padding, and tiles that a last warp repeats, included."""
+    """Return the multiply-adds of an item, including padding and tiles that the last warp computes twice."""
     rows, warps = TILE * configuration.tiles, configuration.threads // 32
-    repeated = TILE * configuration.row_tiles * warps  # rows that the warps work on together
+    repeated = TILE * configuration.row_tiles * warps  # rows of all warps, repeated ones included
     chunk = configuration.chunk_units * 16 // ARITHMETICS[configuration.arithmetic].size
     wide, shallow = (chunk * -(-x // chunk) for x in (channels, depth))
     return {
         "forward": repeated * rows * (2 * configuration.depth + wide),  # energies twice, values
-        # energies, dP, dv and dk by the rows of keys; dq by those of queries, of which none is repeated
+        # energies, dP, dv and dk by rows of keys; dq by rows of queries, of which none is repeated
         "backward": repeated * rows * (2 * configuration.depth + 2 * wide) + rows * rows * configuration.depth,
         "affinity": repeated * rows * shallow,
         "aggregate": repeated * rows * wide,
@@ -130,7 +130,7 @@ def multiply_adds(configuration: Configuration, depth: int, channels: int) -> in
 
 
 def count(kernel: str, arithmetic: str, first: bool, n: int, depth: int, channels: int) -> Item:
-    """Run one phase of a kernel on two lines of n positions and return what one of them costs.
+    """Run one phase of a kernel on two lines of n positions and return the cost of one of them.
 
     The map is (n, 2) for the first phase and (2, n) for a later one: lines of two positions belong to another launch.
 
@@ -188,27 +188,27 @@ def count(kernel: str, arithmetic: str, first: bool, n: int, depth: int, channel
 
 
 class Prediction(NamedTuple):
-    """A call on `IMAGES` maps of N x N at the rates above: times in microseconds."""
+    """Predicted cost of a call on `IMAGES` maps of N x N at the rates above; times in microseconds."""
 
     minimum_mb: float  # every tensor of the call once
-    counted_mb: float  # what the kernel asks of the L2 cache
-    memory: float  # of minimum_mb
-    shared: float
-    products: float
+    counted_mb: float  # bytes that the kernels request from the L2 cache
+    memory: float  # time to move minimum_mb
+    shared: float  # time of the shared-memory accesses
+    products: float  # time of the products
 
     @property
     def least(self) -> float:
-        """If all overlaps."""
+        """The time if everything overlaps."""
         return max(self.memory, self.shared, self.products)
 
     @property
     def most(self) -> float:
-        """If nothing overlaps, still without latencies and the last, partly filled wave of blocks."""
+        """The time if nothing overlaps, without latencies and the last, partly filled wave of blocks."""
         return self.memory + self.shared + self.products
 
 
 def predict(first: Item, later: Item) -> Prediction:
-    """Return what the two phases of a call cost together."""
+    """Return the predicted cost of a call, from the items of its two phases."""
     size, s = ARITHMETICS[first.arithmetic].size, ARITHMETICS[first.arithmetic].sum
     positions, lines = IMAGES * N * N, IMAGES * N  # lines of one axis
     per_position = {
@@ -228,7 +228,7 @@ def predict(first: Item, later: Item) -> Prediction:
 
 
 def tables(items: Sequence[Item]) -> str:
-    """Return the items and the calls they make up, in markdown."""
+    """Return a table of the items and a table of the predicted calls, in markdown."""
     lines = [
         "| kernel | phase | bytes / least | read KB | written KB | matrix loads | loads | stores | copies | conflicts "
         "| products |",

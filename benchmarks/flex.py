@@ -1,4 +1,4 @@
-"""Criss-cross attention as a block-sparse mask of dense attention: FlexAttention."""
+"""Criss-cross attention by FlexAttention: dense attention under a block-sparse mask."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def line_numbers(position: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
 
 @lru_cache(maxsize=4)
 def criss_cross_mask(sizes: tuple[int, ...], block: int, device: torch.device) -> BlockMask:
-    """Return the mask "on one line of some axis", in blocks of block x block positions.
+    """Return the mask "both positions are on one line of some axis", in blocks of block x block positions.
 
-    Two blocks are joined where some line passes through both; forming positions x positions to find out, as torch's
-    own constructor does, would need gigabytes.
+    A block is computed if some line passes through its queries and its keys. torch's own constructor would find that
+    out from a matrix of positions x positions, which needs gigabytes.
     """
-    total = math.prod(sizes)
-    blocks = -(-total // block)
-    positions = torch.arange(total, device=device)
+    count = math.prod(sizes)
+    blocks = -(-count // block)
+    positions = torch.arange(count, device=device)
     joined = torch.zeros(blocks, blocks, dtype=torch.bool, device=device)
     for numbers in line_numbers(positions, sizes):
         through = torch.zeros(blocks, int(numbers.max()) + 1, device=device)
@@ -48,16 +48,16 @@ def criss_cross_mask(sizes: tuple[int, ...], block: int, device: torch.device) -
 
     counts = joined.sum(-1, dtype=torch.int32)[None, None]
     order = joined.int().argsort(dim=-1, descending=True, stable=True).to(torch.int32)[None, None]
-    return BlockMask.from_kv_blocks(counts, order, BLOCK_SIZE=block, mask_mod=on_one_line, seq_lengths=(total, total))
+    return BlockMask.from_kv_blocks(counts, order, BLOCK_SIZE=block, mask_mod=on_one_line, seq_lengths=(count, count))
 
 
 def touched(mask: BlockMask) -> float:
-    """Return the share of the blocks that are computed."""
+    """Return the share of blocks that are computed."""
     return float(mask.kv_num_blocks.sum()) / mask.kv_num_blocks.shape[-1] ** 2
 
 
 def flex(sizes: tuple[int, ...], block: int, device: torch.device, compiled: bool = True) -> Function:
-    """Return criss-cross attention on maps of one size by FlexAttention, compiled or as the plain formula it states."""
+    """Return criss-cross attention on maps of one size by FlexAttention, compiled or in its plain eager form."""
     attention: Any = torch.compile(flex_attention, fullgraph=True, dynamic=False) if compiled else flex_attention
     mask = criss_cross_mask(sizes, block, device)
     # The default tiles are chosen for heads of at most 256 channels; with 512 channels of v they do not fit.

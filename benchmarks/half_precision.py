@@ -1,4 +1,4 @@
-"""How many pixels keep their class in half precision: `python -m benchmarks.half_precision --checkpoint X INPUT...`.
+"""Count pixels that keep their class in half precision: `python -m benchmarks.half_precision --checkpoint X INPUT...`.
 
 Each image is predicted as `train.predict` does it, in float32 and under autocast to bfloat16 and float16, and the
 classes are compared pixel by pixel. A trained network should keep at least 99.5 % of them.
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def kept_shares(predictors: dict[str, predict.Predictor], images: Sequence[np.ndarray]) -> dict[str, float]:
-    """Return, for each half precision, the share of all pixels that have the class that float32 gives them."""
+    """Return, for each half precision, the share of all pixels whose class is the same as in float32."""
     kept = dict.fromkeys(HALVES, 0)
     for image in images:
         classes = predictors["off"](image)

@@ -1,11 +1,11 @@
-"""Criss-cross attention out of torch's fused attention: one call an axis, merged by log-sum-exp.
+"""Criss-cross attention by torch's fused attention: one call for each axis, merged by log-sum-exp.
 
-Every line of an axis is a head of its own, so channels-last memory is taken as it is. The centre is masked by a bias on
-all axes but the last. With the merged out and lse, each axis's backward is the fused one:
+Every line of an axis is a head of its own, so channels-last memory need not be copied. A bias masks the centre on all
+axes but the last. The fused backward of each axis,
 
     P = exp(E - lse), dS = P (dO V^T - dO . out)
 
-which needs nothing but the whole criss-cross's lse and out, as in attention over a ring of devices.
+only needs lse and out of the whole criss-cross instead of the line's own, as in ring attention.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dq, dk, dv of attention along each line, with the whole criss-cross's out and lse."""
     if q.device.type == "cpu":
-        # Its lse has the heads last in memory.
+        # The CPU's backward expects lse with the heads last in memory.
         lse = lse.transpose(1, 2).contiguous().transpose(1, 2)
         return aten._scaled_dot_product_flash_attention_for_cpu_backward(
             dout, q, k, v, out, lse, 0.0, False, attn_mask=bias, scale=1.0
@@ -100,12 +100,12 @@ class _LineAttention(torch.autograd.Function):
 
 
 def _axes(q: Tensor) -> list[tuple[int, Tensor | None]]:
-    """Return the axes, each with its bias; an axis of length 1 that is not the last has nothing but the centre."""
+    """Return each axis with its bias; axes of length 1 but the last are left out: they hold only the centre."""
     last = q.ndim - 3
     axes = [axis for axis in range(last + 1) if axis == last or q.shape[2 + axis] > 1]
     return [(axis, None if axis == last else _bias(q.shape[2 + axis], lines(q, axis))) for axis in axes]
 
 
 def line_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return criss-cross attention out of one fused attention an axis."""
+    """Return criss-cross attention, computed by one fused attention for each axis."""
     return _LineAttention.apply(q, k, v)

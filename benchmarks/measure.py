@@ -1,4 +1,4 @@
-"""Time and memory of a step, and the machine's own rates."""
+"""Measure the time and memory of a step, and the machine's own rates of copying and multiplying."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ccgpu.train import memory
 
 CPU = torch.device("cpu")
 WARM_UPS = 3
-LONG = 2.0  # seconds of warming up
-FEWEST = 3  # turns of a step that has used up its seconds
-CYCLES_PER_SECOND = 2.0e9  # of the GPU's clock, at least: what a wait is stated in
+LONG = 2.0  # seconds of warming up after which the rest of WARM_UPS is skipped
+FEWEST = 3  # turns that a step gets even after it has used up its seconds
+CYCLES_PER_SECOND = 2.0e9  # assumed clock of a GPU, for `torch.cuda._sleep`, which takes cycles
 
 
 class Timing(NamedTuple):
-    """Seconds: the median and the 20 and 80 % quantiles of so many turns."""
+    """Seconds of a step: the median and the 20 and 80 % quantiles over `turns` turns."""
 
     median: float
     low: float
@@ -29,7 +29,7 @@ class Timing(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What is measured: `run` on what `prepare` gives for one of several sets of inputs. `prepare` is not timed."""
+    """A step to measure: `run` is timed on the result of `prepare(number)`, which chooses a set of inputs, untimed."""
 
     prepare: Callable[[int], Any]
     run: Callable[[Any], object]
@@ -43,8 +43,8 @@ def step(call: Callable[[], object]) -> Step:
 class Clock:
     """Times a step: on the CPU by the wall clock, on a GPU by events around its kernels.
 
-    The GPU is kept waiting until the host has issued the step, so that what is timed is the kernels and not the gaps in
-    which a GPU waits for Python. `host` is the time of issuing alone.
+    The GPU starts only after the host has enqueued the step, so that its time contains no gaps in which it waits for
+    Python. `host` measures the time of enqueuing alone.
     """
 
     def __init__(self, device: torch.device = CPU) -> None:
@@ -70,7 +70,7 @@ class Clock:
         return seconds
 
     def seconds(self, measured: Step, number: int, head_start: float = 0.0) -> float:
-        """Return the seconds that the step takes; a GPU waits `head_start` seconds first."""
+        """Return the seconds that the step takes; a GPU first sleeps `head_start` seconds while the host enqueues."""
         if not self.on_gpu:
             return self.host(measured, number)
         state = measured.prepare(number)
@@ -87,7 +87,7 @@ class Clock:
 def warm_up(measured: Step, clock: Clock) -> float:
     """Run a step until caches, allocators and compilers are warm; return its seconds on the host.
 
-    Two runs do where they take long, in which compilers have their part.
+    It runs WARM_UPS times, or only twice if that takes long, as it does with compilers.
     """
     start = time.perf_counter()
     for number in range(WARM_UPS):
@@ -100,10 +100,10 @@ def warm_up(measured: Step, clock: Clock) -> float:
 def interleaved(
     steps: Mapping[str, Step], turns: int, clock: Clock | None = None, share: float = float("inf")
 ) -> dict[str, Timing | Exception]:
-    """Time every step `turns` times, taking turns, so that what slows the machine down slows all of them.
+    """Time every step `turns` times, in turns, so that anything that slows the machine down slows all of them.
 
-    Each call gets the next set of inputs. A step that has taken `share` seconds sits out what is left of its turns; one
-    that raises is left out, and what it raised stands in the place of its times.
+    Each call gets the next set of inputs. A step that has taken `share` seconds skips its remaining turns; a step that
+    raises is left out, and the exception is its result instead of a Timing.
     """
     clock = Clock() if clock is None else clock
     results: dict[str, Timing | Exception] = {}
@@ -138,7 +138,7 @@ def alone(measured: Step, turns: int, clock: Clock) -> float:
 
 
 def host_time(measured: Step, clock: Clock, turns: int = 100) -> Timing:
-    """Return the seconds that issuing a step takes; the device is idle when it begins."""
+    """Return the seconds that enqueuing a step takes; the device is idle when it begins."""
     warm_up(measured, clock)
     return quantiles([clock.host(measured, number) for number in range(turns)])
 
@@ -152,13 +152,13 @@ def quantiles(values: list[float]) -> Timing:
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """Return the most bytes that torch's CPU allocator and NumPy's hold at once in a call, over those held before."""
+    """Return the peak bytes that torch's CPU allocator and NumPy's hold during a call, beyond those held before."""
     call()
     return memory.peak_bytes(call, CPU)[0]
 
 
 def temporaries(measured: Step, clock: Clock) -> int:
-    """Return the most bytes that a step, already warm, holds at once over its inputs and its results."""
+    """Return the peak bytes that a step, already warm, holds beyond its inputs and its results."""
     state = measured.prepare(0)
     peak, result = memory.peak_bytes(lambda: measured.run(state), clock.device)
     return peak - _bytes(result)
@@ -169,7 +169,7 @@ def _bytes(result: object) -> int:
 
 
 def matrix_rate(clock: Clock | None = None, dtype: torch.dtype = torch.float32, turns: int = 5) -> float:
-    """Return the FLOP/s of a large matrix product, the rate that arithmetic floors are stated in."""
+    """Return the FLOP/s of a large matrix product: the rate from which lower bounds of time are computed."""
     clock = Clock() if clock is None else clock
     size = 8192 if clock.on_gpu else 2048
     if dtype == torch.float64:
@@ -179,7 +179,7 @@ def matrix_rate(clock: Clock | None = None, dtype: torch.dtype = torch.float32, 
 
 
 def copy_rate(clock: Clock | None = None, turns: int = 9) -> float:
-    """Return the bytes/s of a large copy within the device's memory, counting those read and those written."""
+    """Return the bytes/s of a large copy within the device's memory; bytes read and bytes written both count."""
     clock = Clock() if clock is None else clock
     a = torch.randn(2**28 if clock.on_gpu else 2**24, device=clock.device)
     b = torch.empty_like(a)

@@ -1,4 +1,4 @@
-"""NVRTC, NVIDIA's compiler as a library: CUDA C++ to the machine code of a GPU, on a computer without one.
+"""Compile CUDA C++ to machine code of a GPU with NVRTC, NVIDIA's compiler as a library, on a computer without a GPU.
 
 The extra `test-cuda` installs it. Its C interface (NVRTC's documentation, chapter "User interface") is called through
 ctypes: six functions that have not changed since CUDA 11.1.
@@ -25,7 +25,7 @@ class CompileError(RuntimeError):
 
 
 class Compiled(NamedTuple):
-    """What a compilation gave: the machine code, and what the compiler said."""
+    """The result of a compilation: the machine code, and the compiler's log."""
 
     code: bytes
     log: str
@@ -57,7 +57,7 @@ def _check(result: int, function: str) -> None:
 
 
 def _read(program: ctypes.c_void_p, what: str) -> bytes:
-    """Return what nvrtcGet<what> gives: a size first, then as many bytes."""
+    """Return the bytes that nvrtcGet<what> gives, whose number nvrtcGet<what>Size gives."""
     size = ctypes.c_size_t()
     _check(getattr(library(), f"nvrtcGet{what}Size")(program, ctypes.byref(size)), f"nvrtcGet{what}Size")
     buffer = ctypes.create_string_buffer(size.value)
@@ -66,13 +66,13 @@ def _read(program: ctypes.c_void_p, what: str) -> bytes:
 
 
 def compile_source(source: str, target: str, options: Sequence[str] = (), name: str = "source") -> Compiled:
-    """Compile CUDA C++ and return the machine code of `target`, or PTX where that is a virtual one.
+    """Compile CUDA C++ and return the machine code for `target`, or PTX if the target is a virtual architecture.
 
     Args:
-        source: complete in itself: no header is looked for.
+        source: the source with everything it includes; no header is looked for.
         target: "sm_90" for machine code, "compute_90" for PTX.
-        options: further ones of NVRTC.
-        name: of the source, in messages.
+        options: further options of NVRTC.
+        name: name of the source in messages.
 
     Raises:
         CompileError: with the compiler's messages.
@@ -97,9 +97,9 @@ def compile_source(source: str, target: str, options: Sequence[str] = (), name: 
 
 @lru_cache(maxsize=1)
 def version() -> str:
-    """Return NVRTC's version to the last number, for example "13.0.88".
+    """Return NVRTC's full version, for example "13.0.88".
 
-    nvrtcVersion leaves that number out, with which the registers of a kernel may change; the header of PTX has it.
+    nvrtcVersion leaves out the last number, but a kernel's registers may change with it; the header of PTX has it.
     """
     ptx = compile_source("", "compute_75").code.decode()
     found = re.search(r"V(\d+\.\d+\.\d+)", ptx)

@@ -1,4 +1,4 @@
-"""The formulations people use today, written for comparison.
+"""Other formulations of criss-cross attention, as public code has them: the authors' and mmcv's, and dense attention.
 
 Inputs q, k (B, D, *S) and v (B, C, *S) with two or three axes S; the result is (B, C, *S).
 """
@@ -17,7 +17,7 @@ def _no_centre(n: int, like: Tensor) -> Tensor:
 
 
 def authors_bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The authors' formulation: copy the lines of each axis into batches, bmm, one softmax over the joined energies."""
+    """Return out by the authors' formulation: lines copied into batches, bmm, one softmax over the joined energies."""
     axes = q.ndim - 2
 
     def lines(x: Tensor, axis: int) -> Tensor:
@@ -55,7 +55,7 @@ _TO_MAP = {2: ((0, 2, 1, 3), (0, 1, 2, 3)), 3: ((0, 3, 1, 2, 4), (0, 1, 3, 2, 4)
 
 
 def einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """mmcv's formulation: an einsum an axis, one softmax over the joined energies, an einsum an axis."""
+    """Return out by mmcv's formulation: an einsum for each axis before and after one softmax of the joined energies."""
     axes = q.ndim - 2
     energies = []
     for axis, (equation, order) in enumerate(zip(_EINSUM[axes][0], _TO_MAP[axes], strict=True)):
@@ -69,7 +69,7 @@ def einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def dense_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Non-local attention, every position to every position: another function, for the cost only."""
+    """Return non-local attention, of every position to every position: another function, to compare its cost."""
     query, key, value = (x.flatten(2).transpose(1, 2).unsqueeze(1) for x in (q, k, v))
     out = functional.scaled_dot_product_attention(query, key, value, scale=1.0)
     return out.squeeze(1).transpose(1, 2).unflatten(2, q.shape[2:])

@@ -1,7 +1,7 @@
-"""What the recorded rows say, as a plot and as a table: `python -m benchmarks.plot benchmarks/results/cca_X.csv`.
+"""Plot recorded results and print them as a table: `python -m benchmarks.plot benchmarks/results/cca_X.csv`.
 
 Writes cca_X.svg beside the CSV: time and memory against the size of the map. Prints a table of one shape in Markdown.
-Of several rows of one measurement the last counts; of several layouts the faster.
+If a measurement has several rows, the last one counts; of several layouts, the fastest.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ OURS = "ccgpu"
 def latest(rows: Iterable[Row]) -> list[Row]:
     """Return the last row of every measurement; rows of older files, which name no layout, are left out.
 
-    What could not run at all is one row for all steps: it takes the place of theirs, and they take its place.
+    An implementation that could not run has one row without a step; it and rows with a step replace each other.
     """
-    kept: dict[tuple[str, ...], dict[str, Row]] = {}
+    found: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
         if row.get("layout"):
-            measured = kept.setdefault(tuple(row[n] for n in ("name", "layout", "shape", "D", "C", "dtype")), {})
+            measured = found.setdefault(tuple(row[n] for n in ("name", "layout", "shape", "D", "C", "dtype")), {})
             if not row["pass"]:
                 measured.clear()
             measured.pop("", None)
             measured[row["pass"]] = row
-    return [row for measured in kept.values() for row in measured.values()]
+    return [row for measured in found.values() for row in measured.values()]
 
 
 def fastest(rows: Iterable[Row]) -> dict[str, Row]:
@@ -55,7 +55,7 @@ def positions(shape: str) -> int:
 
 
 def table(rows: Sequence[Row], shape: str, dtype: str) -> str:
-    """Return a table in Markdown: times of each step and how many times ours, temporaries, share of a copy's speed."""
+    """Return a Markdown table: times of each step, also as multiples of ours, temporaries, share of a copy's speed."""
     here = [r for r in latest(rows) if r["shape"] == shape and r["dtype"] == dtype]
     best = {step: fastest(r for r in here if r["pass"] == step) for step in STEPS}
     if not any(best.values()):
@@ -97,7 +97,7 @@ def is_ours(name: str) -> bool:
 
 def plot(rows: Sequence[Row], target: Path, dtype: str, batch: int = 1, step: str = "forward+backward") -> int:
     """Draw time and temporaries of two-dimensional maps against their positions; return the number of lines drawn."""
-    # Imported here: the table does without it.
+    # Imported here, because the table does not need it.
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -134,7 +134,7 @@ def plot(rows: Sequence[Row], target: Path, dtype: str, batch: int = 1, step: st
         figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
         if wanted:
             figure.suptitle(f"{wanted[0]['device']}, B = {batch}, D = {wanted[0]['D']}, C = {wanted[0]['C']}, {dtype}")
-        # No date inside: the same rows give the same file.
+        # Without a date in the file, the same rows give the same file.
         figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None, dpi=150)
         plt.close(figure)
     return len(names)
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     missing = [str(path) for path in arguments.csv if not path.exists()]
     if missing:
         flags.error(f"csv must name files that exist, got {', '.join(missing)}; measure with python -m benchmarks.cca")
-    drawn = 0
+    plotted = 0
     for path in arguments.csv or sorted(results_file.FOLDER.glob("cca_*.csv")):
         rows = results_file.read(path)
         here = [r for r in latest(rows) if r["dtype"] == arguments.dtype]
@@ -165,9 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         target = path.with_suffix(f".{arguments.format}")
         lines = plot(rows, target, arguments.dtype, arguments.batch)
-        drawn += lines
+        plotted += lines
         print(f"{target.name}: {lines} lines\n\n{table(rows, arguments.shape, arguments.dtype)}\n")
-    return 0 if drawn else 1
+    return 0 if plotted else 1
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The kernels of one forward and backward, counted: `python -m benchmarks.profile_kernels`.
+"""Profile the kernels of one forward and backward: `python -m benchmarks.profile_kernels`.
 
-Runs itself under Nsight Compute (ncu) where that is installed, and prints each kernel's time, bytes, shared-memory
-wavefronts and conflicts, registers and occupancy; elsewhere torch's profiler gives the times alone.
+Runs itself under Nsight Compute (ncu) if that is installed, and prints each kernel's time, bytes, shared-memory
+wavefronts and conflicts, registers and occupancy; otherwise torch's profiler gives the times alone.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def find_ncu() -> str | None:
 
 
 def command(ncu: str, arguments: Sequence[str]) -> list[str]:
-    """Return the command that runs this module again under ncu, counting between profiler start and stop only."""
+    """Return the command that runs this module again under ncu, which counts only between profiler start and stop."""
     sections = [word for section in SECTIONS for word in ("--section", section)]
     options = ["--profile-from-start", "off", "--clock-control", "none", "--metrics", ",".join(METRICS), *sections]
     return [ncu, *options, sys.executable, "-m", "benchmarks.profile_kernels", "--counted", *arguments]

@@ -1,10 +1,10 @@
-"""What every kernel needs of a multiprocessor, as NVRTC compiles it: `python -m benchmarks.registers`.
+"""Print the registers and shared memory of every CUDA kernel, as NVRTC compiles it: `python -m benchmarks.registers`.
 
 Prints registers, stack, spills and shared memory of the configurations that may be chosen on each kind of GPU; options
-select some of them. Needs the extra `test-cuda`, but no GPU.
+select some of them. Needs the optional dependencies `test-cuda`, but no GPU.
 
-With --write those of them that docs/results/kernels-registers.csv is about take their places there: all kinds of GPU at
-64 channels of q and k, and one GPU at every depth. `make test-cuda` holds the kernels to that table.
+--write puts rows into docs/results/kernels-registers.csv: of all kinds of GPU at 64 channels of q and k, and of one GPU
+at every depth. `make test-cuda` compares the kernels with that table.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ccgpu.kernels.cuda.configurations import (
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "results" / "kernels-registers.csv"
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 CONFIGURED_DEPTHS = (0, *DEPTHS)  # 0: the stages, whose kernels hold no channels
-TABLED_DEPTH, TABLED_GPU = 64, "sm_90"  # the table has all of both
+TABLED_DEPTH, TABLED_GPU = 64, "sm_90"  # the table has every GPU at this depth, and every depth on this GPU
 # Compute capability and the shared memory that a block may have (CUDA C++ Programming Guide, "Technical specifications
 # per compute capability").
 GPUS = {
@@ -49,7 +49,7 @@ GPUS = {
     "sm_90": Limits((9, 0), 227 * 1024),
     "sm_100": Limits((10, 0), 227 * 1024),
 }
-# What CuPy adds to the options of a RawModule, so that the same machine code is looked at as runs.
+# The options that CuPy adds to those of a RawModule, so that the table is about the machine code that runs.
 CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
 REPORT = "--ptxas-options=-v"
 
@@ -63,11 +63,11 @@ class Resources(NamedTuple):
     threads: int
     registers: int  # of a thread
     stack_bytes: int  # of a thread, in local memory: the spills, and arrays that are not indexed by constants
-    spill_stores: int  # bytes a thread writes for want of registers, and reads again
-    spill_loads: int
-    shared_bytes: int  # of a block, dynamic
-    blocks_by_registers: int  # that a multiprocessor has room for
-    blocks_by_shared: int
+    spill_stores: int  # bytes that a thread writes to local memory because it lacks registers
+    spill_loads: int  # bytes of these that it reads
+    shared_bytes: int  # dynamic shared memory of a block
+    blocks_by_registers: int  # blocks that fit on a multiprocessor by their registers
+    blocks_by_shared: int  # and by their shared memory
 
 
 class Job(NamedTuple):
@@ -97,14 +97,14 @@ def jobs(
 
 
 def tabled(todo: Iterable[Job]) -> list[Job]:
-    """Return those that the table has rows for."""
+    """Return the jobs that the table has rows for."""
     return [job for job in todo if job.gpu == TABLED_GPU or job.configuration.depth == TABLED_DEPTH]
 
 
 def blocks_by_registers(threads: int, registers: int) -> int:
     """Return how many blocks the 65,536 registers of a multiprocessor hold.
 
-    Each of its four parts has 16,384 and gives a warp registers in steps of 256 (CUDA's occupancy calculator).
+    Each of its four parts has 16,384 and allocates a warp's registers in steps of 256 (CUDA's occupancy calculator).
     """
     warps = 4 * (16384 // (-(-registers * 32 // 256) * 256))
     return warps // (threads // 32)
@@ -113,7 +113,7 @@ def blocks_by_registers(threads: int, registers: int) -> int:
 def blocks_by_shared(shared_bytes: int, limits: Limits) -> int:
     """Return how many blocks the shared memory of a multiprocessor holds.
 
-    From compute capability 8.0 on the system keeps 1 KiB of every block, which is why a block may not have all of it.
+    From compute capability 8.0 on, the system reserves 1 KiB for each block, so one block cannot have all of it.
     """
     reserved = 1024 if limits.capability >= (8, 0) else 0
     return (limits.shared_bytes + reserved) // (shared_bytes + reserved)
@@ -134,7 +134,7 @@ def read_report(log: str, entry: str) -> tuple[int, int, int, int]:
 
 
 def measure(job: Job) -> Resources:
-    """Compile a configuration on its own, as CuPy does, and return what it needs.
+    """Compile a configuration on its own, as CuPy does, and return its resources.
 
     Raises:
         nvrtc.CompileError: it does not compile.
@@ -158,10 +158,10 @@ def measure(job: Job) -> Resources:
 
 
 def workers() -> ProcessPoolExecutor:
-    """Return processes to measure in, one a core.
+    """Return a pool of processes to measure in, one for each core.
 
-    Threads would not do: two compilations at once in one process fail with NVRTC 13.0. Nor would forks of a process
-    in which torch has threads.
+    Threads do not work, because two compilations at once in one process fail with NVRTC 13.0; neither do forks of a
+    process in which torch has threads.
     """
     return ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"))
 
@@ -178,10 +178,10 @@ def read_table(path: Path = TABLE) -> list[Resources]:
 
 
 def write_table(measured: Iterable[Resources], path: Path = TABLE) -> None:
-    """Put rows in their places among those that are there; those that have no place in the table, or no longer, go.
+    """Merge rows into the table, in its order; rows of configurations that it is not, or no longer, about are dropped.
 
     Raises:
-        ValueError: rows would remain that another NVRTC compiled.
+        ValueError: the table would have rows of two versions of NVRTC.
     """
     places = {(job.gpu, job.configuration.entry): n for n, job in enumerate(tabled(jobs()))}
     rows = {row[1:3]: row for row in (*read_table(path), *measured) if row[1:3] in places}
@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=list(CONFIGURED_DEPTHS),
         help="0: the stages (all)",
     )
-    parser.add_argument("--write", action="store_true", help=f"put the rows into docs/results/{TABLE.name}")
+    parser.add_argument("--write", action="store_true", help=f"write the rows to docs/results/{TABLE.name}")
     options = parser.parse_args(arguments)
     todo = jobs(options.gpu, options.kernel, options.depth)
     if options.write:

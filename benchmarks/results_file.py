@@ -1,4 +1,4 @@
-"""The CSV files of results: one a device, rows only ever added, and what is needed to measure them again."""
+"""CSV files of results: one for each device, to which rows are only added, with what is needed to repeat them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Row = Mapping[str, object]
 
 
 def device_name(device: torch.device) -> str:
-    """Return what the device calls itself; a CPU its architecture and the threads in use."""
+    """Return the device's own name; for a CPU, its architecture and the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()}, {torch.get_num_threads()} threads"
@@ -34,7 +34,7 @@ def path_for(device: torch.device, folder: Path = FOLDER) -> Path:
 
 
 def environment(device: torch.device, command: str, commit: str | None = None) -> dict[str, object]:
-    """Return the columns that are the same in all rows of a run. `commit` is for a tree without git."""
+    """Return the columns that are the same in all rows of a run; pass `commit` if the tree has no git."""
     driver = cupy = triton = ""
     if device.type == "cuda":
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -66,7 +66,7 @@ def _version(module: str) -> str:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a file, none where there is no file."""
+    """Return the rows of a file; none if there is no file."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -74,7 +74,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def append(path: Path, rows: Sequence[Row]) -> None:
-    """Add rows; columns that only some rows have are empty in the others. A kill leaves the file as it was."""
+    """Add rows to a file, atomically; columns that only some rows have are empty in the others."""
     if not rows:
         return
     every = [*read(path), *rows]

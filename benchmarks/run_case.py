@@ -1,4 +1,4 @@
-"""One case measured: agreement first, then time and memory of all candidates, each result or reason a row."""
+"""Measure one case: compare all candidates with float64, then time them; each gets a row with results or a reason."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from benchmarks.cases import STEPS, Case, Inputs, precision
 from benchmarks.measure import Clock, Step, Timing, host_time, interleaved, temporaries
 
 BASELINE = (EAGER_BMM, "NCHW")
-# Relative error, in the 2-norm over a whole tensor, beyond which two results are not of one function: several times
-# what the formulation in plain PyTorch loses in that dtype.
+# The relative error, in the 2-norm over a whole tensor, above which a candidate disagrees: several times the error of
+# the formulation in plain PyTorch in that dtype.
 AGREEMENT = {"float64": 1e-10, "float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 6e-2}
-SET_BYTES = 2**33  # all sets of inputs together
-COMPILE_SECONDS = 60.0  # a compiler is not started with less time left
+SET_BYTES = 2**33  # most bytes of all sets of inputs together
+COMPILE_SECONDS = 60.0  # a compiled candidate is skipped if less time than this is left
 Row = dict[str, object]
 
 
 class Sets(NamedTuple):
-    """Several sets of inputs in one layout: plain, as leaves of a graph, and the gradients of out."""
+    """Several sets of inputs in one layout: as plain tensors, as leaves of a graph, and the gradients of out."""
 
     tensors: list[Inputs]
     leaves: list[Inputs]
@@ -33,7 +33,7 @@ class Sets(NamedTuple):
 
 
 def number_of_sets(case: Case, device: torch.device) -> int:
-    """Return how many sets of inputs it takes that none is still in the L2 cache when its turn comes again."""
+    """Return how many sets of inputs are needed so that none is still in the L2 cache when it is used again."""
     cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
     return max(2, min(-(-3 * cache // case.input_bytes), SET_BYTES // (2 * case.input_bytes)))
 
@@ -46,7 +46,7 @@ def make_sets(case: Case, device: torch.device, layout: str, number: int) -> Set
 
 
 def steps_of(function: Function, sets: Sets) -> dict[str, Step]:
-    """Return forward (no graph kept), backward (the forward before it not timed) and both, as steps."""
+    """Return as steps: forward without a graph, backward with its forward untimed, and both."""
     count = len(sets.tensors)
 
     def forward(number: int) -> tuple[Tensor, Inputs, Tensor]:
@@ -76,7 +76,7 @@ def truth(case: Case, sets: Sets) -> tuple[Tensor, ...]:
 
 
 def relative_errors(results: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, float]:
-    """Return the largest relative error of what each step computes."""
+    """Return, for each step, the largest relative error of its results."""
     errors = [
         float((a.double() - b).norm() / b.norm().clamp(min=1e-300)) for a, b in zip(results, expected, strict=True)
     ]
@@ -84,7 +84,7 @@ def relative_errors(results: Sequence[Tensor], expected: Sequence[Tensor]) -> di
 
 
 def reason(error: Exception) -> str:
-    """Return what was raised in one line."""
+    """Return an exception as one line of text."""
     if isinstance(error, torch.OutOfMemoryError):
         return "out of memory"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -92,14 +92,14 @@ def reason(error: Exception) -> str:
 
 
 def release(clock: Clock) -> None:
-    """Give memory back after a candidate that may have taken all of it."""
+    """Free memory after a candidate that may have taken all of it."""
     gc.collect()
     if clock.on_gpu:
         torch.cuda.empty_cache()
 
 
 class Measurement:
-    """A case under way: the candidates that take part, and the rows of those that do not."""
+    """The measurement of a case: the admitted candidates, and the rows so far."""
 
     def __init__(self, case: Case, device: torch.device, deadline: float, say: Callable[[str], None]) -> None:
         self.case, self.clock, self.deadline, self.say = case, Clock(device), deadline, say
@@ -107,7 +107,7 @@ class Measurement:
         self.steps: dict[tuple[str, str], dict[str, Step]] = {}
         self.errors: dict[tuple[str, str], dict[str, float]] = {}
         self.rows: list[Row] = []
-        self.failed: list[str] = []  # what should have run and agreed, and did not
+        self.failed: list[str] = []  # our backends that raised, and candidates that disagreed
         number = number_of_sets(case, device)
         self.common: Row = {"input_sets": number}
         self._expected: tuple[Tensor, ...] = ()
@@ -123,18 +123,18 @@ class Measurement:
         return self.deadline - time.monotonic()
 
     def out(self, name: str, layout: str, why: str, step: str = "") -> None:
-        """Add a row that says why there is no measurement."""
+        """Add a row with the reason why there is no measurement."""
         self.say(f"  {name}, {layout}: {why}")
         self.rows.append({"name": name, "layout": layout, "pass": step, "reason": why})
 
     def fail(self, name: str, layout: str, step: str, error: Exception, *, serious: bool) -> None:
-        """Add a row for what was raised; where it is serious the whole measurement has failed."""
+        """Add a row with an exception; if it is `serious`, the whole measurement has failed."""
         self.out(name, layout, reason(error), step)
         if serious:
             self.failed.append(f"{self.case}: {name}, {layout}: {reason(error)}")
 
     def admit(self, candidate: Candidate, layout: str) -> None:
-        """Make a candidate ready and compare its results with the truth; a failure is a row."""
+        """Make a candidate and compare its results with float64; a failure gives a row."""
         key = (candidate.name, layout)
         if candidate.why_not is not None:
             self.out(*key, candidate.why_not)
@@ -156,12 +156,12 @@ class Measurement:
                 self.errors[key] = errors
             del results
             self.steps[key] = steps
-        except Exception as error:  # whatever a peer raises is its row's reason
+        except Exception as error:  # any exception of a peer is the reason in its row
             self.fail(*key, "", error, serious=candidate.is_ours or isinstance(error, ArithmeticError))
         release(self.clock)
 
     def run(self, turns: int, share: float, rates: dict[str, float]) -> None:
-        """Time all admitted candidates in turns, a step after the other, and measure their memory."""
+        """Time all admitted candidates in turns, step by step, and measure their memory."""
         minimum, flops = self.case.minimum_bytes(), self.case.flops()
         self._expected = ()
         release(self.clock)
@@ -212,8 +212,8 @@ def measure_case(
     deadline: float = float("inf"),
     say: Callable[[str], None] = print,
 ) -> tuple[list[Row], list[str]]:
-    """Measure a case; return its rows, and what should have run and agreed and did not."""
-    # Compilers begin anew with every case: past a few shapes, dynamo would give up on a function.
+    """Measure a case; return its rows, and the failures: our backends that raised, candidates that disagreed."""
+    # Dynamo is reset for each case, because it stops compiling a function after a few shapes.
     torch._dynamo.reset()
     with precision(case.dtype):
         measurement = Measurement(case, device, deadline, say)
@@ -226,7 +226,7 @@ def measure_case(
 
 
 def measure_host(case: Case, candidates: Sequence[Candidate], device: torch.device) -> list[Row]:
-    """Return the time that Python takes to issue each candidate on a small map, the device not waited for."""
+    """Return the time of each candidate's Python call alone on a small map, without waiting for the device."""
     clock = Clock(device)
     sets = make_sets(case, device, "channels_last", 2)
     rows: list[Row] = []
