@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 from benchmarks.counts import CHANNELS, DEPTH, H100, MULTIPROCESSORS, N
 from benchmarks.counts import IMAGES as BATCH
-from ccgpu.kernels.cuda.configurations import ITEM_BYTES, TILE, configuration
+from ccgpu.kernels.cuda.configurations import ITEM_BYTES, TILE, Configuration, configuration
 from docs.drawing import (
     BLUE,
     GREEN,
@@ -31,8 +31,9 @@ from docs.drawing import (
     panel,
     save,
 )
-from docs.kernel_schedule import BEFORE, order, places, simulate
+from docs.kernel_schedule import BEFORE, Item, order, places, simulate
 
+IMAGES_SHOWN = 3  # images of the batch whose tickets are drawn
 LABEL = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.85}
 
 
@@ -91,9 +92,15 @@ def memory(ax: Axes, x: float, heading: str, parts: list[tuple[str, int, str]], 
 def draw_forward() -> None:
     """Draw one block's forward: the data flow, and shared memory early and late."""
     used = configuration("forward", "bf16", 7, DEPTH, H100)
-    rows, warps = TILE * used.tiles, used.threads // 32
-    tile, chunk = rows * DEPTH * 2, rows * used.chunk_units * 16
     figure, (flow, shared) = plt.subplots(1, 2, figsize=(9, 5.4), width_ratios=(10, 7), layout="constrained")
+    forward_flow(flow, used)
+    forward_memory(shared, used)
+    save(figure, "forward")
+
+
+def forward_flow(flow: Axes, used: Configuration) -> None:
+    """Draw which data each step of a block's forward reads and writes."""
+    warps = used.threads // 32
     panel(flow, 10, 10.8, f"forward, one line of N = {N} (D = {DEPTH}, C = {CHANNELS}, bf16)")
     for w in range(warps):
         for m in range(used.row_tiles):
@@ -145,6 +152,12 @@ def draw_forward() -> None:
     note(flow, 9.8, 8.72, f"for each of {CHANNELS * 2 // (used.chunk_units * 16)} chunks of channels", 8, "right")
     note(flow, 0.1, 9.5, "A warp owns 32 rows from the first energy to the last store: what it reads of K and V")
     note(flow, 0.1, 9.95, "serves two tiles. The warps meet only where a chunk of V has arrived.")
+
+
+def forward_memory(shared: Axes, used: Configuration) -> None:
+    """Draw shared memory while energies are computed, and while values are summed."""
+    rows = TILE * used.tiles
+    tile, chunk = rows * DEPTH * 2, rows * used.chunk_units * 16
     panel(shared, 7.4, 10.8, "shared memory, bytes")
     scale = 8.6 / used.shared_bytes
     end = ("item", ITEM_BYTES, "white")
@@ -155,15 +168,19 @@ def draw_forward() -> None:
     memory(shared, 4.0, "values", [*results, *values], used.shared_bytes, scale)
     note(shared, 0.2, 9.55, f"and {ITEM_BYTES} for the item: {used.shared_bytes:,} in all;")
     note(shared, 0.2, 10.0, f"{used.blocks} blocks of {used.threads} threads a multiprocessor")
-    save(figure, "forward")
 
 
 def draw_backward() -> None:
     """Draw one block's backward, transposed: the data flow, and shared memory early and late."""
     used = configuration("backward", "bf16", 7, DEPTH, H100)
-    rows = TILE * used.tiles
-    tile, chunk, sheet = rows * DEPTH * 2, rows * used.chunk_units * 16, rows * 256
     figure, (flow, shared) = plt.subplots(1, 2, figsize=(9, 5.8), width_ratios=(10, 8.4), layout="constrained")
+    backward_flow(flow, used)
+    backward_memory(shared, used)
+    save(figure, "backward")
+
+
+def backward_flow(flow: Axes, used: Configuration) -> None:
+    """Draw which data each step of a block's backward reads and writes."""
     panel(flow, 10, 11.4, "backward, transposed: rows are keys, columns queries")
     box(flow, (0.1, 0.3, 2.3, 0.7), "K, Q", ORANGE)
     box(flow, (3.0, 0.3, 6.8, 0.7), "P$^T$ = exp(scale K Q$^T$ - lse): 56 registers", GREY)
@@ -203,8 +220,14 @@ def draw_backward() -> None:
         flow,
         0.1,
         10.95,
-        "Registers: 32-bit, a thread, for the line of the forward image; products accumulate in float32.",
+        "Registers: 32-bit, a thread, for the line of the forward figure; products accumulate in float32.",
     )
+
+
+def backward_memory(shared: Axes, used: Configuration) -> None:
+    """Draw shared memory while chunks of channels pass by, and afterwards."""
+    rows = TILE * used.tiles
+    tile, chunk, sheet = rows * DEPTH * 2, rows * used.chunk_units * 16, rows * 256
     panel(shared, 8.4, 11.4, "shared memory, bytes")
     scale = 9.2 / used.shared_bytes
     end = [("lse, delta", 2 * rows * 4, "white"), ("item", ITEM_BYTES, "white")]
@@ -226,21 +249,28 @@ def draw_backward() -> None:
         f"with {2 * rows * 4} for lse and delta and {ITEM_BYTES} for the item: {used.shared_bytes:,};",
     )
     note(shared, 0.2, 10.65, f"{used.blocks} blocks of {used.threads} threads a multiprocessor")
-    save(figure, "backward")
 
 
 def draw_schedule() -> None:
     """Draw the order of tickets, their execution on some block slots, the effect of the lag, a line's segments."""
-    images, sizes, slots = 3, (3, 4), 14
-    items = order(images, sizes)
-    a_step = sum(sizes)
-    steps = len(items) // a_step
-    lag = next(t // a_step for t, item in enumerate(items) if item.exists and (item.image, item.axis) == (0, 1))
+    sizes = (3, 4)
+    items = order(IMAGES_SHOWN, sizes)
     figure, axes = plt.subplot_mosaic(
         "AAAAABBB;CCCCCDDD", figsize=(9, 7.2), height_ratios=(2.6, 3.6), layout="constrained"
     )
-    ax, ends, gantt, square = (axes[name] for name in "ABCD")
-    panel(ax, 12.6, steps + 1.5, f"tickets of {images} images of {sizes[0]} x {sizes[1]}, lag = {lag}")
+    draw_tickets(axes["A"], items, sizes)
+    draw_lags(axes["B"])
+    draw_execution(axes["C"], items, slots=14)
+    draw_segments(axes["D"])
+    save(figure, "schedule")
+
+
+def draw_tickets(ax: Axes, items: list[Item], sizes: tuple[int, int]) -> None:
+    """Draw the items of a map of `sizes` = (H, W) in the order of their tickets, a row for each step."""
+    a_step = sum(sizes)
+    steps = len(items) // a_step
+    lag = next(t // a_step for t, item in enumerate(items) if item.exists and (item.image, item.axis) == (0, 1))
+    panel(ax, 12.6, steps + 1.5, f"tickets of {IMAGES_SHOWN} images of {sizes[0]} x {sizes[1]}, lag = {lag}")
     note(ax, 2.2 + sizes[1] / 2 * 1.4, 0.4, f"phase 0: {sizes[1]} columns", 8, "center")
     note(ax, 2.7 + (sizes[1] + sizes[0] / 2) * 1.4, 0.4, f"phase 1: {sizes[0]} rows", 8, "center")
     for ticket, item in enumerate(items):
@@ -253,6 +283,10 @@ def draw_schedule() -> None:
             ax.text(x + 0.7, step + 1.2, str(item.image), ha="center", va="center", fontsize=7, bbox=LABEL)
     for step in range(steps):
         note(ax, 0.1, step + 1.2, f"{step * a_step} - {(step + 1) * a_step - 1}")
+
+
+def draw_lags(ends: Axes) -> None:
+    """Plot the time until all items are done over the lag, for the block slots of an H100."""
     for kernel, marker in (("forward", "o-"), ("backward", "s-")):
         held = MULTIPROCESSORS * configuration(kernel, "bf16", 7, DEPTH, H100).blocks
         lags = range(5)
@@ -262,6 +296,10 @@ def draw_schedule() -> None:
     ends.set(xlabel="lag", ylabel="all done after (items)", xticks=lags, ylim=(0, None))
     ends.set_title(f"{BATCH} images of {N} x {N}; dotted: no waiting", loc="left", fontsize=9, fontweight="bold")
     ends.legend(fontsize=7)
+
+
+def draw_execution(gantt: Axes, items: list[Item], slots: int) -> None:
+    """Draw which block slot works on which item at which time."""
     times = simulate(items, slots)
     for item, (slot, begin, resumed, end) in zip(items, times, strict=True):
         if item.exists:
@@ -273,13 +311,17 @@ def draw_schedule() -> None:
     gantt.set(yticks=range(slots), xlabel="time, items", ylabel="block slot", xlim=(0, 3), ylim=(slots + 0.2, -0.6))
     gantt.set_title(f"on {slots} block slots; white: waiting", loc="left", fontsize=10, fontweight="bold")
     done: dict[float, list[int]] = {}
-    for image in range(images):
+    for image in range(IMAGES_SHOWN):
         finished = [time[3] for item, time in zip(items, times, strict=True) if item[:3] == (True, image, 0)]
         done.setdefault(max(finished), []).append(image)
     for time, those in done.items():
         gantt.axvline(time, color=RED, linewidth=1.0, linestyle=":")
         text = f" phase 0 done of image {', '.join(map(str, those))}"
         gantt.text(time, slots - 0.1, text, color=RED, fontsize=7, va="center")
+
+
+def draw_segments(square: Axes) -> None:
+    """Draw which segments of a long line meet in which phase."""
     line = [item for item in order(1, (1000,)) if item.exists]
     count = max(item.query for item in line) + 1
     panel(square, count + 1.4, count + 1.9, f"a line of 1,000 in {count} segments")
@@ -293,7 +335,6 @@ def draw_schedule() -> None:
         box(square, (1.2 + item.key, 0.8 + item.query, 1, 1), f"phase\n{phase}", OF_IMAGES[phase], fontsize=7)
     note(square, 1.2 + count / 2, count + 1.2, "each phase: every row and", 8, "center")
     note(square, 1.2 + count / 2, count + 1.55, "every column once", 8, "center")
-    save(figure, "schedule")
 
 
 def draw_swizzle() -> None:
