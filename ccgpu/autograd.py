@@ -1,8 +1,8 @@
-"""torch.ops.ccgpu.cca_forward and cca_backward: schemas and every rule torch asks for.
+"""torch.ops.ccgpu.cca_forward and cca_backward: their schemas, and every rule that torch asks of an op.
 
-The ops are opaque to torch.compile, torch.export and FakeTensor, which see the fake rules only; the backend is chosen
-when the op runs, and backward runs on the one that forward ran on. A compiled program chooses at each run instead, in
-either pass: a choice made while it is traced would tie it to the sizes that it is traced with.
+The ops are opaque to torch.compile, torch.export and FakeTensor, which see the fake rules only. The backend is chosen
+when forward runs, and backward runs on the same one. A compiled program chooses at each run, in both passes: a choice
+made while it is traced would add guards on the sizes.
 
 Forward saves q, k, v, out and lse. Backward of backward goes through `formula`.
 """
@@ -34,7 +34,7 @@ FORWARD, BACKWARD = "ccgpu::cca_forward", "ccgpu::cca_backward"
 
 
 def run_forward(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str | None) -> tuple[Tensor, Tensor]:
-    """Return out and lse by the backend that is chosen now; the op, without what torch adds to it."""
+    """Return out and lse by the backend for this call: the op's implementation, called by torch or for arrays."""
     return choose(q, backend, v).module.forward(q, k, v, scale)
 
 
@@ -80,9 +80,9 @@ def _backward_fake(
 
 
 def backend_of(q: Tensor, backend: str | None, v: Tensor | None = None) -> str | None:
-    """Return the name of the backend that has just run an op on real tensors; the arguments are those of `choose`.
+    """Return the name of the backend that has just run an op; the arguments are those of `choose`.
 
-    Tensors that stand for others (of torch.compile, torch.export, FakeTensor) give `backend` back: nothing has run.
+    If the tensors are traced (torch.compile, torch.export, FakeTensor), no backend has run: return `backend` itself.
     """
     return choose(q, None, v).name if backend is None and type(q) in (Tensor, torch.nn.Parameter) else backend
 
@@ -105,10 +105,10 @@ def _backward_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, .
 
 
 def _backward_derivative(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-    """Differentiate dq, dk, dv as functions of dout, q, k, v and dlse; out and lse are functions of q, k, v there."""
+    """Differentiate dq, dk, dv as functions of dout, q, k, v and dlse, out and lse being functions of q, k, v."""
     dout, q, k, v, dlse = ctx.saved_tensors
     with torch.enable_grad():
-        # Aliases cut off what came before: dout may itself depend on q, and that path is the caller's to follow.
+        # Aliases as leaves: dout may itself depend on q, and autograd follows that path outside this function.
         leaves = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in (dout, q, k, v, dlse)]
         dout, q, k, v, dlse = leaves
         outputs = formula.attention(q, k, v, ctx.scale)
@@ -175,7 +175,7 @@ torch.library.register_vmap(BACKWARD, vmap_rule(torch.ops.ccgpu.cca_backward, 7)
 
 
 def _line_products(q_shape: torch.Size, v_shape: torch.Size) -> tuple[int, int]:
-    """Return the multiply-adds, counted as two, of all Q K^T and of all P V: 2 n (S_1 + S_2 + ...) channels each."""
+    """Return the FLOPs of all Q K^T and of all P V, two a multiply-add: 2 n (S_1 + S_2 + ...) channels each."""
     positions = q_shape[0] * sum(q_shape[2:])
     for size in q_shape[2:]:
         positions *= size

@@ -1,7 +1,7 @@
-"""What `ccgpu.cca` accepts, the messages for everything else, and the checks it shares with the two stages.
+"""What `ccgpu.cca` accepts, the messages for everything else, and the checks that the two stages share with it.
 
 Every message has the form *function: argument must be X, got Y; do Z.* The checks look at shapes, dtypes and devices
-only, so they are traced away by torch.compile and cost a microsecond or two.
+only, so torch.compile traces them away, and they take a microsecond or two.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ccgpu.layouts import NAMES
 
 
 def shape_of(x: Tensor) -> str:
-    """Return x's shape as it stands in messages."""
+    """Return x's shape as messages show it."""
     return str(tuple(x.shape))
 
 

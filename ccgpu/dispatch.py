@@ -1,7 +1,7 @@
-"""The backends of the op, in order of preference, and the choice among them.
+"""The backends of the op in order of preference, and the choice of one for a call.
 
-A backend is a module of `ccgpu.bridges` (see `bridges.call.Bridge`). Of those that suit a call, the first that can run
-it does. A backend asked for by name runs or raises; it is never replaced by another.
+A backend is a module of `ccgpu.bridges` (see `bridges.call.Bridge`). The first one that suits a call and can run it is
+chosen. A backend that is asked for by name runs or raises; it is never replaced by another.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ LOGGER = logging.getLogger("ccgpu")
 
 
 class Backend(NamedTuple):
-    """One way to compute the op."""
+    """A way to compute the op: a module, and when it is chosen."""
 
     name: str
     module: Bridge
     description: str
-    made_for: str | None = None  # the kind of device; None: any
-    automatic: bool = True
-    suits: Callable[[Call], bool] = lambda call: True  # whether it is the faster choice for a call that it can run
+    made_for: str | None = None  # a kind of device; None: any
+    automatic: bool = True  # whether it is chosen without being named
+    suits: Callable[[Call], bool] = lambda call: True  # whether it is faster than the next ones for a call
 
     def why_not(self, call: Call) -> str | None:
         """Return why the backend cannot run a call, or None."""
@@ -90,17 +90,17 @@ def check_name(name: str | None, function: str = "cca", argument: str = "backend
 
 
 def choose(q: Tensor, name: str | None = None, v: Tensor | None = None, function: str = "cca") -> Backend:
-    """Return the backend for a call: the named one, CCGPU_BACKEND's, or the first that can run.
+    """Return the backend for a call: the named one, CCGPU_BACKEND's, or the first that suits it and can run it.
 
     Args:
         q: queries (B, D, *S); for a stage, any of its maps.
-        name: of a backend.
+        name: name of a backend, or None.
         v: values (B, C, *S); None for a stage, which takes any number of channels.
-        function: which the messages name.
+        function: name of the function, for messages.
 
     Raises:
-        ValueError: no backend of that name.
-        RuntimeError: the named backend cannot run the call; the message says why, and which can.
+        ValueError: there is no backend of that name.
+        RuntimeError: the named backend cannot run the call; the message says why, and which ones can.
     """
     source = "backend"
     if name is None:
@@ -123,7 +123,7 @@ def choose(q: Tensor, name: str | None = None, v: Tensor | None = None, function
 
 
 def _first(call: Call, function: str) -> Backend:
-    """Return the first backend that suits a call and can run it; warn if it takes the place of a faster one."""
+    """Return the first backend that suits a call and can run it; warn if a faster one cannot run."""
     passed_over: list[tuple[str, str]] = []
     for backend in BACKENDS:
         if not backend.automatic or not backend.suits(call):
@@ -131,7 +131,7 @@ def _first(call: Call, function: str) -> Backend:
         reason = backend.why_not(call)
         if reason is None:
             if passed_over:
-                _say_once(*passed_over[0])
+                _warn_once(*passed_over[0])
             return backend
         if backend.made_for == call.device.type:
             passed_over.append((backend.name, reason))
@@ -142,8 +142,8 @@ def _first(call: Call, function: str) -> Backend:
 
 
 @functools.cache
-def _say_once(name: str, reason: str) -> None:
-    """Say that the first choice for this kind of device is passed over: the next ones are slower."""
+def _warn_once(name: str, reason: str) -> None:
+    """Warn that the first choice for this kind of device cannot run, and a slower one does."""
     LOGGER.warning("ccgpu: backend %r cannot run, a slower one does: %s", name, reason)
 
 
@@ -155,14 +155,17 @@ def backends(
     channels: int = 512,
     sizes: tuple[int, ...] = (97, 97),
 ) -> list[BackendStatus]:
-    """List the backends in order of preference, each with the reason why it cannot run where it cannot.
+    """Return the backends in order of preference, with the reason of each that cannot run.
 
     Args:
-        device: the device of the tensors in question; by default the current CUDA device if there is one, else the CPU.
-        dtype, depth, channels, sizes: the call in question: its dtype, the channels of q and k and those of v, the map.
+        device: device of the tensors; None: the current CUDA device if there is one, else the CPU.
+        dtype: dtype of the tensors.
+        depth: channels of q and k.
+        channels: channels of v.
+        sizes: the map, (L,), (H, W) or (T, H, W).
 
     Returns:
-        One `BackendStatus(name, available, reason)` a backend; an available one's reason says what it is.
+        A `BackendStatus(name, available, reason)` for each backend; an available one's reason says what it is.
 
     Examples:
         >>> import ccgpu

@@ -1,8 +1,7 @@
-"""Criss-cross attention in differentiable torch operations: the source of second derivatives and of those of
-`transforms`, and what exported networks hold in place of the op.
+"""Criss-cross attention in differentiable torch operations, which autograd differentiates to any order.
 
-It keeps every energy and lets autograd differentiate to any order. The operations of `attention` have counterparts in
-ONNX.
+They run for second derivatives, under torch.func's transforms and in forward mode (`transforms`), and in exported
+networks: the operations of `attention` have counterparts in ONNX. All energies are in memory at once.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def aggregate(weights: Tensor, v: Tensor) -> Tensor:
     out = torch.zeros_like(v.movedim(1, -1), dtype=wide)
     for axis, w in enumerate(weights.movedim(1, -1).to(wide).split(counts, -1)):
         lines_v = _lines(v, axis)
-        if axis != len(sizes) - 1:  # the values of all positions of the line but the query's own: (..., N, N - 1, C)
+        if axis != len(sizes) - 1:  # without the query's own position: (..., N, N - 1, C)
             others = _others(sizes[axis], v.device)
             products = w.movedim(1 + axis, -2).unsqueeze(-2) @ lines_v[..., others, :]
             line = products.squeeze(-2)
@@ -69,11 +68,11 @@ def aggregate(weights: Tensor, v: Tensor) -> Tensor:
 
 
 def _lines(x: Tensor, axis: int) -> Tensor:
-    """Return a map's lines along an axis, (B, *other axes, N, channels), in the dtype of energies."""
+    """Return a map's lines along an axis (B, *other axes, N, channels), in the dtype of energies."""
     return x.movedim(1, -1).movedim(1 + axis, -2).to(energy_dtype(x.dtype))
 
 
 def _others(size: int, device: torch.device) -> Tensor:
-    """Return for each position of a line of this size the others in their order, (size, size - 1)."""
+    """Return the indices of all other positions of a line, in order, for each of its positions: (size, size - 1)."""
     index = torch.arange(size - 1, device=device).expand(size, -1)
     return index + (index >= torch.arange(size, device=device).unsqueeze(1))

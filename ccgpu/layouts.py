@@ -1,4 +1,4 @@
-"""Shapes, dtypes and memory layouts of the op's tensors: what the checks and every bridge agree on."""
+"""Shapes, dtypes and memory layouts of the op's tensors, on which the checks and all backends agree."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 from ccgpu.kernels import dtypes
 
 NAMES = {getattr(torch, name): name for name in dtypes.DTYPES}
-"""torch's dtypes of q, k and v, with the names that `ccgpu.kernels.dtypes` has for them."""
+"""The dtypes of q, k and v in torch, with their names in `ccgpu.kernels.dtypes`."""
 MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 _ENERGIES = {dtype: getattr(torch, dtypes.DTYPES[name].energies) for dtype, name in NAMES.items()}
-# Elements copied at once into another layout on a CPU: reading a whole map one channel after another misses the cache,
-# 3.4 ms instead of 1.7 ms for 256 channels of 97x97.
+# Elements copied at once into another layout on a CPU: a copy of a whole map, channel by channel, misses the cache and
+# takes 3.4 ms instead of 1.7 ms for 256 channels of 97x97.
 _COPIED_ELEMENTS = 2**17
 
 
@@ -39,22 +39,21 @@ def is_channels_last(x: Tensor, dtype: torch.dtype) -> bool:
 
 def channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return x (B, channels, *S) as contiguous (B, *S, channels) in `dtype`: x itself where it has that layout."""
-    if x.ndim in MEMORY_FORMATS:  # torch's change of format is 2.5 times faster than its strided copy
+    if x.ndim in MEMORY_FORMATS:  # 2.5 times faster than torch's strided copy
         x = x.to(dtype).contiguous(memory_format=MEMORY_FORMATS[x.ndim])
     return x.to(dtype).movedim(1, -1).contiguous()
 
 
 class Result:
-    """A result (B, channels, *S) and the memory that is computed in its place.
+    """A result (B, channels, *S) and the memory into which a backend computes it, in a layout and dtype of its own.
 
     Attributes:
         target: the result, uninitialised before `finish` and complete after it.
-        memory: (B, channels or more, *S), uninitialised, to be written: the target itself, or a temporary in another
-            layout or dtype.
+        memory: (B, channels or more, *S), uninitialised: the target itself, or a temporary in another layout or dtype.
     """
 
     def __init__(self, target: Tensor, memory: Tensor | None = None) -> None:
-        """Compute `memory`, or the target itself where it is None."""
+        """Compute into `memory`; None: into the target itself."""
         self.target = target
         self.memory = target if memory is None else memory
 
@@ -64,7 +63,7 @@ class Result:
         return self.memory.movedim(1, -1)
 
     def finish(self) -> Tensor:
-        """Return the target, with the memory's content in its own layout and dtype."""
+        """Return the target, filled from the memory if that is another."""
         target, memory = self.target, self.memory
         if memory is target:
             return target
@@ -78,7 +77,7 @@ class Result:
 
 
 def channels_last_result(target: Tensor, dtype: torch.dtype) -> Result:
-    """Return a result whose memory is channels-last in `dtype`: `lines` is contiguous."""
+    """Return a result whose memory is channels-last in `dtype`, so that `lines` is contiguous."""
     if is_channels_last(target, dtype):
         return Result(target)
     lines = torch.empty((target.shape[0], *target.shape[2:], target.shape[1]), dtype=dtype, device=target.device)

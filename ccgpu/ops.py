@@ -1,4 +1,4 @@
-"""The public operation."""
+"""The public operation `ccgpu.cca`: its contract, its defaults, and the way of a call from arguments to results."""
 
 from __future__ import annotations
 
@@ -85,20 +85,21 @@ def cca(
         RuntimeError: the backend asked for cannot run the call.
 
     Both results are differentiable in q, k and v, to any order (second and higher derivatives keep all energies).
-    Saved for backward: q, k, v, out, lse. Deterministic: the same bits on every run. Works under autocast (inputs take
-    its dtype, float64 stays), torch.func.vmap, torch.compile(fullgraph=True) and torch.export. Under torch.func's grad,
-    jvp and the like and in forward mode plain torch operations compute it, whatever the backend, and keep all energies.
-    A NaN or infinity in an input reaches the positions that attend to it, and no others.
+    Backward runs on the backend that forward ran on. Saved for it: q, k, v, out, lse. Deterministic: the same bits on
+    every run. Works under autocast (inputs take its dtype, float64 stays), torch.func.vmap,
+    torch.compile(fullgraph=True) and torch.export. Under torch.func's grad, jvp and the like and in forward mode plain
+    torch operations compute it, whatever the backend, and keep all energies. A NaN or infinity in an input reaches the
+    positions that attend to it, and no others.
 
-    Arrays of other libraries are taken as well, all three of one kind, and give out (and lse) of that kind, without
-    autograd or autocast. They are computed in place in memory and never written to; a copy is made of what torch cannot
-    see: axes in reverse, the other byte order, misaligned elements.
+    Arrays of other libraries are accepted as well, all three of one kind, and give out (and lse) of that kind, without
+    autograd or autocast. They are read where they are and never written to; only axes in reverse, the other byte order
+    and misaligned elements, which torch cannot represent, make a copy.
 
     - NumPy (subclasses too, but for masked arrays): plain writable ndarrays; bfloat16 by ml_dtypes.
     - CuPy: on CuPy's current stream.
     - Numba device arrays: on v's stream, or the legacy default one where it has none.
-    - anything else with `__dlpack__` (JAX, ...): made by the `from_dlpack` of its array API namespace or its library; a
-      tensor where it has none.
+    - anything else with `__dlpack__` (JAX, ...): results made by the `from_dlpack` of its array API namespace or its
+      library; tensors if it has none.
 
     Source: Huang et al., CCNet: Criss-Cross Attention for Semantic Segmentation, section 3.2, equations 1 and 2.
 
@@ -129,8 +130,8 @@ def cca(
 def _of_arrays(q: Tensor, k: Tensor, v: Tensor, *, scale: float, return_lse: bool, backend: str | None) -> Any:
     """Return what `cca` returns, for tensors on the memory of arrays.
 
-    Arrays need no derivatives and no autocast, so the backend is called without the op around it, which takes 40 us.
-    torch.compile cannot trace the kernels of a backend, and gets the op.
+    Arrays need neither derivatives nor autocast, so a backend runs without the op around it, which would take 40 us.
+    torch.compile, for which NumPy arrays are tensors, gets the op: it cannot trace the kernels.
     """
     check_inputs(q, k, v)
     scale = check_scale(scale, "cca")

@@ -20,7 +20,7 @@ from ccgpu.layouts import energy_dtype, positions
 
 
 def check_affinity(q: Tensor, k: Tensor, function: str = "affinity") -> None:
-    """Raise TypeError or ValueError unless q and k are (B, D, *S) alike."""
+    """Raise TypeError or ValueError unless q and k are maps (B, D, *S) of one shape, dtype and device."""
     _check_map("q", q, function, "D")
     check_tensor("k", k, function)
     check_key_shape(k, q, function)
@@ -29,7 +29,7 @@ def check_affinity(q: Tensor, k: Tensor, function: str = "affinity") -> None:
 
 
 def check_aggregate(weights: Tensor, v: Tensor, function: str = "aggregate") -> None:
-    """Raise TypeError or ValueError unless v is (B, C, *S) and weights (B, K, *S)."""
+    """Raise TypeError or ValueError unless v is a map (B, C, *S) and weights (B, K, *S) fit it."""
     check_tensor("weights", weights, function)
     _check_map("v", v, function, "C")
     sizes = v.shape[2:]
@@ -49,7 +49,7 @@ def check_aggregate(weights: Tensor, v: Tensor, function: str = "aggregate") -> 
 
 
 def _check_map(name: str, x: Tensor, function: str, channels: str) -> None:
-    """Check a tensor that is a map (B, channels, *S)."""
+    """Raise TypeError or ValueError unless x is a map (B, channels, *S) with a channel and a position."""
     check_tensor(name, x, function)
     check_axes(name, x, function, channels)
     if 0 in x.shape[1:]:

@@ -1,14 +1,14 @@
-"""torch.ops.ccgpu.affinity, aggregate and aggregate_transposed: schemas and every rule torch asks for.
+"""torch.ops.ccgpu.affinity, aggregate and aggregate_transposed: their schemas, and every rule torch asks of an op.
 
-The three are linear in each argument, and closed under differentiation. With A affinity, G aggregate and T aggregate
-transposed, so that y = T(w, x) is y_i = sum over (u, j) with i_j(u) = i of w[j, u] x_u:
+The three are linear in each argument, and each derivative is one of the three. With A affinity, G aggregate and T
+aggregate_transposed, so that y = T(w, x) means y_i = sum of w[j, u] x_u over all (u, j) with i_j(u) = i:
 
     E = A(q, k):    dq = G(dE, k),    dk = T(dE, q)
     out = G(w, v):  dw = A(dout, v),  dv = T(w, dout)
     y = T(w, x):    dw = A(x, dy),    dx = G(w, dy)
 
 So derivatives of any order come from the same kernels. As in `autograd`, the ops are opaque to torch.compile,
-torch.export and FakeTensor, and the backend is chosen when the op runs.
+torch.export and FakeTensor, and derivatives run on the backend that the op ran on.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ AFFINITY, AGGREGATE, TRANSPOSED = "ccgpu::affinity", "ccgpu::aggregate", "ccgpu:
 
 
 def run_affinity(q: Tensor, k: Tensor, backend: str | None) -> Tensor:
-    """Return the energies by the backend that is chosen now; the op, without what torch adds to it."""
+    """Return the energies by the backend for this call: the op's implementation, called by torch or for arrays."""
     return choose(q, backend, function="affinity").module.affinity(q, k)
 
 
 def run_aggregate(weights: Tensor, v: Tensor, backend: str | None) -> Tensor:
-    """Return the sums by the backend that is chosen now; the op, without what torch adds to it."""
+    """Return the sums by the backend for this call: the op's implementation, called by torch or for arrays."""
     return choose(v, backend, function="aggregate").module.aggregate(weights, v)
 
 
@@ -79,7 +79,8 @@ def _derivative(of_first: Callable[..., Tensor], of_second: Callable[..., Tensor
     """Return the derivative rule of an op of two tensors.
 
     Args:
-        of_first, of_second: (gradient, first, second, backend) -> the gradient of that tensor, as the formulas above.
+        of_first: function of (output's gradient, first, second, backend) that returns the gradient of the first tensor.
+        of_second: the same function for the gradient of the second tensor.
     """
 
     def rule(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -148,8 +149,8 @@ torch.library.register_vmap(TRANSPOSED, vmap_rule(torch.ops.ccgpu.aggregate_tran
 
 @register_flop_formula([torch.ops.ccgpu.affinity, torch.ops.ccgpu.aggregate, torch.ops.ccgpu.aggregate_transposed])
 def _flops(first: torch.Size, second: torch.Size, *args: Any, **kwargs: Any) -> int:
-    """Return the multiply-adds, counted as two, of all lines' products: S_1 + S_2 + ... a position and channel.
+    """Return the FLOPs of all lines' products, two a multiply-add: 2 (S_1 + S_2 + ...) for a position and channel.
 
-    The second argument of all three ops has the channels: k, v or x.
+    The second argument of each op, k, v or x, has the channels.
     """
     return 2 * prod(second) * sum(second[2:])

@@ -1,4 +1,4 @@
-"""The two stages of criss-cross attention as public operations: energies, and sums over the criss-cross."""
+"""The two stages of criss-cross attention as public operations: `affinity` (energies) and `aggregate` (sums)."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def affinity(q: Any, k: Any, *, backend: str | None = None) -> Any:
 
     Returns:
         energies (B, K, *S), K = sum(S) - len(S) + 1 (H + W - 1 in 2D), float32 (float64 for float64 inputs), always in
-        channels-last memory: the K energies of a position stand side by side.
+        channels-last memory: the K energies of a position are contiguous.
 
     Raises:
         TypeError: an input is no array, has an integer or complex dtype, or the dtypes or kinds of arrays differ.
         ValueError: rank, shapes, devices or the backend's name are wrong.
         RuntimeError: the backend asked for cannot run the call.
 
-    Differentiable in q and k, to any order. Saved for backward: q and k. Deterministic. Works under autocast (q and k
-    take its dtype, float64 stays), torch.func.vmap, torch.compile(fullgraph=True) and torch.export. Arrays of other
-    libraries are taken and returned as in `ccgpu.cca`.
+    Differentiable in q and k, to any order, on the same backend. Saved for backward: q and k. Deterministic. Works
+    under autocast (q and k take its dtype, float64 stays), torch.func.vmap, torch.compile(fullgraph=True) and
+    torch.export. Arrays of other libraries are accepted and returned as in `ccgpu.cca`.
 
     `aggregate(affinity(scale * q, k).softmax(1), v)` is `cca(q, k, v, scale=scale)`, which needs no memory for the
-    energies; the stages are for looking at the energies and for another function in the place of the softmax.
+    energies; the stages are for looking at the energies and for replacing the softmax.
 
     Source: Huang et al., CCNet: Criss-Cross Attention for Semantic Segmentation, section 3.2, equation 1.
 
@@ -62,7 +62,7 @@ def affinity(q: Any, k: Any, *, backend: str | None = None) -> Any:
         >>> energies = ccgpu.affinity(torch.ones(1, 1, 2, 3), k)
         >>> energies.shape
         torch.Size([1, 4, 2, 3])
-        >>> energies[0, :, 0, 1]  # of (0, 1): below it (1, 1); its row (0, 0), (0, 1), (0, 2)
+        >>> energies[0, :, 0, 1]  # of (0, 1) with (1, 1) below it and its row (0, 0), (0, 1), (0, 2)
         tensor([4., 0., 1., 2.])
         >>> type(ccgpu.affinity(k.numpy(), k.numpy()))
         <class 'numpy.ndarray'>
@@ -106,10 +106,10 @@ def aggregate(weights: Any, v: Any, *, backend: str | None = None) -> Any:
         ValueError: rank, shapes, devices or the backend's name are wrong.
         RuntimeError: the backend asked for cannot run the call.
 
-    Differentiable in weights and v, to any order. Saved for backward: weights and v. Deterministic. Works under
-    autocast (v takes its dtype and so do the weights, but float32 weights and float64 stay), torch.func.vmap,
-    torch.compile(fullgraph=True) and torch.export. A NaN or infinity in v reaches the positions that attend to it, and
-    no others. Arrays of other libraries are taken and returned as in `ccgpu.cca`.
+    Differentiable in weights and v, to any order, on the same backend. Saved for backward: weights and v.
+    Deterministic. Works under autocast (v takes its dtype and so do the weights, but float32 weights and float64 stay),
+    torch.func.vmap, torch.compile(fullgraph=True) and torch.export. A NaN or infinity in v reaches the positions that
+    attend to it, and no others. Arrays of other libraries are accepted and returned as in `ccgpu.cca`.
 
     Source: Huang et al., CCNet: Criss-Cross Attention for Semantic Segmentation, section 3.2, equation 2.
 
@@ -133,7 +133,7 @@ def aggregate(weights: Any, v: Any, *, backend: str | None = None) -> Any:
 
 
 def _affinity_of_arrays(q: Tensor, k: Tensor, *, backend: str | None) -> Tensor:
-    """Return the energies, for tensors on the memory of arrays: without the op, for the reasons in `ops`."""
+    """Return what `affinity` returns, for tensors on the memory of arrays: without the op, as in `ops`."""
     check_affinity(q, k)
     check_name(backend, "affinity")
     run = torch.ops.ccgpu.affinity if torch.compiler.is_compiling() else run_affinity
@@ -141,7 +141,7 @@ def _affinity_of_arrays(q: Tensor, k: Tensor, *, backend: str | None) -> Tensor:
 
 
 def _aggregate_of_arrays(weights: Tensor, v: Tensor, *, backend: str | None) -> Tensor:
-    """Return the sums, for tensors on the memory of arrays: without the op, for the reasons in `ops`."""
+    """Return what `aggregate` returns, for tensors on the memory of arrays: without the op, as in `ops`."""
     check_aggregate(weights, v)
     check_name(backend, "aggregate")
     run = torch.ops.ccgpu.aggregate if torch.compiler.is_compiling() else run_aggregate

@@ -1,6 +1,6 @@
-"""Derivatives that torch gives custom ops no rule for: torch.func's (grad, jvp, jacrev, hessian, ...) and forward mode.
+"""torch.func's transforms (grad, jvp, jacrev, hessian, ...) and forward mode, for which custom ops can have no rule.
 
-Through an op, the former raise and forward mode's would silently be zero. Where they are taken, the public functions
+Through an op, the transforms raise, and forward mode silently gives zeros. When they are active, the public functions
 compute by `formula` instead, in torch operations that have all rules.
 """
 
@@ -21,22 +21,22 @@ T = TypeVar("T")
 
 
 def _within_transform() -> bool:
-    """Return whether a transform of torch.func other than vmap is under way."""
+    """Return whether a transform of torch.func other than vmap is active."""
     if not torch._C._are_functorch_transforms_active():
         return False
     keys = [interpreter.key() for interpreter in retrieve_all_functorch_interpreters()]
     return TransformType.Grad in keys or TransformType.Jvp in keys
 
 
-# torch.compile enters the transforms that it traces, so it may ask and keep the answer: what
-# torch.compiler.assume_constant_result does, which imports all of torch._dynamo.
+# torch.compile activates the transforms that it traces, so it may call this once and treat the answer as a constant.
+# torch.compiler.assume_constant_result sets the same attribute, but imports all of torch._dynamo.
 _within_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def without_rule(*tensors: Tensor) -> bool:
-    """Return whether a derivative of what is computed of these is being taken that an op has no rule for.
+    """Return whether a derivative by these tensors is being taken for which an op has no rule.
 
-    vmap alone is none, nor is autograd's backward. What is compiled has no dual numbers of its own.
+    Ops have rules for vmap and for autograd's backward. Compiled code has no dual numbers of its own.
     """
     if torch.compiler.is_compiling():
         return _within_transform()
@@ -44,7 +44,7 @@ def without_rule(*tensors: Tensor) -> bool:
 
 
 def by_formula(function: Callable[..., T], lower: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> T:
-    """Return a function of `formula` of the tensors; under autocast of lower(device type, *tensors), as the ops do."""
+    """Return function(*tensors), a function of `formula`; under autocast, that of lower(device type, *tensors)."""
     kind = tensors[0].device.type
     if not autocast.is_on(kind):
         return function(*tensors)

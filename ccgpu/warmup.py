@@ -1,7 +1,7 @@
 """Compile the CUDA kernels ahead: `python -m ccgpu.warmup --size 97 97 --depth 64 --channels 512 --dtype bfloat16`.
 
-CuPy keeps what is compiled on disk, so later processes of the same user load it in milliseconds. Sizes that share a
-configuration share the kernel: a few sizes stand for all.
+CuPy caches the compiled kernels on disk, so later processes of the same user load them in milliseconds. Sizes with the
+same configuration share a kernel, so a few sizes are enough.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
 
 class Compiled(NamedTuple):
-    """A kernel that is ready, and how long that took."""
+    """A kernel that has been compiled, and the seconds it took."""
 
     name: str
     seconds: float
@@ -39,13 +39,13 @@ def warmup(
     backward: bool = True,
     device: str | torch.device = "cuda",
 ) -> Iterator[Compiled]:
-    """Compile the kernels for maps of the given sizes, and yield each that was not ready with its seconds.
+    """Compile the kernels for maps of the given sizes, and yield each one that was not compiled before.
 
     Args:
-        sizes: (L,), (H, W) or (T, H, W), any number of them.
+        sizes: any number of maps, (L,), (H, W) or (T, H, W).
         depth: channels of q and k.
         channels: channels of v.
-        dtype: of q, k and v; float32 follows torch's TF32 setting, as `ccgpu.cca` does.
+        dtype: dtype of q, k and v; float32 follows torch's TF32 setting, as `ccgpu.cca` does.
         batch: images in a batch.
         backward: compile for training too.
         device: a CUDA device.
@@ -53,9 +53,11 @@ def warmup(
     Raises:
         RuntimeError: the kernels cannot run there; the message says why.
 
-    Example, on a machine with a CUDA device:
-        for kernel in warmup((97, 97), (129, 257), dtype=torch.float16):
-            print(kernel.name, kernel.seconds)
+    Examples:
+        On a machine with a CUDA device:
+
+            for kernel in warmup((97, 97), (129, 257), dtype=torch.float16):
+                print(kernel.name, kernel.seconds)
     """
     where = torch.device(device)
     for size in sizes:

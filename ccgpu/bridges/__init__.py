@@ -1,1 +1,1 @@
-"""Between torch and the kernels: a backend is a module here, with what `ccgpu.dispatch` asks of it (`call.Bridge`)."""
+"""The backends: each is a module that runs the op on torch tensors, with the six functions of `call.Bridge`."""

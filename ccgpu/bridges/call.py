@@ -1,4 +1,4 @@
-"""What a backend is asked to run, and why a library or a device that it needs is missing."""
+"""What `ccgpu.dispatch` and the backends agree on: a call, a backend's functions, and how it says what is missing."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 class Call(NamedTuple):
-    """What a backend may look at before it agrees to run a call."""
+    """A call as backends see it when they are asked whether they can run it."""
 
     device: torch.device
     dtype: torch.dtype = torch.float32
-    depth: int = 64  # channels of q and k; 0 in the two stages, which take any number
-    channels: int = 512  # of v
+    depth: int = 64  # channels of q and k; 0 in the stages, which take any number
+    channels: int = 512  # channels of v, or of a stage's map
     sizes: tuple[int, ...] = (97, 97)
     images: int = 1
 
@@ -23,7 +23,7 @@ class Call(NamedTuple):
 class Bridge(Protocol):
     """A backend: a module with these six functions; `ccgpu.cca`, `affinity` and `aggregate` give their formulas.
 
-    Inputs are checked tensors on one device, of any strides. Results have the dtype and layout of the tensors named.
+    Inputs are checked tensors on one device, of any strides. A result like x has the dtype and memory format of x.
     """
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float, /) -> tuple[Tensor, Tensor]:
@@ -38,13 +38,13 @@ class Bridge(Protocol):
         """Return the energies q_u . k_i (B, K, *S), as `layouts.empty_energies` allocates them."""
 
     def aggregate(self, weights: Tensor, v: Tensor, /) -> Tensor:
-        """Return the sums of v_i by the weights of u (B, C, *S), like v."""
+        """Return each position's sum of v over its criss-cross, weighted (B, C, *S), like v."""
 
     def aggregate_transposed(self, weights: Tensor, x: Tensor, /) -> Tensor:
-        """Return the sums of x_u by the weights that u gives i (B, C, *S), like x."""
+        """Return the transpose of `aggregate` applied to x (B, C, *S), like x."""
 
     def why_not(self, call: Call, /) -> str | None:
-        """Return why the backend cannot run a call, as the end of a sentence, or None where it can."""
+        """Return why the backend cannot run a call, as a clause such as "CuPy is not installed"; None: it can."""
 
 
 def install_command() -> str:
@@ -59,12 +59,12 @@ def first_line(error: BaseException) -> str:
 
 
 def device_reason(device: torch.device, cache: dict[int, str | None], find: Callable[[int], str | None]) -> str | None:
-    """Return why a CUDA device is unavailable to a backend, or None where it is usable.
+    """Return why a CUDA device is unavailable to a backend; None: it is usable.
 
     Args:
         device: a CUDA device; without an index, the current one.
-        cache: the backend's answers so far, by index of the device.
-        find: index of a device -> the answer; called once for each.
+        cache: the backend's earlier answers by device index, to which this one is added.
+        find: function from a device index to the answer, called if the cache has none.
     """
     index = device.index
     if index is None or index not in cache:

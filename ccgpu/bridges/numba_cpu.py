@@ -1,7 +1,7 @@
-"""Criss-cross attention on the CPU kernels: where torch tensors become NumPy arrays, on the same memory.
+"""The backend `numba_cpu`: the CPU kernels of `kernels/numba_cpu` on CPU tensors, as NumPy arrays on the same memory.
 
-Half precision is computed in float32, as in `torch_lines`. torch.get_num_threads() threads share the work. Numba is
-imported at the first call.
+Half precision is computed in float32. torch.get_num_threads() threads share the work. Numba is imported at the first
+call.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def _kernels() -> Any:
 
 @functools.cache
 def _reason() -> str | None:
+    """Return why Numba cannot be used, or None."""
     try:
         numba = importlib.import_module("numba")
         if numba.config.DISABLE_JIT:
@@ -43,9 +44,10 @@ def why_not(call: Call) -> str | None:
 
 
 def suits(call: Call) -> bool:
-    """Tell whether the kernels are the faster choice, as measured (docs/backends.md, "Which is chosen when").
+    """Return whether the kernels are faster than torch's products, as measured in docs/backends.md.
 
-    They are where each thread has lines of every axis, and where nothing has to be converted: half precision is not.
+    They are ("Which is chosen when") if there is at least one line of every axis for each thread and the dtype needs no
+    conversion, which half precision does.
     """
     if call.dtype not in (torch.float32, torch.float64):
         return False
@@ -54,12 +56,12 @@ def suits(call: Call) -> bool:
 
 
 def _array(x: Tensor) -> np.ndarray:
-    """Return a view of x's memory, or of a float32 copy."""
+    """Return x's memory as an array; that of a float32 copy for half precision."""
     return numpy_view(x.to(energy_dtype(x.dtype)))
 
 
 def _result_like(x: Tensor) -> Result:
-    """Return a result in the layout of x; float32 memory is computed where x has half precision."""
+    """Return a result in the layout of x, with float32 memory for the kernels if x has half precision."""
     target, dtype = torch.empty_like(x), energy_dtype(x.dtype)
     return Result(target) if x.dtype == dtype else Result(target, torch.empty_like(target, dtype=dtype))
 
@@ -91,16 +93,16 @@ def affinity(q: Tensor, k: Tensor) -> Tensor:
 
 
 def aggregate(weights: Tensor, v: Tensor) -> Tensor:
-    """Return the sums of v_i by the weights of u (B, C, *S), in v's dtype and layout."""
-    return _sum("aggregate", weights, v)
+    """Return each position's sum of v over its criss-cross, weighted (B, C, *S), in v's dtype and layout."""
+    return _weighted_sum("aggregate", weights, v)
 
 
 def aggregate_transposed(weights: Tensor, x: Tensor) -> Tensor:
-    """Return the sums of x_u by the weights that u gives i (B, C, *S), in x's dtype and layout."""
-    return _sum("aggregate_transposed", weights, x)
+    """Return the transpose of `aggregate` applied to x (B, C, *S), in x's dtype and layout."""
+    return _weighted_sum("aggregate_transposed", weights, x)
 
 
-def _sum(kernel: str, weights: Tensor, v: Tensor) -> Tensor:
+def _weighted_sum(kernel: str, weights: Tensor, v: Tensor) -> Tensor:
     result = _result_like(v)
     wide = weights.to(energy_dtype(v.dtype))
     getattr(_kernels(), kernel)(_array(wide), _array(v), threads=torch.get_num_threads(), out=numpy_view(result.memory))

@@ -1,10 +1,11 @@
-"""Criss-cross attention on the Numba kernels: where torch tensors become Numba's arrays.
+"""The backend `numba_cuda`: the kernels of `kernels/numba_cuda` on CUDA tensors, as Numba arrays on the same memory.
 
-The kernels take channels-last memory (B, P, channels) of the tensors' dtype and write float32 (float64 for float64):
-`torch_lines` brings tensors into that layout and results into theirs. All memory is torch's and belongs to its current
-stream, on which the kernels are launched, so a temporary may be dropped once the kernel that uses it is enqueued.
+The kernels take channels-last memory (B, P, channels) in the tensors' dtype, P being the positions of the map, and
+write float32 (float64 for float64). Other layouts and dtypes are copied on the way in or out. All memory is torch's and
+belongs to its current stream, on which the kernels are launched, so a temporary may be dropped once the kernel that
+uses it is enqueued.
 
-Numba is imported at the first call. In its simulator the tensors are on the CPU, and NumPy's views of them are passed.
+Numba is imported at the first call. With its simulator, the backend runs CPU tensors.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _REASONS: dict[int, str | None] = {}  # why a device is unavailable, by its inde
 
 
 def simulated() -> bool:
-    """Tell whether Numba's CUDA is its simulator, without importing Numba: it decides when it is imported."""
+    """Return whether Numba simulates CUDA, without importing Numba, which decides so when it is imported."""
     numba: Any = sys.modules.get("numba")
     if hasattr(numba, "config"):
         return bool(numba.config.ENABLE_CUDASIM)
@@ -40,6 +41,7 @@ def simulated() -> bool:
 
 
 def _find_reason(index: int) -> str | None:
+    """Return why a device is unavailable, or None."""
     if torch.version.hip is not None:
         return "it needs CUDA, and this torch is built for ROCm"
     if importlib.util.find_spec("numba_cuda") is None:
@@ -50,14 +52,14 @@ def _find_reason(index: int) -> str | None:
     except (ImportError, OSError, RuntimeError) as error:
         return f"numba-cuda cannot be used ({first_line(error)}); {install_command()} gives the one for this torch"
     if index >= devices:
-        problem = str(cuda.cuda_error() or "").strip()  # of the driver
+        problem = str(cuda.cuda_error() or "").strip()  # the driver's
         why = f" ({problem.splitlines()[0]})" if problem else ""
         return f"Numba sees no CUDA device {index}{why}; {install_command()} gives the numba-cuda for this torch"
     return None
 
 
 def why_not(call: Call) -> str | None:
-    """Return why the kernels cannot run a call, or None: where the tensors are, numba-cuda, the device, the dtype."""
+    """Return why the kernels cannot run a call (the tensors' device, numba-cuda, the GPU, the dtype), or None."""
     if call.device.type == "cpu":
         if not simulated():
             return f"it runs CUDA tensors, and CPU tensors only in Numba's simulator ({SIMULATOR_VARIABLE}=1)"
@@ -88,9 +90,9 @@ def _lines(x: Tensor) -> Any:
 
 
 def _inputs(*tensors: Tensor) -> list[Any]:
-    """Return tensors (B, channels, *S) as arrays (B, P, channels), each copied where it has another layout.
+    """Return tensors (B, channels, *S) as arrays (B, P, channels), copied if they have another layout.
 
-    An array keeps the copy that it lies on.
+    An array keeps the copy alive on whose memory it is.
     """
     return [_lines(channels_last(x, x.dtype)) for x in tensors]
 
@@ -102,7 +104,7 @@ def _numbers(x: Tensor) -> Any:
 
 @contextlib.contextmanager
 def _stream(x: Tensor) -> Iterator[Any]:
-    """Make x's device Numba's current one, and give torch's current stream on it, for launches."""
+    """Make x's device Numba's current one, and yield torch's current stream on it as Numba's."""
     if not x.is_cuda:
         yield 0
         return
@@ -153,16 +155,16 @@ def affinity(q: Tensor, k: Tensor) -> Tensor:
 
 
 def aggregate(weights: Tensor, v: Tensor) -> Tensor:
-    """Return the sums of v_i by the weights of u (B, C, *S), in v's dtype and layout."""
-    return _sum(weights, v, transposed=False)
+    """Return each position's sum of v over its criss-cross, weighted (B, C, *S), in v's dtype and layout."""
+    return _weighted_sum(weights, v, transposed=False)
 
 
 def aggregate_transposed(weights: Tensor, x: Tensor) -> Tensor:
-    """Return the sums of x_u by the weights that u gives i (B, C, *S), in x's dtype and layout."""
-    return _sum(weights, x, transposed=True)
+    """Return the transpose of `aggregate` applied to x (B, C, *S), in x's dtype and layout."""
+    return _weighted_sum(weights, x, transposed=True)
 
 
-def _sum(weights: Tensor, v: Tensor, *, transposed: bool) -> Tensor:
+def _weighted_sum(weights: Tensor, v: Tensor, *, transposed: bool) -> Tensor:
     sums, wide = torch.empty_like(v), energy_dtype(v.dtype)
     if sums.numel():
         result = channels_last_result(sums, wide)

@@ -223,7 +223,7 @@ def test_cpu_kernels_run_by_name_where_they_are_not_worth_while(ran):
 @pytest.fixture
 def numba_reason(monkeypatch):
     """A function that finds out anew whether Numba can be used."""
-    dispatch._say_once.cache_clear()
+    dispatch._warn_once.cache_clear()
     numba_cpu._reason.cache_clear()
     yield lambda: next(b for b in ccgpu.backends("cpu") if b.name == "numba_cpu").reason
     numba_cpu._reason.cache_clear()

@@ -50,10 +50,10 @@ def test_cca_matches_reference_sweep(backend, dtype, rank):
 def test_cca_matches_reference_however_it_is_cut_up(limits, problem):
     """Maps too large for one piece: single queries, single lines, energies formed twice, slabs of 2 channels."""
     cut = {
-        "one query": lines.Limits(piece=8, kept=0, slab=2),
-        "one line": lines.Limits(piece=8 * 49, kept=0, slab=2),
-        "recomputed": lines.Limits(piece=2**20, kept=0, slab=2),
-        "slabs": lines.Limits(piece=8 * 100, kept=2**20, slab=2),
+        "one query": lines.Limits(piece=8, cache=0, slab=2),
+        "one line": lines.Limits(piece=8 * 49, cache=0, slab=2),
+        "recomputed": lines.Limits(piece=2**20, cache=0, slab=2),
+        "slabs": lines.Limits(piece=8 * 100, cache=2**20, slab=2),
     }[limits]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "CPU_LIMITS", cut)

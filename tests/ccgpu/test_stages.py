@@ -105,7 +105,7 @@ def test_stage_matches_reference_sweep(stage, backend, dtype, rank):
 def test_stage_matches_reference_however_it_is_cut_up(stage, piece, problem):
     """Maps too large for one piece: single queries or single lines at a time, one image at a time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lines, "CPU_LIMITS", lines.Limits(piece=piece, kept=0, slab=2))
+        patch.setattr(lines, "CPU_LIMITS", lines.Limits(piece=piece, cache=0, slab=2))
         patch.setattr(lines, "SMALL_IMAGE_ENERGIES", 10)
         CHECKS[stage]("cpu", problem)
 

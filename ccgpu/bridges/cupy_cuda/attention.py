@@ -1,9 +1,9 @@
-"""Criss-cross attention on the CUDA kernels: where torch tensors become addresses.
+"""Criss-cross attention on the CUDA kernels: layouts, padding and alignment of the tensors whose addresses they get.
 
-The kernels take channels-last memory, (B, *S, channels), with 16 bytes to a step: channels_last tensors (and their like
-in 1D and 3D) pass as they are, others are copied into it once, padded with zero channels where theirs do not fill 16
-bytes. Results are written in place where their layout allows, else copied once. All memory is torch's and belongs to
-its current stream, so a temporary may be dropped once the kernel that uses it is enqueued.
+The kernels read and write channels-last memory, (B, *S, channels), in steps of 16 bytes. Tensors in channels-last
+memory are passed without a copy. Others are copied into it once, padded with zero channels to a multiple of 16 bytes.
+Results are written in place if their layout allows it, else copied once. All memory is torch's and belongs to its
+current stream, so a temporary may be dropped once the kernel that uses it is enqueued.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from ccgpu.kernels.cuda.plans import Launch
 from ccgpu.layouts import MEMORY_FORMATS, NAMES, Result, energy_dtype
 
 STEP_BYTES = 16
-# One setting since torch 2.9, which answers for the older two as well; they raise where it was used.
+# torch 2.9 has one setting that covers the older two, which raise once it has been used.
 _HAS_FP32_PRECISION = hasattr(torch.backends.cuda.matmul, "fp32_precision")
 
 
 def tf32_allowed() -> bool:
-    """Tell whether torch may multiply float32 matrices in TF32 on CUDA devices, by any of its settings."""
+    """Return whether torch may multiply float32 matrices in TF32 on CUDA devices, by any of its settings."""
     if _HAS_FP32_PRECISION:
         return torch.backends.cuda.matmul.fp32_precision == "tf32"
     return torch.backends.cuda.matmul.allow_tf32 or torch.get_float32_matmul_precision() != "highest"
 
 
 def _is_native(x: Tensor) -> bool:
-    """Tell whether the kernels can work on the memory of x (B, channels, *S) as it is."""
+    """Return whether the kernels can use the memory of x (B, channels, *S) without a copy."""
     if x.size(1) * x.element_size() % STEP_BYTES or address(x) % STEP_BYTES:
         return False
     if x.ndim == 3:
@@ -40,7 +40,7 @@ def _is_native(x: Tensor) -> bool:
 
 
 def _padded(channels: int, dtype: torch.dtype) -> int:
-    """Return the number of channels that fills up the last 16 bytes."""
+    """Return the number of channels padded to a multiple of 16 bytes."""
     step = STEP_BYTES // dtype.itemsize
     return -(-channels // step) * step
 
@@ -51,7 +51,7 @@ def _memory(x: Tensor) -> Tensor:
 
 
 def native(x: Tensor) -> Tensor:
-    """Return a tensor whose memory holds x (B, channels, *S) as the kernels take it: x itself or a copy."""
+    """Return x (B, channels, *S) in the kernels' layout: x itself, or a copy (B, *S, padded channels)."""
     if _is_native(x):
         return x
     copy = _memory(x)
@@ -63,7 +63,7 @@ def native(x: Tensor) -> Tensor:
 
 
 def aligned(x: Tensor) -> Tensor:
-    """Return x contiguous and with the alignment of the kernels: x itself or a copy."""
+    """Return x contiguous and aligned to 16 bytes: x itself, or a copy."""
     x = x.contiguous()
     return x.clone() if address(x) % STEP_BYTES else x
 
@@ -71,7 +71,7 @@ def aligned(x: Tensor) -> Tensor:
 def plan(
     kernel: str, dtype: torch.dtype, images: int, sizes: tuple[int, ...], depth: int, channels: int, limits: Limits
 ) -> tuple[Launch, ...]:
-    """Return the launches of a kernel for tensors of that dtype, D and C, under torch's present TF32 setting."""
+    """Return a kernel's launches for a dtype, depth D and channels C, under torch's current TF32 setting."""
     tf32 = dtype == torch.float32 and tf32_allowed()
     arithmetic = configurations.arithmetic(NAMES[dtype], limits.capability, tf32)
     depth, channels = _padded(depth, dtype), _padded(channels, dtype)
@@ -79,7 +79,7 @@ def plan(
 
 
 def result_like(x: Tensor) -> Result:
-    """Return a result in the layout of x (B, channels, *S), with memory that the kernels can write."""
+    """Return a result in the layout of x (B, channels, *S), with memory in the kernels' layout."""
     target = torch.empty_like(x)
     return Result(target) if _is_native(target) else Result(target, _memory(target).movedim(-1, 1))
 
@@ -91,7 +91,7 @@ class Kernels:
         self._launcher = launcher
 
     def run(self, kernel: str, q: Tensor, v: Tensor, tensors: dict[str, Tensor], scale: float) -> None:
-        """Enqueue a kernel; q and v (B, D or C, *S) give the problem's size and dtype."""
+        """Enqueue a kernel on the tensors; q (B, D, *S) and v (B, C, *S) give the problem's size and dtype."""
         shape, device = q.shape, q.device
         limits = self._launcher.limits(device)
         launches = plan(kernel, q.dtype, shape[0], shape[2:], shape[1], v.shape[1], limits)

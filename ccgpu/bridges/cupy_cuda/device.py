@@ -1,4 +1,4 @@
-"""Why the CUDA kernels cannot run a call, in words."""
+"""Why the CUDA kernels cannot run a call: CuPy, its compiler, a device, its age, the dtype or the channels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REASONS: dict[int, str | None] = {}  # why a device is unavailable, by its inde
 
 
 def _library_reason(cupy: Any) -> str | None:
-    """Return what is missing beside CuPy itself: a device, or the compiler."""
+    """Return what CuPy, which is installed, does not find: a device, or the compiler; None: it finds both."""
     try:
         devices = cupy.cuda.runtime.getDeviceCount()
     except RuntimeError as error:
@@ -35,6 +35,7 @@ def _library_reason(cupy: Any) -> str | None:
 
 
 def _find_reason(index: int) -> str | None:
+    """Return why a device is unavailable, or None."""
     if torch.version.hip is not None:
         return "it needs CUDA, and this torch is built for ROCm"
     try:
@@ -47,7 +48,7 @@ def _find_reason(index: int) -> str | None:
 
 
 def why_not(call: Call) -> str | None:
-    """Return why the kernels cannot run a call, or None: where the tensors are, CuPy, the device, dtype, channels."""
+    """Return why the kernels cannot run a call (the tensors' device, CuPy, the GPU, dtype, channels), or None."""
     if call.device.type != "cuda":
         return f"it runs CUDA tensors, and these are on {call.device}"
     reason = device_reason(call.device, _REASONS, _find_reason)

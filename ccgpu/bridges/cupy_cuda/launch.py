@@ -1,7 +1,7 @@
-"""CuPy compiles and launches the kernels: on torch's current stream, on the tensors' device.
+"""Compile and launch the CUDA kernels with CuPy, on the tensors' device and torch's current stream.
 
-A kernel is compiled once for each configuration and device, never for a new image size, and CuPy keeps the machine code
-on disk for later processes. A launch neither waits for the device nor allocates, so a CUDA graph can record it; a
+A kernel is compiled once for each configuration and device, never for a new image size, and CuPy caches the machine
+code on disk for later processes. A launch neither waits for the device nor allocates, so a CUDA graph can record it; a
 compilation cannot be recorded. CuPy is imported at the first use.
 """
 
@@ -20,33 +20,33 @@ from ccgpu.kernels.cuda.configurations import OPTIONS, Configuration, Limits, so
 from ccgpu.kernels.cuda.plans import ARGUMENT_BYTES, Launch, Pointers
 
 LOGGER = logging.getLogger("ccgpu")
-STRUCT = np.dtype(f"V{ARGUMENT_BYTES}")  # CuPy passes an array of one element by value, of any size
-SHARED_BYTES_WITHOUT_ASKING = 48 * 1024  # above that a kernel's attribute has to be raised
-LINES_OF_AN_ERROR = 8
+STRUCT = np.dtype(f"V{ARGUMENT_BYTES}")  # CuPy passes an array of one element by value, whatever its size
+DEFAULT_SHARED_BYTES = 48 * 1024  # for more, a kernel's attribute must be raised
+ERROR_LINES = 8
 
 
 class Launcher(Protocol):
-    """What the bridge needs of a device."""
+    """What the bridge needs of a device; the tests put others in CuPy's place."""
 
     def limits(self, device: torch.device) -> Limits:
-        """Return what the choice of a configuration depends on."""
+        """Return the device's limits, on which the choice of a configuration depends."""
 
     def launch(self, launches: tuple[Launch, ...], tensors: dict[str, Tensor], counters: Tensor, scale: float) -> None:
-        """Run the launches in order; counters (launches, images + 1) are zeros, a row for each."""
+        """Run the launches in order; counters (launches, images + 1) are zeros, a row for each launch."""
 
 
 class _Stream(NamedTuple):
-    """torch's stream, as far as CuPy's launch looks at one.
+    """torch's stream, with the one attribute that a launch of CuPy reads.
 
-    CuPy's own classes bring what is not wanted here: `ExternalStream` warns since CuPy 14, `Stream.from_external` is
-    missing before, and a `Stream` may destroy what it wraps.
+    None of CuPy's own classes fits: `ExternalStream` warns since CuPy 14, `Stream.from_external` is missing before, and
+    a `Stream` may destroy the stream that it wraps.
     """
 
     ptr: int
 
 
 class _Kernel(NamedTuple):
-    """A compiled kernel and what its launches have in common."""
+    """A compiled kernel with the block size and shared memory of its launches."""
 
     function: Any  # cupy.RawKernel
     block: tuple[int]
@@ -62,7 +62,7 @@ class CuPyLauncher:
         self._compiling = threading.Lock()
 
     def limits(self, device: torch.device) -> Limits:
-        """Return a device's compute capability and the shared memory that a block may have."""
+        """Return a device's compute capability and the most shared memory of a block."""
         index = device.index
         try:
             return self._limits[index]
@@ -74,7 +74,7 @@ class CuPyLauncher:
             return limits
 
     def compile(self, configuration: Configuration, device: torch.device) -> bool:
-        """Compile a configuration for a device, unless it is; return whether it was compiled now.
+        """Compile a configuration for a device unless that has been done; return whether it was done now.
 
         Raises:
             RuntimeError: the kernel does not compile or load, or torch's stream is recording a CUDA graph.
@@ -94,7 +94,7 @@ class CuPyLauncher:
             return True
 
     def launch(self, launches: tuple[Launch, ...], tensors: dict[str, Tensor], counters: Tensor, scale: float) -> None:
-        """Enqueue the launches on torch's current stream of the counters' device; compile what is new."""
+        """Enqueue the launches on torch's current stream of the counters' device; compile new configurations first."""
         device = counters.device
         pointers = Pointers(**{name: address(tensor) for name, tensor in tensors.items()})
         row, row_bytes = address(counters), counters.shape[1] * counters.element_size()
@@ -114,17 +114,17 @@ class CuPyLauncher:
 
 
 def _compile(configuration: Configuration, target: str) -> _Kernel:
-    """Compile for the current device, `target` in words."""
+    """Compile a configuration for the current device, whose architecture `target` names."""
     import cupy
 
     try:
         module = cupy.RawModule(code=source(configuration), options=OPTIONS, backend="nvrtc")
         function = module.get_function(configuration.entry)
-        if configuration.shared_bytes > SHARED_BYTES_WITHOUT_ASKING:
+        if configuration.shared_bytes > DEFAULT_SHARED_BYTES:
             function.max_dynamic_shared_size_bytes = configuration.shared_bytes
-    # The errors of NVRTC and of the driver are RuntimeErrors; a missing library is one, or an OSError or ImportError.
+    # NVRTC and the driver raise RuntimeErrors; a missing library raises one, an OSError or an ImportError.
     except (cupy.cuda.compiler.CompileException, RuntimeError, OSError, ImportError) as error:
-        lines = [line for line in str(error).splitlines() if line.strip()][:LINES_OF_AN_ERROR]
+        lines = [line for line in str(error).splitlines() if line.strip()][:ERROR_LINES]
         if isinstance(error, cupy.cuda.compiler.CompileException):
             advice = "report it"
         else:

@@ -1,6 +1,6 @@
-"""The two stages of the op on the CUDA kernels: see `ccgpu.affinity` and `ccgpu.aggregate`.
+"""The two stages of the op on the CUDA kernels: `affinity`, `aggregate` and its transpose.
 
-Energies and weights are channels-last in memory, (B, *S, K) with the K positions of a criss-cross side by side.
+Energies and weights are channels-last in memory, (B, *S, K): the K numbers of a position's criss-cross are contiguous.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Stages:
         return energies
 
     def aggregate(self, weights: Tensor, v: Tensor) -> Tensor:
-        """Return the sums of v_i by the weights of u (B, C, *S), in v's dtype and layout."""
-        return self._sum("aggregate", weights, v)
+        """Return each position's sum of v over its criss-cross, weighted (B, C, *S), in v's dtype and layout."""
+        return self._weighted_sum("aggregate", weights, v)
 
     def aggregate_transposed(self, weights: Tensor, x: Tensor) -> Tensor:
-        """Return the sums of x_u by the weights that u gives i (B, C, *S), in x's dtype and layout."""
-        return self._sum("aggregate_transposed", weights, x)
+        """Return the transpose of `aggregate` applied to x (B, C, *S), in x's dtype and layout."""
+        return self._weighted_sum("aggregate_transposed", weights, x)
 
-    def _sum(self, kernel: str, weights: Tensor, v: Tensor) -> Tensor:
+    def _weighted_sum(self, kernel: str, weights: Tensor, v: Tensor) -> Tensor:
         if v.numel() == 0:
             return torch.empty_like(v)
         out = result_like(v)

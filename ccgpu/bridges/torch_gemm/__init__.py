@@ -1,4 +1,4 @@
-"""The backends `cpu` and `torch`: criss-cross attention on torch's own matrix products, line by line, on any device."""
+"""The backends `cpu` and `torch`: the op on torch's own matrix products, line by line, on any device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["affinity", "aggregate", "aggregate_transposed", "backward", "forward
 
 
 def why_not(call: Call) -> str | None:
-    """Return why torch cannot run a call, or None: a CUDA device that it does not see."""
+    """Return why torch cannot run a call (a CUDA device that it does not see), or None."""
     if call.device.type == "cuda" and not torch.cuda.is_available():
         return "torch sees no CUDA device"
     return None

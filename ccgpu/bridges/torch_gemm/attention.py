@@ -1,11 +1,11 @@
 """Criss-cross attention on torch's own matrix products: the CPU path, and any device without kernels of its own.
 
-A criss-cross is a union of lines, one an axis, so the whole computation is products of small matrices, one a line. In
-channels-last memory every line of every axis is a strided matrix with contiguous rows, which a batched GEMM takes as it
-is: nothing is permuted or copied. Inputs in another layout are brought into it, a slab of channels at a time.
+A criss-cross is a union of lines, one for each axis, so the whole computation is products of small matrices, one for
+each line. In channels-last memory every line of every axis is a strided matrix with contiguous rows, which a batched
+GEMM takes without a permutation or a copy. Inputs in another layout are copied into it, a slab of channels at a time.
 
-Forward: energies E = scale Q K^T a line, their largest and their sum of exponentials, merged over the axes; then the
-weights P = exp(E - lse) and out += P V.
+Forward: the energies E = scale Q K^T of each line, their row maximum and row sum of exponentials, merged over the axes;
+then the weights P = exp(E - row_max) / row_sum and out += P V.
 Backward: P = exp(E - lse) again from the saved lse, dP = dO V^T, dS = P (dP - delta), dQ += scale dS K,
 dK += scale dS^T Q, dV += P^T dO, with delta_u = dout_u . out_u - dlse_u.
 
@@ -23,18 +23,18 @@ from torch import Tensor
 from ccgpu.bridges.torch_gemm.lines import Axis, Plan, add_product
 from ccgpu.layouts import channels_last, channels_last_result
 
-DELTA_ELEMENTS = 2**20  # products dout * out formed at once: they stay in cache
+DELTA_ELEMENTS = 2**20  # products dout * out formed at once: they stay in the CPU's cache
 
 
-def _exponentials(axis: Axis, piece: int, q: Tensor, k: Tensor, offset: Tensor, *, find: bool) -> Tensor:
+def _exponentials(axis: Axis, piece: int, q: Tensor, k: Tensor, offset: Tensor, *, set_to_max: bool) -> Tensor:
     """Return exp(Q K^T - offset) (lines, queries, N) in offset's dtype; offset is (lines, queries, 1).
 
-    With `find`, the offset is written: each query's largest energy (a huge negative number where all are -inf, whose
-    sum is then 0). The centre counts once: each line through it has an equal share. Masking it on all lines but one
-    would give 0 * inf = NaN where v is infinite.
+    With `set_to_max`, each query's row maximum is written to offset first (the dtype's lowest number where all energies
+    are -inf, so that their sum is 0). The centre counts once in all: each of the lines through it gives it an equal
+    share. Masking it on all lines but one would give 0 * inf = NaN where v is infinite.
     """
     energies = torch.bmm(q, k.transpose(1, 2)).to(offset.dtype)
-    if find:
+    if set_to_max:
         torch.amax(energies, -1, keepdim=True, out=offset).clamp_(min=torch.finfo(offset.dtype).min)
     exponentials = energies.sub_(offset).exp_()
     if axis.share != 1.0:
@@ -45,64 +45,65 @@ def _exponentials(axis: Axis, piece: int, q: Tensor, k: Tensor, offset: Tensor, 
 class _Softmax:
     """The softmax over all lines through a position, line by line.
 
-    Its weights are exp(E - largest) / total, as exact as a softmax of the joined energies; exp(E - lse) would carry the
-    rounding error of lse, which grows with the energies.
+    Its weights are exp(E - row_max) / row_sum, as exact as a softmax of the joined energies; exp(E - lse) would carry
+    the rounding error of lse, which grows with the energies.
     """
 
-    def __init__(self, axes: list[Axis], q: Tensor, k: Tensor, dtype: torch.dtype, *, keep: bool) -> None:
+    def __init__(self, axes: list[Axis], q: Tensor, k: Tensor, dtype: torch.dtype, *, cache: bool) -> None:
+        """Compute row maximum and row sum over all axes; with `cache`, hold on to the exponentials for `weights`."""
         self._axes, self._q, self._k = axes, q, k
-        self._kept: list[list[Tensor]] | None = [] if keep else None
-        self._largest = q.new_full((*q.shape[:-1], 1), torch.finfo(dtype).min, dtype=dtype)
-        offsets, parts = [], []
+        self._cache: list[list[Tensor]] | None = [] if cache else None
+        self._row_max = q.new_full((*q.shape[:-1], 1), torch.finfo(dtype).min, dtype=dtype)
+        maxima, sums = [], []  # of each axis
         for axis in axes:
-            offset, part = (torch.empty_like(axis.arrange(self._largest)) for _ in range(2))
-            kept = self._sum(axis, offset, part)
-            if self._kept is not None:
-                self._kept.append(kept)
-            offsets.append(axis.restore(offset).reshape(self._largest.shape))
-            parts.append(axis.restore(part).reshape(self._largest.shape))
-            self._largest = torch.maximum(self._largest, offsets[-1])
-        relative = [(offset - self._largest).exp_() for offset in offsets]
-        self._total = torch.stack([part * factor for part, factor in zip(parts, relative, strict=True)]).sum(0)
-        if self._kept is not None:
-            for axis, kept, factor in zip(axes, self._kept, relative, strict=True):
-                columns = axis.queries(axis.arrange(factor.div_(self._total)))
-                for exponentials, column in zip(kept, columns, strict=True):
+            axis_max, axis_sum = (torch.empty_like(axis.arrange(self._row_max)) for _ in range(2))
+            cached = self._reduce(axis, axis_max, axis_sum)
+            if self._cache is not None:
+                self._cache.append(cached)
+            maxima.append(axis.restore(axis_max).reshape(self._row_max.shape))
+            sums.append(axis.restore(axis_sum).reshape(self._row_max.shape))
+            self._row_max = torch.maximum(self._row_max, maxima[-1])
+        factors = [(axis_max - self._row_max).exp_() for axis_max in maxima]
+        self._row_sum = torch.stack([axis_sum * factor for axis_sum, factor in zip(sums, factors, strict=True)]).sum(0)
+        if self._cache is not None:
+            for axis, pieces, factor in zip(axes, self._cache, factors, strict=True):
+                columns = axis.queries(axis.arrange(factor.div_(self._row_sum)))
+                for exponentials, column in zip(pieces, columns, strict=True):
                     exponentials.mul_(column)
 
-    def _sum(self, axis: Axis, offset: Tensor, part: Tensor) -> list[Tensor]:
-        """Write each query's largest energy on the axis and its sum of exponentials; return these where kept."""
-        kept = []
+    def _reduce(self, axis: Axis, axis_max: Tensor, axis_sum: Tensor) -> list[Tensor]:
+        """Write each query's row maximum and row sum on one axis; return the exponentials if they are cached."""
+        cached = []
         pieces = (axis.queries(axis.arrange(self._q)), axis.keys(axis.arrange(self._k)))
-        columns = (axis.queries(offset), axis.queries(part))
-        for piece, (q, k, largest, total) in enumerate(zip(*pieces, *columns, strict=True)):
-            exponentials = _exponentials(axis, piece, q, k, largest, find=True)
-            torch.sum(exponentials, -1, keepdim=True, out=total)
-            if self._kept is not None:
-                kept.append(exponentials)
-        return kept
+        columns = (axis.queries(axis_max), axis.queries(axis_sum))
+        for piece, (q, k, row_max, row_sum) in enumerate(zip(*pieces, *columns, strict=True)):
+            exponentials = _exponentials(axis, piece, q, k, row_max, set_to_max=True)
+            torch.sum(exponentials, -1, keepdim=True, out=row_sum)
+            if self._cache is not None:
+                cached.append(exponentials)
+        return cached
 
     def weights(self, number: int) -> Iterator[Tensor]:
         """Yield the weights (lines, queries, N) of every piece of an axis."""
-        if self._kept is not None:
-            yield from self._kept[number]
+        if self._cache is not None:
+            yield from self._cache[number]
             return
         axis = self._axes[number]
         pieces = (axis.queries(axis.arrange(self._q)), axis.keys(axis.arrange(self._k)))
-        columns = (axis.queries(axis.arrange(self._largest)), axis.queries(axis.arrange(self._total)))
-        for piece, (q, k, largest, total) in enumerate(zip(*pieces, *columns, strict=True)):
-            yield _exponentials(axis, piece, q, k, largest, find=False).div_(total)
+        columns = (axis.queries(axis.arrange(self._row_max)), axis.queries(axis.arrange(self._row_sum)))
+        for piece, (q, k, row_max, row_sum) in enumerate(zip(*pieces, *columns, strict=True)):
+            yield _exponentials(axis, piece, q, k, row_max, set_to_max=False).div_(row_sum)
 
     def lse(self) -> Tensor:
         """Return the log-sum-exp of the energies (B, *S)."""
-        return (self._largest + self._total.log()).squeeze(-1)
+        return (self._row_max + self._row_sum.log()).squeeze(-1)
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Return out (B, C, *S) in v's dtype and layout and lse (B, *S); see `ccgpu.cca` for the formula.
 
-    Temporaries beside the results: the energies of a group of images where they fit the limits, else of a piece; and
-    a channels-last copy of q and k and of a slab of v and out where the inputs have another layout or half precision.
+    Temporaries beside the results: the energies of a group of images if they fit the limits, else those of a piece; and
+    a channels-last copy of q and k and of a slab of v and out if the inputs have another layout or half precision.
     """
     out = torch.empty_like(v)
     plan = Plan(q, v)
@@ -112,7 +113,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tens
     for images in plan.groups():
         qs, ks = (channels_last(x[images], plan.products) for x in (q, k))
         axes = plan.axes(images)
-        softmax = _Softmax(axes, qs if scale == 1.0 else qs * scale, ks, plan.wide, keep=plan.fits(1))
+        softmax = _Softmax(axes, qs if scale == 1.0 else qs * scale, ks, plan.wide, cache=plan.fits(1))
         lse[images] = softmax.lse()
         for slab in plan.slabs(1):
             values, target = (
@@ -120,13 +121,13 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tens
                 channels_last_result(out[images, slab], plan.products),
             )
             for number, axis in enumerate(axes):
-                total = axis.accumulator(target.lines)
-                pieces = (softmax.weights(number), axis.keys(axis.arrange(values)), axis.queries(total))
+                sums = axis.accumulator(target.lines)
+                pieces = (softmax.weights(number), axis.keys(axis.arrange(values)), axis.queries(sums))
                 for weights, value, here in zip(*pieces, strict=True):
                     add_product(here, weights.to(plan.products), value, write=axis.writes())
-                axis.add_to(target.lines, total)
+                axis.add_to(target.lines, sums)
             target.finish()
-            del values, target, total, pieces, value, here  # before the next slab's are made
+            del values, target, sums, pieces, value, here  # free this slab before the next one is allocated
     return out, lse
 
 
@@ -151,7 +152,7 @@ def backward(
             for line in lines:
                 line.add_slab(values, douts, dvs.lines, last=slab is slabs[-1], gradients=(dqs.lines, dks.lines))
             dvs.finish()
-            del values, douts, dvs  # before the next slab's are made
+            del values, douts, dvs  # free this slab before the next one is allocated
         if scale != 1.0:
             dqs.lines.mul_(scale)
         dqs.finish()
@@ -160,7 +161,7 @@ def backward(
 
 
 class _BackwardLines:
-    """The gradients along one axis: slabs of channels come one by one, dq and dk after the last."""
+    """The gradients along one axis, from slabs of channels one by one; dq and dk are complete after the last slab."""
 
     def __init__(self, axis: Axis, q: Tensor, k: Tensor, lse: Tensor, delta: Tensor) -> None:
         self._axis = axis
@@ -171,7 +172,7 @@ class _BackwardLines:
         self._dweights: list[Tensor] = []
 
     def add_slab(self, v: Tensor, dout: Tensor, dv: Tensor, *, last: bool, gradients: tuple[Tensor, Tensor]) -> None:
-        """Add the axis's share of a slab's dv, and of dq (not scaled yet) and dk where it is the last slab."""
+        """Add the axis's part of the slab's dv and, with the last slab, of dq (not scaled yet) and dk."""
         axis = self._axis
         sums = [axis.accumulator(x) for x in (dv, *gradients)]
         dvs, dqs, dks = axis.keys(sums[0]), axis.queries(sums[1]), axis.keys(sums[2])
@@ -184,7 +185,7 @@ class _BackwardLines:
                 dweights = self._dweights[piece].baddbmm_(do, value.transpose(1, 2))
             else:
                 q, k, lse = self._q[piece], self._k[piece], self._lse[piece]
-                weights = _exponentials(axis, piece, q, k, lse, find=False)
+                weights = _exponentials(axis, piece, q, k, lse, set_to_max=False)
                 dweights = torch.bmm(do, value.transpose(1, 2))
             add_product(dvs[piece], weights.to(do.dtype).transpose(1, 2), do, write=axis.writes(piece))
             if not last:
@@ -202,10 +203,10 @@ class _BackwardLines:
 
 
 def _delta(dout: Tensor, out: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the sum over channels of dout * out (B, *S), some rows of all images at a time."""
-    total = torch.empty((out.shape[0], *out.shape[2:]), dtype=dtype, device=out.device)
+    """Return the sum over channels of dout * out (B, *S), computed some rows of all images at a time."""
+    delta = torch.empty((out.shape[0], *out.shape[2:]), dtype=dtype, device=out.device)
     step = max(1, DELTA_ELEMENTS * out.shape[2] // out.numel())
     for start in range(0, out.shape[2], step):
         rows = slice(start, start + step)
-        torch.sum(dout[:, :, rows].to(dtype) * out[:, :, rows], 1, out=total[:, rows])
-    return total
+        torch.sum(dout[:, :, rows].to(dtype) * out[:, :, rows], 1, out=delta[:, rows])
+    return delta

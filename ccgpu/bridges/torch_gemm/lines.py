@@ -1,4 +1,4 @@
-"""Lines as torch's batched matrix products take them: one axis of a map, cut into pieces that bound the temporaries."""
+"""One axis of a map as a batch of lines for torch's batched matrix products, cut into pieces that bound temporaries."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from ccgpu.layouts import energy_dtype, is_channels_last
 class Limits(NamedTuple):
     """What bounds the temporaries on a device."""
 
-    piece: int  # bytes of energies formed at once
-    kept: int  # bytes of energies kept between passes; a map that needs more forms them again
-    slab: int  # channels brought into channels-last at once, where the energies can be kept meanwhile
+    piece: int  # bytes of energies computed at once
+    cache: int  # bytes of energies cached between passes; a map that needs more computes them again
+    slab: int  # channels copied into channels-last memory at once, if the energies can be cached meanwhile
 
 
 # On two cores at 97x97 with C = 512: pieces of 28 lines; 128 channels a slab cost 1.1 times the time of 256, and all
 # 512 take the same time and twice the memory.
-CPU_LIMITS = Limits(piece=2**20, kept=2**26, slab=256)
-OTHER_LIMITS = Limits(piece=2**28, kept=2**30, slab=2**30)
-# The lines of several images are no single batch in memory, the last axis's apart. Below this many energies an image,
-# copying them into one costs less than calls for each image (16x16: some 30 us either way).
+CPU_LIMITS = Limits(piece=2**20, cache=2**26, slab=256)
+OTHER_LIMITS = Limits(piece=2**28, cache=2**30, slab=2**30)
+# On all axes but the last, the lines of several images do not form one batch in memory. Below this many energies per
+# image, copying them into one batch takes less time than one call per image (16x16: about 30 us either way).
 SMALL_IMAGE_ENERGIES = 4096
 
 
 class Axis:
     """One spatial axis of channels-last maps (B, *S, channels): its lines, and how they are cut into pieces.
 
-    A map is arranged as (outer, N, inner, channels), a view in which a line is [o, :, i]. Where the axis is gathered
-    (small images), it is a copy with the lines one after another, (outer * inner, N, 1, channels).
+    `arrange` gives a map as (outer, N, inner, channels), a view in which a line is [o, :, i]. For small images the axis
+    is gathered instead: a copy with the lines one after another, (outer * inner, N, 1, channels).
 
-    A piece is some whole lines, or, where one line has too many energies, some queries of one line. `queries` and
-    `keys` list the pieces of an arranged map in one order, as matrices (lines, n, channels) that are views.
+    A piece is some whole lines or, if one line has too many energies, some queries of one line. `queries` and `keys`
+    list the pieces of an arranged map in the same order, as matrices (lines, n, channels) that are views.
     """
 
     def __init__(self, batch: int, sizes: tuple[int, ...], axis: int, crossing: int, most: int) -> None:
-        """Cut the axis into pieces of at most `most` energies; `crossing` lines go through a position."""
+        """Cut the axis into pieces of at most `most` energies; `crossing` is the number of lines through a position."""
         self.length = sizes[axis]
         self.first = axis == len(sizes) - 1
         self.share = 1.0 / crossing
@@ -57,19 +57,19 @@ class Axis:
         return lines.transpose(1, 2).flatten(0, 1).unsqueeze(2) if self.gathered else lines
 
     def restore(self, arranged: Tensor) -> Tensor:
-        """Return what `arrange` made of an x as (outer, N, inner, channels), a view."""
+        """Return an arranged map as (outer, N, inner, channels), a view."""
         if not self.gathered:
             return arranged
         return arranged.view(self._outer, self._inner, self.length, -1).transpose(1, 2)
 
     def accumulator(self, x: Tensor) -> Tensor:
-        """Return where the axis's products for x are summed: x itself, arranged, or memory for `add_to`."""
+        """Return the memory in which the axis's products for x are summed: x itself, arranged, or new memory."""
         if not self.gathered:
             return self.arrange(x)
         return x.new_empty((self._outer * self._inner, self.length, 1, x.shape[-1]))
 
     def add_to(self, x: Tensor, accumulated: Tensor) -> None:
-        """Add an accumulator to x, where it is not x itself."""
+        """Add an accumulator to x, unless it is x itself."""
         if self.gathered:
             x.view(self._outer, self.length, self._inner, x.shape[-1]).add_(self.restore(accumulated))
 
@@ -88,21 +88,21 @@ class Axis:
         return [part for line in self._lines_of(arranged) for part in line.split(self._step, 1)]
 
     def start(self, piece: int) -> int:
-        """Return the place in its line of the first query of a piece."""
+        """Return the position in its line of a piece's first query."""
         return self.starts[piece % len(self.starts)]
 
     def writes(self, piece: int = 0) -> bool:
-        """Tell whether the piece is the first to come to its keys in an accumulator, which is not cleared before."""
+        """Return whether the piece is the first to reach its keys in an accumulator, which has not been zeroed."""
         return (self.first or self.gathered) and self.start(piece) == 0
 
 
 def add_product(target: Tensor, a: Tensor, b: Tensor, *, write: bool) -> None:
-    """Add a @ b to target (lines, n, channels), or write it there."""
+    """Add a @ b to target (lines, n, channels); with `write`, overwrite it."""
     if write:
         torch.bmm(a, b, out=target)
     elif target.is_contiguous():
         target.baddbmm_(a, b)
-    else:  # torch multiplies into a strided result one matrix at a time; a batch and an addition are faster
+    else:  # faster than baddbmm_, which multiplies into a strided result one matrix at a time
         target.add_(torch.bmm(a, b))
 
 
@@ -123,22 +123,22 @@ class Plan:
         self._native = all(is_channels_last(x, self.products) for x in (v, *others))
 
     def groups(self) -> Iterator[slice]:
-        """Yield slices of images whose energies together stay well within the limit (at least one image each)."""
-        step = max(1, self._limits.kept // 4 // self._image)
+        """Yield slices of images, at least one each, whose energies together take a quarter of the cache at most."""
+        step = max(1, self._limits.cache // 4 // self._image)
         for start in range(0, self._batch, step):
             yield slice(start, min(start + step, self._batch))
 
     def axes(self, images: slice) -> list[Axis]:
-        """Return the axes to run, the last first; another axis of length 1 has nothing to add."""
+        """Return the axes to run, the last one first, without other axes of length 1: they add nothing."""
         wanted = [len(self.sizes) - 1, *(a for a in range(len(self.sizes) - 1) if self.sizes[a] > 1)]
         most = self._limits.piece // self.wide.itemsize
         return [Axis(images.stop - images.start, self.sizes, a, len(wanted), most) for a in wanted]
 
     def fits(self, copies: int) -> bool:
-        """Tell whether `copies` arrays of one image's energies may be kept."""
-        return copies * self._image <= self._limits.kept
+        """Return whether `copies` arrays of one image's energies fit the cache."""
+        return copies * self._image <= self._limits.cache
 
     def slabs(self, copies: int) -> list[slice]:
-        """Return slices of channels: several where they are converted and the energies can be kept meanwhile."""
+        """Return slices of channels: several if channels are copied and the energies can be cached meanwhile."""
         step = self._channels if self._native or not self.fits(copies) else self._limits.slab
         return [slice(start, start + step) for start in range(0, self._channels, step)]

@@ -1,14 +1,14 @@
-"""The two stages of criss-cross attention on torch's own matrix products: energies, and sums over the criss-cross.
+"""The two stages of criss-cross attention on torch's own matrix products: energies, and weighted sums.
 
-`affinity`, `aggregate` and `aggregate_transposed` are linear in each argument and each other's derivatives; their
-formulas stand in `stages` and `stage_ops`. As in `torch_lines`, a line is a strided matrix of channels-last memory, and
-an axis is a batch of products, cut into pieces that bound the temporaries.
+`affinity`, `aggregate` and `aggregate_transposed` are linear in each argument and each other's derivatives; `stage_ops`
+has the formulas. As in `attention`, a line is a strided matrix of channels-last memory, and an axis is a batch of
+products, cut into pieces that bound the temporaries.
 
-Energies and weights have K channels, and (B, *S, K) contiguous memory is their native layout. There the last axis has N
-channels, one for each position of its line, and every other axis N - 1: the centre is counted once. So a line's
-products, a matrix of queries x keys (n, N), lose their diagonal on the way to an axis but the last, and get it back on
-the way from there. What the diagonal gets back is an equal share of the centre's weight on every axis: 0 on all axes
-but the last would give 0 * inf = NaN where a value is infinite.
+Energies and weights have K channels, and their native layout is (B, *S, K), contiguous. The last axis has N of the K
+channels, one for each position of its line; every other axis has N - 1, without the centre, which counts once. So on
+those axes a line's matrix of queries x keys (N, N) loses its diagonal when energies are written and gets it back when
+weights are read. Each axis then gets an equal share of the centre's weight on its diagonal: 0 on all axes but the last
+would give 0 * inf = NaN where a value is infinite.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def aggregate_transposed(weights: Tensor, x: Tensor) -> Tensor:
 
 
 def _sums(weights: Tensor, values: Tensor, *, transpose: bool) -> Tensor:
-    """Return the products W V of all lines, summed over the axes, or W^T V."""
+    """Return the products W V (or W^T V) of all lines, summed over the axes."""
     sums = torch.empty_like(values)
     if sums.numel() == 0:
         return sums
@@ -71,41 +71,41 @@ def _sums(weights: Tensor, values: Tensor, *, transpose: bool) -> Tensor:
             for axis, matrices in _weight_matrices(plan, images, own):
                 _add_lines(axis, matrices, source, target.lines, transpose=transpose)
             target.finish()
-            del source, target  # before the next slab's are made
+            del source, target  # free this slab before the next one is allocated
     return sums
 
 
 def _add_lines(axis: Axis, matrices: Iterator[Tensor], source: Tensor, target: Tensor, *, transpose: bool) -> None:
-    """Add the products W V of an axis's lines to target, or W^T V; the first axis to come writes them there."""
-    total, lines = axis.accumulator(target), axis.arrange(source)
+    """Add the products W V (or W^T V) of an axis's lines to target; the first axis overwrites it."""
+    sums, lines = axis.accumulator(target), axis.arrange(source)
     into, out_of = (axis.keys, axis.queries) if transpose else (axis.queries, axis.keys)
-    for piece, (here, matrix, line) in enumerate(zip(into(total), matrices, out_of(lines), strict=True)):
+    for piece, (here, matrix, line) in enumerate(zip(into(sums), matrices, out_of(lines), strict=True)):
         if transpose:
             add_product(here, matrix.transpose(1, 2), line, write=axis.writes(piece))
         else:
             add_product(here, matrix, line, write=axis.writes())
-    axis.add_to(target, total)
+    axis.add_to(target, sums)
 
 
 def _first_channels(sizes: tuple[int, ...]) -> list[int]:
-    """Return the first of K channels of every axis that `Plan.axes` lists, in its order: the last axis first."""
+    """Return the first channel of each axis of `Plan.axes`, in its order: the last axis first."""
     firsts = [sum(sizes[:axis]) - axis for axis in range(len(sizes))]
     return [firsts[-1], *(first for first, size in zip(firsts[:-1], sizes, strict=False) if size > 1)]
 
 
 def _before_centre(axis: Axis, piece: int, like: Tensor) -> Tensor:
-    """Return (n, N - 1): whether a channel of an axis but the last is a position before the centre of its query."""
+    """Return (n, N - 1): whether a channel stands for a position before its query, on any axis but the last."""
     queries = torch.arange(axis.start(piece), axis.start(piece) + like.shape[1], device=like.device)
     return torch.arange(axis.length - 1, device=like.device) < queries.unsqueeze(1)
 
 
 def _weight_matrices(plan: Plan, images: slice, weights: Tensor) -> Iterator[tuple[Axis, Iterator[Tensor]]]:
-    """Yield every axis with its pieces' weights, one after another, as matrices (lines, queries, N).
+    """Yield every axis with an iterator over its pieces' weights, matrices (lines, queries, N).
 
     Args:
         plan: how the call is cut up.
         images: the group of images.
-        weights: its weights (images, *S, K), contiguous.
+        weights: the group's weights (images, *S, K), contiguous.
     """
     axes, firsts = plan.axes(images), _first_channels(plan.sizes)
     share = axes[0].share
@@ -113,7 +113,7 @@ def _weight_matrices(plan: Plan, images: slice, weights: Tensor) -> Iterator[tup
     centre = on_last.diagonal(dim1=-2, dim2=-1).mul(share).unsqueeze(-1).contiguous()
     yield axes[0], _last_matrices(axes[0], on_last, share)
     for axis, first in zip(axes[1:], firsts[1:], strict=True):
-        # One channel more than the axis has: the last axis's channels follow, so it exists.
+        # One channel more than the axis has, which exists because the last axis's channels follow.
         yield axis, _crossing_matrices(axis, weights[..., first : first + axis.length], centre)
 
 
@@ -132,7 +132,7 @@ def _crossing_matrices(axis: Axis, weights: Tensor, centre: Tensor) -> Iterator[
     for piece, (own, middle) in enumerate(zip(*pieces, strict=True)):
         matrix = own.new_empty(own.shape)
         matrix[..., 0] = own[..., 0]
-        # Before the centre, channel j is position j; behind it, position j + 1. At the centre either is overwritten.
+        # Channel j is position j before the centre and position j + 1 after it; the centre itself is overwritten below.
         torch.where(_before_centre(axis, piece, own), own[..., 1:], own[..., :-1], out=matrix[..., 1:])
         matrix.diagonal(offset=axis.start(piece), dim1=1, dim2=2).copy_(middle.squeeze(-1))
         yield matrix

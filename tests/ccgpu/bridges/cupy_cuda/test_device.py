@@ -99,7 +99,7 @@ def test_passing_over_the_kernels_is_said_once(monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(device, "_REASONS", {})
     monkeypatch.setattr(numba_cuda, "simulated", lambda: True)
-    dispatch._say_once.cache_clear()
+    dispatch._warn_once.cache_clear()
     on_cuda = types.SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32, shape=torch.Size((1, 8, 3, 4)))
     for _ in range(2):
         assert dispatch.choose(on_cuda, None, on_cuda).name == "torch"

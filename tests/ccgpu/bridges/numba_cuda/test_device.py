@@ -64,7 +64,7 @@ def test_devices_that_are_there(numba_cuda_package):
 
 def test_without_cupy_it_is_the_first_choice(numba_cuda_package, monkeypatch, caplog):
     monkeypatch.setattr(importlib, "import_module", _no_cupy(numba_cuda_package))
-    dispatch._say_once.cache_clear()
+    dispatch._warn_once.cache_clear()
     on_cuda = types.SimpleNamespace(device=CUDA, dtype=torch.float32, shape=torch.Size((1, 8, 3, 4)))
     for _ in range(2):
         assert dispatch.choose(on_cuda, None, on_cuda).name == "numba_cuda"
