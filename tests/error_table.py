@@ -1,7 +1,7 @@
-"""What the tests of values saw: a table of the largest errors by backend, dtype and rank, printed when the tests end.
+"""A table of the largest errors in the tests of values, by backend, dtype and rank, printed when the tests end.
 
-A unit is einsum's own error on the same example (none where the test allows for none) plus what rounding costs anybody,
-the test's floor divided by the limit: `units <= limit` says the same as `error <= limit * einsum's error + floor`.
+Errors are in units. A unit is einsum's own error on the same example (0 if the test allows for none) plus the test's
+floor for rounding divided by the limit, so that `units <= limit` means `error <= limit * einsum's error + floor`.
 """
 
 import math
@@ -14,14 +14,14 @@ VALUE_LIMIT, GRADIENT_LIMIT = 2, 3
 
 
 def in_units(error, plain_error, floor, limit) -> float:
-    """Return the largest error / (plain_error + floor / limit), of numbers or arrays; infinity where one is NaN."""
+    """Return the largest of error / (plain_error + floor / limit), numbers or arrays; infinity if one is NaN."""
     with np.errstate(invalid="ignore"):
         units = float(np.max(error / (plain_error + floor / limit), initial=0.0))
     return math.inf if math.isnan(units) else units
 
 
 class Row(NamedTuple):
-    """What a line of a table is about; the dtype also tells how products are formed, where that is another thing."""
+    """The key of a table's line; `dtype` names the arithmetic of products instead if that differs, as TF32 does."""
 
     backend: str
     dtype: str
@@ -29,9 +29,9 @@ class Row(NamedTuple):
 
 
 class ErrorTable:
-    """The largest errors of each row, in units, with the number of examples they come from.
+    """The largest errors of each row, in units, and the number of examples that they are taken from.
 
-    `limits` names the columns and what their numbers are held to.
+    `limits` has the columns' names, and the limits of their numbers.
     """
 
     def __init__(self, title: str, limits: Mapping[str, float]) -> None:
@@ -40,7 +40,7 @@ class ErrorTable:
         self._largest: dict[Row, dict[str, float]] = {}
 
     def record(self, row: Row, units: Mapping[str, float], examples: int = 1) -> None:
-        """Count examples of a row, whether they passed or failed, with their largest errors in some columns."""
+        """Add examples to a row, passed or failed, with their largest errors in some columns."""
         assert units.keys() <= self.limits.keys()
         self._examples[row] = self._examples.get(row, 0) + examples
         largest = self._largest.setdefault(row, {})
@@ -48,16 +48,16 @@ class ErrorTable:
             largest[column] = max(largest.get(column, 0.0), number)
 
     def contents(self) -> list[tuple]:
-        """Return the table as plain lists, to be merged into another process's."""
+        """Return the table as plain lists, for `merge` in another process."""
         return [(*row, examples, self._largest[row]) for row, examples in self._examples.items()]
 
     def merge(self, contents: Iterable[tuple]) -> None:
-        """Add what another process's table holds."""
+        """Add another process's table, as `contents` returns it."""
         for backend, dtype, rank, examples, units in contents:
             self.record(Row(backend, dtype, rank), units, examples)
 
     def lines(self) -> list[str]:
-        """Return the text of the table, nothing where nothing was recorded; what is above its limit has a mark."""
+        """Return the lines of the table, none if nothing was recorded; numbers above their limit end in "!"."""
         if not self._examples:
             return []
         texts = [("backend", "dtype", "rank", "examples", *self.limits)]
@@ -80,7 +80,7 @@ class ErrorTable:
         number = self._largest[row].get(column)
         if number is None:
             return "-"
-        # Rounded up, or 2.001 would pass for a 2.
+        # Rounded up, so that 2.001 does not look like a 2.
         text = f"{math.ceil(100 * number) / 100:.2f}" if number < 1000 else f"{number:.0e}"
         return f"{text}!" if number > self.limits[column] else text
 
@@ -102,10 +102,10 @@ HEADING = (
     "errors against the reference, in units of einsum's own error "
     f"(limits: {VALUE_LIMIT} values, {GRADIENT_LIMIT} gradients)"
 )
-UNIT = "A unit: einsum's error on the same example + what rounding costs anybody (the test's floor / limit). !: failed."
+UNIT = "A unit: einsum's error on the same example + the test's floor for rounding / the limit. !: failed."
 
 
 def report() -> list[str]:
-    """Return the text of all tables below a line that says what the unit is, nothing where nothing was recorded."""
+    """Return the lines of all tables after one that explains the unit; none if nothing was recorded."""
     texts = [table.lines() for table in TABLES]
     return [UNIT, *(line for text in texts for line in text)] if any(texts) else []

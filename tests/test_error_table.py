@@ -1,4 +1,4 @@
-"""The table of errors: what a number in it says, merging, its text, and that pytest prints it."""
+"""The table of errors: its units, its text, merging tables, and that pytest prints it."""
 
 import math
 import os
@@ -47,7 +47,7 @@ def test_units_of_arrays_are_the_largest_element():
     assert in_units(np.empty(0), 0.0, np.empty(0), 2) == 0.0
 
 
-def test_nan_counts_as_infinite():
+def test_nan_counts_as_infinity():
     assert in_units(math.nan, 1.0, 1.0, 2) == math.inf
     assert in_units(np.array([0.0, math.nan]), 1.0, np.ones(2), 2) == math.inf
     assert in_units(math.inf, math.inf, 1.0, 2) == math.inf
@@ -78,14 +78,14 @@ def test_merged_tables_are_the_table_of_both(first, second):
     assert table.lines() == table_of(first + second).lines()
 
 
-def test_column_that_the_table_has_not_is_refused():
+def test_unknown_column_is_refused():
     with pytest.raises(AssertionError):
         ErrorTable("cca", LIMITS).record(Row("cpu", "float32", 1), {"lse": 1.0})
 
 
 @pytest.fixture
 def tables(monkeypatch):
-    """Tables of the test's own in the place of the session's."""
+    """The module with empty tables instead of the session's."""
     for name in ("CCA", "STAGES"):
         table = getattr(error_table, name)
         monkeypatch.setattr(error_table, name, ErrorTable(table.title, table.limits))
@@ -128,7 +128,7 @@ def test_stage_records_before_it_raises(tables):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_pytest_prints_the_table(workers):
-    """With the rows of every worker, where pytest-xdist shares the tests out."""
+    """With pytest-xdist, it has the rows of every worker."""
     options = []
     if workers:
         pytest.importorskip("xdist")

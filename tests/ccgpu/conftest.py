@@ -1,4 +1,4 @@
-"""A CUDA device that is not there: a module in the place of CuPy, and torch's questions about devices answered."""
+"""A fake GPU: a module instead of CuPy, and torch.cuda patched to see two devices."""
 
 import contextlib
 import importlib.machinery
@@ -23,7 +23,7 @@ OPTIN_LIMIT = 227 * 1024
 
 @dataclass
 class Run:
-    """A launch as the device got it."""
+    """A launch that the fake device received."""
 
     name: str
     device: int
@@ -37,7 +37,7 @@ class Run:
 
 @dataclass
 class FakeGpu:
-    """What happened on the devices, and what they are to answer."""
+    """The state of the fake devices: what they report, and a record of what ran on them."""
 
     capability: tuple = (9, 0)
     devices: int = 2
@@ -52,12 +52,12 @@ class FakeGpu:
 
     @property
     def current(self):
-        """The CUDA runtime's current device, which belongs to the thread."""
+        """The CUDA runtime's current device, which each thread has its own of."""
         return getattr(self.local, "device", 0)
 
     @contextlib.contextmanager
     def device(self, device):
-        """Stand in for torch.cuda.device."""
+        """Replace torch.cuda.device."""
         index = device if isinstance(device, int) else device.index
         before, self.local.device = self.current, index
         try:
@@ -66,16 +66,16 @@ class FakeGpu:
             self.local.device = before
 
     def stream(self, device):
-        """Stand in for torch.cuda.current_stream."""
+        """Replace torch.cuda.current_stream."""
         return types.SimpleNamespace(cuda_stream=self.streams[device.index])
 
 
 class CompileException(Exception):
-    """CuPy's, which is no RuntimeError."""
+    """The exception of CuPy's compiler, which is not a RuntimeError."""
 
 
 class Kernel:
-    """A cupy.RawKernel: it belongs to the device it was loaded on, and has the driver's limits."""
+    """A fake cupy.RawKernel, which runs on the device that loaded it only, and enforces the driver's limits."""
 
     def __init__(self, gpu, name):
         self._gpu, self._name, self._device = gpu, name, gpu.current
@@ -90,7 +90,7 @@ class Kernel:
         assert 0 < block[0] <= 1024
         assert shared_mem <= self.max_dynamic_shared_size_bytes <= OPTIN_LIMIT, "invalid argument"
         (argument,) = args
-        # CuPy takes an array of one element by value, and nothing else that is as large.
+        # CuPy passes arrays of one element by value, and nothing else of this size.
         assert isinstance(argument, np.ndarray)
         assert argument.size == 1
         assert argument.nbytes == ARGUMENT_BYTES
@@ -99,7 +99,7 @@ class Kernel:
 
 
 def fake_cupy(gpu):
-    """Return a module with what ccgpu uses of CuPy."""
+    """Return a module with the parts of CuPy that ccgpu uses."""
     cupy = types.ModuleType("cupy")
     cupy.__spec__ = importlib.machinery.ModuleSpec("cupy", None)
 
@@ -134,11 +134,11 @@ def fake_cupy(gpu):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Two devices of compute capability 9.0 and a launcher that knows nothing yet."""
+    """Two devices of compute capability 9.0, and a launcher that has compiled nothing."""
     fake = FakeGpu()
     monkeypatch.setitem(sys.modules, "cupy", fake_cupy(fake))
     monkeypatch.setattr(device, "_REASONS", {})
-    monkeypatch.setattr(numba_cuda, "simulated", lambda: True)  # so that it takes no CUDA tensors
+    monkeypatch.setattr(numba_cuda, "simulated", lambda: True)  # then it runs no CUDA tensors
     monkeypatch.setattr(LAUNCHER, "_kernels", {})
     monkeypatch.setattr(LAUNCHER, "_limits", {})
     monkeypatch.setattr(torch.version, "cuda", "12.8")
@@ -154,5 +154,5 @@ def gpu(monkeypatch):
 
 @pytest.fixture
 def launcher(gpu):
-    """A launcher of its own."""
+    """A new launcher."""
     return CuPyLauncher()

@@ -1,8 +1,8 @@
-"""Problems for cca and what their results are held to: used on every device, by every test of values.
+"""Test problems for cca and the tolerance of their results, for the tests of values on every device.
 
 Tolerance: the error is at most 2 times (values) or 3 times (gradients) that of the plain einsum formulation in the same
-dtype, plus a floor of a few units in the last place of the result's magnitude. tests/error_table.py keeps what backends
-came to.
+dtype, plus a floor of a few units in the last place of the result's magnitude. tests/error_table.py collects the
+backends' errors.
 """
 
 import math
@@ -23,7 +23,7 @@ from tests.error_table import Row, in_units
 
 MAPS = {rank: st.tuples(*[st.integers(1, largest)] * rank) for rank, largest in ((1, 13), (2, 7), (3, 4))}
 SIZES = st.one_of(*MAPS.values())
-# For backends that take about a second an example: so many examples, and maps no larger than these.
+# Fewer examples and smaller maps for backends that take about a second for an example.
 FEW_EXAMPLES = 4
 SMALL_MAPS = {rank: st.tuples(*[st.integers(1, largest)] * rank) for rank, largest in ((1, 5), (2, 3), (3, 2))}
 SIMULATED = {"numba_cuda"}  # on CPU tensors, a simulator's Python threads run these kernels
@@ -36,33 +36,33 @@ def name_of(dtype):
     return str(dtype).removeprefix("torch.")
 
 
-def takers(dtype=torch.float64):
-    """The names of the backends that run CPU tensors of a dtype on this machine."""
+def cpu_backends(dtype=torch.float64):
+    """Return the names of the backends that run CPU tensors of a dtype on this machine."""
     return [b.name for b in ccgpu.backends("cpu", dtype=dtype) if b.available]
 
 
 def cells():
-    """Every backend for CPU tensors with each dtype that it takes and each rank: a test's parameters."""
+    """Return test parameters: every backend for CPU tensors with each of its dtypes and each rank."""
     return [
         pytest.param(backend, dtype, rank, id=f"{backend}-{name_of(dtype)}-{rank}D")
         for dtype in DTYPES
-        for backend in takers(dtype)
+        for backend in cpu_backends(dtype)
         for rank in MAPS
     ]
 
 
 def quick_cells(dtypes):
-    """Every backend that is fast enough for maps of a few hundred positions, with each of the dtypes that it takes."""
+    """Return test parameters: every backend fast enough for a few hundred positions, with each of its dtypes."""
     return [
         pytest.param(backend, dtype, id=f"{backend}-{name_of(dtype)}")
         for dtype in dtypes
-        for backend in takers(dtype)
+        for backend in cpu_backends(dtype)
         if backend not in SLOW
     ]
 
 
 def try_examples(check, problems, backend, dtype, rank, examples):
-    """Run check(backend, problem) on so many problems of a dtype and rank; on a few small ones in a simulator."""
+    """Run check(backend, problem) on this many problems of a dtype and rank, fewer and smaller ones in a simulator."""
     if backend in SIMULATED:
         examples, maps = FEW_EXAMPLES, SMALL_MAPS[rank]
     else:
@@ -77,7 +77,7 @@ def try_examples(check, problems, backend, dtype, rank, examples):
 
 
 def plain(q, k, v, scale):
-    """The einsum formulation, every step in the dtype of its inputs: what plain PyTorch gives."""
+    """Return out and lse by einsum, every step in the dtype of the inputs, as plain PyTorch computes them."""
     axes = q.ndim - 2
     energies = []
     for axis in range(axes):
@@ -105,13 +105,13 @@ class Problem(NamedTuple):
     layout: tuple[str, str, str] = ("contiguous",) * 3
 
     def on(self, device):
-        """Return the problem on a device, in the same layouts: a copy between devices closes gaps."""
+        """Return the problem on a device, in the same layouts, which a copy to another device does not keep."""
         tensors = tuple(layouts(x.to(device), kind) for x, kind in zip(self.tensors, self.layout, strict=True))
         return self._replace(tensors=tensors, dout=self.dout.to(device), dlse=self.dlse.to(device))
 
 
 def layouts(x, layout):
-    """The same values in another memory layout; "expanded" repeats the first ones along the first spatial axis."""
+    """Return x in another memory layout; "expanded" repeats its first values along the first spatial axis."""
     if layout == "channels_last":
         return x.movedim(1, -1).contiguous().movedim(-1, 1)
     if layout == "reversed":  # strides grow from the first axis to the last
@@ -154,7 +154,7 @@ def run(function, tensors, dout, dlse):
 
 
 def expected(problem):
-    """Return the same by the NumPy reference in float64."""
+    """Return out, lse, dq, dk, dv by the NumPy reference in float64."""
     tensors, dout, dlse, scale = problem[:4]
     arrays = [x.detach().double().numpy() for x in tensors]
     out, lse = reference.forward(*arrays, scale)
@@ -163,7 +163,7 @@ def expected(problem):
 
 
 def check_compiled_once(block, inputs):
-    """Raise unless `block` compiles as one graph for maps of all sizes, with the gradients that it has uncompiled.
+    """Raise unless `block` compiles as one graph for maps of all sizes, with the gradients of the uncompiled block.
 
     `inputs(sizes)` returns the arguments of block, leaves; block returns a number.
     """
@@ -184,7 +184,7 @@ def largest(x):
 
 
 def row_of(problem, backend, dtype=None):
-    """Return the problem's row in the table of errors; `dtype` names the arithmetic where it is not the dtype's."""
+    """Return the problem's row in the table of errors; `dtype` names the arithmetic if the dtype does not."""
     q = problem.tensors[0]
     on = "" if q.device.type == "cpu" else ", on the GPU"
     return Row(backend + on, name_of(q.dtype) if dtype is None else dtype, q.ndim - 2)
@@ -237,25 +237,25 @@ def check_errors(ours, theirs, truth, problem, unit=None, row=None):
 
 
 def attend(problem, backend=None):
-    """Return out, lse, dq, dk, dv by a backend of ours."""
+    """Return out, lse, dq, dk, dv by one of our backends."""
     tensors, dout, dlse, scale = problem[:4]
     return run(lambda *x: ccgpu.cca(*x, scale=scale, return_lse=True, backend=backend), tensors, dout, dlse)
 
 
 def attend_plainly(problem):
-    """Return the same by the einsum formulation, on the problem's device and in its dtype."""
+    """Return out, lse, dq, dk, dv by einsum, on the problem's device and in its dtype."""
     tensors, dout, dlse, scale = problem[:4]
     return run(lambda *x: plain(*x, scale), tensors, dout, dlse)
 
 
 def truth_in_float64(problem):
-    """Return the same by the einsum formulation in float64: for maps too large for the reference's loops."""
+    """Return out, lse, dq, dk, dv by einsum in float64, for maps too large for the reference's loops."""
     tensors, dout, dlse = tuple(x.double() for x in problem.tensors), problem.dout.double(), problem.dlse.double()
     return attend_plainly(Problem(tensors, dout, dlse, problem.scale))
 
 
 def check_backend(backend, problem, device="cpu", unit=None, dtype=None):
-    """Raise unless a backend computes the problem right, and returns dtype and layout as documented."""
+    """Raise unless a backend's results are within the tolerance and have the documented dtypes and layouts."""
     there = problem.on(device)
     ours = attend(there, backend)
     check_errors(ours, attend_plainly(there), expected(problem), problem, unit, row_of(there, backend, dtype))
@@ -263,7 +263,7 @@ def check_backend(backend, problem, device="cpu", unit=None, dtype=None):
 
 
 def check_form(results, problem):
-    """Raise unless out has v's dtype and format, lse that of energies, and the gradients those of q, k and v."""
+    """Raise unless out is like v, lse in the dtype of energies, and the gradients like q, k and v."""
     (out, lse, *gradients), tensors = results, problem.tensors
     assert out.dtype == tensors[2].dtype
     assert out.stride() == torch.empty_like(tensors[2]).stride()

@@ -1,8 +1,8 @@
-"""Problems for affinity and aggregate and what their results are held to: used on every device.
+"""Test problems for affinity and aggregate and the tolerance of their results, for tests on every device.
 
 Tolerance: the error is at most 2 times (values) or 3 times (gradients) that of the plain einsum formulation in the same
 dtype, plus a floor, element by element, of a few units in the last place of the sum of the terms' magnitudes.
-tests/error_table.py keeps what backends came to.
+tests/error_table.py collects the backends' errors.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from tests.error_table import GRADIENT_LIMIT, VALUE_LIMIT, Row, in_units
 
 
 def criss_cross(sizes):
-    """The number of positions in a criss-cross."""
+    """Return the number of positions in a criss-cross."""
     return sum(sizes) - len(sizes) + 1
 
 
@@ -30,7 +30,7 @@ def transposed(weights, x, backend=None):
 
 
 def inputs(sizes, dtype=torch.float64, batch=2, d=3, c=4, grad=True):
-    """q, k, v and weights."""
+    """Return q, k, v and weights."""
     generator = torch.Generator().manual_seed(len(sizes))
     tensors = (
         torch.randn(batch, n, *sizes, generator=generator, dtype=torch.float64) for n in (d, d, c, criss_cross(sizes))
@@ -43,7 +43,7 @@ def staged(q, k, v, scale=1.0):
 
 
 def plain_affinity(q, k):
-    """Energies by einsum, every step in the dtype of its inputs."""
+    """Return energies by einsum, every step in the dtype of the inputs."""
     axes, energies = q.ndim - 2, []
     for axis in range(axes):
         lines_q, lines_k = (x.movedim(1, -1).movedim(1 + axis, -2) for x in (q, k))
@@ -56,7 +56,7 @@ def plain_affinity(q, k):
 
 
 def plain_aggregate(weights, v):
-    """Weighted sums by einsum, every step in v's dtype."""
+    """Return weighted sums by einsum, every step in v's dtype."""
     sizes = v.shape[2:]
     parts = weights.to(v.dtype).movedim(1, -1).split([*(n - 1 for n in sizes[:-1]), sizes[-1]], -1)
     out = 0
@@ -71,14 +71,14 @@ def plain_aggregate(weights, v):
 
 
 class Problem(NamedTuple):
-    """Two maps of as many channels, and weights (or gradients of energies) in their dtype or the energies'."""
+    """Two maps with the same channels, and weights (or gradients of energies) in the maps' dtype or the energies'."""
 
     maps: tuple[Tensor, Tensor]
     weights: Tensor
     layout: tuple[str, str, str]
 
     def on(self, device):
-        """Return the problem on a device, in the same layouts: a copy between devices closes gaps."""
+        """Return the problem on a device, in the same layouts, which a copy to another device does not keep."""
         a, b, weights = (
             layouts(x.to(device), kind) for x, kind in zip((*self.maps, self.weights), self.layout, strict=True)
         )

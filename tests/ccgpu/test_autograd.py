@@ -1,4 +1,4 @@
-"""cca inside torch: derivatives, opcheck, compile, export, fakes, autocast, vmap, FLOP counts."""
+"""cca as an op of torch: derivatives, opcheck, compile, export, fake tensors, autocast, vmap, FLOP counts."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_third_derivative():
 
 
 def test_gradient_penalty_against_the_formula():
-    """The way second derivatives are used: the norm of a gradient as a part of the loss."""
+    """The usual use of second derivatives: the norm of a gradient in the loss."""
     results = []
     for function in (lambda q, k, v: ccgpu.cca(q, k, v), lambda q, k, v: formula.attention(q, k, v, 1.0)[0]):
         q, k, v = inputs((4, 3))
@@ -87,7 +87,7 @@ def test_compile_without_graph_break_and_with_dynamic_sizes():
 
 
 def test_compile_with_dynamic_sizes_and_the_default_scale():
-    """A float default of a function that is traced with dynamic=True is itself a symbol."""
+    """torch.compile with dynamic=True traces a float default as a symbol."""
     torch._dynamo.reset()
     compiled = torch.compile(lambda q, k, v: ccgpu.cca(q, k, v), fullgraph=True, dynamic=True)
     for sizes in [(6, 5), (8, 7)]:
@@ -169,7 +169,7 @@ def test_vmap(dims):
 
 
 def test_batched_vector_jacobian_products():
-    """The vmap rule of backward: many output gradients at once, as for the attention maps of many pixels."""
+    """The vmap rule of backward, for many output gradients at once, as for the attention maps of many pixels."""
     q, k, v = inputs((3, 4), torch.float32)
     out = ccgpu.cca(q, k, v)
     many = torch.randn(5, *out.shape)

@@ -1,4 +1,4 @@
-"""Every mistake gets one message: function, argument, what it must be, what it was, what to do."""
+"""Messages about wrong arguments of `ccgpu.cca`: function, argument, what it must be, what it is, what to do."""
 
 import math
 

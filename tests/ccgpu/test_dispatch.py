@@ -1,4 +1,4 @@
-"""The choice of a backend: the first that can run, or the one asked for, never another."""
+"""The choice of a backend: the first that suits a call and can run it, or the named one, never another."""
 
 import ast
 import importlib
@@ -25,7 +25,7 @@ def _two_threads_and_no_environment(monkeypatch):
 
 @pytest.fixture
 def ran(monkeypatch):
-    """Record which backends run."""
+    """Record the backends that run, and what they run."""
     names = []
 
     class Recorder:
@@ -116,7 +116,7 @@ def test_derivatives_of_the_stages_run_on_what_they_ran_on(ran, monkeypatch, cha
 
 @changes
 def test_backward_of_lowered_inputs_runs_on_what_forward_ran_on(ran, monkeypatch, change):
-    """The choice falls on the dtype of autocast: half precision does not suit `numba_cpu`."""
+    """The choice is made for the dtype of autocast: half precision does not suit `numba_cpu`."""
     q = Q.clone().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = ccgpu.cca(q, Q, Q) + stages_of(q, Q, Q)
@@ -141,7 +141,7 @@ def test_second_derivatives_do_not_depend_on_a_change_between_the_passes(ran, mo
 
 
 def test_a_compiled_program_chooses_at_each_run(ran, monkeypatch):
-    """It is traced once, without a choice: one would tie it to the sizes that it was traced with."""
+    """It is traced once, without a choice, which would add guards on the sizes."""
     torch._dynamo.reset()
     compiled = torch.compile(lambda q: (ccgpu.cca(q, Q, Q) + stages_of(q, Q, Q)).sum(), backend="aot_eager")
     for name in ("cpu", "reference"):
@@ -188,7 +188,7 @@ def test_backends_lists_all_with_reasons(monkeypatch):
     assert all("no CUDA device" in on_cuda[name].reason for name in ("cupy", "numba_cuda", "torch"))
 
 
-# The kernels for the CPU: where they are worth while, and where they cannot run ---------------------------------------
+# The kernels for the CPU: which calls they suit, and when they cannot run ---------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_backends_lists_all_with_reasons(monkeypatch):
         (0, (100,), 2, "cpu"),
     ],
 )
-def test_cpu_kernels_run_where_every_thread_has_lines(monkeypatch, images, sizes, threads, name):
+def test_cpu_kernels_suit_calls_with_lines_for_every_thread(monkeypatch, images, sizes, threads, name):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     x = torch.zeros(images, 2, *sizes)
     assert dispatch.choose(x, v=x).name == name
@@ -213,7 +213,7 @@ def test_cpu_kernels_run_where_every_thread_has_lines(monkeypatch, images, sizes
     assert dispatch.choose(x, "numba_cpu", x).name == "numba_cpu"
 
 
-def test_cpu_kernels_run_by_name_where_they_are_not_worth_while(ran):
+def test_cpu_kernels_run_by_name_if_they_do_not_suit(ran):
     line = torch.randn(1, 2, 9)
     by_name, chosen = ccgpu.cca(line, line, line, backend="numba_cpu"), ccgpu.cca(line, line, line)
     assert ran == ["numba_cpu", "cpu"]
@@ -222,7 +222,7 @@ def test_cpu_kernels_run_by_name_where_they_are_not_worth_while(ran):
 
 @pytest.fixture
 def numba_reason(monkeypatch):
-    """A function that finds out anew whether Numba can be used."""
+    """A function that returns why Numba cannot be used, looked up again."""
     dispatch._warn_once.cache_clear()
     numba_cpu._reason.cache_clear()
     yield lambda: next(b for b in ccgpu.backends("cpu") if b.name == "numba_cpu").reason
@@ -259,7 +259,7 @@ def test_reference_backend_differs_in_bits_only():
 
 
 def test_import_is_light():
-    """Nothing that is heavy or optional is imported along: no Numba, CuPy, TensorBoard, PIL."""
+    """No heavy or optional library is imported with ccgpu: no Numba, CuPy, TensorBoard or PIL."""
     code = (
         "import sys, torch; before = set(sys.modules); import ccgpu; new = set(sys.modules) - before;"
         "print(sorted({name.split('.')[0] for name in new}))"

@@ -1,4 +1,4 @@
-"""cca against the NumPy reference: values and gradients, every backend, any shape, layout, dtype and magnitude."""
+"""`ccgpu.cca` against the NumPy reference: values and gradients by every backend, for any shape, layout and dtype."""
 
 import math
 
@@ -24,12 +24,12 @@ from tests.ccgpu.problems import (
     quick_cells,
     row_of,
     run,
-    takers,
+    cpu_backends,
     truth_in_float64,
     try_examples,
 )
 
-BACKENDS = takers()
+BACKENDS = cpu_backends()
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
@@ -47,8 +47,8 @@ def test_cca_matches_reference_sweep(backend, dtype, rank):
 @pytest.mark.parametrize("limits", ["one query", "one line", "recomputed", "slabs"])
 @given(problem=problems(dtypes=(torch.float64,)))
 @settings(max_examples=60, deadline=None)
-def test_cca_matches_reference_however_it_is_cut_up(limits, problem):
-    """Maps too large for one piece: single queries, single lines, energies formed twice, slabs of 2 channels."""
+def test_cca_matches_reference_for_any_pieces(limits, problem):
+    """Maps too large for one piece: single queries, single lines, energies computed twice, slabs of 2 channels."""
     cut = {
         "one query": lines.Limits(piece=8, cache=0, slab=2),
         "one line": lines.Limits(piece=8 * 49, cache=0, slab=2),
@@ -64,8 +64,8 @@ def test_cca_matches_reference_however_it_is_cut_up(limits, problem):
 
 @pytest.mark.parametrize(("backend", "dtype"), quick_cells((torch.float32, torch.bfloat16, torch.float16)))
 @pytest.mark.parametrize("sizes", [(17, 19), (33, 16), (1, 65), (5, 9, 11), (130,)])
-def test_cca_middle_sizes(backend, dtype, sizes):
-    """Sizes with several pieces and lines, against the formulation in float64."""
+def test_cca_of_middle_sizes_matches_float64(backend, dtype, sizes):
+    """Sizes with several pieces and lines, against einsum in float64."""
     generator = torch.Generator().manual_seed(1)
     q, k = (torch.randn(2, 16, *sizes, generator=generator, dtype=torch.float64) * 0.5 for _ in "qk")
     v, dout = (torch.randn(2, 24, *sizes, generator=generator, dtype=torch.float64) for _ in "vd")
@@ -133,7 +133,7 @@ def test_linear_in_v(backend):
 
 @every_backend
 def test_attention_parts_merge_by_lse(backend):
-    """What return_lse is for: the criss-cross is its row and the rest of its column, merged by their weights."""
+    """return_lse allows this: attention to the row and to the rest of the column, merged by their weights."""
     q, k, v = tensors_of((4, 5))
     whole, lse = ccgpu.cca(q, k, v, return_lse=True, backend=backend)
     row, row_lse = ccgpu.cca(*(x.movedim(2, 1).flatten(0, 1) for x in (q, k, v)), return_lse=True, backend=backend)

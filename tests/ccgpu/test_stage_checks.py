@@ -1,4 +1,4 @@
-"""Every mistake in a call of affinity or aggregate gets one message."""
+"""Messages about wrong arguments of `ccgpu.affinity` and `ccgpu.aggregate`."""
 
 import pytest
 import torch

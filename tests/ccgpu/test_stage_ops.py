@@ -1,4 +1,4 @@
-"""affinity and aggregate inside torch: derivatives, opcheck, compile, export, fakes, autocast, vmap, FLOPs."""
+"""affinity and aggregate as ops of torch: derivatives, opcheck, compile, export, fake tensors, autocast, vmap."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_gradcheck_and_gradgradcheck(stage, sizes):
 
 
 @pytest.mark.parametrize("needed", [0, 1])
-def test_only_the_gradient_that_is_asked_for_is_computed(needed):
+def test_only_the_needed_gradient_is_computed(needed):
     q, k, v, weights = inputs((3, 4), grad=False)
     for function, arguments in ((ccgpu.affinity, (q, k)), (ccgpu.aggregate, (weights, v)), (transposed, (weights, v))):
         arguments = [x.clone().requires_grad_(i == needed) for i, x in enumerate(arguments)]
@@ -135,7 +135,7 @@ def test_vmap(dims):
 
 
 def test_vmap_of_derivatives():
-    """The vmap rules of all three ops: many output gradients at once, to the second order."""
+    """The vmap rules of all three ops, for many output gradients at once, to the second order."""
     q, k, v, _ = inputs((3, 4))
     out = staged(q, k, v)
     many = torch.randn(5, *out.shape, dtype=out.dtype)

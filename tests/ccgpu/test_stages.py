@@ -1,4 +1,4 @@
-"""affinity and aggregate: hand tables, the NumPy reference (any shape, layout, dtype), and cca."""
+"""affinity and aggregate against tables computed by hand, the NumPy reference (any shape, layout, dtype) and cca."""
 
 import math
 
@@ -11,7 +11,7 @@ import ccgpu
 from ccgpu.bridges.torch_gemm import lines
 from ccgpu.kernels import reference
 from ccgpu.layouts import energy_dtype
-from tests.ccgpu.problems import DTYPES, EPSILON, SIMULATED, cells, quick_cells, takers, try_examples
+from tests.ccgpu.problems import DTYPES, EPSILON, SIMULATED, cells, quick_cells, cpu_backends, try_examples
 from tests.ccgpu.stage_problems import (
     CHECKS,
     criss_cross,
@@ -24,7 +24,7 @@ from tests.ccgpu.stage_problems import (
     transposed,
 )
 
-BACKENDS = takers()
+BACKENDS = cpu_backends()
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 RANKS = [(5,), (3, 4), (2, 3, 3)]
 
@@ -102,7 +102,7 @@ def test_stage_matches_reference_sweep(stage, backend, dtype, rank):
 @pytest.mark.parametrize("piece", [8, 8 * 49], ids=["one query", "one line"])
 @given(problem=problems(dtypes=(torch.float64,)))
 @settings(max_examples=40, deadline=None)
-def test_stage_matches_reference_however_it_is_cut_up(stage, piece, problem):
+def test_stage_matches_reference_for_any_pieces(stage, piece, problem):
     """Maps too large for one piece: single queries or single lines at a time, one image at a time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "CPU_LIMITS", lines.Limits(piece=piece, cache=0, slab=2))
@@ -122,7 +122,7 @@ def middle_truth(stage, a, b, w):
 @pytest.mark.parametrize(("backend", "dtype"), quick_cells(DTYPES))
 @pytest.mark.parametrize("sizes", [(17, 19), (70, 3), (1, 65), (5, 9, 11), (130,)])
 def test_stage_of_middle_sizes_matches_float64(stage, backend, dtype, sizes):
-    """Several lines and images a piece, against the formulation in float64 on the same rounded inputs."""
+    """Several lines and images in a piece, against einsum in float64 on the same rounded inputs."""
     generator = torch.Generator().manual_seed(1)
     a, b = (torch.randn(2, 24, *sizes, generator=generator).to(dtype) for _ in "ab")
     w = torch.randn(2, criss_cross(sizes), *sizes, generator=generator)
@@ -142,7 +142,7 @@ def test_stage_of_middle_sizes_matches_float64(stage, backend, dtype, sizes):
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("sizes", RANKS)
 def test_non_finite_inputs_behave_as_the_reference(backend, which, value, sizes):
-    """On the centre too, where an axis's matrix has an entry that the reference has not."""
+    """Also at the centre, where the matrix of an axis has an entry that the reference does not have."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(2, 3, *sizes, generator=generator, dtype=torch.float64) for _ in "ab")
     w = torch.randn(2, criss_cross(sizes), *sizes, generator=generator, dtype=torch.float64)
@@ -173,7 +173,7 @@ def test_softmax_of_affinity_aggregated_is_cca(backend, sizes):
         torch.testing.assert_close(a, b)
 
 
-def test_gradient_penalty_is_that_of_cca():
+def test_gradient_penalty_equals_ccas():
     results = []
     for function in (staged, lambda q, k, v: ccgpu.cca(q, k, v)):
         q, k, v, _ = inputs((4, 3))

@@ -1,4 +1,4 @@
-"""torch.func's transforms and forward mode: derivatives that custom ops have no rules for, against autograd's."""
+"""torch.func's transforms and forward mode, for which custom ops can have no rule, against autograd."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZES = [(5,), (3, 4), (1, 4), (4, 1), (2, 3, 2)]
 
 
 def maps(sizes: tuple[int, ...], batch: int = 2) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Queries, keys, values, and weights as the stages take them."""
+    """Return queries, keys, values and a stage's weights."""
     generator = torch.Generator().manual_seed(sum(sizes))
     count = sum(sizes) - len(sizes) + 1
 
@@ -29,7 +29,7 @@ def maps(sizes: tuple[int, ...], batch: int = 2) -> tuple[Tensor, Tensor, Tensor
 
 
 def functions(sizes: tuple[int, ...]) -> dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]]:
-    """Each public op, made a single tensor, with arguments."""
+    """Return each public op as a function that returns one tensor, with arguments for it."""
     q, k, v, weights = maps(sizes)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def test_forward_mode_is_reverse_mode(name: str, sizes: tuple[int, ...]) -> None
     with forward_ad.dual_level():
         duals = [forward_ad.make_dual(x, t) for x, t in zip(inputs, tangents, strict=True)]
         torch.testing.assert_close(forward_ad.unpack_dual(function(*duals)).tangent, found)
-        # One input alone: the others are constants.
+        # A derivative by one input alone: the others are constants.
         tangent = forward_ad.unpack_dual(function(duals[0], *inputs[1:])).tangent
     torch.testing.assert_close(tangent, jvp(lambda x: function(x, *inputs[1:]), inputs[:1], tangents[:1])[1])
 
@@ -90,7 +90,7 @@ def test_jacobians_and_second_derivatives() -> None:
 
 
 def test_gradients_of_each_sample() -> None:
-    """vmap of grad, through a module, as for influence functions or private training."""
+    """vmap of grad through a module, as for influence functions or differentially private training."""
     torch.manual_seed(0)
     module = RCCA(8, gamma=0.8).double()
     x = torch.randn(3, 1, 8, 4, 5, dtype=torch.float64)
@@ -127,7 +127,7 @@ def test_autocast_lowers_the_inputs_there_too() -> None:
 
 
 def test_vmap_alone_runs_the_op() -> None:
-    """It has a rule, and the kernels are faster."""
+    """The op has a rule for vmap, and is faster than the formula."""
     q, k, v, _ = maps((3, 4))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         vmap(ccgpu.cca)(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1))

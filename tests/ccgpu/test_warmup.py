@@ -1,4 +1,4 @@
-"""Compiling ahead: what is compiled, what is printed, and the reason where nothing can be."""
+"""Compiling ahead: which kernels are compiled, what is printed, and the reason if none can be compiled."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from ccgpu.bridges.cupy_cuda.launch import LAUNCHER
 from ccgpu.warmup import main, warmup
 
 
-def test_compiles_what_the_calls_will_need(gpu):
+def test_compiles_the_kernels_that_calls_need(gpu):
     compiled = list(warmup((97, 97), (129, 257), dtype=torch.bfloat16))
     names = [name for name, *_ in gpu.compiled]
     assert [kernel.name for kernel in compiled] == names

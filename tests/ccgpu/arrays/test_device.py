@@ -1,4 +1,4 @@
-"""CuPy's and Numba's device arrays in `ccgpu.cca`, stood in for where there is no device: memory and streams."""
+"""CuPy's and Numba's device arrays in `ccgpu.cca`, faked in host memory: crossings and streams."""
 
 import contextlib
 import sys
@@ -19,7 +19,7 @@ def seen(monkeypatch):
 
 
 class Stream:
-    """A stream of torch: what is made current, and what waits for what."""
+    """A fake stream of torch, which records what it waits for."""
 
     def __init__(self, entered, name):
         self.entered, self.name = entered, name
@@ -30,7 +30,7 @@ class Stream:
 
 @pytest.fixture
 def streams(monkeypatch):
-    """A record of torch's streams: entered, left, and waited for."""
+    """A record of fake streams: made current, left, and waited for."""
     record = []
 
     @contextlib.contextmanager
@@ -52,7 +52,7 @@ def streams(monkeypatch):
 
 
 class ndarray:
-    """A CuPy array on the CPU: what DLPack and the bridge see of one."""
+    """A fake CuPy array in host memory, with the attributes that DLPack and ccgpu read."""
 
     def __init__(self, array, index=0):
         self.array = array
@@ -93,7 +93,7 @@ def on_device(tensor, index=0):
 
 @pytest.fixture
 def cupy(monkeypatch, streams):
-    """A module in the place of CuPy."""
+    """A fake CuPy."""
     module = types.ModuleType("cupy")
     module.pointers = {0: 0, 1: 0x50}
     module.ndarray = ndarray
@@ -208,7 +208,7 @@ def test_kinds_do_not_mix(cupy):
 
 @pytest.fixture
 def simulator():
-    """numba.cuda where its arrays are simulated."""
+    """numba.cuda of Numba's simulator."""
     numba = pytest.importorskip("numba")
     if not numba.config.ENABLE_CUDASIM:
         pytest.skip("Numba's simulator is off: there is a CUDA device (or NUMBA_ENABLE_CUDASIM=0)")
@@ -232,7 +232,7 @@ def test_numba_arrays_give_numba_arrays(simulator, seen, dtype):
 
 
 def test_numba_arrays_in_a_kernel(simulator):
-    """What comes back is an array that kernels take."""
+    """The result is an array that Numba's kernels accept."""
 
     @simulator.jit
     def double(x):
@@ -264,7 +264,7 @@ def test_checks_in_numbas_words(simulator):
 
 
 class DeviceNDArrayBase:
-    """A Numba device array on the CPU: its description is of host memory."""
+    """A fake Numba device array in host memory."""
 
     def __init__(self, array, stream=0, index=1):
         self.array, self.stream = array, stream
@@ -293,7 +293,7 @@ class DeviceNDArrayBase:
 
 @pytest.fixture
 def numba_cuda(monkeypatch, streams):
-    """A module in the place of numba.cuda on two devices, with memory on the host."""
+    """A fake numba.cuda with two devices, whose memory is on the host."""
     devices = []
 
     @contextlib.contextmanager
@@ -316,7 +316,7 @@ def numba_cuda(monkeypatch, streams):
         description = {**x.__cuda_array_interface__, "version": 3}
         del description["stream"]
         memory = types.SimpleNamespace(__array_interface__=description, owner=x)
-        return torch.from_numpy(np.asarray(memory))  # which refuses negative strides as torch.as_tensor does
+        return torch.from_numpy(np.asarray(memory))  # refuses negative strides, as torch.as_tensor does
 
     monkeypatch.setattr(arrays.torch, "as_tensor", as_tensor)
     return module
@@ -330,7 +330,7 @@ def test_numba_device_arrays_give_device_arrays(numba_cuda, seen, streams):
     np.testing.assert_array_equal(out.array, expected.numpy())
     assert [x.data_ptr() for x in seen[:3]] == [x.data_ptr() for x in tensors]
     assert out.array.ctypes.data == seen[3].data_ptr()
-    assert numba_cuda.devices == [None]  # the fake's tensors are on the CPU, which has no index
+    assert numba_cuda.devices == [None]  # the tensors are on the CPU, which has no index
     assert streams == [("default", "cuda:1"), "left"]
 
 

@@ -1,6 +1,6 @@
-"""Arrays with `__dlpack__` in `ccgpu.cca`, kinds that mix, and an example of each kind.
+"""Arrays with `__dlpack__` in `ccgpu.cca`, calls with several kinds of arrays, and an example of each kind.
 
-test_numpy.py has NumPy's arrays, test_device.py CuPy's and Numba's.
+test_numpy.py tests NumPy's arrays, test_device.py CuPy's and Numba's.
 """
 
 import subprocess
@@ -57,7 +57,7 @@ def test_other_libraries_arrays_give_their_kind(strict, seen, dtype):
 
 
 def test_reversed_and_read_only_arrays_by_dlpack(strict):
-    """torch.from_dlpack ends the process at the former."""
+    """With reversed arrays torch.from_dlpack would end the process."""
     values = [x.numpy() for x in inputs()]
     expected = np.flip(ccgpu.cca(*values), 3)
     turned = [strict.flip(strict.asarray(x), axis=3) for x in values]
@@ -78,8 +78,8 @@ def test_an_exporter_without_an_importer_gets_tensors():
 
 
 @pytest.mark.parametrize("place", ["namespace", "library", "library.dlpack"])
-def test_where_from_dlpack_is_found(monkeypatch, place):
-    """The namespace's goes before the library's, and that before the one in its dlpack."""
+def test_from_dlpack_is_looked_up_in_three_places(monkeypatch, place):
+    """In the array's namespace first, then in its library, then in the library's module dlpack."""
     made_by = []
 
     class Array(Exporter):
@@ -117,7 +117,7 @@ def test_where_from_dlpack_is_found(monkeypatch, place):
         ({"device": (7, 0)}, ValueError, r"\(.*\); copy it"),
     ],
 )
-def test_what_goes_wrong_in_dlpack_is_said(exporter, error, message):
+def test_errors_of_dlpack_are_in_the_message(exporter, error, message):
     q, k, v = inputs()
     message = (
         rf"cca: k must be an array whose memory torch can share by __dlpack__, got .*\.Exporter {message} into an "
@@ -130,7 +130,7 @@ def test_what_goes_wrong_in_dlpack_is_said(exporter, error, message):
     assert caught.value.__cause__ is not None
 
 
-def test_negative_strides_on_another_device_are_refused_before_torch_sees_them():
+def test_negative_strides_on_a_device_are_refused_before_torch_gets_them():
     q, k, v = (Exporter(x, device=(14, 0)) for x in inputs())
     k.strides = (60, -1, 4, 1)
     k.error = AssertionError("torch would end the process here")
@@ -154,14 +154,14 @@ def test_checks_in_the_librarys_words(strict):
 # Kinds together -------------------------------------------------------------------------------------------------------
 
 
-def test_libraries_that_speak_dlpack_do_not_mix(strict):
+def test_libraries_with_dlpack_do_not_mix(strict):
     q, k, _ = inputs()
-    message = r"convert q with array_api_strict\.from_dlpack$"  # the exporter's library makes none
+    message = r"convert q with array_api_strict\.from_dlpack$"  # the exporter's library has no from_dlpack
     with pytest.raises(TypeError, match=message):
         ccgpu.affinity(Exporter(q), strict.asarray(k.numpy()))
 
 
-def test_no_arrays_keep_their_message():
+def test_arguments_that_are_no_arrays_have_their_own_message():
     q, k, v = inputs()
     with pytest.raises(TypeError, match=r"cca: v must be a torch\.Tensor, got builtins\.list; "):
         ccgpu.cca(q, k, v.tolist())
@@ -171,7 +171,7 @@ def test_no_arrays_keep_their_message():
 
 
 def test_calls_import_no_library():
-    """Not even where it is installed. The kernels for the CPU need Numba; torch's products do not."""
+    """Not even if it is installed, on the backend `cpu`: the CPU kernels import Numba, torch's products nothing."""
     code = (
         "import os, sys, torch, ccgpu; os.environ['CCGPU_BACKEND'] = 'cpu'\n"
         "x = torch.zeros(1, 2, 3, 4); ccgpu.cca(x, x, x); ccgpu.cca(*[x.numpy()] * 3)\n"

@@ -1,4 +1,4 @@
-"""NumPy arrays in `ccgpu.cca` and its stages: their memory, dtypes, and what is refused; values are the tensors'."""
+"""NumPy arrays in `ccgpu.cca` and its stages: memory, dtypes, refusals, and the same values as for tensors."""
 
 import re
 import subprocess
@@ -21,20 +21,20 @@ def inputs(dtype=np.float32, sizes=(3, 4), batch=2):
 
 
 def attend(*arrays, **options):
-    """Return out and lse of arrays, and of tensors with the same values."""
+    """Return out and lse for arrays, and for tensors with the same values."""
     tensors = [torch.from_numpy(np.array(x, dtype=x.dtype.newbyteorder("="), order="C")) for x in arrays]
     return ccgpu.cca(*arrays, return_lse=True, **options), ccgpu.cca(*tensors, return_lse=True, **options)
 
 
 def check(*arrays, **options):
-    """Raise unless out and lse have the tensors' values and are plain arrays of their own memory; return them."""
+    """Return out and lse; raise unless they are plain arrays on memory of their own, with the values of tensors."""
     ours, theirs = attend(*arrays, **options)
     for a, b in zip(ours, theirs, strict=True):
         assert type(a) is np.ndarray
         assert a.dtype == b.numpy().dtype
         assert a.flags.writeable
         assert not any(np.shares_memory(a, x) for x in arrays)
-        rtol = 1e-3 if a.dtype == np.float16 else 1e-5  # another layout may round otherwise
+        rtol = 1e-3 if a.dtype == np.float16 else 1e-5  # other layouts may round differently
         np.testing.assert_allclose(a, b.numpy(), rtol=rtol, atol=rtol)
     assert ours[1].flags.c_contiguous
     return ours
@@ -66,7 +66,7 @@ def test_out_has_the_memory_order_of_v(order, batch):
     q, k, v = inputs(batch=batch)
     v = np.copy(v.transpose(order), order="C").transpose(np.argsort(order))
     out, _ = check(q, k, v)
-    if batch > 1:  # otherwise strides are the library's to choose
+    if batch > 1:  # NumPy and torch choose other strides for an axis of length 1
         assert out.strides == np.empty_like(v).strides
 
 
@@ -96,7 +96,7 @@ def test_strides_and_bytes(seen, name, view, copied):
 
 
 def _field(x, dtype):
-    """The same values as a field of packed records."""
+    """Return the same values as a field of packed records."""
     records = np.zeros(x.shape, dtype)
     records["x"] = x
     return records["x"]
@@ -112,7 +112,7 @@ def test_read_only_arrays_are_not_copied(seen):
 
 
 def test_read_only_arrays_do_not_warn_in_a_fresh_process():
-    """torch warns of them once a process."""
+    """torch warns of read-only memory once in a process."""
     code = (
         "import numpy, ccgpu; x = numpy.ones((1, 2, 3, 4)); x.flags.writeable = False;"
         "y = numpy.broadcast_to(numpy.ones(4), (1, 2, 3, 4)); ccgpu.cca(x, y, x); ccgpu.affinity(x, y)"
@@ -121,7 +121,7 @@ def test_read_only_arrays_do_not_warn_in_a_fresh_process():
 
 
 def test_read_only_file_in_memory(seen, tmp_path):
-    """A write into one would end the process."""
+    """A write into the mapped file would end the process."""
     arrays = []
     for i, x in enumerate(inputs()):
         np.save(tmp_path / f"{i}.npy", x)
@@ -177,7 +177,7 @@ def test_stages():
     np.testing.assert_allclose(half, out, atol=1e-2)
 
 
-def test_autocast_is_for_tensors():
+def test_autocast_does_not_change_arrays():
     arrays = inputs()
     expected = ccgpu.cca(*arrays)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -186,7 +186,7 @@ def test_autocast_is_for_tensors():
     np.testing.assert_array_equal(out, expected)
 
 
-def test_a_matrix_is_an_array_of_two_axes():
+def test_matrix_is_refused_as_an_array_of_two_axes():
     with pytest.raises(ValueError, match=r"cca: q must be \(B, D, L\), .*got 2 axes \(2, 3\); "):
         ccgpu.cca(*[np.ones((2, 3)).view(np.matrix)] * 3)
 
@@ -257,7 +257,7 @@ def test_dtypes_that_differ():
         ccgpu.aggregate(weights, v)
 
 
-def test_checks_of_tensors_hold():
+def test_arrays_get_the_checks_of_tensors():
     q, k, v = inputs()
     with pytest.raises(ValueError, match=r"cca: k must have q's shape \(2, 4, 3, 4\), got \(2, 4, 3, 3\)"):
         ccgpu.cca(q, k[..., :3], v)
@@ -279,8 +279,8 @@ def test_the_backend_asked_for_runs(monkeypatch):
     assert [backend.name for backend in used] == ["reference"] * 2
 
 
-def test_the_choice_of_a_backend_is_that_for_tensors(monkeypatch):
-    """By CCGPU_BACKEND, the number of threads and the dtype, with the same messages."""
+def test_backend_is_chosen_as_for_tensors(monkeypatch):
+    """By CCGPU_BACKEND, the number of threads and the dtype."""
     names = []
     for module in (autograd, stage_ops):
         choose = module.choose
@@ -312,7 +312,7 @@ def test_the_choice_of_a_backend_is_that_for_tensors(monkeypatch):
 
 
 def test_arrays_in_torch_compile():
-    """It cannot trace the kernels; NumPy arrays are tensors to it."""
+    """torch.compile makes tensors of NumPy arrays, and cannot trace the kernels."""
     q, k, v = inputs()
 
     def attend(q, k, v):

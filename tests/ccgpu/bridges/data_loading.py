@@ -2,7 +2,7 @@
 
     python -m tests.ccgpu.bridges.data_loading fork|spawn
 
-Prints "same" where every result has the bits that the parent's has.
+Prints "same" if every result has the same bits as the parent's.
 """
 
 import sys
@@ -17,7 +17,7 @@ THREADS = 3
 
 
 def attend(index):
-    """Return cca and its gradients for the inputs of this number, on several threads whatever their size."""
+    """Return cca and its gradients for the inputs of an index, on several threads even if they are small."""
     schedule.SMALL = 0
     torch.set_num_threads(THREADS)  # workers begin with one
     generator = torch.Generator().manual_seed(index)
@@ -27,7 +27,7 @@ def attend(index):
 
 
 class Attended(Dataset):
-    """What `attend` returns."""
+    """The results of `attend`."""
 
     def __len__(self):
         return 12

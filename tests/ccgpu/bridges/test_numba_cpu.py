@@ -1,4 +1,4 @@
-"""The backend `numba_cpu` in processes as users have them, many threads, forks, data loaders; where it cannot run."""
+"""The backend `numba_cpu` with many threads, forks and data loaders; on torch's tensors; and when it cannot run."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ SECONDS = 120  # until a process counts as hanging
 
 
 def python(*arguments, **environment):
-    """Run Python from the checkout; a process that hangs, or fails, fails the test."""
+    """Run Python in the checkout; the test fails if the process fails or hangs."""
     answer = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
@@ -51,7 +51,7 @@ def attend(arrays, threads):
 
 @pytest.mark.timeout(SECONDS)
 def test_eight_threads_at_once(monkeypatch):
-    """Each with maps of its own size and dtype, all of them with helpers of the one pool, which is made meanwhile."""
+    """Each has its own map size and dtype; all take helpers from one pool, which does not exist when they start."""
     monkeypatch.setattr(schedule, "SMALL", 0)
     monkeypatch.setattr(schedule, "_pool", None)
     generator = np.random.default_rng(0)
@@ -89,7 +89,7 @@ def test_in_workers_of_a_data_loader(method):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_in_children_of_children():
-    """Forked while the pool has threads, which the child has not; and the parent goes on meanwhile."""
+    """Children are forked while the pool has threads, which they do not inherit, and the parent keeps computing."""
     answer = program(
         """
         import os
@@ -113,7 +113,7 @@ def test_in_children_of_children():
 
 
 def test_in_a_thread_that_outlives_the_main_one():
-    """Python's pools of threads take nothing more by then."""
+    """Python's thread pools accept no more work then."""
     answer = program(
         """
         import threading, time
@@ -143,7 +143,7 @@ def test_torch_says_how_many_threads(threads, monkeypatch):
     class Pool:
         def submit(self, function):
             submitted.append(function)
-            return threading.Timer(0, function)  # never started; a timer can be cancelled
+            return threading.Timer(0, function)  # never started, but it can be cancelled
 
     monkeypatch.setattr(schedule, "SMALL", 0)
     monkeypatch.setattr(schedule, "_pool", Pool())
@@ -157,8 +157,8 @@ def test_torch_says_how_many_threads(threads, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_results_are_written_in_torch_s_memory(layout, dtype):
-    """In the layouts that torch gives them; tensors that require gradients are arguments like others."""
+def test_results_are_written_to_torchs_memory(layout, dtype):
+    """In torch's layouts, also for inputs that require gradients."""
     q, k, v = (layouts(torch.randn(2, c, 5, 7).to(dtype), layout).requires_grad_() for c in (16, 16, 32))
     out, lse = numba_cpu.forward(q, k, v, 1.0)
     gradients = numba_cpu.backward(torch.ones_like(out), q, k, v, out, lse, torch.zeros_like(lse), 1.0)
@@ -171,14 +171,14 @@ def test_results_are_written_in_torch_s_memory(layout, dtype):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_tensors_on_misaligned_memory(layout):
-    """As torch.frombuffer gives them, on part of a file."""
+    """Such tensors come from torch.frombuffer, for example on part of a file."""
     x = torch.frombuffer(bytearray(4 * 320 + 1), dtype=torch.float32, offset=1)
     x = x.view(1, 4, 5, 16).movedim(-1, 1) if layout == "channels_last" else x.view(1, 1, 20, 16)
     x.copy_(torch.randn(x.shape))
     torch.testing.assert_close(ccgpu.cca(x, x, x, backend="numba_cpu"), ccgpu.cca(x, x, x, backend="cpu"))
 
 
-# Whether it runs ------------------------------------------------------------------------------------------------------
+# When it can run, and when it is faster -------------------------------------------------------------------------------
 
 
 def test_why_not_on_other_devices():
@@ -202,12 +202,12 @@ def test_why_not_on_other_devices():
         (0, (97, 97), 1, False),
     ],
 )
-def test_suits_where_each_thread_has_lines(images, sizes, threads, faster, monkeypatch):
+def test_suits_calls_with_lines_for_each_thread(images, sizes, threads, faster, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert numba_cpu.suits(Call(torch.device("cpu"), sizes=sizes, images=images)) == faster
 
 
-def test_suits_where_nothing_is_converted():
+def test_suits_dtypes_that_are_not_converted():
     on_cpu = [
         Call(torch.device("cpu"), dtype) for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
     ]
@@ -244,7 +244,7 @@ ANSWER = """
     ids=["disabled", "missing"],
 )
 def test_why_not_without_numba(before, environment, reason):
-    """The default falls to torch's matrix products and says so once; asked for by name, it raises."""
+    """By default torch's matrix products run, and one warning says so; asked for by name, it raises."""
     environment = {"CCGPU_BACKEND": "", **environment}
     answer = program(f"{before}\n{textwrap.dedent(ANSWER)}", **environment)
     status, equal, error = answer.stdout.splitlines()

@@ -1,7 +1,7 @@
-"""The bridge to the kernels, with CPU tensors and NumPy's reference behind the launcher.
+"""The bridge to the CUDA kernels, with CPU tensors and NumPy's reference behind the launcher.
 
-The reference reads and writes the memory as the kernels do, so layouts, padding, alignment and dtypes are checked
-exactly. One test puts the kernels themselves there; tests/kernels/cuda/test_kernels.py tries all of them.
+The reference reads and writes the same memory as the kernels, so layouts, padding, alignment and dtypes are checked
+exactly. One test runs the kernels themselves; tests/kernels/cuda/test_kernels.py runs all of them.
 """
 
 import struct
@@ -27,7 +27,7 @@ DTYPES = list(NAMES)
 
 
 class ReferenceLauncher:
-    """Runs kernels.reference on the memory that a launch names, laid out as the kernels have it."""
+    """A launcher that runs kernels.reference on a launch's memory, in the kernels' layout."""
 
     def __init__(self, capability=(9, 0)):
         self.launched = []
@@ -116,7 +116,7 @@ def check(name, ours, truth, like):
     assert ours.shape == truth.shape, name
     assert ours.stride() == like.stride(), name
     assert ours.dtype == like.dtype, name
-    # The reference's result rounded once; beside that, sums over padded channels have another order.
+    # One rounding of the reference's result; and sums over padded channels have another order.
     unit = torch.finfo(ours.dtype).eps
     atol = unit * np.abs(truth).max(initial=0.0) + 1e-13
     np.testing.assert_allclose(ours.double().numpy(), truth, rtol=unit, atol=atol, err_msg=name)
@@ -124,7 +124,7 @@ def check(name, ours, truth, like):
 
 @given(problem=problems())
 @settings(max_examples=300, deadline=None)
-def test_bridge_hands_over_every_layout(problem):
+def test_every_layout_matches_reference(problem):
     q, k, v, dout, dlse, scale = problem
     before = [x.clone() for x in (q, k, v, dout, dlse)]
     launcher = ReferenceLauncher()
@@ -147,7 +147,7 @@ def test_bridge_hands_over_every_layout(problem):
 @pytest.mark.parametrize("sizes", [(7,), (3, 4), (2, 3, 4)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_channels_last_passes_without_a_copy(sizes, dtype):
-    """The addresses that reach the kernels are the tensors' own, and the result's."""
+    """The kernels get the addresses of the tensors themselves and of the result."""
 
     class Recorder(ReferenceLauncher):
         def launch(self, launches, tensors, counters, scale):
@@ -225,7 +225,7 @@ def test_tf32_follows_torchs_settings_at_the_call():
     not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9 has no fp32_precision"
 )
 def test_tf32_follows_the_newer_settings_too():
-    """The older two raise where these are used."""
+    """The older two settings raise after these have been used."""
     torch.backends.fp32_precision = "tf32"
     assert arithmetic_of(torch.float32) == "tf32"
     torch.backends.cuda.matmul.fp32_precision = "ieee"
@@ -241,7 +241,7 @@ def test_tf32_follows_the_newer_settings_too():
 @pytest.mark.parametrize("sizes", [(7,), (5, 4), (1, 6), (6, 1), (2, 3, 4)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_stages_on_every_layout(dtype, sizes):
-    """With channels that fill 16 bytes and with some that do not; weights as wide as energies, or in the dtype of v."""
+    """With channels that fill 16 bytes and some that do not; weights in the dtype of energies, or of v."""
     generator = torch.Generator().manual_seed(1)
     for turn, (depth, channels) in enumerate([(16, 32), (5, 9)]):
         shapes = [(2, n, *sizes) for n in (depth, depth, channels, criss_cross(sizes))]
@@ -288,7 +288,7 @@ def test_kernels_on_every_layout(cuda_on_cpu, dtype):
 
 
 class Behind:
-    """A backend's module: the bridge, for maps of given sizes."""
+    """A backend: the bridge for maps of given sizes, with the reference behind it."""
 
     def __init__(self, sizes):
         launcher = ReferenceLauncher()
@@ -319,7 +319,7 @@ def test_op_runs_on_the_bridge_with_autograd(behind_cca, last):
     assert {launch.configuration.kernel for launch in behind_cca.launcher.launched} == {"forward", "backward"}
 
 
-def test_autocast_reaches_the_kernels_as_its_dtype_and_nothing_inside_is_cast(behind_cca):
+def test_kernels_get_the_dtype_of_autocast_and_nothing_inside_is_cast(behind_cca):
     q = torch.randn(2, 5, 3, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out, lse = ccgpu.cca(q, q, q, return_lse=True)
@@ -330,8 +330,8 @@ def test_autocast_reaches_the_kernels_as_its_dtype_and_nothing_inside_is_cast(be
     torch.testing.assert_close(wide, ccgpu.cca(q, q, q), rtol=0, atol=0)
 
 
-def test_gradient_that_is_one_number_for_all_positions(behind_cca):
-    """`out.sum().backward()` hands over a dout of strides 0."""
+def test_expanded_gradient(behind_cca):
+    """In `out.sum().backward()`, dout has strides 0."""
     q = torch.randn(2, 5, 3, 4, dtype=torch.float64, requires_grad=True)
     ccgpu.cca(q, q.detach(), q.detach()).sum().backward()
     arrays = [q.detach().numpy()] * 3
@@ -341,7 +341,7 @@ def test_gradient_that_is_one_number_for_all_positions(behind_cca):
 
 
 def test_temporaries_of_native_calls_are_counters_and_delta():
-    """What the bridge allocates beside the results, counted in elements."""
+    """The shapes of all tensors that the bridge allocates, results included."""
     launcher = ReferenceLauncher()
     launcher.sizes = (3, 4)
     sizes = []

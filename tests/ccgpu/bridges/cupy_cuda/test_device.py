@@ -1,4 +1,4 @@
-"""Why the CUDA kernels cannot run a call, on devices that are not there, and when they are chosen."""
+"""Why the CUDA kernels cannot run a call, and when they are chosen, on fake GPUs."""
 
 import sys
 import types
@@ -28,7 +28,7 @@ def test_cupy_is_the_first_choice_for_cuda_tensors(gpu):
         assert status(dtype=dtype, depth=256, sizes=(2000, 3, 5)).available
 
 
-def test_cupy_leaves_what_it_has_no_kernel_for(gpu):
+def test_cupy_is_not_chosen_without_a_kernel(gpu):
     wide = types.SimpleNamespace(device=CUDA, dtype=torch.float32, shape=torch.Size((2, 300, 9, 9)))
     assert dispatch.choose(wide, v=wide).name == "torch"
     assert dispatch.choose(wide).name == "cupy"  # a stage, which takes any number of channels
@@ -86,7 +86,7 @@ def test_old_gpu_and_rocm_are_named(gpu, monkeypatch):
     assert "ROCm" in status().reason
 
 
-def test_reasons_are_found_out_once_for_each_device(gpu, monkeypatch):
+def test_reasons_are_cached_for_each_device(gpu, monkeypatch):
     counted = []
     monkeypatch.setattr(device, "_find_reason", lambda index: counted.append(index))
     for index in (0, 1, 0, 1):
@@ -94,7 +94,7 @@ def test_reasons_are_found_out_once_for_each_device(gpu, monkeypatch):
     assert counted == [0, 1]
 
 
-def test_passing_over_the_kernels_is_said_once(monkeypatch, caplog):
+def test_fallback_from_the_kernels_is_logged_once(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(device, "_REASONS", {})

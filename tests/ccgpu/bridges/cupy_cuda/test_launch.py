@@ -1,4 +1,4 @@
-"""The launcher on a device that is not there: what is compiled when, and what reaches the device."""
+"""The launcher on a fake GPU: what is compiled when, and what reaches the device."""
 
 import logging
 import random
@@ -18,7 +18,7 @@ LIMITS = configurations.Limits((9, 0), 227 * 1024)
 
 
 class Memory:
-    """Memory of a device by its address, as far as the launcher looks at a tensor."""
+    """A fake CUDA tensor with what the launcher reads of one: device, shape and address."""
 
     def __init__(self, address, index=0, shape=()):
         self.device, self.shape, self._address = torch.device("cuda", index), shape, address
@@ -57,7 +57,7 @@ def test_what_reaches_the_device(gpu, launcher):
 
 
 def test_struct_has_the_members_of_the_kernels(gpu, launcher):
-    """Members of `Arguments` in their order, counted from the source, as many bytes as the launch passes."""
+    """The launch passes the members of `Arguments`, parsed from the source, in their order and size."""
     source = configurations.source(plan()[0].configuration)
     body = re.search(r"struct Arguments \{(.*?)\n\};", source, re.DOTALL).group(1)
     body = re.sub(r"//.*", "", body)
@@ -107,7 +107,7 @@ def test_other_depth_dtype_and_kernel_are_other_kernels(gpu, launcher):
 
 
 def test_source_is_complete_in_itself(gpu, launcher):
-    """CuPy's cache looks at the source and the options, not at what a source includes."""
+    """CuPy's cache depends on the source and the options, but not on included files."""
     for kernel in configurations.KERNELS:
         source = configurations.source(plan(kernel)[0].configuration)
         assert "#include" not in source
@@ -123,7 +123,7 @@ def test_grid_is_one_dimensional_beyond_65535_blocks(gpu, launcher):
 
 
 def test_shared_memory_above_48_kb_is_asked_for(gpu, launcher):
-    """The stand-in refuses a launch with more than the kernel's attribute allows, as the driver does."""
+    """The fake kernel refuses a launch with more than its attribute allows, as the driver does."""
     small, large = plan(sizes=(8,)), plan("backward")
     assert small[0].configuration.shared_bytes <= 48 * 1024 < large[0].configuration.shared_bytes
     launch(launcher, small)
@@ -151,7 +151,7 @@ def test_second_device_has_its_own_kernels_and_stream(gpu, launcher):
     assert gpu.current == 0
 
 
-def test_threads_compile_once(gpu, launcher):
+def test_concurrent_threads_compile_once(gpu, launcher):
     """Replicas on two devices, several threads each, all at their first call at once."""
     gpu.compile_seconds = 0.05
     threads, count = [], 8

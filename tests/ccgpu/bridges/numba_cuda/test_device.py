@@ -1,4 +1,4 @@
-"""Why the Numba kernels cannot run a call, on devices that are not there, and when they are chosen."""
+"""Why the Numba kernels cannot run a call, and when they are chosen, on fake GPUs."""
 
 import importlib
 import importlib.util
@@ -24,7 +24,7 @@ def reason(device="cuda", **call):
 
 @pytest.fixture
 def numba_cuda_package(monkeypatch, gpu):
-    """A numba-cuda that sees two devices, in a process that is no simulator."""
+    """A fake numba-cuda that sees two devices, without its simulator."""
     fake = types.SimpleNamespace(gpus=[0, 1], is_available=lambda: True, cuda_error=lambda: None)
     monkeypatch.setattr(numba_cuda, "_REASONS", {})
     monkeypatch.setattr(numba_cuda, "simulated", lambda: False)
@@ -33,7 +33,7 @@ def numba_cuda_package(monkeypatch, gpu):
     return fake
 
 
-def test_simulator_takes_cpu_tensors_by_name_only(monkeypatch):
+def test_simulator_runs_cpu_tensors_by_name_only(monkeypatch):
     monkeypatch.setattr(numba_cuda, "simulated", lambda: True)
     listed = {b.name: b for b in ccgpu.backends("cpu")}
     assert listed["numba_cuda"].available
@@ -53,7 +53,7 @@ def test_cpu_tensors_need_the_simulator(monkeypatch):
         ccgpu.cca(*[torch.zeros(1, 2, 3)] * 3, backend="numba_cuda")
 
 
-def test_devices_that_are_there(numba_cuda_package):
+def test_available_devices(numba_cuda_package):
     for index in (0, 1):
         assert reason(f"cuda:{index}") is None
     assert reason() is None
@@ -113,7 +113,7 @@ def _raise(error):
     return function
 
 
-def test_reasons_are_found_out_once_for_each_device(numba_cuda_package, monkeypatch):
+def test_reasons_are_cached_for_each_device(numba_cuda_package, monkeypatch):
     counted = []
     monkeypatch.setattr(numba_cuda, "_find_reason", counted.append)
     for index in (0, 1, 0, 1):

@@ -1,4 +1,4 @@
-"""The Numba CUDA kernels in Numba's simulator: values, phases, layouts.
+"""The bridge and the Numba CUDA kernels in Numba's simulator: values, phases, layouts.
 
 The kernels get small tiles and several threads, so that segments, partial tiles and several phases occur on small maps,
 and a thread that runs ahead of a barrier matters.
@@ -37,7 +37,7 @@ KINDS = [torch.float64, torch.float32, torch.float16]
 
 @pytest.fixture
 def small(monkeypatch):
-    """A function that sets the kernels' tiles."""
+    """Set small tiles; return a function that sets others."""
 
     def use(tile, side, chunk):
         shapes = {real: Shape(tile, side, chunk, real) for real in (np.float32, np.float64)}
@@ -60,7 +60,7 @@ def problem_of(sizes, dtype, batch=1, depth=3, channels=5, scale=0.7, kinds=("co
 
 
 def attend(problem):
-    """out, lse, dq, dk, dv by the bridge."""
+    """Return out, lse, dq, dk, dv by the bridge."""
     (q, k, v), dout, dlse, scale = problem[:4]
     out, lse = numba_cuda.forward(q, k, v, scale)
     return (out, lse, *numba_cuda.backward(dout, q, k, v, out, lse, dlse, scale))
@@ -135,7 +135,7 @@ def test_stages(sizes, shape, dtype, seed):
 
 
 def test_float16_of_a_long_line_is_rounded_once(small):
-    """A line of 40 in 10 segments: 10 roundings of out would not stay within one unit of the last place."""
+    """A line of 40 has 10 segments: 10 roundings of out would exceed one unit in the last place."""
     problem = problem_of((40,), torch.float16, depth=2, channels=2)
     (q, k, v), scale = problem.tensors, problem.scale
     out, lse = numba_cuda.forward(q, k, v, scale)
@@ -158,7 +158,7 @@ def test_non_finite_inputs_behave_as_the_reference(small, which, value):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_queries_without_a_weight(small):
-    """All energies -inf: lse is -inf and out NaN; with some left, on any phase, the others count nothing."""
+    """If all energies are -inf, lse is -inf and out NaN; if some are, in any phase, they have no weight."""
     q, v = torch.ones(1, 1, 9, dtype=torch.float64), torch.arange(9.0, dtype=torch.float64).view(1, 1, 9)
     for finite in ([], [0], [8], [3, 4]):
         k = torch.full((1, 1, 9), -math.inf, dtype=torch.float64)
@@ -172,7 +172,7 @@ def test_queries_without_a_weight(small):
 @pytest.mark.parametrize("sizes", [(3, 4), (1, 5), (5, 1), (2, 2, 3)])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_infinite_value_is_not_multiplied_by_a_masked_weight(small, sizes):
-    """The centre is an equal part of each line; masked on all but one, it would give 0 * inf = NaN."""
+    """Each line gives the centre an equal share; masking it on all lines but one would give 0 * inf = NaN."""
     generator = torch.Generator().manual_seed(0)
     v = random(generator, (1, 2, *sizes), torch.float64)
     weights = random(generator, (1, stage_problems.criss_cross(sizes), *sizes), torch.float64).abs() + 0.1
@@ -190,7 +190,7 @@ def test_same_bits_twice(small):
 
 @pytest.mark.parametrize("dtype", KINDS)
 def test_behind_the_op(dtype):
-    """By its name, with autograd and both stages, in the tiles that the simulator gets by default."""
+    """The backend by its name, with autograd and both stages, in the simulator's default tiles."""
     problem = problem_of((3, 9), dtype)
     tensors = [x.requires_grad_() for x in problem.tensors]
     out, lse = ccgpu.cca(*tensors, scale=problem.scale, return_lse=True, backend="numba_cuda")
@@ -235,7 +235,7 @@ def test_phases_pair_all_segments_once_and_write_each_row_once(sizes, tile, whol
 
 
 def test_a_phase_is_a_launch(small, monkeypatch):
-    """And nothing else is launched."""
+    """Each phase is a launch of its kernel, and nothing else is launched."""
     launches = []
 
     class Kernel:
@@ -283,7 +283,7 @@ def test_no_images_launch_nothing(monkeypatch):
 
 
 def array_of(x, layout):
-    """The values of x in another layout, and the NumPy array on whose memory they lie."""
+    """Return x in another layout."""
     if layout == "channels_last":
         return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
     if layout == "fortran":
@@ -346,7 +346,7 @@ def test_channels_last_arrays_and_tensors_are_not_copied(small, monkeypatch):
 
 @pytest.mark.parametrize("dtype", KINDS)
 def test_everything_is_written(small, monkeypatch, dtype):
-    """Whatever memory a result gets, nothing of it is left."""
+    """No result keeps a NaN of its uninitialised memory."""
     empty, empty_like = torch.empty, torch.empty_like
     monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(math.nan))
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(math.nan))
@@ -359,7 +359,7 @@ def test_everything_is_written(small, monkeypatch, dtype):
 
 
 def test_streams():
-    """The default stream, and a Numba stream, stay what they are."""
+    """The default stream and a Numba stream are returned unchanged."""
     assert launch.stream_of(0) == 0
     stream = object()
     assert launch.stream_of(stream) is stream
@@ -370,7 +370,7 @@ def test_streams():
     [(0x40, 0x40, False), (0x40, 0x50, True), (0x40, 0, True), (None, 0x40, False), (None, 0, False)],
 )
 def test_the_host_waits_for_other_streams_only(monkeypatch, named, stream, waits):
-    """What is enqueued on the launches' own stream is done before them; an array may name another."""
+    """Launches follow earlier work on their own stream; an array that names another one makes the host wait."""
     waited = []
     monkeypatch.setattr(launch, "SIMULATED", False)
     monkeypatch.setattr(launch, "cuda", types.SimpleNamespace(as_cuda_array=lambda x, sync: waited.append(sync)))
