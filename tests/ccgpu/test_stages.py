@@ -11,7 +11,7 @@ import ccgpu
 from ccgpu.bridges.torch_gemm import lines
 from ccgpu.kernels import reference
 from ccgpu.layouts import energy_dtype
-from tests.ccgpu.problems import DTYPES, EPSILON, SIMULATED, cells, quick_cells, cpu_backends, try_examples
+from tests.ccgpu.problems import DTYPES, EPSILON, SIMULATED, cells, cpu_backends, quick_cells, try_examples
 from tests.ccgpu.stage_problems import (
     CHECKS,
     criss_cross,

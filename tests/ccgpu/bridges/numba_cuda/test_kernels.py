@@ -158,7 +158,7 @@ def test_non_finite_inputs_behave_as_the_reference(small, which, value):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_queries_without_a_weight(small):
-    """If all energies are -inf, lse is -inf and out NaN; if some are, in any phase, they have no weight."""
+    """If all energies of a query are -inf, lse is -inf and out NaN; else its energies of -inf have no weight."""
     q, v = torch.ones(1, 1, 9, dtype=torch.float64), torch.arange(9.0, dtype=torch.float64).view(1, 1, 9)
     for finite in ([], [0], [8], [3, 4]):
         k = torch.full((1, 1, 9), -math.inf, dtype=torch.float64)
