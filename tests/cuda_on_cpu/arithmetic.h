@@ -1,4 +1,4 @@
-// The number formats of the GPU and its matrix instructions, on ordinary floats.
+// Models of the GPU's number formats and matrix instructions, computed with ordinary floats.
 #pragma once
 #include "machine.h"
 #include "traffic.h"
@@ -35,7 +35,7 @@ inline u32 narrow_bf16(float x) {
 // cvt.rna.tf32.f32: the nearest of the numbers with 10 bits of mantissa, ties away from zero.
 inline u32 round_tf32(float x) { return x != x ? 0x7fffffff : (bit_cast<u32>(x) + 0x1000) & 0xffffe000; }
 
-// What the matrix units read of a tf32 operand.
+// The value that the matrix units read from a tf32 operand: they ignore its low 13 bits.
 inline float widen_tf32(u32 bits) { return bit_cast<float>(bits & 0xffffe000); }
 
 // ex2.approx.ftz: a subnormal argument counts as zero, a subnormal result becomes zero.

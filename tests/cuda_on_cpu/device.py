@@ -1,10 +1,10 @@
-"""A CUDA device that is this CPU: compiles kernel sources with g++ and launches them on arrays of NumPy.
+"""Compile CUDA kernels with g++ and run them on this CPU, on NumPy arrays.
 
     library = compile(source, ["scale"])
     counts = library.launch("scale", 4, 128, struct.pack("PPi", x.ctypes.data, y.ctypes.data, n), 0,
                             [("x", x, False), ("y", y, True)])
 
-README.md beside this file says what the machine models.
+README.md in this folder says what of a GPU the machine models.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ KINDS = ("matrix_loads", "loads", "stores", "copies")
 
 
 class DeviceError(RuntimeError):
-    """A kernel that does not compile, or that did something the machine forbids."""
+    """A kernel does not compile, or has done something that the machine forbids."""
 
 
 class NoCompiler(DeviceError):
@@ -43,14 +43,14 @@ class NoCompiler(DeviceError):
 
 
 class Wavefronts(NamedTuple):
-    """Cycles of shared memory, and how many of them are there for bank conflicts alone."""
+    """Cycles of shared memory, and how many of them are due to bank conflicts."""
 
     wavefronts: int
     conflicts: int
 
 
 class Counts(NamedTuple):
-    """What a launch moved and computed. The traffic of shared memory is None unless it was counted."""
+    """Bytes and operations of a launch. The wavefronts of shared memory are None unless they were counted."""
 
     bytes_read: int
     bytes_written: int
@@ -105,7 +105,7 @@ def _three(sizes: int | Sequence[int]) -> tuple[int, int, int]:
 
 
 def _order(order: str | int) -> tuple[int, int]:
-    """Return the number of an order and its seed."""
+    """Return an order as the machine's number for it and a seed."""
     if isinstance(order, int):
         return 2, order
     if order not in ORDERS:
@@ -121,7 +121,7 @@ class Library:
         self._lines = source.splitlines()
 
     def _quote(self, message: str) -> str:
-        """Add the text of the lines that a message names: in a spliced source their numbers alone say little."""
+        """Return a message with the text of the lines that it names: line numbers of a spliced source say little."""
         for number in dict.fromkeys(re.findall(rf"{UNIT}:(\d+)", message)):
             if 0 < int(number) <= len(self._lines):
                 message += f"\n  {UNIT}:{number}: {self._lines[int(number) - 1].strip()}"
@@ -142,20 +142,20 @@ class Library:
     ) -> Counts:
         """Run one kernel to its end.
 
-        Arguments:
+        Args:
             entry: the kernel's name, one of those given to `compile`.
             grid, block: numbers of blocks and of threads, one to three each.
-            arguments: the bytes of the kernel's one parameter, a struct.
+            arguments: the bytes of the kernel's only parameter, a struct.
             shared_bytes: dynamic shared memory of a block, at most 227 KB.
-            buffers: (name, contiguous array, writable) of all that the kernel may touch in global memory.
+            buffers: (name, contiguous array, writable) of all global memory that the kernel may access.
             order: which ready thread runs first: "forward", "reverse", or random by this seed.
             count: also count the wavefronts of shared memory (slower).
             check_races: also look for races in shared memory and in the writable buffers (slower).
-            block_order: the order of the blocks, likewise.
+            block_order: the order of the blocks, in the same form.
 
         Raises:
-            DeviceError: the kernel did something forbidden; the message says what, where in the source, and which
-                block and thread did it. Buffers are then half written.
+            DeviceError: the kernel did something forbidden; the message names it, the source line, the block and the
+                thread. Buffers are then partly written.
         """
         function = getattr(self._library, f"cuda_on_cpu_launch_{entry}")
         table = (_Buffer * len(buffers))()
@@ -200,21 +200,21 @@ def compiler() -> str:
 
 @functools.cache
 def _toolchain() -> str:
-    """Return what a compiled library depends on besides the kernel's source: compiler and machine headers."""
+    """Return everything but the kernel's source that a compiled library depends on: compiler, flags and headers."""
     version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout
     headers = "".join((HERE / name).read_text() for name in (*HEADERS, "primitives.cuh"))
     return "\0".join((compiler(), version, platform.machine(), " ".join(FLAGS), headers))
 
 
 def sanitizer_runtime() -> str | None:
-    """Return the path of AddressSanitizer's library, which a process must preload to load a sanitized one."""
+    """Return the path of AddressSanitizer's library, which a process must preload to load sanitized kernels."""
     found = subprocess.run([compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
     path = found.stdout.strip()
     return path if os.path.isabs(path) else None
 
 
 def _build(source: str, path: Path, flags: Sequence[str]) -> None:
-    """Compile to `path`, which appears complete or not at all; other processes may do the same at the same time."""
+    """Compile to `path`, written atomically: other processes may build the same file at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         unit, built = Path(folder) / "kernels.cpp", Path(folder) / "kernels.so"
@@ -233,13 +233,13 @@ def _load(path: Path, source: str) -> Library:
 
 
 def compile(source: str, entries: Sequence[str], sanitize: bool = False, definitions: Sequence[str] = ()) -> Library:
-    """Compile a source whose primitives are those of this folder.
+    """Return the compiled kernels of a source that uses this folder's primitives.cuh.
 
-    `source` is one translation unit; it has `#include "primitives.cuh"`, or the text of this folder's file of that
-    name, where the shipped one stood. Every kernel takes one struct by value. The result is kept in build/cuda_on_cpu
-    under a hash of all that it depends on.
+    `source` is one translation unit with `#include "primitives.cuh"`, or with the text of this folder's primitives.cuh
+    instead. Every kernel takes one struct by value. The result is cached in build/cuda_on_cpu under a hash of
+    everything that it depends on.
 
-    Arguments:
+    Args:
         source: CUDA C++.
         entries: names of the kernels to launch, declared `extern "C" __global__`.
         sanitize: build with AddressSanitizer; the process must have its library preloaded (`sanitizer_runtime`).

@@ -1,8 +1,8 @@
-// Fibers: the threads of a block as stacks between which one operating-system thread switches.
+// Fibers: each thread of a block is a stack, and one operating-system thread switches between these stacks.
 //
-// `resume(from, to)` continues `to` and returns when somebody resumes `from` again. The switch saves the registers that
-// a called function must keep; on x86-64 it is written by hand (a few nanoseconds), elsewhere, or with
-// CUDA_ON_CPU_UCONTEXT, it is swapcontext (a system call for the signal mask, about 100 times as slow).
+// `resume(from, to)` continues `to` and returns when `from` is resumed again. The switch saves the registers that a
+// called function must preserve. On x86-64 it is written in assembly (a few nanoseconds); elsewhere, or with
+// CUDA_ON_CPU_UCONTEXT, it is swapcontext (about 100 times as slow, because of a system call for the signal mask).
 #pragma once
 #include <cstddef>
 #include <sys/mman.h>
@@ -35,8 +35,8 @@ struct Stack {
 };
 
 #ifndef CUDA_ON_CPU_UCONTEXT
-// Pushes where to go on, stores the stack pointer and takes the other stack. It is no function, and it jumps instead of
-// returning, so that the processor's prediction of returns stays right: that makes it several times faster.
+// Pushes the address to continue at, stores the stack pointer and switches to the other stack. It is inlined, and jumps
+// instead of returning, so that the processor predicts later returns correctly: that makes it several times faster.
 __attribute__((always_inline)) inline void switch_stacks(void **from, void *to) {
   asm volatile("leaq -128(%%rsp), %%rsp\n\t" // a leaf function may keep values below its stack pointer
                "pushq %%rbp\n\t"
@@ -63,14 +63,14 @@ inline bool allocate(Stack &stack) {
   const size_t page = size_t(sysconf(_SC_PAGESIZE));
   void *memory = mmap(nullptr, page + Stack::BYTES, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED || mprotect(memory, page, PROT_NONE) != 0) // below: a stack that overflows must not go on
+  if (memory == MAP_FAILED || mprotect(memory, page, PROT_NONE) != 0) // a page below that catches stack overflows
     return false;
   stack.bottom = (char *)memory + page;
   return true;
 }
 
-// Makes `stack` begin at entry() when it is first resumed. What its previous use left there is given up. `number` keeps
-// the tops of neighbouring stacks out of one another's cache lines.
+// Makes `stack` begin at entry() when it is first resumed, discarding its previous use. `number` shifts the stack's
+// top, so that the tops of all stacks do not fall into the same cache sets.
 inline void prepare(Stack &stack, void (*entry)(), int number) {
   char *top = stack.bottom + Stack::BYTES - number * 1088 % 4096;
 #ifdef __SANITIZE_ADDRESS__
@@ -107,8 +107,7 @@ inline void resume(Stack &from, Stack &to, bool leaving = false) {
 #endif
 }
 
-// To be called first on a prepared stack; `main` is the stack of the operating-system thread: here its bounds are
-// learnt.
+// Must be called first on a prepared stack. Records the bounds of `main`, the operating-system thread's own stack.
 inline void entered(Stack &main) {
 #ifdef __SANITIZE_ADDRESS__
   const void *bottom;

@@ -35,7 +35,7 @@ template <class T> T shuffle_from(u32 mask, T value, int source, const char *ope
 
 inline void order_warp(void **, u32 lanes, Place) {
   Warp &warp = machine.warps[size_t(self().warp)];
-  if (!(warp.live & ~lanes)) // a part of the warp orders nothing that the race check knows of
+  if (!(warp.live & ~lanes)) // the race check does not track orderings of a part of the warp
     warp.epoch++;
 }
 

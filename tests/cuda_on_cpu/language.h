@@ -1,4 +1,4 @@
-// The words of CUDA C++ that the kernels use, for a C++17 compiler: keywords, vector types, bit casts, min and max.
+// The parts of CUDA C++ that the kernels use, for a C++17 compiler: keywords, vector types, bit casts, min and max.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -8,18 +8,18 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline __attribute__((always_inline))
-// Of the machine's own functions: called from so many places that a copy in each would cost compile time.
+// For functions of the machine itself: they are called in so many places that inlining them would cost compile time.
 #define OUT_OF_LINE __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
-// A static array would keep its values from block to block, which hides a missing barrier.
+// Rejected: a static array would keep its values from block to block, which hides a missing barrier.
 #define __shared__ STATIC_SHARED_MEMORY_IS_NOT_MODELLED_TAKE_IT_FROM_shared_memory
 #ifndef __CUDA_ARCH__
 #define __CUDA_ARCH__ 900
 #endif
 
-// NVRTC knows neither, so the kernels must not use them.
+// NVRTC does not define these, so the kernels must not use them.
 #undef INFINITY
 #undef NAN
 

@@ -1,4 +1,4 @@
-// A launch: the request from Python, the blocks one after another, the answer.
+// A launch: takes the request from Python, runs the blocks one after another, and returns counts or an error message.
 #pragma once
 #include <mutex>
 
@@ -10,7 +10,7 @@
 
 namespace cuda_on_cpu {
 
-struct Request { // device.py has the same
+struct Request { // mirrored by _Request in device.py
   u32 grid[3], block[3];
   u64 shared_bytes;
   u32 thread_order, block_order; // Order
@@ -88,7 +88,7 @@ inline bool valid(const Request &request, size_t argument_bytes) {
   return !machine.failed;
 }
 
-static std::mutex one_at_a_time; // the machine is one; Python may launch from several threads
+static std::mutex one_at_a_time; // the machine is a single global, and Python may launch from several threads
 
 // Returns true, or false with the reason in `message`.
 template <class Arguments>

@@ -1,4 +1,4 @@
-"""A launcher of the shipped kernels whose device is the CPU: what `ccgpu.bridges.cupy_cuda` takes instead of CuPy's."""
+"""A launcher that runs the shipped kernels on the CPU: a drop-in replacement of the one in ccgpu.bridges.cupy_cuda."""
 
 import ctypes
 from concurrent.futures import ThreadPoolExecutor
@@ -25,20 +25,20 @@ def memory(x):
 
 
 def build(machine, configuration, sanitize=False):
-    """Compile a configuration for the CPU, where it makes no difference how many blocks share a multiprocessor."""
+    """Compile a configuration for the CPU, ignoring how many blocks share a multiprocessor."""
     alike = configuration._replace(blocks=1)
     source = configurations.source(alike, primitives=machine.HERE / "primitives.cuh")
     return alike, machine.compile(source, [alike.entry], sanitize=sanitize)
 
 
 def build_all(machine, chosen):
-    """Compile several configurations side by side."""
+    """Compile several configurations in parallel."""
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda configuration: build(machine, configuration), chosen))
 
 
 class MachineLauncher:
-    """Runs launches on the CPU, on memory beside which nothing may be touched, results filled with NaN before.
+    """Runs launches on the CPU; results are filled with NaN first, and accesses beside the tensors' memory fail.
 
     `launched` and `counts` have an entry for each launch.
     """

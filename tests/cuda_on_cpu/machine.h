@@ -1,8 +1,8 @@
-// The machine: one block at a time, its threads taking turns; barriers, warp collectives and failures.
+// The machine: runs one block at a time, whose threads take turns; barriers, warp collectives and failures.
 //
 // A thread runs until it has to wait: at __syncthreads for the block, in a collective for the lanes of its mask. Then
-// the next ready thread runs: the first one (forward), the last one (reverse) or any one (random, by a seed). A
-// collective is computed for all lanes by the lane that arrives last. A failure abandons the launch.
+// the next ready thread runs: the first one (forward), the last one (reverse) or a random one (by a seed). The lane
+// that arrives last computes a collective for all lanes. A failure aborts the launch.
 #pragma once
 #include <cstdarg>
 #include <cstdio>
@@ -17,7 +17,7 @@ using u16 = uint16_t;
 using u32 = uint32_t;
 using u64 = uint64_t;
 
-// Where in the kernel's source an operation stands: the default argument of every operation.
+// The place of an operation in the kernel's source, passed as a default argument to every operation.
 struct Place {
   const char *file;
   int line;
@@ -27,7 +27,7 @@ inline bool same(Place a, Place b) { return a.line == b.line && (a.file == b.fil
 
 enum Order { FORWARD, REVERSE, RANDOM };
 
-// A copy_async that has been issued and not waited for.
+// A copy_async that has been issued but not waited for yet.
 struct Copy {
   char *to;
   const void *from;
@@ -38,7 +38,7 @@ struct Thread {
   Stack stack;
   uint3 index;
   int id, lane, warp;
-  const char *operation; // what it waits in, or waited in last, and where
+  const char *operation; // the operation that it waits in, or waited in last, and its place
   Place place;
   std::vector<Copy> copies;
   std::vector<size_t> groups; // the ends, in `copies`, of the groups committed
@@ -58,17 +58,17 @@ struct Collective {
 struct Warp {
   int first;       // id of its lane 0
   u32 ready, live; // lanes that can run; lanes that have not left the kernel
-  u32 born;        // lanes that the block has
-  u32 epoch;       // number of orderings of the whole warp so far
+  u32 born;        // lanes that exist in the block
+  u32 epoch;       // number of barriers of the whole warp so far
   std::vector<Collective> collectives;
 };
 
 struct Machine {
-  std::vector<Thread *> threads; // kept from launch to launch
+  std::vector<Thread *> threads; // reused by later launches
   std::vector<Warp> warps;
   u32 ready_warps = 0;
   int size = 0, live = 0, at_barrier = 0;
-  u32 epoch = 0; // number of orderings of the whole block so far, counted through the launch
+  u32 epoch = 0; // number of barriers of whole blocks, and of blocks begun, so far in the launch
   Place barrier{};
   Thread *current = nullptr; // null: outside the kernel
   Stack main;
@@ -83,7 +83,7 @@ static Machine machine;
 
 } // namespace cuda_on_cpu
 
-// The built-in variables; each thread finds its own when it is resumed.
+// The built-in variables; threadIdx is set whenever a thread is resumed.
 static uint3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace cuda_on_cpu {
@@ -133,7 +133,7 @@ inline void record(Place place, const Thread *thread, const char *format, va_lis
   __builtin_unreachable();
 }
 
-// The same where no thread runs: the caller returns by itself.
+// Records a failure while no thread runs; the caller has to return.
 __attribute__((format(printf, 1, 2))) inline void fail_block(const char *format, ...) {
   va_list values;
   va_start(values, format);
@@ -160,7 +160,7 @@ inline int choose_bit(u32 bits) {
   return __builtin_ctz(bits);
 }
 
-// Takes the next thread out of the ready ones; null when none is ready.
+// Chooses the next of the ready threads and marks it as running; null if no thread is ready.
 inline Thread *next_ready() {
   if (!machine.ready_warps)
     return nullptr;
@@ -178,7 +178,7 @@ inline void make_ready(Warp &warp, u32 lanes) {
   machine.ready_warps |= 1u << (warp.first / 32);
 }
 
-// Every thread waits for another one: says which.
+// Called when every thread waits for another one: reports which.
 [[noreturn]] inline void fail_deadlock() {
   for (Warp &warp : machine.warps)
     for (Collective &collective : warp.collectives) {
@@ -190,7 +190,7 @@ inline void make_ready(Warp &warp, u32 lanes) {
            collective.operation, missing, collective.mask, lacks.lane, lacks.operation, base_name(lacks.place.file),
            lacks.place.line);
     }
-  // A barrier alone never gets here: it fails where the thread that it lacks leaves the kernel.
+  // A missing __syncthreads is not reported here: it fails where the missing thread leaves the kernel.
   fail(machine.barrier, self(), "deadlock");
 }
 
@@ -229,7 +229,7 @@ inline void finish_if_complete(Warp &warp, size_t which) {
   warp.collectives.pop_back();
 }
 
-// Waits for the lanes of `mask` that have not left the kernel, then `compute` has run on the arguments of all of them.
+// Waits for the lanes of `mask` that have not left the kernel; `compute` then runs once, on the arguments of all lanes.
 OUT_OF_LINE inline void warp_collective(u32 mask, Compute compute, void *argument, const char *operation, Place place,
                             bool whole = false) {
   Thread &thread = self();
@@ -266,7 +266,7 @@ OUT_OF_LINE inline void warp_collective(u32 mask, Compute compute, void *argumen
   wait_for_turn();
 }
 
-// The same for an instruction that all 32 lanes have to execute together.
+// A collective of an instruction that all 32 lanes must execute together.
 inline void whole_warp_collective(Compute compute, void *argument, const char *operation, Place place) {
   const Warp &warp = machine.warps[size_t(self().warp)];
   if (warp.live != ~0u)
@@ -335,7 +335,7 @@ inline void thread_main() {
   leave();
 }
 
-// Runs the threads of block blockIdx; false when it failed.
+// Runs the threads of block blockIdx; returns false if it failed.
 inline bool run_block() {
   const int size = int(blockDim.x * blockDim.y * blockDim.z);
   while (int(machine.threads.size()) < size) {

@@ -1,4 +1,4 @@
-// Memory as the kernels see it: the block's dynamic shared memory and the buffers of the launch, every access checked.
+// The memory of the kernels: the block's dynamic shared memory and the launch's buffers, with every access checked.
 #pragma once
 #include <cstdlib>
 #include <new>
@@ -9,7 +9,7 @@
 
 namespace cuda_on_cpu {
 
-// An array that the launch may touch.
+// An array that the launch may access.
 struct Buffer {
   const char *name;
   char *address;
@@ -19,7 +19,7 @@ struct Buffer {
 
 struct Memory {
   static constexpr size_t LARGEST = 227 << 10; // dynamic shared memory of a block on sm_90
-  static constexpr size_t GUARD = 4096;        // on both sides of it
+  static constexpr size_t GUARD = 4096;        // bytes of a guard, one on each side of the shared memory
   static constexpr unsigned char GUARD_BYTE = 0xc5;
   char *block = nullptr; // GUARD, the shared memory, GUARD up to the end
   char *shared = nullptr;
@@ -57,7 +57,7 @@ inline void prepare_shared_memory(size_t bytes) {
   poison_guards(true);
 }
 
-// Every byte 0xff: a NaN in each of the formats, so that a value nobody wrote shows.
+// Fills shared memory with bytes 0xff: NaN in every format, so that a read of an element that was not written shows.
 inline void clear_shared_memory() { memset(memory.shared, 0xff, memory.shared_bytes); }
 
 inline void check_guards() {
@@ -74,7 +74,7 @@ inline void check_guards() {
   poison_guards(true);
 }
 
-// The offset of `bytes` aligned bytes at p.
+// The offset in shared memory of `bytes` aligned bytes at p.
 inline u32 shared_offset(const void *p, u32 bytes, const char *operation, Place place) {
   const size_t offset = size_t((const char *)p - memory.shared);
   if (offset + bytes > memory.shared_bytes || offset > memory.shared_bytes)
@@ -221,7 +221,7 @@ template <bool TRANSPOSED> void load_rows(u32 (&r)[4], const char *row, Place pl
   memcpy(r, rows.words, sizeof rows.words);
 }
 
-// ---- copies behind the thread's back: done as late as allowed, so that a missing copy_wait shows
+// ---- asynchronous copies: done as late as the hardware may do them, so that a missing copy_wait shows
 
 OUT_OF_LINE inline void begin_copy(char *to, const void *from, bool valid, Place place) {
   const u32 offset = shared_offset(to, 16, "copy_async", place);
@@ -279,7 +279,7 @@ OUT_OF_LINE inline void announce_to(int *counter, Place place) {
   ++*counter;
 }
 
-// Blocks run one after another, so what has not happened by now never will.
+// Blocks run one after another, so a counter that has not reached the value by now never will.
 OUT_OF_LINE inline void wait_for_counter(const int *counter, int value, Place place) {
   check_counter(counter, false, "wait_until", place);
   if (*counter < value)

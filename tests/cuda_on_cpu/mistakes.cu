@@ -1,5 +1,5 @@
-// Kernels that are wrong, each in one way, and beside some of them the right one. Every one is launched with two blocks
-// of 64 threads, 2048 bytes of shared memory, `in` and `out` of 1024 bytes each, 16-byte aligned, and counters at 0.
+// Kernels with one mistake each, and a correct variant of some. All are launched with two blocks of 64 threads, 2048
+// bytes of shared memory, `in` and `out` of 1024 bytes each, 16-byte aligned, and counters at 0.
 #include "primitives.cuh"
 
 struct Arguments {
@@ -25,7 +25,7 @@ KERNEL(barrier_removed) {
   store_shared(word(thread()), 1.0f);
   put(a, load_shared<float>(word(63 - thread())));
 }
-KERNEL(second_barrier_removed) { // the next round overwrites what others still read
+KERNEL(second_barrier_removed) { // the next round overwrites words that other threads still read
   for (int round = 0; round < 2; round++) {
     store_shared(word(thread()), 1.0f);
     __syncthreads();
@@ -40,7 +40,7 @@ KERNEL(read_by_many_then_written) {
   if (thread() == 40)
     store_shared(word(0), 2.0f);
 }
-// Shuffles let the reads happen first, and order nothing.
+// Shuffles make the reads happen first without ordering memory.
 INLINE void pass_time(int shuffles) {
   for (int i = 0; i < shuffles; i++)
     __shfl_xor_sync(~0u, 1.0f, 1);

@@ -1,6 +1,6 @@
-// The models of the device primitives: what kernels/cuda/primitives.cuh offers, with the same names and arguments, for
-// the machine that runs CUDA C++ on a CPU. Every operation knows the place in the source that called it, and names it
-// when it fails.
+// Models of the device primitives, for the machine that runs CUDA C++ on a CPU: the functions of
+// kernels/cuda/primitives.cuh, with the same names and arguments. Every operation knows the source line that called it
+// and names it when it fails.
 #pragma once
 #include "arithmetic.h"
 #include "intrinsics.h"

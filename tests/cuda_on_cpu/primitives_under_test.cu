@@ -1,4 +1,4 @@
-// Each primitive once, between plain arrays: `in` and `out` hold what the test put there and expects.
+// A kernel for each primitive that applies it to the array `in` and writes the result to `out`, for test_primitives.py.
 #include "primitives.cuh"
 
 struct Arguments {
@@ -56,8 +56,8 @@ template <bool TRANSPOSED> INLINE void load(const Arguments &a) {
 extern "C" __global__ void load_rows(const __grid_constant__ Arguments a) { load<false>(a); }
 extern "C" __global__ void load_columns(const __grid_constant__ Arguments a) { load<true>(a); }
 
-// ---- copies: three groups; after copy_wait<1> the first two are there, after copy_wait<0> the third. Odd lanes are
-// not valid, and their addresses lead nowhere.
+// ---- copies: three groups; after copy_wait<1> the first two have arrived, after copy_wait<0> the third. Odd lanes
+// copy with `valid` false, from a null address.
 extern "C" __global__ void copy(const __grid_constant__ Arguments a) {
   char *own = shared_memory() + 48 * threadIdx.x;
   const bool valid = threadIdx.x % 2 == 0;
@@ -110,7 +110,7 @@ extern "C" __global__ void indices(const __grid_constant__ Arguments a) {
   output(a, block * n.x * n.y * n.z + thread, make_int4(three_of_thread, three_of_block, block, thread));
 }
 
-// The turn in which each thread came, before and after a barrier. The first word of `out` counts the turns.
+// Writes the turn in which each thread ran before and after a barrier. The first word of `out` counts the turns.
 extern "C" __global__ void turns(const __grid_constant__ Arguments a) {
   int *counter = (int *)a.out;
   const int first = take(counter);
@@ -135,7 +135,7 @@ extern "C" __global__ void sum_block(const __grid_constant__ Arguments a) {
   output(a, thread_of_grid(), all);
 }
 
-// Quarter warps shuffle apart from each other, with masks and widths of their own; the last warp may be incomplete.
+// Quarter warps shuffle separately, each with its own mask and width; the last warp may be incomplete.
 extern "C" __global__ void shuffles(const __grid_constant__ Arguments a) {
   const int lane = threadIdx.x % 32, quarter = lane / 8;
   const u32 mask = 0xffu << 8 * quarter;
@@ -149,8 +149,8 @@ extern "C" __global__ void shuffles(const __grid_constant__ Arguments a) {
   output(a, threadIdx.x, result);
 }
 
-// Block b announces; block b + 1 waits for it and adds to what it left. `out` is a counter and, from byte 16 on, one
-// float.
+// Block b announces; block b + 1 waits for it and adds to the number that it wrote. `out` holds a counter and, from
+// byte 16 on, one float.
 extern "C" __global__ void chain(const __grid_constant__ Arguments a) {
   int *counter = (int *)a.out;
   if (threadIdx.x == 0)
@@ -163,7 +163,7 @@ extern "C" __global__ void chain(const __grid_constant__ Arguments a) {
     announce(counter);
 }
 
-// The first word of shared memory as the block found it; then another value there for the next block.
+// Writes out the first word of shared memory as the block finds it, and then another value there for the next block.
 extern "C" __global__ void uninitialised(const __grid_constant__ Arguments a) {
   output(a, blockIdx.x, load_shared<float>(shared_memory()));
   store_shared(shared_memory(), 1.0f);

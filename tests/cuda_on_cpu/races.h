@@ -1,22 +1,23 @@
-// Races: two accesses of different threads to one word, at least one of them a write, and nothing that orders them.
+// The race check. A race is two accesses of different threads to one word, at least one of them a write, that nothing
+// orders.
 //
 // Within a block, __syncthreads orders all threads and a __syncwarp of the whole warp orders the warp's lanes. Shuffles
-// and matrix instructions wait for each other's lanes but, by the CUDA programming guide, order no memory. A copy_async
-// writes at some time between its issue and the issuing thread's copy_wait: in between nobody may touch the words, and
-// what came before the issue must be ordered before it.
+// and matrix instructions wait for each other's lanes but, by the CUDA programming guide, do not order memory. A
+// copy_async writes at some time between its issue and the issuing thread's copy_wait: in between no thread may access
+// the words, and earlier accesses must be ordered before the issue.
 //
-// Between blocks only counters order: block X writes, a thread of X that those writes are ordered before announces, a
-// thread of Y waits for at least that many announcements, and orders what Y does next behind itself.
+// Blocks are only ordered by counters: block X writes; a barrier orders these writes before a thread of X that
+// announces; a thread of block Y waits for at least that many announcements; a barrier orders it before Y's accesses.
 //
-// Each 4-byte word remembers its latest write and the latest reads since. One write is enough, because an earlier one
+// Each 4-byte word stores its latest write and the latest reads since. One write is enough, because an earlier write
 // that was not ordered before it has been reported. Within a block the reads of the latest epoch are enough; of the
-// reads of several blocks only the last block's are known.
+// reads of several blocks, only those of the last block are stored.
 #pragma once
 #include "machine.h"
 
 namespace cuda_on_cpu {
 
-// A moment in a thread's life. Epoch 0: never.
+// A moment in the run of a thread. Epoch 0: never.
 struct Moment {
   u32 epoch, warp_epoch;
   u16 thread;
@@ -31,7 +32,7 @@ enum Flags : u16 {
 struct Access {
   Moment moment;
   u16 flags;
-  u32 tag; // of its place
+  u32 tag; // its place, as `tag_of` packs it
 };
 
 struct Word {
@@ -40,7 +41,7 @@ struct Word {
 
 struct Announcement {
   const int *counter;
-  int position; // the counter's value before it
+  int position; // the counter's value before the announcement
   Moment moment;
 };
 
@@ -52,15 +53,15 @@ struct Acquisition {
 
 struct BlockHistory {
   u32 first_epoch;
-  size_t announcements, acquisitions; // where its own begin
+  size_t announcements, acquisitions; // where the block's own begin
   uint3 index;
 };
 
 struct Races {
   bool checked = false;
-  std::vector<const char *> files; // of the tags
+  std::vector<const char *> files; // file names, by the tags' numbers
   std::vector<Word> shared;
-  std::vector<Word *> buffers; // of each buffer; null where it is read-only
+  std::vector<Word *> buffers; // the words of each buffer; null if it is read-only
   std::vector<Announcement> announcements;
   std::vector<Acquisition> acquisitions;
   std::vector<BlockHistory> blocks;
@@ -68,7 +69,7 @@ struct Races {
 
 static Races races;
 
-// A place in 4 bytes: 8 bits for the file and 24 for the line.
+// A place packed into 4 bytes: 8 bits for the file and 24 for the line.
 inline u32 tag_of(Place place) {
   size_t file = 0;
   while (file < races.files.size() && races.files[file] != place.file)
@@ -105,7 +106,7 @@ template <class Event> size_t end_of(const std::vector<Event> &events, size_t Bl
   return block + 1 < races.blocks.size() ? races.blocks[block + 1].*begin : events.size();
 }
 
-// Whether `before` is ordered before `after`, perhaps a moment of a later block.
+// Whether `before` is ordered before `after`, which may be a moment of a later block.
 inline bool ordered_by_counters(const Moment &before, const Moment &after) {
   const size_t earlier = block_of(before.epoch), later = block_of(after.epoch);
   if (earlier == later)
@@ -210,7 +211,7 @@ OUT_OF_LINE inline void note_shared(u32 offset, u32 bytes, bool write, Place pla
   }
 }
 
-// copy_wait: the words become ordinary ones, written now.
+// Called by copy_wait: the copied words count as written now.
 inline void note_copied(u32 offset, u32 bytes) {
   for (u32 word = offset / 4; word < (offset + bytes) / 4; word++) {
     Access &write = races.shared[word].write;

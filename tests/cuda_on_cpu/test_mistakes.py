@@ -1,4 +1,4 @@
-"""The machine catches what a GPU would let pass, or would only sometimes show: each mistake made once, on purpose."""
+"""Every mistake that a GPU lets pass, or shows only sometimes, is caught by the machine: one wrong kernel for each."""
 
 import os
 import re
@@ -120,7 +120,7 @@ def test_races_are_caught_in_every_order(cuda_on_cpu, library, entry, order):
 
 
 def test_a_write_sees_the_reads_of_every_warp(cuda_on_cpu, library):
-    """In this order the writer's own warp reads first, the other one next, and the write comes last."""
+    """In this order the writer's own warp reads first, then the other warp, and the write comes last."""
     with pytest.raises(cuda_on_cpu.DeviceError, match=r"writes byte 0 of shared memory, .* read \(and others\) at"):
         launch(library, "written_after_reads_of_two_warps", order=1)
 

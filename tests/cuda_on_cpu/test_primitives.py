@@ -34,11 +34,11 @@ def elementwise(library, entry, given, out):
 
 
 def bf16_bits(x):
-    """The bits of the nearest bfloat16, ties to even, found by comparing distances in float64."""
+    """Return the bits of the nearest bfloat16, ties to even, by comparing distances in float64."""
     x = np.asarray(x, np.float32)
     low = np.where(np.isnan(x), 0, x.view(np.uint32) >> 16)
     high = low + 1
-    # Past the largest number the next one counts as 2^128, where rounding to infinity begins.
+    # Beyond the largest finite number, the next one counts as 2^128: rounding to infinity begins halfway to it.
     with np.errstate(invalid="ignore"):
         value = [(b.astype(np.uint32) << 16).view(np.float32).astype(np.float64) for b in (low, high)]
     value = [np.where(np.isinf(v), np.copysign(2.0**128, v), v) for v in value]
@@ -98,7 +98,7 @@ def test_unpack_every_pattern(library):
 
 
 def around(values):
-    """Each number, the halfway point to the next one, and their neighbours in float32."""
+    """Return each number, the midpoint to the next one, and the neighbours of both in float32."""
     with np.errstate(all="ignore"):
         ends = values.astype(np.float64)
         halves = ((ends[:-1] + ends[1:]) / 2).astype(np.float32)
@@ -155,7 +155,7 @@ def test_tf32_rounds_to_nearest_ties_away(library):
 
 
 def check_powers_and_logarithms(library, float_error, double_error, atol=0.0):
-    """Hold both to NumPy's in float64 by relative errors; `atol` is allowed to a float logarithm besides."""
+    """Compare both with NumPy's in float64 by relative errors; a float logarithm may also be off by `atol`."""
     x = np.array([0, 1, -1.5, 10.25, -125.9, -126.5, -149, 128, np.inf, -np.inf, np.nan, 1e-40, 0.1], np.float32)
     power, logarithm = elementwise(library, "powers_float", x, (len(x), 2)).T
     with np.errstate(all="ignore"):

@@ -1,4 +1,4 @@
-"""The counters against patterns whose cost is known by hand."""
+"""The counters of traffic.h against access patterns whose cost is computed by hand."""
 
 import re
 import struct
@@ -30,7 +30,7 @@ def counts(library, entry, pitch=4, lanes=32, swizzle=0, grid=1, count=True, ord
     return library.launch(entry, grid, 64, arguments, 8192, buffers, count=count, order=order)
 
 
-# Bytes of an access, pitch, lanes, wavefronts of a warp, how many of them for conflicts.
+# Bytes of an access, pitch, lanes, wavefronts of a warp, and how many of them are conflicts.
 PATTERNS = [
     (4, 4, 32, 1, 0),
     (4, 0, 32, 1, 0),  # one word for all

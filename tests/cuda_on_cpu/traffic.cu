@@ -1,4 +1,4 @@
-// Accesses of known cost: lane l of each of two warps takes the place `pitch` l of shared memory, in bytes.
+// Accesses of known cost: lane l of each of two warps accesses byte `pitch` * l of shared memory.
 #include "primitives.cuh"
 
 struct Arguments {
@@ -32,7 +32,7 @@ KERNEL(copy) {
     copy_async(place(a, lane()), a.in + 16 * lane(), lane() % 4 != 0);
 }
 
-// The 16-byte units of a row of 128 bytes change places with the row's number.
+// The 16-byte units of a row of 128 bytes, permuted by the row's number if `swizzle` is set.
 INLINE const char *row(const Arguments &a) {
   return place(a, lane() % 8) + 16 * (a.swizzle ? (lane() / 8) ^ (lane() % 8) : lane() / 8);
 }
@@ -42,7 +42,7 @@ KERNEL(matrices) {
   load_matrices_transposed(r, row(a));
 }
 
-// `lanes` elements by 32 threads: the last turn is not for all; then as many in another order.
+// `lanes` elements by 32 threads: only some threads run the last iteration; then the same in another order.
 KERNEL(loops) {
   if (threadIdx.x >= 32)
     return;

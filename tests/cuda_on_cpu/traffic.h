@@ -1,14 +1,14 @@
-// What a launch moves and computes: bytes, matrix multiplications, and the wavefronts of shared memory.
+// Counters of a launch: bytes, matrix multiplications, and the wavefronts of shared memory.
 //
-// A wavefront serves, in one cycle, one 4-byte word of each of the 32 banks (word w lies in bank w % 32); lanes that
-// want the same word share it. A warp's access is split into phases of 128 bytes: 32 lanes of 4 bytes, 16 of 8, or 8 of
-// 16 (one row of each lane for a matrix load). A phase takes as many wavefronts as its busiest bank has words to give;
-// all beyond the first are conflicts.
+// A wavefront is one cycle of shared memory, which reads or writes a 4-byte word in each of the 32 banks (word w lies
+// in bank w % 32); lanes that access the same word share it. A warp's access is split into phases of 128 bytes: 32
+// lanes of 4 bytes, 16 of 8, or 8 of 16 (one row of each lane for a matrix load). A phase takes as many wavefronts as
+// there are different words in its busiest bank; all wavefronts beyond the first are conflicts.
 //
-// Plain loads, stores and copies are counted after the fact, because their lanes need not be together: each thread logs
-// its accesses, and at each barrier or collective of the warp the n-th access of every lane by one source line since
-// the barrier or collective before is taken for one warp-wide access. That is what the hardware executes as long as the
-// lanes of a warp leave a loop at different times but do not skip turns in the middle of it.
+// Plain loads, stores and copies are counted later, because the lanes of a warp do not run together here: each thread
+// logs its accesses, and at each barrier or collective of the warp, the n-th accesses of all lanes by one source line
+// since the last barrier or collective are counted as one warp-wide access. The hardware does the same, provided that
+// the lanes of a warp may leave a loop at different times but do not skip iterations in the middle of it.
 #pragma once
 #include <algorithm>
 #include <tuple>
@@ -32,7 +32,7 @@ struct SharedAccess {
 struct Traffic {
   bool detailed = false; // count wavefronts too
   Counts counts{};
-  std::vector<std::vector<SharedAccess>> logs; // of each warp
+  std::vector<std::vector<SharedAccess>> logs; // a log for each warp
 };
 
 static Traffic traffic;

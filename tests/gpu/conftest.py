@@ -1,4 +1,4 @@
-"""Every test of this folder needs a CUDA device: marked gpu, and skipped with the reason where there is none."""
+"""Every test of this folder needs a CUDA device: it is marked gpu, and skipped with the reason if there is none."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_setup(item):
-    """Skip a test of a backend in a dtype or an arithmetic, by its parameters, that the backend does not have."""
+    """Skip a test whose parameters name a dtype or an arithmetic that the backend does not have."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     if "backend" not in parameters or not torch.cuda.is_available():
         return
@@ -36,19 +36,19 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope="session", params=BACKENDS)
 def backend(request):
-    """The name of each backend for CUDA tensors; where it cannot run a test's dtype, the test is skipped above."""
+    """The name of each backend for CUDA tensors; a test whose dtype it cannot run is skipped above."""
     return request.param
 
 
 @pytest.fixture(scope="session")
 def half(backend):
-    """The dtype of 16 bits that a backend is tested in where it is all the same which: bfloat16 if it has it."""
+    """The 16-bit dtype in which a backend is tested if either will do: bfloat16 if it has it, otherwise float16."""
     return torch.float16 if why_not(backend, torch.bfloat16) else torch.bfloat16
 
 
 @pytest.fixture(scope="session")
 def kernels():
-    """The backend of the CUDA kernels, for what is said of them alone."""
+    """The name of the backend with the CUDA kernels, for tests of these kernels alone."""
     reason = why_not("cupy")
     if reason is not None:
         pytest.skip(reason)

@@ -15,7 +15,7 @@ BACKENDS = [b.name for b in dispatch.BACKENDS if b.made_for != "cpu"]
 
 
 class Arithmetic(NamedTuple):
-    """How products are formed: the dtype, and the relative rounding of a factor where it is not the dtype's."""
+    """How products are computed: the dtype, and the relative rounding of a factor if it is not the dtype's."""
 
     dtype: torch.dtype
     unit: float | None = None
@@ -39,12 +39,12 @@ def why_not(backend, dtype=torch.float32):
 
 @contextmanager
 def poisoned_memory():
-    """Give out memory full of NaN, so that what a kernel did not write, or read too early, shows."""
+    """Make torch allocate memory full of NaN, so that elements never written, or read too early, show."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of cuBLAS, that its workspace is not fixed
+            warnings.simplefilter("ignore")  # cuBLAS warns that its workspace is not fixed
             yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])

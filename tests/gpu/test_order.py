@@ -1,4 +1,4 @@
-"""What runs when and where: streams, CUDA graphs, threads, devices; and the same bits whatever else runs."""
+"""Streams, CUDA graphs, threads and several devices; results are the same to the bit whatever else runs."""
 
 import threading
 
@@ -44,7 +44,7 @@ def test_one_image_does_not_depend_on_the_others(backend, half):
 
 
 def test_call_waits_for_its_stream(backend):
-    """The inputs are written on a side stream, late; the default stream has nothing to do with it."""
+    """The inputs are written late, on a side stream; the default stream is not involved."""
     tensors, dout = inputs((40, 33), 16, 24)
     expected = gradients(tensors, dout, backend)
     late = tuple(torch.full_like(x, torch.nan) for x in tensors)
@@ -122,7 +122,7 @@ def test_threads_do_not_disturb_each_other(backend, streams):
                 for _ in range(10):
                     results[number].append(gradients(*cases[number], backend))
             stream.synchronize()
-        except Exception as error:  # an exception in a thread is no failure of the test by itself
+        except Exception as error:  # pytest does not see an exception in a thread
             errors.append(error)
 
     torch.cuda.synchronize()

@@ -1,7 +1,8 @@
-"""Shim conformance: the tests of tests/cuda_on_cpu/test_primitives.py, on the device.
+"""The tests of tests/cuda_on_cpu/test_primitives.py on a GPU: its instructions do what their CPU models do.
 
-There each CPU model of kernels/cuda/primitives.cuh is held to its definition; here the instructions themselves are, by
-the same tests and kernels. What only the model has (orders of threads, NaN in fresh shared memory) is not among them.
+There each CPU model of a function of kernels/cuda/primitives.cuh is compared with its definition; here the GPU's
+instructions are, by the same tests and kernels. Properties that only the model has (orders of threads, NaN in fresh
+shared memory) are left out.
 """
 
 import importlib.util
@@ -17,7 +18,7 @@ INCLUDE = '#include "primitives.cuh"'
 
 
 def load_tests():
-    """Return the module of the models' tests, which no package holds."""
+    """Return the module of the models' tests, imported by its path."""
     spec = importlib.util.spec_from_file_location("tests_of_the_models", MODELS)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -53,7 +54,7 @@ def test_shuffles_of_parts_of_a_warp(library, threads):
 
 
 class DeviceLibrary:
-    """Kernels on the device, with the interface of the CPU's: host arrays go there and come back."""
+    """Kernels on the GPU, with the interface of `device.Library`: arrays are copied to the GPU and back."""
 
     def __init__(self, source, options):
         import cupy
@@ -62,7 +63,7 @@ class DeviceLibrary:
         self._module = cupy.RawModule(code=source, options=options, backend="nvrtc")
 
     def launch(self, entry, grid, block, arguments, shared_bytes=0, buffers=(), order="forward"):
-        """Run one kernel; addresses of the buffers in the arguments become those of their copies."""
+        """Run one kernel; addresses of buffers in the arguments are replaced by those of their copies on the GPU."""
         copies = [self._cupy.asarray(array.reshape(-1).view(np.uint8)) for _, array, _ in buffers]
         packed = bytearray(arguments)
         for at in range(0, len(packed) - 7, 8):

@@ -1,4 +1,4 @@
-"""compute-sanitizer over small calls of every kernel: accesses out of bounds, and races in shared memory."""
+"""Small calls of every kernel under compute-sanitizer, which finds accesses out of bounds and races."""
 
 import glob
 import os
@@ -13,8 +13,8 @@ from tests.gpu.device import why_not
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("small_cases.py")
-ERROR = 86  # the exit status that the tool is told to give where it found something
-# Not a kernel of ours: a write behind its only element, to see that the tool finds what there is to find.
+ERROR = 86  # the exit status that the tool returns, by its flags, if it found an error
+# A kernel that writes beyond its only element, to check that the tool finds such an error.
 OUT_OF_BOUNDS = """
 import cupy
 x = cupy.cuda.alloc(4)

@@ -1,4 +1,4 @@
-"""The op inside torch on the device: derivatives, opcheck, compile, autocast, layouts, a network's step."""
+"""The op in torch on a GPU: derivatives, opcheck, compile, autocast, layouts, a training step of a network."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def test_results_have_the_layout_of_the_inputs(backend, half, sizes, last, chann
 
 @pytest.mark.parametrize("shift", [1, 2, 4])
 def test_memory_that_begins_anywhere(backend, half, shift):
-    """A tensor may begin at any element; the kernels move 16 bytes at a time."""
+    """A tensor may begin at any element, but the kernels move 16 aligned bytes at a time."""
     tensors, dout = inputs((9, 12), 16, 16, half)
     moved = []
     for x in tensors:
@@ -111,7 +111,7 @@ def test_stages_compose_to_cca(backend):
 
 
 def test_cuda_tensors_get_the_kernels(kernels, monkeypatch):
-    """Without a name, the first backend that can run is the one with kernels of its own."""
+    """By default, the backend with the CUDA kernels is chosen."""
     monkeypatch.delenv("CCGPU_BACKEND", raising=False)
     tensors, dout = inputs((20, 30), dtype=torch.bfloat16)
     for a, b in zip(gradients(tensors, dout), gradients(tensors, dout, kernels), strict=True):

@@ -1,4 +1,4 @@
-"""The property tests of tests/ccgpu/test_ops.py on the device, for every backend and arithmetic."""
+"""The property tests of tests/ccgpu/test_ops.py on a GPU, for every backend and arithmetic."""
 
 import math
 
@@ -26,11 +26,12 @@ from tests.ccgpu.problems import (
 )
 from tests.gpu.device import ARITHMETICS, DEVICE, gradients, inputs, poisoned_memory
 
-# One below, at and above multiples of 16, where the kernels change: by tiles, configurations, and to lines in parts.
+# Lengths one below, at and one above multiples of 16, where the number of tiles, the configuration or the number of
+# segments changes.
 LENGTHS = [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 79, 80, 81, 97, 112, 113, 128, 129, 144, 145, 192, 193, 256, 257]
 LENGTHS += [400, 1000, 4096]
-# D and C. Each of 16, 32, 64 ... channels D is another kernel to compile, so lengths are tried with 16 of them at most,
-# and more with one size of map.
+# D and C. Every class of D (16, 32, 64 ...) is another kernel to compile, so lengths are tested with D up to 16, and
+# larger D with one size of map.
 FEW_CHANNELS = [(1, 3), (3, 1), (7, 9), (9, 17), (9, 40), (16, 24), (16, 7)]
 CHANNELS = [*FEW_CHANNELS, (8, 8), (17, 40), (40, 7), (64, 128), (128, 64), (256, 20)]
 
@@ -56,7 +57,7 @@ def test_cca_matches_reference_sweep(backend, rank, name, data):
 
 
 def check_size(backend, name, sizes, d, c, batch=2, layout="channels_last", seed=0):
-    """Raise unless a backend is right on a map too large for the reference's loops, against float64 on the device."""
+    """Compare a backend with float64 on the GPU, on a map too large for the reference's loops."""
     arithmetic = ARITHMETICS[name]
     generator = torch.Generator().manual_seed(seed)
     shapes = ((batch, n, *sizes) for n in (d, d, c, c))
@@ -107,9 +108,9 @@ def test_many_lines(backend, half):
 
 
 def test_offsets_beyond_two_to_the_31(backend, half):
-    """The last of several images lies 2^31 elements into v."""
+    """The last of several images lies beyond element 2^31 of v."""
     free, _ = torch.cuda.mem_get_info()
-    needed = 44 if backend == "numba_cuda" else 24  # it holds a result in float32 as well
+    needed = 44 if backend == "numba_cuda" else 24  # numba_cuda holds results in float32 as well
     if free < needed * 2**30:
         pytest.skip(f"needs {needed} GB of free memory, and the device has {free / 2**30:.0f}")
     (q, k, v), dout = inputs((97, 97), 8, 512, half, batch=1)
@@ -124,7 +125,7 @@ def test_offsets_beyond_two_to_the_31(backend, half):
 
 
 def test_memory_is_poisoned():
-    """What the tests above rely on: memory that nobody wrote is NaN."""
+    """The tests above rely on memory that is NaN until it is written."""
     with poisoned_memory():
         assert bool(torch.empty(1000, device=DEVICE).isnan().all())
         assert bool(torch.empty_like(torch.zeros(1000, device=DEVICE, dtype=torch.bfloat16)).isnan().all())

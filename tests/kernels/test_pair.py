@@ -1,4 +1,4 @@
-"""`ccgpu.kernels.forward` and `backward`: the pair on plain arrays, against the reference, and what it refuses."""
+"""`ccgpu.kernels.forward` and `backward` on plain arrays: values, arrays of every kind, and error messages."""
 
 import re
 import subprocess
@@ -48,7 +48,7 @@ def inputs(dtype=np.float64, sizes=(3, 4), batch=2):
 
 @pytest.mark.parametrize("sizes", [(5,), (3, 4), (2, 3, 2)])
 def test_backward_is_the_derivative_of_forward(sizes):
-    """What a framework asks of the pair: d(dout . out + dlse . lse), by differences of forward in every direction."""
+    """The gradients of dout . out + dlse . lse match finite differences of forward in several random directions."""
     q, k, v = inputs(sizes=sizes)
     generator = np.random.default_rng(1)
     dout, dlse = generator.standard_normal(v.shape), generator.standard_normal((2, *sizes))
@@ -68,19 +68,19 @@ def test_backward_is_the_derivative_of_forward(sizes):
 
 
 def test_glue_for_a_framework():
-    """The whole of it, here for torch's: nothing but forward, what to keep, and backward."""
+    """The glue for a framework, here torch: forward, the arrays to save, and backward."""
 
     class Attend(torch.autograd.Function):
         @staticmethod
         def forward(ctx, q, k, v):
             arrays = [x.numpy() for x in (q, k, v)]
             out, lse = kernels.forward(*arrays, scale=0.5)
-            ctx.kept = (*arrays, out, lse)
+            ctx.arrays = (*arrays, out, lse)
             return torch.from_numpy(out), torch.from_numpy(lse)
 
         @staticmethod
         def backward(ctx, dout, dlse):
-            gradients = kernels.backward(dout.numpy(), *ctx.kept, dlse.numpy(), scale=0.5)
+            gradients = kernels.backward(dout.numpy(), *ctx.arrays, dlse.numpy(), scale=0.5)
             return tuple(torch.from_numpy(x) for x in gradients)
 
     leaves = [torch.from_numpy(x).requires_grad_() for x in inputs()]
@@ -95,8 +95,8 @@ def test_dlse_left_out_is_zero():
         np.testing.assert_array_equal(a, b)
 
 
-def test_arguments_are_left_alone_and_any_will_do():
-    """Read-only, in reverse, big-endian, fields of records, subclasses; results are plain, writable and in order."""
+def test_arrays_of_every_kind_are_taken_and_not_changed():
+    """Read-only, reversed, big-endian, fields of records, subclasses; results are plain, writable, in native order."""
     expected = kernels.forward(*inputs(np.float32))
 
     def field(x):
@@ -150,7 +150,7 @@ def test_empty_batch():
 
 @pytest.fixture
 def simulator():
-    """numba.cuda where its arrays are simulated."""
+    """numba.cuda, if it runs in the simulator."""
     numba = pytest.importorskip("numba")
     if not numba.config.ENABLE_CUDASIM:
         pytest.skip("Numba's simulator is off: there is a CUDA device (or NUMBA_ENABLE_CUDASIM=0)")
@@ -173,7 +173,7 @@ def test_numba_arrays_give_numba_arrays(simulator, dtype):
 
 
 class DeviceArray:
-    """An array of another library on a device: nothing but its description."""
+    """Stands for another library's device array: only the interface, without memory."""
 
     def __init__(self, shape, dtype="<f4", stream=None):
         self.__cuda_array_interface__ = {
@@ -187,7 +187,7 @@ class DeviceArray:
 
 @pytest.fixture
 def calls(monkeypatch):
-    """What the CUDA kernels were called with: a module in their place."""
+    """The calls of the CUDA kernels, recorded by a module that replaces them."""
     record = []
 
     def forward(q, k, v, scale, *, stream):
@@ -205,7 +205,7 @@ def calls(monkeypatch):
 
 
 def test_streams_of_device_arrays(calls):
-    """The one asked for, or else the one that v names, or else the default one."""
+    """The `stream` argument comes first, then the stream that v names, then the default stream."""
     q, named = DeviceArray((1, 2, 3, 4)), DeviceArray((1, 5, 3, 4), stream=0x70)
     lse = DeviceArray((1, 3, 4))
     assert kernels.forward(q, q, q, 0.5) == ("out", "lse")
@@ -217,7 +217,7 @@ def test_streams_of_device_arrays(calls):
 
 
 def test_cupy_arrays_give_cupy_arrays(calls, monkeypatch):
-    """The same memory. No stream is named, or CuPy would wait for it."""
+    """Results are CuPy arrays on the same memory that name no stream, because CuPy would wait for it."""
     out, lse = (DeviceArray(shape, stream=0x70) for shape in ((1, 2, 3, 4), (1, 3, 4)))
     module = types.SimpleNamespace(forward=lambda *arguments, **options: (out, lse))
     monkeypatch.setitem(sys.modules, "ccgpu.kernels.numba_cuda.calls", module)
@@ -229,7 +229,7 @@ def test_cupy_arrays_give_cupy_arrays(calls, monkeypatch):
         assert result is not made
 
 
-# What is refused ------------------------------------------------------------------------------------------------------
+# Errors ---------------------------------------------------------------------------------------------------------------
 
 X = np.zeros((1, 2, 3, 4))
 
@@ -308,7 +308,7 @@ def test_lse_of_half_precision_is_float32():
 
 
 def test_nothing_imports_torch():
-    """Not in a process that has the package without torch: the pair is for other frameworks."""
+    """The kernels work in a process without torch, because they are for other frameworks too."""
     code = (
         "import sys, types, pathlib; root = pathlib.Path(sys.argv[1]); package = types.ModuleType('ccgpu');"
         "package.__path__ = [str(root)]; sys.modules['ccgpu'] = package; sys.modules['torch'] = None\n"

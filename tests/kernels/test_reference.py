@@ -1,4 +1,4 @@
-"""The reference against tables computed by hand, and against properties that follow from the definition alone."""
+"""The reference against tables computed by hand, and against properties that follow from the definition."""
 
 import math
 
@@ -9,7 +9,7 @@ from ccgpu.kernels import reference
 
 
 def channel(rows):
-    """One channel of one image."""
+    """Return a map (H, W) as one image with one channel."""
     return np.array(rows, dtype=np.float64)[None, None]
 
 

@@ -1,7 +1,7 @@
-"""NVRTC compiles every kernel configuration for every kind of GPU, without spills where it matters most.
+"""NVRTC compiles every kernel configuration for every kind of GPU, without spills at 64 channels of q and k.
 
-To machine code, not PTX, which would not notice an instruction that the GPU lacks. `make test-cuda` compiles what the
-table of registers has rows for, and holds the kernels to it; `make test-cuda-all` compiles the rest as well.
+It compiles to machine code, because PTX may contain instructions that the GPU lacks. `make test-cuda` compiles the
+configurations in the table of registers and compares them with it; `make test-cuda-all` compiles the others as well.
 """
 
 from functools import cache
@@ -34,7 +34,7 @@ TABLED = [(gpu, depth) for gpu, depth in SETS if gpu == TABLED_GPU or depth == T
 
 @pytest.fixture(scope="module")
 def compiled():
-    """A function that compiles the configurations of a GPU and a depth, once, and returns their rows."""
+    """A function that returns the rows of the configurations of a GPU and a depth, which it compiles once."""
     with registers.workers() as pool:
 
         @cache
@@ -53,7 +53,7 @@ def compiled():
     ("gpu", "depth"), [pytest.param(*pair, marks=[] if pair in TABLED else [pytest.mark.slow]) for pair in SETS]
 )
 def test_configurations_compile_and_fit(compiled, gpu, depth):
-    """Each has room on a multiprocessor for the blocks that its launch bounds ask for."""
+    """A multiprocessor has room for as many blocks of each kernel as its launch bounds request."""
     rows, chosen = compiled(gpu, depth), jobs([gpu], depths=[depth])
     assert rows
     assert [row.entry for row in rows] == [job.configuration.entry for job in chosen]
@@ -71,7 +71,7 @@ def test_no_spills_at_64_channels(compiled, gpu):
 
 @pytest.mark.parametrize(("gpu", "depth"), TABLED)
 def test_table_holds(compiled, gpu, depth):
-    """docs/results/kernels-registers.csv is what this compiler gives."""
+    """docs/results/kernels-registers.csv contains the results of this compiler."""
     entries = {job.configuration.entry for job in jobs([gpu], depths=[depth])}
     table = [row for row in read_table() if row.gpu == gpu and row.entry in entries]
     assert table, "no rows; run `python -m benchmarks.registers --write`"

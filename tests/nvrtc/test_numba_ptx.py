@@ -1,7 +1,7 @@
-"""Numba compiles its CUDA kernels for several generations of GPUs, without one: with numba-cuda, outside the simulator.
+"""numba-cuda compiles the Numba kernels for several generations of GPUs, on a machine without a GPU or the simulator.
 
-What the PTX shows beside: no array in local memory, so the registers of `Shape` are registers; no function call; no
-float64 in kernels for float32; and the shared memory that `Shape` says.
+The PTX must also have no array in local memory, since `Shape` is chosen so that the arrays fit in registers, no
+function call, no float64 in kernels for float32, and as much shared memory as `Shape` says.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ if importlib.util.find_spec("numba_cuda") is None:
 
 
 def signatures(shape, dtype):
-    """Return each kernel with the types of its arguments."""
+    """Return each kernel with the Numba types of its arguments."""
     import numba
     from numba import types as kinds
 
@@ -60,7 +60,7 @@ def print_ptx():
     from ccgpu.kernels.dtypes import energy_dtype
     from ccgpu.kernels.numba_cuda import launch
 
-    # Device functions are compiled for "the current device".
+    # Numba compiles device functions for the current device, so one is faked.
     dispatcher.get_current_device = lambda: types.SimpleNamespace(compute_capability=(7, 5))
     texts = {}
     for name in DTYPES:

@@ -1,4 +1,4 @@
-"""The table of registers against the choice of kernels: needs no compiler."""
+"""docs/results/kernels-registers.csv has the rows that the choice of kernels needs; no compiler is needed here."""
 
 import re
 from functools import cache

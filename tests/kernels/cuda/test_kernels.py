@@ -1,7 +1,7 @@
-"""The shipped CUDA source, run by a machine on the CPU, against the NumPy reference: every kernel and arithmetic.
+"""Every kernel of the CUDA source in every arithmetic, run on the CPU by tests/cuda_on_cpu, against the reference.
 
-Sizes lie around the edges of tiles (16 positions) and of blocks; a GPU with little shared memory cuts lines into many
-segments. Threads run in several orders, results and shared memory are NaN before, memory ends where the arrays end.
+Sizes lie around the edges of tiles (16 positions) and of blocks, and some examples divide lines into many segments.
+Threads run in several orders, results and shared memory start as NaN, and accesses beyond the arrays fail.
 """
 
 import contextlib
@@ -34,12 +34,12 @@ DTYPE = {
     "f64": torch.float64,
 }
 DTYPE |= {"bf16_fma": torch.bfloat16, "f16_fma": torch.float16}
-# In the table of errors: these kernels, and the arithmetics where that is another thing than the dtype.
+# Names in the table of errors: of these kernels, and of arithmetics that are not named like the dtype.
 NAME = "cupy, on the CPU"
 DTYPE_NAMES = {"tf32": "tf32", "bf16_fma": "bfloat16 fma", "f16_fma": "float16 fma"}
 TF32_UNIT = 2.0**-10
-# The tiles of the blocks that are compiled here. Fewer are allowed in some examples: then lines are cut into segments.
-# float16 and the 16-bit multiply-adds differ from others by their conversions only.
+# The numbers of tiles for which kernels are compiled here. Some examples allow only the first, which divides lines into
+# segments. float16 and the 16-bit multiply-adds have fewer, because only their conversions differ from others.
 TILES = {"bf16": (1, 2, 4), "f16": (1, 2), "tf32": (1, 2, 4), "f32": (1, 2, 4), "f64": (1, 2)}
 TILES |= {"bf16_fma": (1, 2), "f16_fma": (1, 2)}
 STAGED = ["bf16", "tf32", "f32", "f64"]
@@ -52,7 +52,7 @@ def limits(arithmetic):
 
 @contextlib.contextmanager
 def most_tiles(held):
-    """Let blocks hold so many tiles, and no other number."""
+    """Restrict the kernels to those whose blocks hold one of these numbers of tiles."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plans, "plan", plans.plan.__wrapped__)
         patch.setattr(plans, "classes", lambda *arguments: held)
@@ -60,7 +60,7 @@ def most_tiles(held):
 
 
 class Attention(torch.autograd.Function):
-    """The bridge's two functions, so that results come out as they do from cca."""
+    """The bridge's forward and backward as a function with gradients, like cca."""
 
     @staticmethod
     def forward(ctx, q, k, v, scale, bridge):
@@ -124,21 +124,21 @@ def check(problem, arithmetic, ours):
     truth = expected(problem) if small else truth_in_float64(problem)
     unit = TF32_UNIT if arithmetic == "tf32" else None
     if arithmetic == "f64" and not small:
-        unit = 2.0**-50  # the truth is no better than the formulation to compare with, which seems to have no error
+        unit = 2.0**-50  # the truth is the very formulation to compare with, which then seems to have no error
     row = row_of(problem, NAME, DTYPE_NAMES.get(arithmetic))
     check_errors(ours, attend_plainly(problem), truth, problem, unit, row)
 
 
 @pytest.fixture
 def tf32(request):
-    """Multiply float32 in TF32 where the test's arithmetic is that."""
+    """Multiply float32 in TF32 if that is the test's arithmetic."""
     with precision(request.getfixturevalue("arithmetic")):
         yield
 
 
 @pytest.fixture(scope="module")
 def machine(cuda_on_cpu):
-    """The machine, with the kernels of the small tests compiled."""
+    """The CUDA machine on the CPU, with the kernels of the small tests compiled."""
     build_all(
         cuda_on_cpu,
         [
@@ -210,7 +210,7 @@ def test_stages_match_reference(machine, rank, arithmetic, data):
         stages.aggregate(weights.double(), v.double()),
         stages.aggregate_transposed(weights.double(), v.double()),
     )
-    # A product's factors are rounded to the unit (what is in memory is exact), the sum once more.
+    # The factors of a product are rounded to the unit if memory does not hold them exactly, and the sum once more.
     unit = TF32_UNIT if arithmetic == "tf32" else torch.finfo(q.dtype).eps
     bounds = (
         stages.affinity(q.double().abs(), k.double().abs()),
@@ -221,7 +221,7 @@ def test_stages_match_reference(machine, rank, arithmetic, data):
     for name, a, b, size in zip(("affinity", "aggregate", "transposed"), ours, truth, bounds, strict=True):
         assert a.shape == b.shape
         error, bound = (a.double() - b).abs(), 4 * unit * size + torch.finfo(q.dtype).tiny
-        # Whatever einsum's error is, it allows for none here.
+        # The bound alone must hold, without an allowance for einsum's own error.
         units[name] = in_units(error.numpy(), 0.0, bound.numpy(), VALUE_LIMIT)
     STAGES.record(row_of(problem, NAME, DTYPE_NAMES.get(arithmetic)), units)
     assert max(units.values()) <= VALUE_LIMIT, units
@@ -240,7 +240,7 @@ def test_stages_match_reference(machine, rank, arithmetic, data):
     ],
 )
 def test_long_lines(cuda_on_cpu, arithmetic, sizes):
-    """Lines of several tiles a warp, and lines in several segments, with 40 channels of q and k."""
+    """Lines with several tiles for each warp, and lines in several segments, with 40 channels of q and k."""
     problem = random_problem(DTYPE[arithmetic], 1, sizes, 40, 72, seed=sizes[1])
     check(problem, arithmetic, attend(problem, Kernels(MachineLauncher(cuda_on_cpu, limits(arithmetic)))))
 
@@ -255,7 +255,7 @@ def test_many_channels_of_queries(cuda_on_cpu, arithmetic, depth):
 
 @pytest.mark.parametrize("order", ["forward", "reverse", 1, 2])
 def test_order_of_blocks_makes_no_difference(machine, order):
-    """Blocks take their work by ticket, so any may come first; the results are the same bits."""
+    """Blocks take their work by ticket, so any block may come first; results are the same to the bit."""
     problem = random_problem(torch.bfloat16, 3, (20, 18), 16, 72)
     first = attend(problem, Kernels(MachineLauncher(machine)))
     again = attend(problem, Kernels(MachineLauncher(machine, block_order=order, order=order)))
@@ -282,7 +282,7 @@ def test_one_image_alone_hands_out_no_ticket_without_an_item():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_what_is_not_finite_stays_on_its_lines(machine, which, bad):
+def test_nan_and_infinity_stay_on_their_lines(machine, which, bad):
     """A NaN or infinity reaches the positions that attend to it, as in the reference, and no others."""
     problem = random_problem(torch.float32, 1, (4, 19), 8, 8)
     problem.tensors[which][0, 2, 1, 17] = bad
@@ -294,7 +294,7 @@ def test_what_is_not_finite_stays_on_its_lines(machine, which, bad):
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "f32", "f64"])
 def test_parts_of_the_lines_sum_to_one_whatever_the_energies(machine, arithmetic):
-    """Values that are all alike come out as they are: lse may be rounded in proportion to the energies, they not."""
+    """Equal values come out unchanged: lse may be rounded in proportion to the energies, but the parts may not."""
     problem = random_problem(DTYPE[arithmetic], 1, (9, 13), 8, 8, energy=2000.0)
     values = torch.full_like(problem.tensors[2], 1.5)
     out, lse = Kernels(MachineLauncher(machine, limits(arithmetic))).forward(*problem.tensors[:2], values, 1.0)
@@ -315,7 +315,7 @@ def test_no_weight_at_all_is_nan_and_minus_infinity(machine):
 
 
 def minimum_bytes(kernel, problem):
-    """Return the bytes that the phases of a kernel must read and write: each its lines, and what the last one left."""
+    """Return the bytes that the phases of a kernel must read and write: their lines, and earlier phases' results."""
     q, _, v = problem.tensors
     depth, channels = (x.shape[1] * x.element_size() for x in (q, v))
     positions, phases, number = problem.dlse.numel(), q.ndim - 2, problem.dlse.element_size()
@@ -332,7 +332,7 @@ def minimum_bytes(kernel, problem):
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("arithmetic", ["bf16", "tf32"])
 def test_hot_kernels_move_no_byte_twice_and_meet_no_bank_conflict(cuda_on_cpu, arithmetic):
-    """97x97 with 64 channels of q and k, as in CCNet; of v, whose chunks are all alike, only one or two."""
+    """97x97 with 64 channels of q and k, as in CCNet, but only 64 channels of v, whose chunks all cost the same."""
     problem = random_problem(DTYPE[arithmetic], 1, (97, 97), 64, 64)
     launcher = MachineLauncher(cuda_on_cpu, count=True, check_races=False)
     attend(problem, Kernels(launcher))

@@ -1,4 +1,4 @@
-"""Arguments of the CPU kernels and their results: problems as arrays, in memory of every kind."""
+"""Problems for the CPU kernels as NumPy arrays, in every memory layout."""
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ DTYPES = (torch.float64, torch.float32, torch.float16)
 
 
 def arrays_of(problem):
-    """q, k, v, dout and dlse."""
+    """Return q, k, v, dout and dlse as NumPy arrays."""
     return [x.detach().numpy() for x in (*problem.tensors, problem.dout, problem.dlse)]
 
 
@@ -21,7 +21,7 @@ def attend(q, k, v, dout, dlse, scale, threads=2):
 
 
 def tensors_of(arrays):
-    """The same numbers as tensors: of native byte order, aligned, without negative strides."""
+    """Return arrays as tensors: in native byte order, aligned, without negative strides."""
     return [torch.from_numpy(np.array(x, x.dtype.newbyteorder("="), order="C")) for x in arrays]
 
 
@@ -35,7 +35,7 @@ def problem_of(sizes, dtype, batch=2, d=6, c=11, seed=0):
 
 
 def cut_up(monkeypatch, **cuts):
-    """Set what decides how work is cut up: constants of schedule.py."""
+    """Set constants of schedule.py that decide how a call is divided into chunks, groups and tickets."""
     for name, value in cuts.items():
         monkeypatch.setattr(schedule, name, value)
 
@@ -49,7 +49,7 @@ def in_reverse(x):
 
 
 def misaligned(x):
-    """The same, one byte into its memory."""
+    """Return a copy of x that begins one byte into its memory."""
     memory = np.zeros(x.nbytes + 1, np.uint8)
     view = memory[1:].view(x.dtype).reshape(x.shape)
     view[...] = x
@@ -63,7 +63,7 @@ def sliced(x):
 
 
 def records(x):
-    """A field of records of an odd size."""
+    """Return a copy of x as a field of records of an odd size."""
     fields = np.zeros(x.shape, [("before", "u1"), ("x", x.dtype)])
     fields["x"] = x
     return fields["x"]

@@ -1,4 +1,4 @@
-"""The machine code of the CPU kernels on disk: written once, loaded by later processes, new for other source."""
+"""The cache of the CPU kernels on disk: written once, loaded by later processes, compiled anew for changed source."""
 
 import ast
 import json
@@ -12,7 +12,7 @@ import pytest
 from ccgpu.kernels.numba_cpu import cache
 
 ROOT = Path(__file__).resolve().parents[3]
-# One kernel of the four, in one dtype: it compiles in two or three seconds.
+# A process that uses only one kernel in one dtype, because that compiles in two or three seconds.
 PROGRAM = """
 import json, logging, sys
 said = []
@@ -38,7 +38,7 @@ print(json.dumps([answers, said]))
 
 
 def run(*sources, **environment):
-    """Return what a process did, with its own source and others, and how often it said that it keeps nothing."""
+    """Run PROGRAM; return what it did for its own and other sources, and how often it logged that nothing is cached."""
     answer = subprocess.run(
         [sys.executable, "-c", PROGRAM, *sources],
         cwd=ROOT,
@@ -54,11 +54,11 @@ def run(*sources, **environment):
 
 
 def files_of(folder):
-    """Return the names of the kernels' files of machine code."""
+    """Return the names of the cached files of machine code."""
     return sorted(path.name for path in folder.rglob("*.nbc"))
 
 
-def test_kept_for_later_processes_and_compiled_anew_for_other_source(tmp_path):
+def test_cached_for_later_processes_and_compiled_anew_for_other_source(tmp_path):
     (first,), complaints = run(NUMBA_CACHE_DIR=str(tmp_path))
     assert first == {"right": True, "loaded": 0, "compiled": 1}
     assert complaints == 0
@@ -74,8 +74,8 @@ def test_kept_for_later_processes_and_compiled_anew_for_other_source(tmp_path):
 
 @pytest.fixture(scope="module")
 def without_a_folder():
-    """What a process did where Numba finds no folder: it is told of no place but zip archives."""
-    pytest.importorskip("numba", minversion="0.62", reason="earlier ones cannot be told where not to look")
+    """The result of a process in which Numba finds no folder for its cache: it may only look in zip archives."""
+    pytest.importorskip("numba", minversion="0.62", reason="earlier versions always look in all places")
     return run(NUMBA_CACHE_LOCATOR_CLASSES="ZipCacheLocator", NUMBA_CACHE_DIR="")
 
 
@@ -94,7 +94,7 @@ def test_without_a_folder_the_log_says_so_once(without_a_folder):
 
 
 def imported_by(name):
-    """Return the files of this folder that a module stands on, its own among them."""
+    """Return the files of kernels/numba_cpu that a module imports, directly or not, and its own file."""
     names, waiting = set(), [name]
     while waiting:
         name = waiting.pop()
@@ -110,8 +110,8 @@ def imported_by(name):
     return {f"{name}.py" for name in names}
 
 
-def test_source_is_that_of_all_files_the_kernels_stand_on(monkeypatch):
-    """But for cache.py itself, whose time Numba compares."""
+def test_source_covers_all_files_that_the_kernels_import(monkeypatch):
+    """cache.py itself is left out, because Numba compares its modification time."""
     texts, read = set(), Path.read_bytes
 
     def read_and_note(path):
@@ -123,7 +123,7 @@ def test_source_is_that_of_all_files_the_kernels_stand_on(monkeypatch):
     assert texts >= imported_by("cache") - {"cache.py"}
 
 
-def test_source_is_another_for_any_change(monkeypatch):
+def test_source_changes_with_each_file(monkeypatch):
     read = Path.read_bytes
     for changed in ("vectors", "matrices", "lines", "attention", "stages", "tickets"):
         end = f"{changed}.py"

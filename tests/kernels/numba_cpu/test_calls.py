@@ -1,4 +1,4 @@
-"""The CPU kernels against the reference: values, work cut up in every way, infinity and NaN."""
+"""The CPU kernels against the reference: values, every way of dividing the work, infinity and NaN."""
 
 import math
 
@@ -83,7 +83,7 @@ def test_empty_batch(dtype):
     assert calls.aggregate(energies, v).shape == calls.aggregate_transposed(energies, v).shape == v.shape
 
 
-# Work cut up ----------------------------------------------------------------------------------------------------------
+# Divided work ---------------------------------------------------------------------------------------------------------
 
 MAPS = st.one_of(
     st.tuples(st.integers(1, 40)),
@@ -91,7 +91,7 @@ MAPS = st.one_of(
     st.tuples(st.integers(1, 4), st.integers(1, 40)),
     st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 3)),
 )
-# All of it is a few numbers: blocks of queries, chunks of channels, groups of lines, groups of images, tickets.
+# A few numbers instead of many: small blocks of queries, chunks of channels, groups of lines and images, tickets.
 CUTS = st.fixed_dictionaries(
     {
         "SHEET_BYTES": st.sampled_from([1, 1000, 5000]),
@@ -126,7 +126,7 @@ def test_stages_however_they_are_cut_up(problem, cuts, threads):
 @pytest.mark.parametrize("channels", [(16, 48), (5, 37)], ids=["whole vectors", "parts of vectors"])
 @pytest.mark.parametrize("sizes", [(40, 37), (6, 7, 33)])
 def test_pair_on_larger_maps_cut_up(monkeypatch, sizes, channels, layout, dtype):
-    """Several blocks, chunks and groups on every axis at once; in float64 the formulation itself is the truth."""
+    """Several blocks, chunks and groups on every axis at once; the truth is the einsum formulation in float64."""
     cut_up(monkeypatch, SHEET_BYTES=20000, CHUNK=64, CHUNK_GATHERED=64, TOGETHER=1, SMALL=0)
     problem = problem_of(sizes, dtype, d=channels[0], c=channels[1])
     arrays = [x if layout == "contiguous" else channels_last(x) for x in arrays_of(problem)[:4]]
@@ -153,7 +153,7 @@ def test_non_finite_inputs_as_the_reference(monkeypatch, sizes, which, value, or
 
 
 def compare_non_finite(arguments, scale):
-    """Compare out, lse and gradients with the reference, infinities and NaN with their places; return out and lse."""
+    """Compare out, lse and gradients with the reference, with infinities and NaN in place; return out and lse."""
     q, k, v, dout, dlse = arguments
     ours = attend(*arguments, scale)
     truth = reference.forward(q, k, v, scale)
@@ -163,7 +163,7 @@ def compare_non_finite(arguments, scale):
         if name in ("out", "lse"):
             np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True, err_msg=name)
             continue
-        # Infinity or NaN: which one, depends on whether sums of weighted dout . v or dout . out are subtracted.
+        # Whether it is infinity or NaN depends on which sum is subtracted, of weighted dout . v or of dout . out.
         finite = np.isfinite(b)
         np.testing.assert_array_equal(np.isfinite(a), finite, name)
         np.testing.assert_allclose(a[finite], b[finite], rtol=tolerance, atol=tolerance, err_msg=name)
@@ -174,7 +174,7 @@ def compare_non_finite(arguments, scale):
 @pytest.mark.parametrize("order", ["contiguous", "channels last"])
 @pytest.mark.parametrize("barred", ["row", "column", "row and column", "but one of the row", "but one of the column"])
 def test_energies_of_minus_infinity_in_whole_lines(monkeypatch, barred, order, dtype):
-    """A query without weight on one axis and with some on another, before and after it, and one with none at all."""
+    """Queries without weight on one axis, earlier or later than the one with weight, and a query without any weight."""
     cut_up(monkeypatch, SHEET_BYTES=1, SMALL=0)
     q, k, v, dout, dlse = arrays_of(problem_of((15, 17), torch.float64, batch=1, d=5, c=6))
     q[:, 0], k[:, 0] = 1, 0

@@ -1,4 +1,4 @@
-"""The CPU kernels on memory of every kind, for inputs and for results."""
+"""The CPU kernels on inputs and results in every memory layout."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float64", "float32"
 
 
 def cells(channels=((16, 16),), results=False):
-    """Every layout and dtype with the channels of q, k and v: a test's parameters."""
+    """Return a test's parameters: every layout and dtype with the channels of q, k and v."""
     return [
         pytest.param(name, dtype, c, id=f"{name}-{str(dtype).removeprefix('torch.')}-{c}")
         for name in LAYOUTS
@@ -36,7 +36,7 @@ def test_pair_in_every_layout(layout, dtype, sizes, channels):
     arrays = [LAYOUTS[layout](x) for x in arrays_of(problem)]
     before = [x.tobytes() for x in arrays]
     out, lse = calls.forward(*arrays[:3], problem.scale, threads=2)
-    # What forward returned comes back in the layout as well, as a framework might hand it on.
+    # The results of forward are passed to backward in the layout as well, as a framework might do.
     saved = LAYOUTS[layout](out), LAYOUTS[layout](lse)
     q, k, v, dout, dlse = arrays
     gradients = calls.backward(dout, q, k, v, *saved, dlse, problem.scale, threads=2)
@@ -49,7 +49,7 @@ def test_pair_in_every_layout(layout, dtype, sizes, channels):
 
 @pytest.mark.parametrize(("layout", "dtype", "channels"), cells(((16, 16), (3, 5)), results=True))
 def test_results_fill_the_arrays_that_are_given(layout, dtype, channels):
-    """Full of NaN before; what stands between a result's numbers stays."""
+    """The arrays are full of NaN before; memory between the elements of a result does not change."""
     problem = problem_of((5, 7), dtype, d=channels[0], c=channels[1])
     q, k, v, dout, dlse = arrays_of(problem)
     targets = [LAYOUTS[layout](np.full_like(x, np.nan)) for x in (v, q, k, v)]
@@ -92,10 +92,10 @@ def test_stages_in_every_layout(layout, dtype, channels):
 @pytest.mark.parametrize("axis", [0, 1, 2, 3])
 @pytest.mark.parametrize("order", ["contiguous", "channels last"])
 def test_inputs_that_repeat_along_an_axis(dtype, axis, order):
-    """Of stride 0: one image, channel, row or column for all."""
+    """An axis of stride 0 repeats one image, channel, row or column."""
     problem = problem_of((5, 7), dtype, d=16, c=16)
-    kept = tuple(slice(1) if a == axis else slice(None) for a in range(4))
-    arrays = [np.broadcast_to(LAYOUTS[order](x)[kept], x.shape) for x in arrays_of(problem)[:4]]
+    one = tuple(slice(1) if a == axis else slice(None) for a in range(4))
+    arrays = [np.broadcast_to(LAYOUTS[order](x)[one], x.shape) for x in arrays_of(problem)[:4]]
     repeated = problem._replace(tensors=tuple(tensors_of(arrays[:3])), dout=tensors_of(arrays[3:])[0])
     ours = attend(*arrays, problem.dlse.numpy(), problem.scale)
     check_errors(tensors_of(ours), attend_plainly(repeated), expected(repeated), repeated)
@@ -107,16 +107,16 @@ import ctypes, itertools, mmap
 import numpy as np
 from ccgpu.kernels.numba_cpu import calls
 
-libc, kept, PAGE = ctypes.CDLL(None, use_errno=True), [], mmap.PAGESIZE
+libc, alive, PAGE = ctypes.CDLL(None, use_errno=True), [], mmap.PAGESIZE
 rooms = itertools.cycle(["at the end", "at the start"])
 
 def fenced(x, order):
-    # A copy of x between two pages that nobody may touch, right beside one of them.
+    # A copy of x between two pages that may not be accessed, adjacent to one of them.
     plain = np.moveaxis(x, 1, -1) if order == "channels last" else x
     pages = -(-x.nbytes // PAGE)
     memory = mmap.mmap(-1, (pages + 2) * PAGE)
     everything = np.frombuffer(memory, np.uint8)
-    kept.append((memory, everything))
+    alive.append((memory, everything))
     for fence in (0, pages + 1):
         address = ctypes.c_void_p(everything.ctypes.data + fence * PAGE)
         assert libc.mprotect(address, ctypes.c_size_t(PAGE), 0) == 0
@@ -130,7 +130,7 @@ for dtype, order, sizes, c, first in itertools.product(
     (np.float32, np.float64), ("contiguous", "channels last"), ((7,), (5, 19), (2, 3, 4)), (1, 5, 16), range(2)
 ):
     if first:
-        next(rooms)  # each array stands at either end in turn
+        next(rooms)  # in the second round each array is at its other end
     of = lambda *shape: generator.standard_normal(shape).astype(dtype)
     q, k, v, dout = (fenced(of(2, n, *sizes), order) for n in (c, c, c + 16, c + 16))
     targets = [fenced(x, order) for x in (v, q, k, v)]
@@ -143,9 +143,9 @@ print("done")
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fences in memory are set as Linux does it")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are protected with Linux's mprotect")
 def test_nothing_beside_the_arrays_is_read_or_written():
-    """In a process that would be killed: its arrays stand between pages that may not be touched."""
+    """The arrays lie between protected pages, in a process of their own, which an access beyond them would kill."""
     answer = subprocess.run(
         [sys.executable, "-c", FENCED], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )

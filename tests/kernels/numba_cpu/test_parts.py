@@ -1,4 +1,4 @@
-"""The parts of the CPU kernels, one by one, against NumPy and exact arithmetic; nothing is written beside a result."""
+"""The functions of the CPU kernels one by one, against NumPy and exact arithmetic, with guards around each result."""
 
 import decimal
 import itertools
@@ -47,7 +47,7 @@ def transposed(like, source, source_row, rows, columns, target, target_row):
 
 @compiled
 def product(like, rows, columns, depth, a, b, c, alpha, beta):
-    """multiply, with the address and the strides of each argument in a tuple."""
+    """Call `multiply`; each tuple holds the address and the strides of an argument."""
     multiply(like, rows, columns, depth, a[0], a[1], a[2], b[0], b[1], c[0], c[1], alpha[0], alpha[1], beta[0], beta[1])
 
 
@@ -58,7 +58,7 @@ def dtype(request):
 
 
 def address(x):
-    """The address of an array's first number, which may stand anywhere in memory."""
+    """Return the address of an array's first element."""
     return x.__array_interface__["data"][0]
 
 
@@ -67,7 +67,7 @@ def lanes(dtype):
 
 
 def whole_vectors(values, dtype):
-    """The values, repeated until they fill whole vectors."""
+    """Return the values, repeated until they fill whole vectors."""
     values = np.asarray(values, dtype)
     return np.resize(values, -(-values.size // lanes(dtype)) * lanes(dtype))
 
@@ -76,11 +76,11 @@ def whole_vectors(values, dtype):
 
 
 def exponentials_of(x, offset=0.0):
-    """Return what becomes of x, and the sum."""
+    """Return exp(x - offset), as `exponentials` writes it, and the sum that it returns."""
     like, y = x.dtype.type(0), np.concatenate([[GUARD], x, [GUARD]]).astype(x.dtype)
-    total = exponentials(like, address(y) + x.itemsize, x.nbytes, x.dtype.type(offset))
+    row_sum = exponentials(like, address(y) + x.itemsize, x.nbytes, x.dtype.type(offset))
     assert y[0] == y[-1] == GUARD
-    return y[1:-1], total
+    return y[1:-1], row_sum
 
 
 def test_exponentials_to_a_unit_in_the_last_place(dtype):
@@ -99,22 +99,22 @@ def test_exponentials_to_a_unit_in_the_last_place(dtype):
 def test_exponentials_of_differences_and_their_sum(dtype):
     x = whole_vectors(np.random.default_rng(1).uniform(-30, 10, 8 * lanes(dtype)), dtype)
     offset = dtype(10.3)
-    ours, total = exponentials_of(x, offset)
+    ours, row_sum = exponentials_of(x, offset)
     epsilon = np.finfo(dtype).eps
     exactly = x.astype(np.longdouble) - np.longdouble(offset)  # the difference is not rounded
     np.testing.assert_allclose(ours, np.exp(exactly), rtol=1.01 * epsilon)
-    np.testing.assert_allclose(total, ours.astype(np.float64).sum(), rtol=20 * epsilon)
+    np.testing.assert_allclose(row_sum, ours.astype(np.float64).sum(), rtol=20 * epsilon)
 
 
 def test_exponentials_at_the_ends(dtype):
     lowest = np.log(np.finfo(dtype).tiny)
     below = [-np.inf, 1.001 * lowest, lowest - 1, 2 * lowest, -1e30, np.finfo(dtype).min]
     x = whole_vectors([*below, np.nan, 0.999 * lowest], dtype)
-    ours, total = exponentials_of(x)
+    ours, row_sum = exponentials_of(x)
     np.testing.assert_array_equal(ours[:6], 0)
     assert np.isnan(ours[6])
     assert ours[7] > 0
-    assert np.isnan(total)
+    assert np.isnan(row_sum)
     zeros, none = exponentials_of(whole_vectors(below, dtype))
     assert none == 0
     assert not zeros.any()
@@ -160,17 +160,17 @@ def test_subtract_and_multiply(dtype):
 
 
 def test_transpose_of_every_rectangle(dtype):
-    """With gaps between the rows of source and target, at addresses of no vector."""
-    like, size, largest = dtype(0), np.dtype(dtype).itemsize, 35
-    source = np.arange(1.0, (largest + 1) * (largest + 4) + 1, dtype=dtype).reshape(largest + 1, largest + 4)
-    for rows, columns in itertools.product(range(1, largest + 1), repeat=2):
+    """The rows of source and target have gaps between them, and their addresses are not aligned to vectors."""
+    like, size, most = dtype(0), np.dtype(dtype).itemsize, 35
+    source = np.arange(1.0, (most + 1) * (most + 4) + 1, dtype=dtype).reshape(most + 1, most + 4)
+    for rows, columns in itertools.product(range(1, most + 1), repeat=2):
         target = np.full((columns + 2, rows + 3), GUARD, dtype)
         wanted = target.copy()
         wanted[1:-1, 1:-2] = source[1 : rows + 1, 3 : columns + 3].T
         here, there = address(source[1:, 3:]), address(target[1:, 1:])
         transposed(like, here, source.strides[0], rows, columns, there, target.strides[0])
         np.testing.assert_array_equal(target, wanted, f"{rows} x {columns}")
-    assert size * largest > 2 * VECTOR_BYTES  # several whole tiles, and parts of tiles
+    assert size * most > 2 * VECTOR_BYTES  # several whole tiles, and parts of tiles
 
 
 def test_transpose_of_rows_in_reverse(dtype):
@@ -190,7 +190,7 @@ def test_copy_with_steps(dtype):
 
 
 def check_product(dtype, rows, vectors, depth, flipped, alphas, betas, generator):
-    """Multiply whole numbers, which leaves nothing to round, and compare all memory around the result."""
+    """Multiply integers, so that nothing is rounded, and compare all memory around the result too."""
     columns = vectors * lanes(dtype)
     a = generator.integers(-9, 10, (depth, rows + 1) if flipped else (rows, depth + 2)).astype(dtype)
     left = a.T[:rows] if flipped else a[:, :depth]
@@ -223,18 +223,18 @@ def check_product(dtype, rows, vectors, depth, flipped, alphas, betas, generator
 
 
 def test_multiply_of_every_size(dtype):
-    """Every size with one of the kinds of A, alpha and beta in turn: each size of tile meets all of them."""
+    """Every size gets the next kind of A, alpha and beta, so that each size of tile gets all kinds."""
     generator = np.random.default_rng(0)
     kinds = itertools.cycle(itertools.product([False, True], ["one", "each"], ["none", "one", "each"]))
     sizes = itertools.product(
         range(1, 31), range(1, 6), range(1, 20)
-    )  # an odd number of depths: not in step with kinds
+    )  # an odd number of depths, so that sizes and kinds do not repeat in step
     for size, kind in zip(sizes, kinds, strict=False):
         check_product(dtype, *size, *kind, generator)
 
 
 def test_multiply_without_whole_numbers(dtype):
-    """Terms are added one by one: the error is at most a rounding of the terms' magnitudes each."""
+    """Terms are added one by one, so the error is at most `depth` roundings of the sum of magnitudes."""
     generator = np.random.default_rng(0)
     rows, columns, depth = 31, 3 * lanes(dtype), 200
     a, b = (generator.standard_normal(shape).astype(dtype) for shape in ((rows, depth), (depth, columns)))
@@ -280,7 +280,7 @@ AXIS = schedule.plan_axes((3, 4), 1, 4, False, 1)[0]
 
 @nogil
 def do_all(phases, counters, done, early):
-    """Count every group that this thread gets; note those whose phase began before all groups below it were done."""
+    """Count each group that this thread takes; mark groups that began before an earlier phase was done as early."""
     for axis, begin, end in tickets.tickets(phases, counters):
         early[begin] = axis.length != 4
         for phase in phases:
@@ -299,7 +299,7 @@ def test_tickets_cover_the_groups_of_each_phase(counts, threads, parts):
     phases = np.array([tickets.phase_of(AXIS, *groups, threads, parts) for groups in ranges], np.int64)
     counters = tickets.new_counters(len(counts))
     done, early = np.zeros(starts[-1] + 1, np.int64), np.zeros(starts[-1] + 1, np.bool_)
-    for _ in range(2):  # who comes when all is done finds nothing, and returns
+    for _ in range(2):  # a thread that comes when all is done finds no ticket and returns
         do_all(phases, counters, done, early)
         np.testing.assert_array_equal(done[:-1], 1)
         assert not early.any()

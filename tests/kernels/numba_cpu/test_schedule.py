@@ -1,4 +1,4 @@
-"""How the CPU kernels are run: any number of threads, helpers that are late or fail, temporaries."""
+"""Running the CPU kernels: any number of threads, helper threads that are late or fail, sizes of temporaries."""
 
 import concurrent.futures
 import threading
@@ -39,7 +39,7 @@ def test_same_bits_by_any_number_of_threads_and_again(monkeypatch, channels, ord
 
 
 class Pool:
-    """Stands in for the pool of threads: what is submitted runs when the test says so."""
+    """Replaces the thread pool: submitted functions wait until the test runs them."""
 
     def __init__(self):
         self.late = []
@@ -51,7 +51,7 @@ class Pool:
 
 @pytest.fixture
 def pool(monkeypatch):
-    """No thread wakes up in time."""
+    """A pool in which no thread wakes up in time."""
     cut_up(monkeypatch, SMALL=0)
     pool = Pool()
     monkeypatch.setattr(schedule, "_pool", pool)
@@ -59,7 +59,7 @@ def pool(monkeypatch):
 
 
 def check_short_call(threads):
-    """Raise unless a call with fewer lines than threads is right."""
+    """Check a call with fewer lines than threads."""
     problem = problem_of((2, 3), torch.float32, batch=1)
     ours = attend(*arrays_of(problem), problem.scale, threads)
     check_errors(tensors_of(ours), attend_plainly(problem), expected(problem), problem)
@@ -80,7 +80,7 @@ def test_helpers_that_never_come(pool):
 
 @pytest.mark.timeout(60)
 def test_helpers_that_come_when_all_is_done_touch_nothing(pool):
-    """The arrays may be another's by then."""
+    """The memory of the arrays may have been reused by then."""
     arrays = arrays_of(problem_of((2, 3), torch.float32, batch=1))
     results = attend(*arrays, 1.0, threads=4)
     for x in results:
@@ -93,7 +93,7 @@ def test_helpers_that_come_when_all_is_done_touch_nothing(pool):
 
 @pytest.mark.timeout(60)
 def test_helpers_that_come_in_the_middle(monkeypatch):
-    """Each begins a moment after the call, on a thread of its own."""
+    """Each helper begins a moment after the call, on a thread of its own."""
     cut_up(monkeypatch, SMALL=0, PARTS=30)
     problem = problem_of((61, 67), torch.float32, d=16, c=32)
     alone = attend(*arrays_of(problem), problem.scale, threads=1)
@@ -115,7 +115,7 @@ def test_helpers_that_come_in_the_middle(monkeypatch):
 
 @pytest.mark.timeout(60)
 def test_helpers_that_fail(monkeypatch):
-    """One without memory for its part: the others do it."""
+    """A helper that runs out of memory: the other threads do its part."""
 
     class Failing:
         def submit(self, function):
@@ -130,7 +130,7 @@ def test_helpers_that_fail(monkeypatch):
 
 @pytest.mark.timeout(60)
 def test_a_caller_that_fails_waits_for_helpers_that_began(monkeypatch):
-    """They write to arrays that are given back when the error is raised."""
+    """Helpers write to arrays that may be freed once the error is raised."""
     began, finished = threading.Barrier(2), []
 
     def kernel(*arguments):
@@ -151,7 +151,7 @@ def test_a_caller_that_fails_waits_for_helpers_that_began(monkeypatch):
 
 @pytest.mark.timeout(60)
 def test_helpers_that_cannot_be_started(monkeypatch):
-    """As when the interpreter shuts down, or the system has no thread left: the caller does all."""
+    """At interpreter shutdown, or if the system has no thread left, the caller does all the work."""
 
     class Exhausted:
         def submit(self, function):
@@ -166,7 +166,7 @@ def test_helpers_that_cannot_be_started(monkeypatch):
 
 
 def temporaries(call):
-    """Return the most bytes that a call holds at once beside its results."""
+    """Return the peak bytes that a call holds beyond its results."""
     tracemalloc.start()
     try:
         results = call()
@@ -180,7 +180,7 @@ def temporaries(call):
 def test_temporaries_are_small(order, limit):
     problem = problem_of((97, 97), torch.float32, batch=1, d=64, c=512)
     q, k, v, dout, dlse = (LAYOUTS[order](x) for x in arrays_of(problem))
-    out, lse = calls.forward(q, k, v, threads=1)  # nothing is compiled or loaded while it is measured
+    out, lse = calls.forward(q, k, v, threads=1)  # so that nothing is compiled or loaded during the measurement
     calls.backward(dout, q, k, v, out, lse, dlse, threads=1)
     assert temporaries(lambda: calls.forward(q, k, v, threads=1)) < limit
     assert temporaries(lambda: calls.backward(dout, q, k, v, out, lse, dlse, threads=1)) < limit
