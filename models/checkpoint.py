@@ -2,8 +2,8 @@
 
 A file of ours describes its network (`Description`), so that its reader needs no flags. There are two kinds:
 
-- a network to take along, which `write` and `python -m train.convert` write: safetensors with {"ccgpu": JSON of a
-  `Header`} as metadata, or `torch.save` of {"ccgpu": `Header`, "state_dict": weights};
+- a network file, which `write` and `python -m train.convert` write: safetensors with {"ccgpu": JSON of a `Header`} as
+  metadata, or `torch.save` of {"ccgpu": `Header`, "state_dict": weights};
 - a checkpoint of a training run, `last.pt`, which `train/runs/checkpoints.py` writes: `torch.save` of a
   `RunCheckpoint`.
 
@@ -52,7 +52,7 @@ class Description(TypedDict):
 
 
 class Header(Description):
-    """The keys that a network to take along has beside its weights.
+    """The keys of a network file beside its weights.
 
     Attributes:
         format: `FORMAT`.
@@ -212,7 +212,7 @@ def _write_tensors(path: Path, weights: Mapping[str, Tensor], header: Mapping[st
 
 
 def _own(path: str | os.PathLike[str], header: Any, state: Any, changes: Mapping[str, Any]) -> Checkpoint:
-    """Return a network to take along, from its file's header and weights."""
+    """Return the network of a network file from its header and weights."""
     known = isinstance(header, Mapping) and isinstance(header.get("network"), Mapping)
     if not known or header.get("format") != FORMAT:
         found = repr(header.get("format")) if isinstance(header, Mapping) else f"a {type(header).__name__} as header"

@@ -1,1 +1,1 @@
-"""CCNet training: one module a command, for example `python -m train.cityscapes`."""
+"""Training, evaluating and using CCNet: commands such as `python -m train.cityscapes`, and what they are made of."""

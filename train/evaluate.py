@@ -44,7 +44,7 @@ class Evaluation:
     """What `score` works with.
 
     Attributes:
-        iteration: steps that the network was trained for; None for a network of no run.
+        iteration: steps that the network was trained for; None for a converted or published network.
         settings: how it is evaluated.
         dataset: classes and official scores.
         net: the network with its weights, on its device.
@@ -98,7 +98,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--save-predictions", type=Path, metavar="DIR", help="write each prediction as a file of label ids")
     add("--record", type=Path, metavar="FILE", help="append the scores to this file of JSON lines")
     add("--amp", choices=tuple(engine.AMP_DTYPES), help="autocast (default: the run's)")
-    add("--channels-last", action=argparse.BooleanOptionalAction, help="NHWC memory order (default: the run's)")
+    add("--channels-last", action=argparse.BooleanOptionalAction, help="NHWC memory format (default: the run's)")
     add("--compile", action=argparse.BooleanOptionalAction, help="compile with torch.compile (default: the run's)")
     add_device(parser)
     add("--workers", type=int, default=4, help="loader processes (default: 4)")
@@ -159,7 +159,7 @@ def dataset_of(found: checkpoint.Checkpoint, flags: argparse.Namespace) -> Datas
 
 
 def recipe_of(found: checkpoint.Checkpoint, dataset: Dataset) -> dict[str, Any]:
-    """Return the settings for a network of no run: the dataset's recipe, with the image size that the file asks for.
+    """Return the settings for a converted or published network: the dataset's recipe, with the file's image size.
 
     Raises:
         ValueError: the network is for clips; their length is not in the file.

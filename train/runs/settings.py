@@ -114,7 +114,7 @@ class Settings:
     power: float = option(0.9, "power of the poly schedule", kind=float, least=0)
     seed: int = option(0, "seed of weights, order, augmentation, dropout and synthetic images", kind=int, least=0)
     amp: str = option("off", "autocast; fp16 scales the loss and needs CUDA", choices=tuple(engine.AMP_DTYPES))
-    channels_last: bool = option(False, "NHWC memory order, faster with amp on CUDA", kind=bool)
+    channels_last: bool = option(False, "NHWC memory format, faster with amp on CUDA", kind=bool)
     compile: bool = option(False, "compile the network with torch.compile", kind=bool)
     # Evaluation.
     eval: str = option("sliding", "evaluate windows or whole images", choices=MODES, decides="records")
