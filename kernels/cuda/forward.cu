@@ -85,7 +85,7 @@ template <class F> INLINE void forward(const Arguments &a) {
 #pragma unroll
       for (int m = 0; m < M; m++)
         weights[n][m].set(0, zeros), weights[n][m].set(1, zeros);
-#pragma unroll 1 // a loop: of two passes in sequence the compiler would make one, with all energies in registers
+#pragma unroll 1 // if unrolled, the compiler would merge the two passes and keep all energies in registers
     for (int pass = 0; pass < 2; pass++) {
 #pragma unroll
       for (int n = 0; n < TILES; n++) {
@@ -171,8 +171,8 @@ template <class F> INLINE void forward(const Arguments &a) {
         Sum merged = own, part = 1;
         before[m][h] = 0;
         if (!item.first) {
-          // Both parts are computed from each other instead of from `merged`: the rounding error of `merged` grows with
-          // the energies, and the parts must sum to 1.
+          // The two parts must sum to 1, so they are computed from a and b: `merged` has a rounding error that grows with
+          // the energies.
           const Sum other = inside ? load_global<Sum>(lse) : 0, larger = max(other, own);
           if (own != empty || other != empty) {
             const Sum a = power2((own - larger) * log2e), b = power2((other - larger) * log2e);

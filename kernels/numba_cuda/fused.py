@@ -96,8 +96,8 @@ def _merge_rows_of(shape: Shape) -> DeviceFunction:
             part: Any = one
             before[i] = zero
             if own != empty or other != empty:
-                # Both parts are computed from each other instead of from `merged`: the rounding error of `merged` grows
-                # with the energies, and the parts must sum to 1.
+                # The two parts must sum to 1, so they are computed from a and b: `merged` has a rounding error that
+                # grows with the energies.
                 offset = max(own, other)
                 a, b = math.exp(own - offset), math.exp(other - offset)
                 merged = offset + math.log(a + b)
