@@ -171,8 +171,8 @@ template <class F> INLINE void forward(const Arguments &a) {
         Sum merged = own, part = 1;
         before[m][h] = 0;
         if (!item.first) {
-          // The two parts must sum to 1, so they are computed from a and b: `merged` has a rounding error that grows with
-          // the energies.
+          // The two parts must sum to 1, so they are computed from a and b: `merged` has a rounding error that grows
+          // with the energies.
           const Sum other = inside ? load_global<Sum>(lse) : 0, larger = max(other, own);
           if (own != empty || other != empty) {
             const Sum a = power2((own - larger) * log2e), b = power2((other - larger) * log2e);
