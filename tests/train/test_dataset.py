@@ -6,7 +6,7 @@ import torch
 
 from ccgpu.models.labels import Labels
 from ccgpu.train.data.pairs import find_by_name
-from ccgpu.train.dataset import Dataset
+from ccgpu.train.dataset import Dataset, check_classes, find_dataset
 
 LABELS = Labels(tuple("abcdef"), np.zeros((6, 3), np.uint8), tuple(range(6)))
 
@@ -46,3 +46,17 @@ def test_dataset_refuses_flip_pairs_that_are_no_exchange(flip_pairs: tuple[tuple
 def test_dataset_refuses_unknown_scores(scores: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=r"Dataset: scores must be one or more of .*mean_accuracy"):
         dataset(scores=scores)
+
+
+def test_find_dataset_refuses_another_number_of_classes_than_the_networks() -> None:
+    assert find_dataset("camvid").name == find_dataset("ccgpu.train.camvid", 11).name == "camvid"
+    with pytest.raises(
+        ValueError, match="--dataset must have the network's 19 classes, got camvid with 11; name another"
+    ):
+        find_dataset("camvid", 19)
+
+
+def test_check_classes_names_where_the_classes_are_from() -> None:
+    check_classes(LABELS, 6, "the file's classes")
+    with pytest.raises(ValueError, match="the network's 5 classes, got the file's classes with 6; name another"):
+        check_classes(LABELS, 5, "the file's classes")

@@ -58,3 +58,37 @@ def test_every_process_tells_its_own_failure(
     assert capsys.readouterr().err == ""
     assert errors.fail("camvid", "a.png does not decode", 1, everywhere=True) == 1
     assert capsys.readouterr().err == "camvid: a.png does not decode\n"
+
+
+@pytest.mark.parametrize(
+    ("stage", "error", "status", "message"),
+    [
+        ("prepare", ValueError("--lr must be more than 0"), 2, "camvid: --lr must be more than 0"),
+        ("prepare", KeyboardInterrupt(), 130, "camvid: stopped"),
+        ("run", ArithmeticError("nan in iteration 3"), 1, "camvid: nan in iteration 3"),
+        ("run", LookupError("too many positions"), 2, "camvid: too many positions"),
+        ("run", MemoryError("3 GiB"), 1, "camvid: out of memory (3 GiB); take fewer"),
+        ("run", KeyboardInterrupt(), 130, "camvid: stopped"),
+    ],
+)
+def test_run_command_tells_an_error_by_its_stage_and_kind(
+    stage: str, error: BaseException, status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def prepare() -> str:
+        if stage == "prepare":
+            raise error
+        return "prepared"
+
+    def run(prepared: str) -> int:
+        assert prepared == "prepared"
+        raise error
+
+    explained = {ArithmeticError: 1, LookupError: 2}
+    found = errors.run_command("camvid", prepare, run, again="", smaller="take fewer", explained=explained)
+    assert (found, capsys.readouterr().err) == (status, f"{message}\n")
+
+
+def test_run_command_raises_mistakes_of_the_program() -> None:
+    with pytest.raises(TypeError, match="NoneType"):
+        errors.run_command("camvid", lambda: None, lambda nothing: len(nothing), again="", smaller="")
+    assert errors.run_command("camvid", lambda: 3, lambda prepared: prepared, again="", smaller="") == 3
