@@ -116,18 +116,17 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tens
         softmax = _Softmax(axes, qs if scale == 1.0 else qs * scale, ks, plan.wide, cache=plan.fits(1))
         lse[images] = softmax.lse()
         for slab in plan.slabs(1):
-            values, target = (
-                channels_last(v[images, slab], plan.products),
-                channels_last_result(out[images, slab], plan.products),
-            )
+            values = channels_last(v[images, slab], plan.products)
+            result = channels_last_result(out[images, slab], plan.products)
+            target = result.lines
             for number, axis in enumerate(axes):
-                sums = axis.accumulator(target.lines)
+                sums = axis.accumulator(target)
                 pieces = (softmax.weights(number), axis.keys(axis.arrange(values)), axis.queries(sums))
                 for weights, value, here in zip(*pieces, strict=True):
                     add_product(here, weights.to(plan.products), value, write=axis.writes())
-                axis.add_to(target.lines, sums)
-            target.finish()
-            del values, target, sums, pieces, value, here  # free this slab before the next one is allocated
+                axis.add_to(target, sums)
+            result.finish()
+            del values, result, target, sums, pieces, value, here  # free this slab before the next one is allocated
     return out, lse
 
 
@@ -142,21 +141,23 @@ def backward(
     slabs = plan.slabs(2)
     for images in plan.groups():
         qs, ks = (channels_last(x[images], plan.products) for x in (q, k))
-        dqs, dks = channels_last_result(dq[images], plan.products), channels_last_result(dk[images], plan.products)
+        results = [channels_last_result(x[images], plan.products) for x in (dq, dk)]
+        dqs, dks = (x.lines for x in results)
         delta = _delta(dout[images], out[images], plan.wide).sub_(dlse[images])
         inputs = (qs if scale == 1.0 else qs * scale, ks, lse[images].unsqueeze(-1), delta.unsqueeze(-1))
         lines = [_BackwardLines(axis, *inputs) for axis in plan.axes(images)]
         for slab in slabs:
             values, douts = (channels_last(x[images, slab], plan.products) for x in (v, dout))
-            dvs = channels_last_result(dv[images, slab], plan.products)
+            result = channels_last_result(dv[images, slab], plan.products)
+            dvs = result.lines
             for line in lines:
-                line.add_slab(values, douts, dvs.lines, last=slab is slabs[-1], gradients=(dqs.lines, dks.lines))
-            dvs.finish()
-            del values, douts, dvs  # free this slab before the next one is allocated
+                line.add_slab(values, douts, dvs, last=slab is slabs[-1], gradients=(dqs, dks))
+            result.finish()
+            del values, douts, result, dvs  # free this slab before the next one is allocated
         if scale != 1.0:
-            dqs.lines.mul_(scale)
-        dqs.finish()
-        dks.finish()
+            dqs.mul_(scale)
+        for result in results:
+            result.finish()
     return dq, dk, dv
 
 

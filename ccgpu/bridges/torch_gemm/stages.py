@@ -67,11 +67,12 @@ def _sums(weights: Tensor, values: Tensor, *, transpose: bool) -> Tensor:
         own = channels_last(weights[images], plan.products)
         for slab in plan.slabs(1):
             source = channels_last(values[images, slab], plan.products)
-            target = channels_last_result(sums[images, slab], plan.products)
+            result = channels_last_result(sums[images, slab], plan.products)
+            target = result.lines
             for axis, matrices in _weight_matrices(plan, images, own):
-                _add_lines(axis, matrices, source, target.lines, transpose=transpose)
-            target.finish()
-            del source, target  # free this slab before the next one is allocated
+                _add_lines(axis, matrices, source, target, transpose=transpose)
+            result.finish()
+            del source, result, target  # free this slab before the next one is allocated
     return sums
 
 
