@@ -56,7 +56,7 @@ def suits(call: Call) -> bool:
 
 
 def _array(x: Tensor) -> np.ndarray:
-    """Return x's memory as an array; that of a float32 copy for half precision."""
+    """Return x as an array: on its own memory, or on a float32 copy of half precision."""
     return numpy_view(x.to(energy_dtype(x.dtype)))
 
 
