@@ -44,7 +44,7 @@ def without_rule(*tensors: Tensor) -> bool:
 
 
 def by_formula(function: Callable[..., T], lower: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> T:
-    """Return function(*tensors); under autocast, function(*lower(device type, *tensors)). `formula` has the functions."""
+    """Return function(*tensors), one of `formula`; under autocast, function(*lower(device type, *tensors))."""
     kind = tensors[0].device.type
     if not autocast.is_on(kind):
         return function(*tensors)
