@@ -124,6 +124,7 @@ def read(path: str | os.PathLike[str], **changes: Any) -> Checkpoint:
     if isinstance(content, Mapping) and "ccgpu" in content:
         return _own(path, content["ccgpu"], content.get("state_dict"), changes)
     if isinstance(content, Mapping) and {"model", "network", "iteration"} <= set(content):
+        _check_format(path, content, RUN_FORMAT)
         found = _described(path, content, content["model"], changes)
         return dataclasses.replace(
             found, run={name: content.get(name) for name in ("iteration", "dataset", "settings")}
@@ -213,14 +214,19 @@ def _write_tensors(path: Path, weights: Mapping[str, Tensor], header: Mapping[st
 
 def _own(path: str | os.PathLike[str], header: Any, state: Any, changes: Mapping[str, Any]) -> Checkpoint:
     """Return the network of a network file from its header and weights."""
-    known = isinstance(header, Mapping) and isinstance(header.get("network"), Mapping)
-    if not known or header.get("format") != FORMAT:
-        found = repr(header.get("format")) if isinstance(header, Mapping) else f"a {type(header).__name__} as header"
-        raise ValueError(
-            f"{FUNCTION}: {os.fspath(path)!r} must have format {FORMAT} with a network's arguments, got {found}; "
-            "read it with the version of ccgpu that wrote it."
-        )
+    if not isinstance(header, Mapping):
+        header = {"format": f"a {type(header).__name__} as header"}
+    _check_format(path, header, FORMAT)
     return _described(path, header, state, changes)
+
+
+def _check_format(path: str | os.PathLike[str], header: Mapping[str, Any], wanted: int) -> None:
+    """Raise ValueError unless a file of ours has the format that this version reads, and a network."""
+    if header.get("format") != wanted or not isinstance(header.get("network"), Mapping):
+        raise ValueError(
+            f"{FUNCTION}: {os.fspath(path)!r} must have format {wanted} with a network's arguments, got "
+            f"{header.get('format')!r}; read it with the version of ccgpu that wrote it."
+        )
 
 
 def _described(

@@ -38,6 +38,17 @@ def test_converted_file_is_the_same_network(
         assert torch.equal(other(images), net(images))
 
 
+def test_a_run_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
+    """Its keys had other names: read as today's, it would have no dataset."""
+    net = CCNet("resnet18", 3, head_channels=16)
+    content = {"format": checkpoint.RUN_FORMAT, "iteration": 1, "network": net.config, "model": net.state_dict()}
+    torch.save(content, tmp_path / "last.pt")
+    assert checkpoint.read(tmp_path / "last.pt").network == net.config
+    torch.save({**content, "format": 3, "data_set": "lip"}, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=rf"must have format {checkpoint.RUN_FORMAT} .*, got 3; read it with"):
+        checkpoint.read(tmp_path / "last.pt")
+
+
 @pytest.mark.parametrize(
     "content",
     [
