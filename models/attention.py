@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import ccgpu
 
-# Number of position axes -> the convolution for them, and how messages write the shape.
+# By number of position axes: the convolution to use, and the shape of x as messages write it.
 _CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _AXES = {1: "(B, C, W)", 2: "(B, C, H, W)", 3: "(B, C, T, H, W)"}
 
@@ -33,16 +33,16 @@ def require_int(function: str, name: str, value: Any, minimum: int) -> None:
 
 
 def check_position(function: str, at: Iterable[int], size: tuple[int, ...]) -> tuple[int, ...]:
-    """Return `at` as a tuple of ints; raise unless it is a position inside of `size`."""
+    """Return `at` as a tuple of ints; raise unless it is a position inside `size`."""
     try:
         position = tuple(operator.index(index) for index in at)
     except TypeError:
         raise TypeError(
-            f"{function}: at must be ints, one an axis, got {at!r}; pass whole numbers, e.g. (y, x)."
+            f"{function}: at must be ints, one per axis, got {at!r}; pass whole numbers, e.g. (y, x)."
         ) from None
     if len(position) != len(size) or any(not 0 <= index < extent for index, extent in zip(position, size, strict=True)):
         raise ValueError(
-            f"{function}: at must be a position inside of {size}, got {position}; count from 0, one an axis."
+            f"{function}: at must be a position inside of {size}, got {position}; count from 0 along each axis."
         )
     return position
 
@@ -56,7 +56,7 @@ class GatedAttention(nn.Module, ABC):
     gamma is learned and starts at 0, so a fresh module is the identity: inserted behind pretrained layers it leaves
     their features unchanged, and training brings attention in as far as it lowers the loss. (At gamma = 0 the three
     convolutions have no gradient, but gamma itself has one.) Gamma takes thousands of steps to move away from 0:
-    initialise it to 1 for a short training or for a test of attention by itself.
+    initialise it to 1 for a short training run, or to test attention alone.
 
     `load_state_dict` also takes mmcv's `gamma.scale` (shape ()) for `gamma` (shape (1,)), and the weights of
     a module with other `dims`: a 1x1 kernel (D, C, 1, 1) is the same matrix as (D, C, 1, 1, 1). `state_dict`
@@ -68,7 +68,7 @@ class GatedAttention(nn.Module, ABC):
         dims: position axes of x: 1, 2 (images) or 3 (clips).
         gamma: initial value of gamma, finite; 0 in the paper.
         recompute: save only x for backward, and compute q, k, v and the attention again in backward: less memory for
-            one more forward pass. Values and derivatives are the same. It may be assigned later
+            one more forward pass. Outputs and gradients are the same. The attribute can also be set later
             (`module.recompute = True`).
 
     Shape:
@@ -76,9 +76,9 @@ class GatedAttention(nn.Module, ABC):
         x's dtype; under autocast the wider of x's dtype and autocast's.
 
     Raises:
-        TypeError: a size is not an int.
-        ValueError: a size below its range; dims not 1, 2 or 3; gamma not finite; x with another rank or number of
-            channels.
+        TypeError: in_channels or reduction is not an int.
+        ValueError: in_channels or reduction is below 1; dims is not 1, 2 or 3; gamma is not finite; x has another
+            rank or number of channels.
     """
 
     def __init__(self, in_channels: int, *, reduction: int, dims: int, gamma: float, recompute: bool) -> None:
@@ -112,7 +112,7 @@ class GatedAttention(nn.Module, ABC):
     def attend(self, x: Tensor) -> Tensor:
         """Return gamma * mix(query_conv(x), key_conv(x), value_conv(x)) + x; x has passed `check_input`."""
         if self.recompute:
-            # Nothing in it is random, so the generator's state need not be saved.
+            # Attention draws no random numbers, so the state of the generators need not be saved.
             return checkpoint(self._attend, x, use_reentrant=False, preserve_rng_state=False)
         return self._attend(x)
 
@@ -173,7 +173,7 @@ class CrissCrossAttention(GatedAttention):
         dims: position axes of x: 1, 2 (images) or 3 (clips: every position attends along T, H and W).
         gamma: initial value of gamma; 0 in the paper.
         recompute: save only x for backward, see `GatedAttention`; False saves q, k, v and the output too.
-        backend: name of a backend of `ccgpu.cca`; None chooses one by the tensors.
+        backend: name of a backend of `ccgpu.cca`; None: chosen for each call by the tensors.
 
     Shapes and errors: as in `GatedAttention`.
 
@@ -227,11 +227,11 @@ class RCCA(CrissCrossAttention):
     Args:
         in_channels, reduction, dims, gamma, backend: as in `CrissCrossAttention`; so are shapes and errors.
         recurrence: R, 0 or more. The state dict does not depend on it: checkpoints of any R, and of
-            `CrissCrossAttention`, interchange. It may be assigned later (`module.recurrence = 3`).
+            `CrissCrossAttention`, interchange. The attribute can also be set later (`module.recurrence = 3`).
         recompute: every loop saves only its input: R feature maps for backward instead of about 3 R (97x97, C = 512,
             float32, R = 2: 39 MB instead of 125).
 
-    Source: the paper, section 3.3; R = 2 in 2D is its choice, R = 3 in 3D is from the TPAMI version.
+    Source: the paper, section 3.3, which chooses R = 2 in 2D; R = 3 in 3D is from the TPAMI version.
 
     Examples:
         >>> import torch
@@ -288,15 +288,16 @@ def attention_map(
         module: a `CrissCrossAttention` (one loop) or an `RCCA` (R loops; with R = 0 the map is 1 at `at`).
         x: the module's input, (B, C, *S).
         at: the position in S, one int for each axis, e.g. (y, x); each from 0 to its size - 1.
-        recurrence: R, 0 or more; None: the module's.
+        recurrence: R, 0 or more; None: the module's own number of loops.
 
     Returns:
-        (B, *S) on x's device, float32 (float64 for a float64 x), detached from the graph. It works under
-        `torch.no_grad` and `torch.inference_mode`, and writes no gradient into the module's parameters.
+        (B, *S) on x's device, float32 (float64 for a float64 x), detached from the graph. The function also works
+        under `torch.no_grad` and `torch.inference_mode`, and leaves the gradients of the parameters alone.
 
     Raises:
-        TypeError: module is no `CrissCrossAttention`, or `at` is not ints.
-        ValueError: x does not fit the module; `at` has another number of axes than S or lies outside of it.
+        TypeError: module is not a `CrissCrossAttention`, `at` is not ints, or recurrence is not an int.
+        ValueError: x does not fit the module; `at` has another number of axes than S or lies outside it; recurrence is
+            below 0.
 
     Source: the paper, section 3.3, follows one path over two loops; this is the sum over all paths and loops.
     """
@@ -321,7 +322,7 @@ def attention_weights(module: CrissCrossAttention, x: Tensor, *, recurrence: int
     """Return how much every position attends to each position of its criss-cross, for each loop.
 
     These are the entries of A_1, ..., A_R on the criss-crosses; `attention_map` computes a row of the product of these
-    matrices. They are R N K numbers for N positions with K neighbours, instead of the N^2 of all maps.
+    matrices. For N positions with K neighbours they are R N K numbers, whereas all maps together have N^2.
 
     Args:
         module, x, recurrence: as in `attention_map`.
@@ -366,7 +367,7 @@ def _queries_and_keys(module: CrissCrossAttention, x: Tensor, recurrence: int) -
 
 
 def _row_times_weights(row: Tensor, q: Tensor, k: Tensor, backend: str | None) -> Tensor:
-    """Return row A for the attention weights A of q and k; row is (B, 1, *S)."""
+    """Return the vector-matrix product row A, A being the attention matrix of q and k; row is (B, 1, *S)."""
     # Under the caller's autocast each of the R products would be rounded to 16 bit.
     with torch.enable_grad(), torch.autocast(row.device.type, enabled=False):
         v = torch.zeros_like(row, requires_grad=True)

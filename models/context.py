@@ -50,13 +50,13 @@ class NonLocal(GatedAttention):
 
     Args:
         in_channels, reduction, dims, gamma, recompute: as in `GatedAttention`; so are shapes and errors.
-        form: how the same function is computed.
+        form: the implementation; both compute the same function.
             "materialised": the B matrices of N x N weights are formed, and saved for backward, as in public code.
             "sdpa": `torch.nn.functional.scaled_dot_product_attention`, which forms no such matrix where torch has a
             fused kernel for the call. On the CPU torch has one only for D = C, so there the matrix is formed as well.
 
     Raises:
-        ValueError: another form.
+        ValueError: the form is unknown.
 
     Source: Wang et al., Non-local Neural Networks, CVPR 2018, equations 1, 3 (embedded Gaussian) and 6; gamma and C / 8
     as in the authors' code, after Zhang et al., Self-Attention Generative Adversarial Networks, ICML 2019.
@@ -93,15 +93,15 @@ class NonLocal(GatedAttention):
 
 
 class PyramidPooling(nn.Module):
-    """The map concatenated with its means over 1x1, 2x2, 3x3 and 6x6 parts, then fused (PSPNet).
+    """The map concatenated with its means over 1x1, 2x2, 3x3 and 6x6 bins, then fused (PSPNet).
 
         out = fuse([x, up(branch_1(mean_1(x))), ..., up(branch_6(mean_6(x)))])
 
-    mean_n averages over n x n parts, a branch is a 1x1 convolution to C // 4 channels (at least one), up resizes to x's
+    mean_n averages over n x n bins, a branch is a 1x1 convolution to C // 4 channels (at least one), up resizes to x's
     size (bilinear, corners aligned as in the head), fuse is a 3x3 convolution from 2 C to C channels; each convolution
     is followed by norm and activation. About 36 N C^2 multiplications and additions: 89 GFLOPs at 97x97, C = 512.
 
-    The norm behind mean_1 sees one value an image and channel: in train mode it needs 2 images in the global
+    The norm behind mean_1 sees one value per image and channel: in train mode it needs 2 images in the global
     batch, and torch raises ValueError for one.
 
     Args:
@@ -142,7 +142,7 @@ class ASPP(nn.Module):
     fuse is a 1x1 convolution from 5 C to C channels; each convolution is followed by norm and activation. About 66 N
     C^2 multiplications and additions: 163 GFLOPs at 97x97, C = 512.
 
-    The norm behind the mean sees one value an image and channel: in train mode it needs 2 images in the global
+    The norm behind the mean sees one value per image and channel: in train mode it needs 2 images in the global
     batch, and torch raises ValueError for one.
 
     Args:
@@ -169,7 +169,7 @@ class ASPP(nn.Module):
         self.fuse = convolution((len(self.RATES) + 2) * in_channels, in_channels, 1, activation=activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the map fused from its five views; see the class for formula and shapes."""
+        """Return the map fused from the five branches; see the class for formula and shapes."""
         mean = self.pooled(x.mean((2, 3), keepdim=True)).expand_as(x)
         return self.fuse(torch.cat([self.point(x), *(branch(x) for branch in self.dilated), mean], dim=1))
 
@@ -191,7 +191,7 @@ def build_context(
     Args:
         name: "none", "rcca" (`RCCA`), "nonlocal" (`NonLocal`), "psp" (`PyramidPooling`) or "aspp" (`ASPP`).
         channels: C, 1 or more.
-        recurrence: loops of rcca; 0 is no module.
+        recurrence: loops of rcca; 0: no module.
         dims: position axes of rcca and nonlocal, 2 or 3. psp and aspp take images only, so the head gives them each
             frame of a clip by itself.
         gamma: initial value of gamma in rcca and nonlocal.
@@ -202,7 +202,7 @@ def build_context(
 
     Raises:
         TypeError: a size is not an int.
-        ValueError: an argument outside of its values; recompute for a module without it.
+        ValueError: an argument is out of its range; recompute is set for another module than rcca and nonlocal.
     """
     if name not in CONTEXTS:
         raise ValueError(f"build_context: name must be one of {CONTEXTS}, got {name!r}; pass one of these.")

@@ -23,9 +23,9 @@ _VARIANTS = {
     "lite2": ((1, 3, 3, 4, 4, 5, 1), (16, 24, 48, 88, 120, 208, 352)),
 }
 _STEM, _HEAD = 32, 1280
-# Output stride -> for each stage the stride and the dilation of its first depthwise convolution, and the dilation of
-# its other ones. A convolution that loses its stride keeps the dilation from before: only the inputs of the
-# convolutions after it lie twice as close as in the original.
+# Output stride -> three rows with one entry per stage: the stride and the dilation of the stage's first depthwise
+# convolution, and the dilation of its others. A convolution that loses its stride keeps the former dilation: only the
+# inputs of the convolutions after it are twice as dense as in the original.
 _STAGES = {
     8: ((1, 2, 2, 1, 1, 1, 1), (1, 1, 1, 1, 2, 2, 4), (1, 1, 1, 2, 2, 4, 4)),
     16: ((1, 2, 2, 2, 1, 1, 1), (1, 1, 1, 1, 1, 1, 2), (1, 1, 1, 1, 1, 2, 2)),
@@ -39,10 +39,10 @@ class SameConv2d(nn.Conv2d):
     """Convolution without bias, with TensorFlow's "same" padding: an extent n becomes ceil(n / stride).
 
         total = (ceil(n / stride) - 1) * stride + (kernel_size - 1) * dilation + 1 - n,
-        total // 2 zeros before the first element, the rest behind the last
+        total // 2 zeros before the first element, the rest after the last
 
-    At stride 2 and even n there is one more zero behind than before, so the outputs are shifted by half an input
-    against those of a symmetric padding. At stride 1 the padding is symmetric.
+    At stride 2 and even n there is one more zero at the end than at the start, so the outputs are shifted by half an
+    input position relative to symmetric padding. At stride 1 the padding is symmetric.
 
     Shape:
         (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)).
@@ -75,7 +75,7 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 
 
 class InvertedResidual(nn.Module):
-    """bn2(project(relu6(bn1(depthwise(relu6(bn0(expand(x)))))))), + x where the shapes agree at stride 1.
+    """bn2(project(relu6(bn1(depthwise(relu6(bn0(expand(x)))))))), plus x at stride 1 if input and output shapes agree.
 
     expand and project are 1x1 convolutions; expand multiplies the channels by `expansion`. With expansion 1, expand and
     bn0 are left out.
@@ -110,7 +110,7 @@ class InvertedResidual(nn.Module):
 
 
 class _Trunk(nn.Module):
-    """The stem and the seven stages, which the features and the classifier share."""
+    """The stem and the seven stages, shared by the backbone and the classifier."""
 
     mean = (127.0, 127.0, 127.0)
     std = (128.0, 128.0, 128.0)
@@ -173,10 +173,10 @@ class EfficientNetLite(_Trunk):
     """EfficientNet-Lite features at 1/8 of the input size: dilations replace the strides of the last stages.
 
     With output stride 8, stages 4 and 6 lose their strides. Convolutions after the first lost stride are dilated by 2,
-    convolutions after the second by 4; the convolution that loses its stride keeps the dilation from before. So every
+    convolutions after the second by 4; the convolution that loses its stride keeps the former dilation. So every
     convolution sees the same positions as in the classifier, and every second (stage 5) or fourth (stage 7) row and
-    column of the features equals the classifier's, up to rounding. With TensorFlow's padding these rows and columns are
-    counted from position 1 at each lost stride where the extent is even, and from 0 where it is odd.
+    column of the features equals the classifier's, up to rounding. TensorFlow's padding decides where these rows and
+    columns begin at each lost stride: at position 1 if the extent is even, at 0 if it is odd.
 
     Stochastic depth (drop_connect), with which the authors train on ImageNet from scratch, is left out: it would depend
     on one process's random state and share of the batch, and the heads have their own dropout.
@@ -190,11 +190,11 @@ class EfficientNetLite(_Trunk):
         mean, std: 127 and 128 for each channel: the published networks take (0..255 value - 127) / 128.
 
     Shape:
-        images (B, 3, H, W) -> (stage 5, stage 7), both (B, channels, H', W') at the output stride (stage 5 at 16
-        if that is 32); an extent n becomes ceil(n / stride).
+        images (B, 3, H, W) -> (stage 5, stage 7), both (B, channels, H', W') at the output stride (at output
+        stride 32, stage 5 is at 16); an extent n becomes ceil(n / stride).
 
     Raises:
-        ValueError: an argument outside of the values above.
+        ValueError: an argument is none of the values above.
 
     Source: Tan and Le, ICML 2019; the Lite form (no squeeze-and-excitation, ReLU6, fixed stem and head): the
     authors' code, tpu/models/official/efficientnet/lite.
@@ -227,7 +227,7 @@ class EfficientNetLiteClassifier(_Trunk):
         images (B, 3, H, W), normalised by mean and std -> logits (B, 1000).
 
     Raises:
-        ValueError: another variant.
+        ValueError: the variant is none of these.
 
     Source: as `EfficientNetLite`.
     """
@@ -248,7 +248,7 @@ class EfficientNetLiteClassifier(_Trunk):
 def load_imagenet(network: EfficientNetLite | EfficientNetLiteClassifier, source: str | os.PathLike[str]) -> None:
     """Fill an EfficientNet-Lite with the ImageNet weights of a file or of an installed package.
 
-    For an `EfficientNetLite` the classifier's entries are ignored; `ccgpu.models.weights.fill` says which of the others
+    For an `EfficientNetLite` the classifier's entries are ignored. `ccgpu.models.weights.fill` describes how the others
     must fit.
 
     Args:

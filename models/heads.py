@@ -1,10 +1,10 @@
 """The two heads of `CCNet`, the criss-cross head and the auxiliary head, and the conversion of clips to frames.
 
-The authors' InPlaceABN is `nn.BatchNorm2d` followed by an activation (by default a leaky ReLU) here. It scales by
-|weight| + 1e-5, so a negative weight in their files means its absolute value. Norm and activation are two plain modules
-because distributed training replaces every `nn.BatchNorm2d` and `nn.Dropout2d` by one over all processes; a separate
-activation is not affected. The activation has a name instead of a number inside the sequences, so the other entries
-keep the numbers of the authors' files, and the state dict their keys (`bottleneck.{0,1,3}`).
+`nn.BatchNorm2d` followed by an activation (by default a leaky ReLU) stands in for the authors' InPlaceABN. InPlaceABN
+scales by |weight| + 1e-5, so a negative weight in their files means its absolute value. Norm and activation are two
+separate modules because distributed training replaces every `nn.BatchNorm2d` and `nn.Dropout2d` by a module that works
+on the global batch, and must leave the activation alone. Inside the `nn.Sequential`s the activation is named, not
+numbered, so that the other entries keep the authors' numbers, and the state dict their keys (`bottleneck.{0,1,3}`).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class _Logits(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits in the weights' dtype; outside of autocast as any convolution."""
-        if not torch.is_autocast_enabled(x.device.type):  # no autocast region in an exported graph without autocast
+        """Return the logits in the weights' dtype; outside autocast this is a plain convolution."""
+        if not torch.is_autocast_enabled(x.device.type):  # keeps an autocast region out of exported graphs
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
             return super().forward(x.to(self.weight.dtype))
@@ -52,8 +52,7 @@ class CCHead(nn.Module):
     """Class logits from backbone features x: bottleneck([x, convb(context(conva(x)))]).
 
     conva and convb are 3x3 convolutions with norm and activation, context is an `RCCA` or another context module, and
-    bottleneck (3x3 convolution, norm, activation, dropout, 1x1 convolution) takes x concatenated with the features that
-    have gone through the context module.
+    bottleneck (3x3 convolution, norm, activation, dropout, 1x1 convolution) takes x concatenated with convb's output.
 
     Args:
         in_channels: channels of x.
@@ -74,11 +73,11 @@ class CCHead(nn.Module):
 
     Attributes:
         cca: the `RCCA`, or None.
-        context: another context module, or None.
+        context: any other context module, or None.
 
     Shape:
         (B * T, in_channels, H, W) -> logits (B * T, num_classes, H, W), in the parameters' dtype also under
-        autocast, and embedding (B * T, embedding, H, W). The frames of a clip follow each other; T is the argument
+        autocast, and embedding (B * T, embedding, H, W). The frames of a clip are consecutive; T is the argument
         `frames` of `forward` (1 for images).
 
     Source: the paper, figure 2 and section 3.1; names, activation and dropout from the authors' code.
@@ -114,7 +113,7 @@ class CCHead(nn.Module):
             recompute=recompute,
             backend=backend,
         )
-        # Published files call criss-cross attention "cca"; any other context module has a name of its own.
+        # Published files call criss-cross attention "cca"; any other context module is stored under "context".
         self.cca = module if isinstance(module, RCCA) else None
         self.context = module if self.cca is None else None
         self.convb = convolution(channels, channels, activation=activation)
@@ -135,7 +134,7 @@ class CCHead(nn.Module):
 
 
 def as_frames(clips: Tensor) -> Tensor:
-    """Return clips (B, C, T, H, W) as images (B * T, C, H, W), the frames of a clip one after the other."""
+    """Return clips (B, C, T, H, W) as images (B * T, C, H, W), the frames of a clip consecutive."""
     return clips.transpose(1, 2).flatten(0, 1)
 
 
@@ -152,7 +151,7 @@ class AuxiliaryHead(nn.Sequential):
     Args:
         in_channels: channels of the features.
         num_classes: channels of the logits.
-        channels: channels in between; 512 in the authors' code.
+        channels: channels of the 3x3 convolution; 512 in the authors' code.
         dropout: probability of the channel dropout.
         activation: "leaky_relu" (slope 0.01) or "relu".
 

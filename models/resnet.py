@@ -1,7 +1,7 @@
 """Dilated ResNets for dense prediction, and loading of their ImageNet weights.
 
-The state dict's names are torchvision's (and for the deep stem those of the authors' and the MIT scene-parsing files,
-which agree), so an ImageNet file fits as it is, apart from its classifier `fc`.
+The state dict has torchvision's names, and for the deep stem the names in the authors' and the MIT scene-parsing files,
+which agree. So an ImageNet file fits without renaming; its classifier `fc` is ignored.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ V1C_STEM = {
     "conv3.": "stem.6.",
     "bn3.": "stem.7.",
 }
-# (Whether the blocks are bottlenecks, their numbers) -> depth, by which a file's network is recognised. This module
-# does not build depths 34 and 152, but recognises their files, to say what they are.
+# (Whether the blocks are bottlenecks, number of blocks in layer1 ... layer4) -> depth, to recognise a file's network.
+# Depths 34 and 152 cannot be built here, but error messages name them.
 _FILES: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, _BLOCKS[18]): 18,
     (False, (3, 4, 6, 3)): 34,
@@ -39,7 +39,7 @@ _FILES: dict[tuple[bool, tuple[int, ...]], int] = {
     (True, (3, 8, 36, 3)): 152,
 }
 # Output stride -> strides and dilations of layer1 ... layer4; stem and max-pool before them have a stride of 4. The
-# first row is CCNet's; each further row gives one dilated stage its stride back.
+# first row is CCNet's; each further row restores the stride of one dilated stage.
 _STAGES = {
     8: ((1, 2, 1, 1), (1, 1, 2, 4)),
     16: ((1, 2, 2, 1), (1, 1, 1, 2)),
@@ -49,7 +49,7 @@ _WIDTHS = (64, 128, 256, 512)
 
 
 def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """Return the projection in a block's shortcut, or None where the input can be added as it is."""
+    """Return the projection in a block's shortcut, or None where the input already has the output's shape."""
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(
@@ -58,7 +58,7 @@ def _downsample(in_channels: int, out_channels: int, stride: int) -> nn.Sequenti
 
 
 class BasicBlock(nn.Module):
-    """relu(bn2(conv2(relu(bn1(conv1(x))))) + x), two 3x3 convolutions, both dilated; ResNet-18's block."""
+    """ResNet-18's block of two dilated 3x3 convolutions: relu(bn2(conv2(relu(bn1(conv1(x))))) + x)."""
 
     expansion = 1
 
@@ -79,9 +79,9 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """relu(1x1, dilated 3x3, 1x1 convolution of x, + x), each with batch norm; the stride is on the 3x3.
+    """The block of ResNet-50 and -101: relu(bn3(conv3(relu(bn2(conv2(relu(bn1(conv1(x)))))))) + x).
 
-    The width at the end is 4 times `width`. The block of ResNet-50 and ResNet-101.
+    conv1 and conv3 are 1x1, conv2 is 3x3 with the block's stride and dilation. The output has 4 times `width` channels.
     """
 
     expansion = 4
@@ -113,8 +113,8 @@ class ResNet(nn.Module):
     have its dilation (mmsegmentation halves it in the stage's first block: `halved_dilation`). The max-pool rounds up
     (ceil_mode), so an extent n becomes (n + 1) // 8 + 1: 769 -> 97, 1024 x 2048 -> 129 x 257.
 
-    Weights have He's normal initialisation (fan out), batch norms weight 1 and bias 0; `load_imagenet` loads them from
-    a file.
+    Convolutions have He's normal initialisation (fan out), batch norms weight 1 and bias 0; `load_imagenet` loads
+    ImageNet weights from a file.
 
     Args:
         depth: 18, 50 or 101.
@@ -131,11 +131,11 @@ class ResNet(nn.Module):
         mean, std: ImageNet's, with which torchvision's files were trained: red, green, blue, in units of 0..255.
 
     Shape:
-        images (B, 3, H, W) -> (layer3, layer4), both (B, channels, H', W') at the output stride (layer3 at 16
-        if that is 32).
+        images (B, 3, H, W) -> (layer3, layer4), both (B, channels, H', W') at the output stride (at output
+        stride 32, layer3 is at 16).
 
     Raises:
-        ValueError: an argument outside of the values above.
+        ValueError: an argument is none of the values above.
 
     Source: He et al., CVPR 2016; the dilated form and the deep stem: the authors' code.
 
@@ -219,17 +219,17 @@ class ResNet(nn.Module):
 def load_imagenet(resnet: ResNet, path: str | os.PathLike[str]) -> None:
     """Fill a ResNet with the ImageNet weights of a file.
 
-    Torchvision's files fit the 7x7 stem, those of MIT scene parsing, which the authors start from, the deep one, and
-    mmsegmentation's `resnet50_v1c` and `resnet101_v1c` the v1c one. The file is a state dict written by `torch.save`,
-    e.g. `resnet101-63fe2227.pth` or `resnet101-imagenet.pth`. Its classifier (`fc.*`) is ignored;
-    `ccgpu.models.weights.fill` says which of the other entries must fit.
+    Torchvision's files fit the 7x7 stem, the files of MIT scene parsing (from which the authors start) the deep stem,
+    and mmsegmentation's `resnet50_v1c` and `resnet101_v1c` the v1c stem. The file is a state dict written by
+    `torch.save`, e.g. `resnet101-63fe2227.pth` or `resnet101-imagenet.pth`. Its classifier (`fc.*`) is ignored;
+    `ccgpu.models.weights.fill` describes how the other entries must fit.
 
     Args:
         resnet: the network to fill, on any device and of any floating dtype.
         path: the file.
 
     Raises:
-        FileNotFoundError: there is no file at path (any other OSError of opening it passes through).
+        FileNotFoundError: there is no file at path. (Any other OSError from opening it is passed on.)
         ValueError: the file is damaged or no state dict, is of another depth or stem, or has entries that are
             missing, surplus or of another shape or kind; all of these entries are listed.
     """

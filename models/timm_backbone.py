@@ -15,11 +15,11 @@ from ccgpu.models.weights import fill, read_state_dict
 
 
 class TimmBackbone(nn.Module):
-    """The last two feature levels of a network of timm's, dilated so that both are at 1/8 of the input size.
+    """The last two feature levels of a timm network, dilated so that both are at 1/8 of the input size.
 
     timm builds it with `features_only=True, output_stride=8`. A batch norm with an activation inside is split into a
     `torch.nn.BatchNorm2d` and the activation, so that the activation remains when distributed training replaces batch
-    norms by ones over all processes. Weights are randomly initialised; `load_imagenet` loads timm's.
+    norms by batch norms over all processes. Weights are randomly initialised; `load_imagenet` loads timm's.
 
     Args:
         name: timm's name, with or without the tag of its weights: "mobilenetv3_small_100" or
@@ -30,11 +30,11 @@ class TimmBackbone(nn.Module):
         mean, std: the normalisation that timm trained the network with: red, green, blue, in units of 0..255.
 
     Shape:
-        images (B, 3, H, W) -> two maps (B, channels, H', W'), H' about H / 8 as the network rounds.
+        images (B, 3, H, W) -> two maps (B, channels, H', W'), H' about H / 8, rounded as the network does.
 
     Raises:
         ModuleNotFoundError: timm is not installed.
-        RuntimeError: timm is installed and cannot be imported.
+        RuntimeError: timm is installed but cannot be imported.
         ValueError: timm has no network of this name, or cannot build it with features at 1/8.
     """
 
@@ -49,8 +49,8 @@ class TimmBackbone(nn.Module):
             )
         try:
             self.network = _build(name)
-        # timm reports what a network lacks by exceptions of any type: measured were TypeError, AssertionError (often
-        # without a message) and RuntimeError.
+        # timm raises exceptions of any type for networks that it cannot build this way: TypeError, AssertionError
+        # (often without a message) and RuntimeError were seen.
         except Exception as error:
             raise ValueError(
                 "build_backbone: name must be a network that timm can build with features_only=True and "
@@ -85,8 +85,8 @@ def load_imagenet(backbone: TimmBackbone, source: str | os.PathLike[str]) -> Non
 
     Args:
         backbone: the network to fill, on any device and of any floating dtype.
-        source: "package" for the weights that timm downloads or has in its cache, of the tag in the name or of timm's
-            default tag; or a file, a state dict written by `torch.save` with timm's names, classifier included.
+        source: "package" for the weights that timm downloads or has in its cache, those of the tag in the name or of
+            timm's default tag; or a file: a state dict written by `torch.save`, with timm's names and the classifier.
 
     Raises:
         RuntimeError: timm cannot fetch the weights.
@@ -97,13 +97,13 @@ def load_imagenet(backbone: TimmBackbone, source: str | os.PathLike[str]) -> Non
     timm = _import_timm(backbone.name)
     if source == "package":
         try:
-            # With the classifier, because timm ignores missing and surplus entries when it builds features alone.
+            # Built with the classifier, because timm ignores missing and surplus entries with features_only=True.
             whole = timm.create_model(backbone.name, output_stride=8, pretrained=True)
-        # Errors of the download come from timm, from the hub's client or from the system.
+        # A failed download raises errors of timm, of the hub's client or of the system.
         except Exception as error:
             raise RuntimeError(
-                f"load_imagenet: the weights of {backbone.name!r} must be in timm's cache or at the other end of the "
-                f"network, got {_reason(error)}; connect this machine, or fetch them elsewhere and pass the file."
+                f"load_imagenet: the weights of {backbone.name!r} must be in timm's cache or available for "
+                f"download, got {_reason(error)}; connect this machine, or fetch them elsewhere and pass the file."
             ) from error
     else:
         whole = timm.create_model(backbone.name, output_stride=8)
@@ -119,7 +119,7 @@ def _import_timm(name: str) -> ModuleType:
         raise ModuleNotFoundError(
             f"build_backbone: timm must be installed for 'timm:{name}', got {str(error)!r}; pip install timm."
         ) from error
-    # timm imports torchvision, which raises this with a torch that it was not built for.
+    # timm imports torchvision, which raises RuntimeError if it was built for another version of torch.
     except RuntimeError as error:
         raise RuntimeError(
             f"build_backbone: timm must be importable for 'timm:{name}', got {_reason(error)}; "
@@ -129,7 +129,7 @@ def _import_timm(name: str) -> ModuleType:
 
 
 def _build(name: str, **options: Any) -> Any:
-    """Return timm's network of the last two feature levels, its batch norms split from their activations."""
+    """Return timm's network of the last two feature levels, with batch norms split from their activations."""
     import timm
 
     network = timm.create_model(name, features_only=True, output_stride=8, out_indices=(-2, -1), **options)
@@ -141,7 +141,7 @@ def _build(name: str, **options: Any) -> Any:
 
 
 def _split(module: Any) -> nn.Sequential:
-    """Return timm's batch norm with activation as torch's batch norm (with the same tensors), drop and activation."""
+    """Return timm's batch norm with activation as torch's batch norm (sharing its tensors), drop and activation."""
     norm = nn.BatchNorm2d(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
     for key, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
         setattr(norm, key, tensor)
