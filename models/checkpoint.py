@@ -1,13 +1,13 @@
-"""Files of whole networks: those of any known layout are read, our own are written; what ours hold is defined here.
+"""Files of whole networks: reading those of any known layout, writing our own, and the format of our own.
 
-A file of ours describes its network (`Description`), so that its reader needs no flags. There are two kinds:
+Our own files describe their network (`Description`), so that reading one needs no flags. There are two kinds:
 
 - a network file, which `write` and `python -m train.convert` write: safetensors with {"ccgpu": JSON of a `Header`} as
   metadata, or `torch.save` of {"ccgpu": `Header`, "state_dict": weights};
 - a checkpoint of a training run, `last.pt`, which `train/runs/checkpoints.py` writes: `torch.save` of a
   `RunCheckpoint`.
 
-Both hold plain values and tensors only, so that reading a file runs no code of it.
+Both hold plain values and tensors only, so that reading a file cannot run code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ccgpu.models.ccnet import CCNet
 from ccgpu.models.published import recognise, translate
 from ccgpu.models.weights import check_tensors, differences, read_content, write_atomically
 
-# Raised whenever a key of the file changes its meaning; files of another format are refused.
+# Versions of the two formats, increased whenever a key changes its meaning; files of another version are refused.
 FORMAT = 2  # of `Header`
 RUN_FORMAT = 4  # of `RunCheckpoint`
 OWN = "a CCNet of ccgpu"
@@ -40,10 +40,10 @@ class Description(TypedDict):
 
     Attributes:
         network: arguments of `CCNet`.
-        labels: the classes, {"names", "colours"} in the order of the logits and perhaps "ids" and "void" of label
-            files; None where they are not known.
-        prediction: how images are brought to the size that the network was trained for, and which classes a flipped
-            image exchanges: any of {"short_side": N, "fit": [H, W], "flip_pairs": [[class, class], ...]}.
+        labels: the classes as plain values of `Labels`: "names" and "colours" in the order of the logits, optionally
+            "ids" and "void"; None where the classes are not known.
+        prediction: how images are resized to the size that the network was trained for, and which classes are swapped
+            when an image is flipped: any of {"short_side": N, "fit": [H, W], "flip_pairs": [[class, class], ...]}.
     """
 
     network: dict[str, Any]
@@ -56,8 +56,8 @@ class Header(Description):
 
     Attributes:
         format: `FORMAT`.
-        source: the layout that the network came from, in words.
-        notes: what was assumed because the original file did not say, in words.
+        source: text that names the layout of the file from which the network was converted.
+        notes: texts, one for each value that was assumed because the original file does not hold it.
     """
 
     format: int
@@ -99,11 +99,11 @@ class Checkpoint:
 
     Attributes:
         network: arguments of `CCNet`, as plain values.
-        weights: state dict of that network; of a backbone's file, the backbone's entries.
+        weights: state dict of that network; for a file of a backbone alone, the backbone's entries of it.
         labels: the classes, see `Description`; None where the file does not say.
-        prediction: size of the images and exchanged classes, see `Description`.
-        source: the layout that it came from, in words.
-        notes: what was assumed because the file does not say, in words.
+        prediction: size of the images and swapped classes, see `Description`.
+        source: text that names the layout of the file.
+        notes: texts, one for each value that was assumed because the file does not hold it.
         run: "iteration", "dataset" and "settings" of a `RunCheckpoint`, None for other files. `write` leaves it out.
     """
 
@@ -163,9 +163,9 @@ def build(checkpoint: Checkpoint) -> CCNet:
 
 
 def write(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
-    """Write a checkpoint as our own file: safetensors for the ending .safetensors, `torch.save`'s for .pt or .pth.
+    """Write a checkpoint in our own format: safetensors for the ending .safetensors, `torch.save` for .pt and .pth.
 
-    The file is written atomically; one of the same name is replaced.
+    The file is written atomically and replaces one of the same name.
 
     Raises:
         ValueError: another ending, or weights that do not fill the network.
@@ -201,7 +201,7 @@ def write_backbone(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None
 
 
 def _write_tensors(path: Path, weights: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    # In a safetensors file each tensor needs memory of its own, without gaps.
+    # safetensors takes only contiguous tensors that do not share memory.
     own = {name: value.detach().contiguous().clone() for name, value in weights.items()}
     if path.suffix == ".safetensors":
         write_atomically(path, safetensors.torch.save(own, metadata=dict(header)))
@@ -232,7 +232,7 @@ def _check_format(path: str | os.PathLike[str], header: Mapping[str, Any], wante
 def _described(
     path: str | os.PathLike[str], description: Mapping[str, Any], state: Any, changes: Mapping[str, Any]
 ) -> Checkpoint:
-    """Return the network of a file of ours, of either kind."""
+    """Return the network of either kind of our own files."""
     network = {**description["network"], **changes}
     weights = check_tensors(FUNCTION, path, state)
     problems = differences(weights, _skeleton(path, network))
@@ -268,7 +268,7 @@ def _misfit(path: str | os.PathLike[str], layout: str, problems: Sequence[str]) 
 
 
 def _mmsegmentation_labels(meta: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the classes that mmsegmentation's metadata name, in the order of the logits; None where they name none."""
+    """Return the classes in mmsegmentation's metadata, in the order of the logits; None where there are none."""
     inner = meta.get("dataset_meta", meta)  # versions 1.x and 0.x
     found = {
         key: next((inner[name] for name in (key, key.upper()) if name in inner), None) for key in ("classes", "palette")

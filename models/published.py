@@ -1,13 +1,13 @@
 """State-dict layouts in which CCNets and ResNets are published, and how each maps to a `CCNet`.
 
-A layout is more than names. With the same ResNet and the same head, the authors' and mmsegmentation's networks differ
-in the stem, the dilation of a stage's first block, the max-pool's rounding, the activation of the heads, the
-normalisation of images and align_corners. `recognise` therefore returns the arguments of `CCNet` along with the mapping
-of names.
+A layout is more than the names of entries. With the same ResNet and the same head, the authors' and mmsegmentation's
+networks differ in the stem, the dilation of a stage's first block, the max-pool's rounding, the activation of the
+heads, the normalisation of images and align_corners. `recognise` therefore returns the arguments of `CCNet` along with
+the mapping of names.
 
 | layout | recognised by the entries | config |
 |---|---|---|
-| the authors' CCNet | `head.conva.0.weight`, `conv1.weight` | deep stem, leaky ReLU, mean alone, align_corners |
+| the authors' CCNet | `head.conva.0.weight`, `conv1.weight` | deep stem, leaky ReLU, mean but no std, align_corners |
 | mmsegmentation's CCNet, R-50/101-D8 | `decode_head.*`, `backbone.*` | v1c or 7x7 stem, halved dilation, floor, ReLU |
 | a ResNet: torchvision's, MIT's, mmsegmentation's v1c | `layer1.0.conv1.weight` | the defaults, with this backbone |
 """
@@ -46,7 +46,7 @@ class Layout:
         convert: (name of our entry, value in the file) -> our value.
         part: prefix of the entries that the file fills; "" for the whole network.
         ignored: names in the file that do not belong to a CCNet.
-        notes: argument of `CCNet` -> a sentence on the value that was assumed because the file does not say.
+        notes: argument of `CCNet` -> a sentence that names its assumed value, for arguments the file does not hold.
     """
 
     name: str
@@ -76,7 +76,7 @@ def recognise(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Layout | 
 
 
 def _axis(state: Mapping[str, Tensor], name: str, axis: int, default: int) -> int:
-    """Return an extent of an entry, or the default where it is missing; `translate` reports it as missing later."""
+    """Return an entry's extent along an axis, or the default if the entry is missing; `translate` reports it later."""
     return state[name].shape[axis] if name in state and state[name].ndim > axis else default
 
 

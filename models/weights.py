@@ -1,4 +1,4 @@
-"""Files of weights: read without running code, compared with a network entry by entry; atomic writes of any file."""
+"""Files of weights: reading them without running code, comparing them with a network; and atomic writes of any file."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from torch import Tensor, nn
 
 
 def read_content(function: str, path: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]:
-    """Return the content of a file, on the CPU, and a safetensors file's metadata ({} for one of `torch.save`).
+    """Return the content of a file, on the CPU, and the metadata of a safetensors file ({} for a file of `torch.save`).
 
-    Only tensors and plain values are unpickled (`weights_only=True`), so a file cannot run code. The file's first bytes
-    tell which of the two kinds it is, not its name. Messages begin with `function`.
+    Only tensors and plain values are unpickled (`weights_only=True`), so a file cannot run code. The kind of file is
+    recognised by its first bytes, not by its name. Messages begin with `function`.
 
     Raises:
-        FileNotFoundError: there is no file at path (any other OSError of opening it passes through).
+        FileNotFoundError: there is no file at path. (Any other OSError from opening it is passed on.)
         ValueError: the file is damaged, or of another kind.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f"{function}: path must be a file, got {os.fspath(path)!r}, where there is none; "
-            "fetch the weights and pass where they lie."
+            "fetch the weights and pass their path."
         )
     with open(path, "rb") as file:
         start = file.read(9)
@@ -38,8 +38,8 @@ def read_content(function: str, path: str | os.PathLike[str]) -> tuple[Any, dict
             if start[8:] == b"{":
                 return _read_safetensors(path)
             return torch.load(file, map_location="cpu", weights_only=True), {}
-        # torch.load raises almost anything for a file that is cut short or has changed bytes: ten kinds were seen, from
-        # RuntimeError and UnpicklingError to OSError, struct.error, UnicodeDecodeError and AssertionError.
+        # torch.load raises almost any exception for a truncated or damaged file: ten kinds were seen, from RuntimeError
+        # and UnpicklingError to OSError, struct.error, UnicodeDecodeError and AssertionError.
         except Exception as error:
             if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL (\S+) was not", str(error))):
                 raise ValueError(
@@ -60,7 +60,7 @@ def _read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], 
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
-    """Write a file atomically: after a kill or an error path is the former file or the new one, never a part of it.
+    """Write a file atomically: after a kill or an error, path is the former file or the new one, never a part of it.
 
     Args:
         path: the file to write or to replace.
@@ -73,9 +73,9 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], obj
 
 
 def write_partial(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> Path:
-    """Write content beside path, bring it to the disk, and return where: renamed to path it is an atomic write.
+    """Write content to a partial file beside path, synchronise it to the disk and return its path, ready for renaming.
 
-    Arguments and errors are those of `write_atomically`. A killed process leaves the file there, an error does not.
+    Arguments and errors are as in `write_atomically`. An error removes the partial file; a killed process leaves it.
     """
     partial = partial_path(path)
     try:
@@ -94,7 +94,7 @@ def write_partial(path: Path, content: str | bytes | Callable[[BinaryIO], object
 
 
 def partial_path(path: Path) -> Path:
-    """Return the name under which `write_partial` writes the file path."""
+    """Return the path of the partial file that `write_partial` writes for `path`."""
     return path.with_name(path.name + ".partial")
 
 
@@ -102,7 +102,8 @@ def check_tensors(function: str, path: str | os.PathLike[str], content: Any) -> 
     """Return the content of a file as a state dict.
 
     Raises:
-        ValueError: it is not a mapping of names to tensors alone, or an empty one; the message begins with `function`.
+        ValueError: the content is empty or anything but a mapping of names to tensors; the message begins with
+            `function`.
     """
     if not isinstance(content, Mapping):
         raise ValueError(
@@ -122,21 +123,21 @@ def check_tensors(function: str, path: str | os.PathLike[str], content: Any) -> 
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Return the tensors of an ImageNet file by name, on the CPU; see `read_content` and `check_tensors` for errors."""
+    """Return the tensors of a file of ImageNet weights, on the CPU; errors as in `read_content` and `check_tensors`."""
     return check_tensors("load_imagenet", path, read_content("load_imagenet", path)[0])
 
 
 def fill(network: nn.Module, loaded: Mapping[str, Tensor], path: str | os.PathLike[str], wanted: str) -> None:
     """Copy the entries of a file into a network, all of them or none.
 
-    Counters `num_batches_tracked` that the file lacks, as old files do, keep their value. All else must fit exactly;
-    it is checked before the first weight is copied, so that an error leaves the network unchanged.
+    Counters `num_batches_tracked` that the file lacks, as old files do, keep their value. All other entries must fit
+    exactly; this is checked before the first weight is copied, so that an error leaves the network unchanged.
 
     Args:
         network: the network to fill.
         loaded: the file's entries by name.
         path: the file, for messages.
-        wanted: what messages call the network.
+        wanted: description of the network, for messages.
 
     Raises:
         ValueError: entries are missing, surplus or of another shape or kind; all of these entries are listed.
@@ -154,9 +155,9 @@ def fill(network: nn.Module, loaded: Mapping[str, Tensor], path: str | os.PathLi
 
 
 def differences(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """Return a line for each entry that keeps loaded from filling expected: missing, surplus, another shape or kind.
+    """Return a line for each entry of `loaded` or `expected` that is missing, surplus, or of another shape or kind.
 
-    Missing counters `num_batches_tracked` are no difference.
+    A missing counter `num_batches_tracked` is no difference.
     """
     problems = [
         f"missing: {name} {tuple(value.shape)}"
