@@ -22,7 +22,7 @@ def colour_mask(classes: torch.Tensor | np.ndarray, colours: np.ndarray) -> np.n
         uint8 (H, W, 3), RGB.
 
     Raises:
-        ValueError: another rank or other values.
+        ValueError: classes is not (H, W), or has other values.
     """
     values = np.asarray(classes)
     known = (values == IGNORE) | ((values >= 0) & (values < len(colours)))
@@ -52,7 +52,7 @@ def class_overlay(
         uint8 (H, W, 3), RGB.
 
     Raises:
-        ValueError: sizes that differ, or other values.
+        ValueError: the sizes differ, or classes has other values.
     """
     mask = colour_mask(classes, colours)
     if mask.shape != image.shape:

@@ -1,7 +1,7 @@
-"""Reading people's own image files, of any common format and depth, as upright 8-bit RGB.
+"""Reading users' own image files, of any common format and depth, as upright 8-bit RGB.
 
-An EXIF orientation is applied. (Images of a dataset are not read here but by `train/data/pairs.py`, which leaves pixels
-where they are stored, because the label maps belong to the stored pixels.)
+An EXIF orientation is applied. (`train/data/pairs.py` reads the images of datasets and does not apply it, because label
+maps belong to the pixels as stored.)
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-# Formats of people's images. Pillow knows more, but for some, such as EPS, it runs another program.
+# Formats that are accepted. Pillow knows more, but runs another program for some of them, such as EPS.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"),
@@ -31,7 +31,7 @@ def read_image(path: Path) -> np.ndarray:
     """Return an image file of any of `FORMATS` as uint8 (H, W, 3) RGB, upright.
 
     Grey, palette and CMYK images become RGB. 16-bit values are reduced to their high byte. Transparent pixels become
-    white. An EXIF orientation is applied. Of several pages or frames the first is returned.
+    white. An EXIF orientation is applied. A file of several pages or frames gives the first.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -65,7 +65,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def grey_from_16_bits(values: np.ndarray) -> np.ndarray:
-    """Return 16-bit grey values (H, W) as uint8 (H, W, 3), their high byte; Pillow's conversion would clip at 255."""
+    """Return the high byte of 16-bit grey values (H, W) as uint8 (H, W, 3); Pillow's conversion would clip at 255."""
     return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
 
 

@@ -29,11 +29,12 @@ class Labels:
 
     Attributes:
         to_train: uint8 (256,), label id -> train id; 255 for `void` and for unknown values.
-        to_file: uint8 (256,), train id -> label id; where there is no class, the first of `void`, or 0 without any.
+        to_file: uint8 (256,), train id -> label id; for values that are no class, the first of `void`, or 0 if `void`
+            is empty.
         known: uint8, every label id that a file may contain, ascending.
 
     Raises:
-        ValueError: an argument out of its range, or of a length that does not fit the others.
+        ValueError: an argument is out of its range, or its length does not fit the others.
     """
 
     names: tuple[str, ...]
@@ -78,10 +79,12 @@ class Labels:
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Labels:
-        """Return the labels of which `as_plain` returned the values. Defaults: "ids" 0 .. K - 1, "void" none.
+        """Return the labels with these plain values: the inverse of `as_plain`.
+
+        Without "ids" the label ids are 0 .. K - 1, without "void" there are no void ids.
 
         Raises:
-            ValueError: values that are no labels.
+            ValueError: the values are no labels.
         """
         try:
             names = tuple(str(name) for name in values["names"])

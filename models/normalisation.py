@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Mean and standard deviation of ImageNet's training images, RGB in 0..255, with which backbones were trained on it.
+# Mean and standard deviation of ImageNet's training images, RGB in 0..255: the normalisation of ImageNet backbones.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
@@ -21,7 +21,7 @@ class Normalise:
         std: divisor, RGB in 0..255, positive.
 
     Raises:
-        ValueError: not three values, a value that is not finite, a std that is not positive.
+        ValueError: mean or std is not three finite values, or a std is not positive.
     """
 
     mean: tuple[float, float, float] = IMAGENET_MEAN

@@ -30,8 +30,9 @@ class Prediction:
                  softmax(full(m(logits(m(image resized to round(s * base))))))    average "probabilities"
 
     m flips an image along the width and is its own inverse. base is the image's size, or the size that short_side or
-    fit gives, with the image's aspect ratio. `full` resizes logits to the image's size. What has the right size is not
-    resampled: at one scale of 1, without flip, the logits are the network's, bit for bit.
+    fit gives, with the image's aspect ratio. `full` resizes logits to the image's size. Images and logits that already
+    have the right size are not resampled: at the single scale 1, without flip, the logits are the network's, bit for
+    bit.
 
     Logits and images are both resized bilinearly with aligned edges (align_corners=False), so that resizing the logits
     back is the inverse of resizing the image and a score stays on its pixel. (CCNet's own upsampling has
@@ -42,10 +43,10 @@ class Prediction:
 
     Windows of one pass are always averaged as logits, whatever `average` is. The last window of each axis ends at the
     border. An image smaller than a window is padded at the bottom and right with 0, the mean colour after
-    normalisation, and the logits are cropped again. Crop and stride are in pixels of the resized image and the same at
+    normalisation, and the logits are cropped back. Crop and stride are in pixels of the resized image and the same at
     every scale, as in the authors' code.
 
-    Memory: the sum of the passes, and one window of one pass at a time.
+    Memory: the sum over the passes, the current pass, and the network's own for one window.
 
     Attributes:
         mode: "whole" or "sliding"; the paper's results are for "sliding".
@@ -56,15 +57,15 @@ class Prediction:
         flip: whether each scale is also predicted flipped.
         average: average of "logits", as in the authors' code, or of "probabilities", as in mmsegmentation.
         short_side: the shorter side of the base size in pixels, 1 or more.
-        fit: (height, width) in pixels; the base size is the largest that fits into it. Not together with short_side.
+        fit: (height, width) in pixels; the base size is the largest that fits into it. It excludes short_side.
         flip_pairs: pairs of classes that flipping an image exchanges, such as left and right arm: their scores are
             exchanged back after flipping.
 
     Raises:
-        ValueError: an attribute outside of these values.
+        ValueError: an attribute is out of its range.
 
-    Source: the authors' evaluate.py (windows, scales and averaged logits; not followed here are two oddities: it flips
-        flipped scores back along the height, and does not resize scores of other scales); mmsegmentation's test-time
+    Source: the authors' evaluate.py (windows, scales and averaged logits), without two of its oddities: it flips
+        flipped scores back along the height, and does not resize scores of other scales; mmsegmentation's test-time
         augmentation.
 
     Examples:
@@ -124,9 +125,9 @@ class Prediction:
             )
 
     def preparation(self) -> dict[str, Any]:
-        """Return the settings that belong to the network rather than to an evaluation, as plain values.
+        """Return the settings that belong to the network rather than to one evaluation, as plain values.
 
-        They are short_side, fit and flip_pairs where they are set; `Prediction(**values)` takes them.
+        These are short_side, fit and flip_pairs, each if it is set; `Prediction(**values)` takes them.
         """
         fit = None if self.fit is None else list(self.fit)
         values = {"short_side": self.short_side, "fit": fit, "flip_pairs": [list(pair) for pair in self.flip_pairs]}
@@ -181,7 +182,7 @@ class Prediction:
             new, old = self.short_side, min(height, width)
         if self.fit is not None:
             new, old = min(zip(self.fit, (height, width), strict=True), key=lambda sides: sides[0] / sides[1])
-        # Multiplied before divided: then the requested side is exact, and s * base is rounded as in the formula above.
+        # Multiplying before dividing makes the requested side exact, so that s * base is rounded as in the formula.
         return height * new / old, width * new / old
 
     def _logits(self, net: Network, images: Tensor) -> Tensor:
@@ -215,7 +216,7 @@ def predict_classes(
     pixels or more. Each is predicted by itself; in an overlap, the pixels on either side of its middle come from the
     window on that side. If the prediction has a short_side or fit, the network expects to see a whole image: a large
     image is then shrunk to 2 window^2 pixels instead, and each pixel gets the class of the nearest pixel of the small
-    image. Smaller images, and all images for window=0, are predicted as they are.
+    image. Smaller images, and all images if window=0, are predicted without cutting or shrinking.
 
     Args:
         net: as for `Prediction`.
@@ -228,7 +229,7 @@ def predict_classes(
         (H, W), int64 on the CPU.
 
     Raises:
-        ValueError: an overlap out of its range.
+        ValueError: overlap is out of its range.
     """
     height, width = image.shape[-2:]
     if window == 0 or height * width <= 2 * window**2:
@@ -253,7 +254,7 @@ def predict_classes(
 
 
 def _cells(size: int, window: int, overlap: int) -> list[tuple[int, slice]]:
-    """Return where windows start along an axis, each with the slice of the axis whose classes it decides."""
+    """Return (start, slice) of each window along an axis; positions in the slice take their class from the window."""
     starts = window_starts(size, window, window - overlap)
     borders = [(one + window + other) // 2 for one, other in itertools.pairwise(starts)]
     return list(zip(starts, map(slice, [0, *borders], [*borders, size]), strict=True))
