@@ -159,7 +159,12 @@ def test_questions_have_answers():
     rows = [line for line in section.splitlines() if line.startswith("| ") and "---" not in line][1:]
     assert len(rows) >= 12
     for row in rows:
-        assert re.search(r"`[\w./]+`", row.split("|")[2]), row
+        spans = re.findall(r"`([^`]+)`", row.split("|")[2])
+        paths = [span for span in spans if "/" in span or span.endswith(".yml")]
+        assert paths, row
+        text = "".join(path.read_text() for span in paths for path in [ROOT / span] if path.is_file())
+        missing = [span for span in spans if span not in paths and not re.search(rf"\b{span}\b", text)]
+        assert not missing, f"{missing} is in none of the files of its answer: {row}"
 
 
 def test_files_stay_small():
