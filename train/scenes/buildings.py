@@ -1,4 +1,4 @@
-"""Painting what lines a synthetic street: buildings, walls, fences, hedges, trees, lamps, traffic lights, signs.
+"""Painting the sides of a synthetic street: buildings, walls, fences, hedges, trees, lamps, traffic lights, signs.
 
 Long things are placed by `side` (-1 left, 1 right), `front` (metres from the middle of the street) and `stretch` (where
 they begin and end, in metres ahead), single things by a pose.
@@ -91,7 +91,7 @@ def leaves(
     number: int = 34,
     name: str = "vegetation",
 ) -> None:
-    """Paint a cloud of leaves around (x, y, z): darker below, brighter towards the sun."""
+    """Paint a cloud of leaves around (x, y, z), darker below and brighter towards the sun."""
     label, paint = ID[name], choose(generator, _LEAVES, 0.25)
     x, y, z = place
     where = facing(x, z)

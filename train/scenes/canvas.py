@@ -16,7 +16,7 @@ from ccgpu.train.data.cityscapes_labels import LABELS
 
 Colour = tuple[float, float, float]
 
-# Things that scenes distinguish and Cityscapes does not (some datasets do) -> their Cityscapes label.
+# Things that scenes distinguish for some datasets, but Cityscapes does not -> their Cityscapes label.
 _FINER = {"street lamp": "pole", "hedge": "vegetation", "skyline": "building", "van": "car"}
 
 ID = {label.name: label.id for label in LABELS if label.id >= 0}
@@ -46,8 +46,8 @@ class Camera:
         width, height: of the image in pixels.
         focal: focal length in pixels.
         centre: column of x = 0, in pixels.
-        horizon: row of the far ground, in pixels.
-        eye: metres above the ground.
+        horizon: row of the horizon, in pixels.
+        eye: height of the camera above the ground in metres.
         bend: curvature of the street: points z ahead are shifted to the right by bend * z * z metres.
         z: position of the camera along the street in metres.
     """
@@ -90,8 +90,8 @@ class Light:
 
     Attributes:
         sun: -1 (from the left) or 1.
-        haze: colour of far things.
-        sight: metres over which haze replaces 63 % of a colour.
+        haze: colour that distant things fade to.
+        sight: distance in metres at which haze has replaced 63 % of a colour.
         shade: brightness of faces in the shadow, 0..1.
     """
 
@@ -176,13 +176,13 @@ def choose(generator: np.random.Generator, colours: tuple[Colour, ...], spread: 
 
 
 class Canvas:
-    """An image and its label map, painted by the same polygons, the nearest last.
+    """An image and its label map, painted with the same polygons; callers paint the nearest last.
 
     Args:
         camera: projects the polygons.
-        light: haze, and which faces are dark.
+        light: determines the haze and the brightness of faces.
         pixels: background, uint8 (H, W, 3).
-        ids: label map of the background, uint8 (H, W), of values of `ID`.
+        ids: label map of the background, uint8 (H, W), values of `ID`.
     """
 
     def __init__(self, camera: Camera, light: Light, pixels: np.ndarray, ids: np.ndarray) -> None:
@@ -199,7 +199,7 @@ class Canvas:
         self.polygons(points[None], None if colour is None else np.array([colour]), label, opacity)
 
     def polygons(self, points: np.ndarray, colours: np.ndarray | None, label: int | None, opacity: float = 1.0) -> None:
-        """Fill polygons (m, n, 3) in this order, colours (m, 3) or one (1, 3); None as in `polygon`."""
+        """Fill polygons (m, n, 3) in this order, in colours (m, 3) or one colour (1, 3); None as in `polygon`."""
         if (points[..., 2] < self.camera.z + _NEAR - 1e-6).any():  # clipped polygons end at _NEAR up to rounding
             for index, outline in enumerate(points):
                 seen, colour = self.camera.ahead(outline), colours if colours is None else colours[index % len(colours)]
@@ -249,9 +249,9 @@ class Canvas:
         Args:
             pose: position and direction.
             along: start and end, metres ahead.
-            half: half its width in metres.
+            half: half the box's width in metres.
             up: bottom and top, metres above the ground.
-            colour: in full light.
+            colour: colour in full light.
             label: a value of `ID`.
             taper: metres by which the top is shorter at the rear, at the front and on each side.
 

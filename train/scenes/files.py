@@ -16,11 +16,11 @@ import numpy as np
 
 SETTINGS_FILE = "synthetic.json"
 
-_VERSION = 1  # of the drawing code; to be increased when the same seed gives other images
+_VERSION = 1  # of the drawing code; increase it when the same seed gives other images
 _SMALLEST = 32  # pixels per side; in smaller images a person ahead is less than a pixel wide
 
 Key = tuple[int, int]
-"""Seed and a number for the split. Together with the image's index they determine the image."""
+"""Seed and a number for the split; together with the image's index they determine the image."""
 
 Write = Callable[[Path, str, int, tuple[int, int], Key], None]
 """(root, split, index, (height, width), key) -> None: write image `index` of the split and its label file."""
@@ -38,10 +38,10 @@ def write_synthetic(
     """Write a synthetic dataset.
 
     The folder is written atomically: under another name beside `root`, and renamed at the end. A `root` that already
-    contains the images of the same settings is left as it is.
+    contains the images of the same settings is left unchanged.
 
     Args:
-        root: the folder to write; absent, empty or with the same images.
+        root: the folder to write; it does not exist, is empty or holds the same images.
         splits: number of images of each split, at least 1.
         size: height and width in pixels, each 32 or more.
         seed: 0 or more; another seed gives other images.
@@ -52,7 +52,7 @@ def write_synthetic(
         `root` as a Path.
 
     Raises:
-        ValueError: an argument out of its range, or a `root` that contains something else.
+        ValueError: an argument is out of its range, or `root` contains something else.
         OSError: the folder cannot be written; nothing of it remains.
     """
     root, splits = Path(root), {split: int(number) for split, number in splits.items()}
@@ -93,7 +93,7 @@ def write_synthetic(
 
 
 def _holds(root: Path, settings: dict[str, Any]) -> bool:
-    """Return whether `root` has these images; False if it is absent or empty, ValueError for anything else in it."""
+    """Return whether `root` has these images; False if it does not exist or is empty, ValueError for other content."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     try:
@@ -109,12 +109,12 @@ def _holds(root: Path, settings: dict[str, Any]) -> bool:
 
 
 def file_in(folder: Path, name: str) -> Path:
-    """Return `folder/name`, having created the folder where it does not exist."""
+    """Return the path `folder/name`, after creating the folder if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     return folder / name
 
 
 def varied_size(size: tuple[int, int], generator: np.random.Generator) -> tuple[int, int]:
-    """Return random height and width of 0.8 to 1 times `size`, because images from the internet differ in size."""
+    """Return random height and width, 0.8 to 1 times `size`, because images from the internet differ in size."""
     height, width = (max(_SMALLEST, round(side * generator.uniform(0.8, 1.0))) for side in size)
     return height, width

@@ -19,7 +19,7 @@ GRAIN = by_id(
 _ASPHALTS: tuple[Colour, ...] = ((92, 92, 94), (78, 78, 82), (112, 108, 104), (98, 96, 100))
 _PAVINGS: tuple[Colour, ...] = ((150, 144, 136), (134, 130, 128), (168, 156, 144), (150, 128, 116))
 _GRASSES: tuple[Colour, ...] = ((106, 124, 58), (124, 128, 66), (92, 116, 60), (134, 116, 80))
-# Colour of the sky overhead and at the horizon, range of sight in metres, brightness of shadows.
+# Colour of the sky overhead and at the horizon, typical `Light.sight` in metres, `Light.shade`.
 _SKIES: tuple[tuple[Colour, Colour, float, float], ...] = (
     ((84, 136, 208), (190, 212, 234), 260.0, 0.45),  # clear
     ((150, 164, 180), (206, 210, 214), 200.0, 0.72),  # overcast
@@ -30,14 +30,14 @@ _SKIES: tuple[tuple[Colour, Colour, float, float], ...] = (
 
 @dataclass(frozen=True)
 class Street:
-    """Cross-section of a street in metres, from the middle of the camera's lane outwards; index 0 is left, 1 right.
+    """Cross-section of a street, outwards from the middle of the camera's lane, in metres; index 0 is left, 1 right.
 
     Attributes:
         road: distance of the road's edge.
         beside: width and label of the strip beside the road ("rail track" or "parking"; width 0: there is none).
-        grass: width of the next strip.
+        grass: width of the strip of grass that follows.
         sidewalk: width of the sidewalk.
-        front: width of the terrain from there to the buildings.
+        front: width of the terrain from the sidewalk to the buildings.
     """
 
     road: tuple[float, float]
@@ -100,7 +100,7 @@ def background(
 def _ground(
     street: Street, across: np.ndarray, along: np.ndarray, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return colours (h, W, 3) and ids (h, W) of the ground at metres `across` (left is negative) and `along` it."""
+    """Return colours (h, W, 3) and ids (h, W) of the ground, `across` and `along` being metres (negative: left)."""
     asphalt, paving, grass = (
         np.array(palette[generator.integers(len(palette))]) * generator.uniform(0.85, 1.15)
         for palette in (_ASPHALTS, _PAVINGS, _GRASSES)

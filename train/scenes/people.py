@@ -1,6 +1,6 @@
 """Synthetic images of people: one in the middle, sometimes a second one behind, in various clothes and poses.
 
-Left and right are the person's own: if a person faces the camera, the left arm is on the right of the image.
+Left and right are as the person sees them: if a person faces the camera, the left arm is on the right of the image.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ PARTS = (
     *("jumpsuits", "scarf", "skirt", "face", "left-arm", "right-arm", "left-leg", "right-leg", "left-shoe"),
     "right-shoe",
 )
-"""Names of what a pixel can show; the index is the value in the label map."""
+"""Names of the classes of a pixel; the index is the value in the label map."""
 
 _SUPERSAMPLING = 2  # images are painted at this multiple of the size and reduced, which smooths edges
 _HAIR: tuple[Colour, ...] = ((40, 30, 24), (96, 66, 38), (168, 136, 84), (70, 70, 74), (140, 64, 34))
@@ -44,7 +44,7 @@ class Limb:
     joints: tuple[Point, Point, Point]
 
     def until(self, share: float, start: float = 0.0) -> list[tuple[Point, Point]]:
-        """Return the straight parts from `start` to `share`, as fractions of its length; the middle joint is at 0.5."""
+        """Return the straight parts from `start` to `share`, as fractions of the limb; 0.5 is the middle joint."""
         pieces = []
         for number, (begin, end) in enumerate(zip(self.joints, self.joints[1:], strict=False)):
             low, high = (min(max(2 * value - number, 0.0), 1.0) for value in (start, share))
@@ -58,7 +58,7 @@ def _between(begin: Point, end: Point, share: float) -> Point:
 
 
 def _turned(start: Point, length: float, angle: float, sign: int) -> Point:
-    """Return the end of a part that hangs from `start`, turned outwards by `angle`."""
+    """Return the end of a part of a limb that hangs from `start` and is turned outwards by `angle`."""
     return start[0] + sign * length * float(np.sin(angle)), start[1] - length * float(np.cos(angle))
 
 
@@ -66,14 +66,14 @@ class Person:
     """A person with a random pose, proportions and clothes.
 
     Args:
-        canvas: what to paint on.
+        canvas: the canvas to paint on.
         place: where the person stands.
         generator: determines everything else.
     """
 
     def __init__(self, canvas: Canvas, place: Pose, generator: np.random.Generator) -> None:
         self.canvas, self.place, self.generator = canvas, place, generator
-        self.seen = bool(generator.random() < 0.75)  # the face is seen, else the back
+        self.seen = bool(generator.random() < 0.75)  # whether the face is seen, not the back
         self.broad = generator.uniform(0.85, 1.15)
         self.skin = choose(generator, SKINS)
         self.hair = choose(generator, _HAIR)

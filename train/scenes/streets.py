@@ -42,10 +42,10 @@ class Thing(NamedTuple):
     """A person, vehicle or other object on the street.
 
     Attributes:
-        paint: paints it.
-        pose: where it stands when the camera is at 0.
-        length: metres that it extends ahead of its pose; 0 for flat things.
-        speed: along the street, as a multiple of the camera's speed.
+        paint: function that paints the thing.
+        pose: the thing's pose when the camera is at 0.
+        length: extent in metres ahead of its pose; 0 for flat things.
+        speed: speed along the street, as a multiple of the camera's.
     """
 
     paint: Paint
@@ -54,7 +54,7 @@ class Thing(NamedTuple):
     speed: float = 0.0
 
     def span(self) -> tuple[float, float]:
-        """Return the distance of its nearest and of its farthest point in metres; a yaw of pi points at the camera."""
+        """Return the z of its nearest and farthest point in metres; at a yaw of pi it extends towards the camera."""
         near = self.pose.z - (self.length if abs(self.pose.yaw) == np.pi else 0)
         return near, near + self.length
 
@@ -86,7 +86,7 @@ def draw_scene(size: tuple[int, int], generator: np.random.Generator, index: int
 def draw_frame(size: tuple[int, int], video: tuple[int, ...], travelled: float) -> tuple[np.ndarray, np.ndarray]:
     """Return a frame of a drive through a street scene.
 
-    Each part of the scene has a generator of its own, so all frames of a video show the same things, wherever the
+    Each part of the scene has its own random generator, so all frames of a video show the same things, wherever the
     camera is. Only the camera's noise differs from frame to frame.
 
     Args:
@@ -199,7 +199,10 @@ def _roadsides(canvas: Canvas, street: Street, part: Part) -> None:
 
 
 def _stretches(second: str, generator: np.random.Generator) -> list[tuple[str, float, float]]:
-    """Return (kind, near, far) of everything that lines one side, nearest first; the second has kind `second`."""
+    """Return (kind, near, far) of the stretches along one side, nearest first.
+
+    A building beside the camera is followed by one random stretch, one of kind `second`, and further random ones.
+    """
     near = generator.uniform(3, 6)
     stretches: list[tuple[str, float, float]] = []
     while near < _FARTHEST:

@@ -49,7 +49,7 @@ def _wheels(canvas: Canvas, faces: dict[str, np.ndarray], length: float, radius:
 
 
 def _ends(canvas: Canvas, faces: dict[str, np.ndarray], label: int, level: float, height: float) -> None:
-    """Paint lamps and licence plate at both ends; the plate keeps the vehicle's id, as in the real label files."""
+    """Paint lamps and licence plate at the visible end; the plate has the vehicle's id, as in the real label files."""
     for name, lamp in (("rear", (208, 28, 24)), ("front", (250, 246, 220))):
         if name in faces:
             face = faces[name]
@@ -92,7 +92,7 @@ def car(canvas: Canvas, pose: Pose, generator: np.random.Generator) -> None:
 
 
 def truck(canvas: Canvas, pose: Pose, generator: np.random.Generator) -> None:
-    """Paint a truck with a cab and a closed load, 6.5 to 9.5 m long, 3.2 to 3.8 m high."""
+    """Paint a truck with a cab and a closed cargo box, 6.5 to 9.5 m long, 3.2 to 3.8 m high."""
     label, paint = ID["truck"], choose(generator, _PAINTS)
     length, height = generator.uniform(6.5, 9.5), generator.uniform(3.2, 3.8)
     load: Colour = choose(generator, ((228, 228, 224), (196, 188, 170), (70, 96, 140), (150, 60, 50), (208, 176, 84)))
