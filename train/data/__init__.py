@@ -1,1 +1,1 @@
-"""From files to training samples: images, label maps and videos of a dataset, and the images given to commands."""
+"""Reading and writing data: a dataset's files as training samples, the inputs of commands, videos and predictions."""

@@ -1,7 +1,7 @@
 """The 150 classes of ADE20K (SceneParse150). Label ids are 1..150 in this order; 0 is everything else.
 
-Sources: names, the first of each row of objectInfo150.txt, which comes with the data; colours, the benchmark's
-color150.mat (CSAILVision/sceneparsing), as listed in mmsegmentation.
+Source: the names are the first in each row of objectInfo150.txt, which comes with the data; the colours are the
+benchmark's color150.mat (CSAILVision/sceneparsing), as listed in mmsegmentation.
 """
 
 import numpy as np

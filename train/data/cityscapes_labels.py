@@ -3,8 +3,7 @@
 Label ids are the values in the `*_gtFine_labelIds.png` files. Train ids 0..18 are the classes that a network predicts;
 every other label has the train id 255 and counts neither in the loss nor in the evaluation.
 
-Source: the dataset's published table (cityscapesScripts, `helpers/labels.py`); the tests compare every row
-    with it.
+Source: the dataset's published table (cityscapesScripts, `helpers/labels.py`); the tests compare every row with it.
 """
 
 from typing import NamedTuple
@@ -18,11 +17,11 @@ class Label(NamedTuple):
     """One row of the label table.
 
     Attributes:
-        name: of the label.
+        name: the label's name.
         id: value in labelIds files; -1 for a label that these files never contain.
         train_id: class 0..18; 255 (-1 for the licence plate) where the label is no class.
-        category: group of labels.
-        ignored: whether it is left out of the evaluation.
+        category: group that the label belongs to.
+        ignored: whether the evaluation leaves it out.
         colour: RGB, 0..255.
     """
 
@@ -81,4 +80,4 @@ CITYSCAPES = Labels(
     void=tuple(label.id for label in LABELS if label.ignored and label.id >= 0),
     hint="use the *_gtFine_labelIds.png files, not train ids or colours",
 )
-"""The 19 classes."""
+"""The 19 classes that a network predicts."""

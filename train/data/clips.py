@@ -1,8 +1,8 @@
 """Cutting the labelled frames of videos into clips of consecutive frames, for training and for evaluation.
 
 A *stretch* is a run of frames of one video without a gap: neighbouring frames are at most 1.5 times as far apart as the
-median of that video. Clips never cross a gap. Pass the images of one split at a time: in the images of two splits
-together there is no gap where one split ends and the other begins.
+median of that video. Clips never cross a gap. Pass the images of one split at a time: between the images of two
+splits there may be no gap, and clips would cross from one split to the other.
 """
 
 import itertools
@@ -33,7 +33,7 @@ def training_clips(pairs: Sequence[Pair], length: int, frame_of: FrameOf | None)
         n - length + 1 clips for each stretch of n frames, none for a stretch that is shorter than a clip.
 
     Raises:
-        ValueError: a length below 1, no videos, two images of the same frame, no stretch that is long enough.
+        ValueError: length is below 1; the images are no videos, or two are the same frame; no stretch is long enough.
     """
     if length == 1:
         return [(pair,) for pair in pairs]
@@ -42,8 +42,8 @@ def training_clips(pairs: Sequence[Pair], length: int, frame_of: FrameOf | None)
     if not clips:
         longest = max((len(frames) for frames in found), default=0)
         raise ValueError(
-            f"training_clips: length must be at most that of the longest stretch of frames, {longest}, got {length}; "
-            "take shorter clips."
+            f"training_clips: length must be at most the length of the longest stretch of frames, {longest}, got "
+            f"{length}; take shorter clips."
         )
     return clips
 
@@ -60,7 +60,7 @@ def evaluation_clips(pairs: Sequence[Pair], length: int, frame_of: FrameOf | Non
         frame_of: video and frame number of an image; may be None for length 1.
 
     Raises:
-        ValueError: a length below 1, no videos, two images of the same frame.
+        ValueError: length is below 1; the images are no videos, or two are the same frame.
     """
     if length == 1:
         return [((pair,), 0) for pair in pairs]
@@ -90,7 +90,7 @@ def _stretches(function: str, pairs: Sequence[Pair], length: int, frame_of: Fram
 def _without_gaps(frames: dict[int, Pair]) -> list[list[Pair]]:
     numbers = sorted(frames)
     steps = [after - before for before, after in itertools.pairwise(numbers)]
-    # The lower median, because of two steps the longer one may be a gap.
+    # The lower median, because the longer of two steps may be a gap.
     limit = _GAP * statistics.median_low(steps) if steps else 0
     found = [[frames[numbers[0]]]]
     for number, step in zip(numbers[1:], steps, strict=True):

@@ -32,7 +32,7 @@ class Input:
 
 
 def find_inputs(given: Sequence[str]) -> list[Input]:
-    """Return the files of INPUT arguments of a command line, in the order of the arguments, those of a folder sorted.
+    """Return the files of a command line's INPUT arguments, in the order of the arguments; a folder's files are sorted.
 
     An argument is a file (with any ending), a folder (all images and videos in it and in its subfolders, except hidden
     ones; results keep the subfolders), or a pattern with *, ? or [ ] as in a shell, and ** for any folders. A file that
@@ -40,8 +40,8 @@ def find_inputs(given: Sequence[str]) -> list[Input]:
     and "1-2".
 
     Raises:
-        FileNotFoundError: an argument that gives no file.
-        OSError: a folder that cannot be read.
+        FileNotFoundError: an argument gives no file.
+        OSError: a folder cannot be read.
     """
     found: dict[Path, str] = {}
     for argument in given:

@@ -1,8 +1,8 @@
 """Images of a dataset and their label files: find them by name, check all files quickly, and read a pair.
 
-Images are PNG or JPEG files, label maps PNG files with one channel. Pixels stay where they are stored, because label
-maps belong to the stored pixels: an EXIF orientation is not applied. (`models/image_files.py` reads people's own
-images, of any format, and turns them upright.)
+Images are PNG or JPEG files, label maps PNG files with one channel. An EXIF orientation is not applied, because label
+maps belong to the pixels as stored. (`models/image_files.py` reads users' own images, of any format, and turns them
+upright.)
 """
 
 import struct
@@ -22,10 +22,10 @@ _IMAGE_FORMATS, _LABEL_FORMATS = ("PNG", "JPEG"), ("PNG",)
 _PNG_SIGNATURE, _JPEG_SIGNATURE = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _PNG_END, _JPEG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82", b"\xff\xd9"
 _JPEG_TAIL = 1 << 16  # bytes at the end that are searched for the end marker; cameras write a few after it
-# On a network disk, opening each of the 6000 files of a training split takes a while; on a local disk one thread would
-# do.
+# Several, because opening each of the 6000 files of a training split takes long on a network disk; on a local disk one
+# thread would do.
 _CHECK_THREADS = 8
-_LISTED = 10  # so many problems are listed in a message
+_LISTED = 10  # most problems that a message lists
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ def find_by_name(
         At least one pair; the files exist, but have not been opened (see `check_pairs`).
 
     Raises:
-        FileNotFoundError: no such folder (the message names the folders there), no images in it, or an image or label
-            file without its partner (the message names them).
-        OSError: a folder that cannot be read.
-        ValueError: two files of one name, such as a.jpg and a.png.
+        FileNotFoundError: there is no such folder (the message names the existing ones), it holds no images, or an
+            image or label file lacks its partner (the message names them).
+        OSError: a folder cannot be read.
+        ValueError: two files have the same name, such as a.jpg and a.png.
     """
     image_files = _files_by_name(function, "images", images, image_suffixes, depth)
     if labels is None:
@@ -119,7 +119,7 @@ def _files_by_name(
 
 
 def _entries(folder: Path, depth: int) -> Iterator[Path]:
-    """Yield what is not hidden, `depth` folders below, sorted. (glob would skip folders that cannot be read.)"""
+    """Yield the entries `depth` levels below, sorted, without hidden ones. (glob would skip unreadable folders.)"""
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
@@ -132,16 +132,16 @@ def _entries(folder: Path, depth: int) -> Iterator[Path]:
 def check_pairs(pairs: Sequence[Pair]) -> None:
     """Check all files of a dataset in seconds, so that training does not meet a broken file hours later.
 
-    Pixels are not decoded. The header of each file is read, and the end: a truncated file lacks the closing IEND chunk
-    of a PNG or the end marker of a JPEG (whatever follows these is ignored). A label file must be a PNG with 8-bit grey
-    or a palette of any depth, and have the size of its image.
+    Pixels are not decoded. Only the header and the end of each file are read: a truncated file lacks the closing IEND
+    chunk of a PNG or the end marker of a JPEG (whatever follows these is ignored). A label file must be a PNG with
+    8-bit grey or a palette of any depth, and have the size of its image.
 
     Args:
         pairs: from `find_by_name`.
 
     Raises:
-        ValueError: a file that is missing, unreadable, empty, truncated or neither PNG nor JPEG; sizes that differ; a
-            label file of another kind. One error lists the first ten problems and counts the rest.
+        ValueError: a file is missing, unreadable, empty, truncated or neither PNG nor JPEG; sizes differ; a label file
+            is of another kind. One error lists the first ten problems and counts the rest.
     """
     with ThreadPoolExecutor(_CHECK_THREADS) as threads:
         problems = [problem for found in threads.map(_pair_problems, pairs) for problem in found]
@@ -171,7 +171,7 @@ def _pair_problems(pair: Pair) -> list[str]:
 
 
 def _header(path: Path) -> tuple[tuple[int, int], bool]:
-    """Return width and height, and whether it can be a label file; a ValueError says what is wrong with the file."""
+    """Return an image file's (width, height), and whether it can be a label file; a ValueError says what is wrong."""
     with path.open("rb") as file:
         signature = file.read(8)
         if not signature:
@@ -194,7 +194,7 @@ def _header(path: Path) -> tuple[tuple[int, int], bool]:
 def _can_be_label(image: ImageFile.ImageFile) -> bool:
     """Return whether the pixel values of an image that is open but not loaded can be label ids.
 
-    Those of grey images of 1, 2 or 4 bits cannot: they mean brightness, and Pillow scales them to 0..255.
+    The values of grey images of 1, 2 or 4 bits cannot, because Pillow scales them to 0..255.
     """
     codings = [tile[3] for tile in image.tile]
     return image.format == "PNG" and (image.mode == "P" or (image.mode, codings) == ("L", ["L"]))
@@ -274,7 +274,7 @@ def read_pair(pair: Pair, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _decode(path: Path, formats: tuple[str, ...]) -> tuple[Image.Image, bool]:
-    """Return the loaded image and whether it can be a label file."""
+    """Return the decoded image, and whether the file can be a label file."""
     try:
         with Image.open(path, formats=formats) as image:
             can_be_label = _can_be_label(image)

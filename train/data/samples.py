@@ -35,12 +35,12 @@ def read_clip(clip: Clip, labels: Labels, *, video: bool) -> tuple[np.ndarray, n
 
     Raises:
         FileNotFoundError: a file is missing.
-        BadImage: see `read_pair`; frames of different sizes.
-        ValueError: a clip of several frames without `video`.
+        BadImage: as in `read_pair`, or the frames differ in size.
+        ValueError: the clip has several frames, and `video` is False.
     """
     if not video:
         if len(clip) != 1:
-            raise ValueError(f"read_clip: clip must be one image, got {len(clip)} frames; say video=True.")
+            raise ValueError(f"read_clip: clip must be one image, got {len(clip)} frames; pass video=True.")
         return read_pair(clip[0], labels)
     frames, frame_labels = zip(*(read_pair(pair, labels) for pair in clip), strict=True)
     for pair, frame in zip(clip, frames, strict=True):
@@ -71,11 +71,10 @@ class TrainStream(Dataset[dict[str, Any]]):
         video: whether samples have an axis T.
 
     A sample is a dict: `image` float32 (3, H, W) or (3, T, H, W), `label` int64 (H, W) or (T, H, W), and `names`, a
-        tuple
-    of the names of the T frames.
+    tuple of the names of the T frames.
 
     Raises:
-        ValueError: no clips, a negative seed or length.
+        ValueError: there are no clips, or seed or length is negative.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class TrainStream(Dataset[dict[str, Any]]):
         if not 0 <= position < self.length:
             raise IndexError(f"TrainStream: position must be in 0..{self.length - 1}, got {position}; enlarge length.")
         epoch, offset = divmod(position, len(self.clips))
-        # Without the 1, the shuffle of epoch e and the augmentation at position e would have the same random numbers.
+        # The 1 keeps the shuffle of epoch e from drawing the same random numbers as the augmentation at position e.
         order = np.random.default_rng((self.seed, epoch, 1)).permutation(len(self.clips))
         return self.clips[order[offset]]
 
@@ -132,7 +131,7 @@ class StreamSampler(Sampler[list[int]]):
         world_size: number of processes.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument is out of its range.
     """
 
     def __init__(self, start: int, stop: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
@@ -161,15 +160,15 @@ class StreamSampler(Sampler[list[int]]):
 
 
 class EvaluationSet(Dataset[dict[str, Any]]):
-    """Every clip once, in order, at its own size.
+    """The evaluation samples: every clip once, in order, at its own size.
 
     Args:
-        clips: (clip, first) from `evaluation_clips`; the frames before `first` are evaluated in another clip.
+        clips: (clip, first) from `evaluation_clips`; frames before number `first` are evaluated in another clip.
         labels: the classes, and the ids that the label files may contain.
         transform: (image, label) -> (image tensor, label tensor), such as `EvaluationTransform`.
         video: whether samples have an axis T.
 
-    A sample is a dict as in `TrainStream`, with `first`, an int. Clips may differ in length.
+    A sample is a dict as in `TrainStream`, and has `first`, an int, too. Clips may differ in length.
     """
 
     def __init__(
@@ -201,7 +200,7 @@ def evaluation_indices(length: int, rank: int = 0, world_size: int = 1) -> range
     divisible, the last processes get fewer samples: repeating some would count their pixels twice.
 
     Raises:
-        ValueError: a negative length, a rank outside 0..world_size-1.
+        ValueError: length is negative, or rank is outside 0..world_size-1.
     """
     if length < 0:
         raise ValueError(f"evaluation_indices: length must be 0 or more, got {length}; give len(dataset).")

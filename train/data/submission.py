@@ -19,11 +19,11 @@ def save_prediction(folder: Path, name: str, classes: torch.Tensor | np.ndarray,
         pixel = labels.to_file[class]:    Cityscapes 7, 8, 11, ... 33, ADE20K 1..150
 
     The file is written atomically: as NAME.png.partial, synchronised to the disk and renamed, so a killed run leaves at
-    most files of that ending. A file of the same name is replaced.
+    most such partial files. A file of the same name is replaced.
 
     Args:
         folder: an existing folder.
-        name: the image's name without folder and ending (`Pair.name`), by which evaluations find its label file.
+        name: the image's name without folder and ending (`Pair.name`), by which evaluations match it to its label file.
         classes: (H, W), H and W 1 or more, integers of any dtype: train ids 0 .. K - 1; on the CPU.
         labels: the dataset's classes.
 
@@ -31,7 +31,7 @@ def save_prediction(folder: Path, name: str, classes: torch.Tensor | np.ndarray,
         The path of the file.
 
     Raises:
-        ValueError: another rank, no pixels, another dtype, or values that are no class. Then nothing is written.
+        ValueError: classes has another rank, no pixels, another dtype, or a value that is no class. Nothing is written.
         OSError: the file cannot be written.
     """
     values = np.asarray(classes)

@@ -39,7 +39,7 @@ def scaled_window(
         uint8 (h, w, 3) and (h, w), or (T, h, w, 3) and (T, h, w).
 
     Raises:
-        ValueError: shapes that do not belong together, a window that leaves the resized image.
+        ValueError: image and label do not belong together, or the window leaves the resized image.
     """
     _check_pair("scaled_window", image, label)
     (height, width), (top, left), (rows, columns) = scaled, start, size
@@ -49,7 +49,7 @@ def scaled_window(
         )
     original = label.shape[-2:]
     step_y, step_x = original[0] / height, original[1] / width
-    # Rounding may move the far corner past the border, which Pillow refuses.
+    # Without min, rounding may move the far corner past the border, which Pillow refuses.
     bottom = min((top + rows) * step_y, original[0])
     right = min((left + columns) * step_x, original[1])
     box = (left * step_x, top * step_y, right, bottom)
@@ -57,7 +57,7 @@ def scaled_window(
         np.asarray(Image.fromarray(frame).resize((columns, rows), Image.Resampling.BILINEAR, box=box))
         for frame in image.reshape(-1, *original, 3)
     ]
-    # In integers, so that for a centre on the border of two pixels the choice does not depend on rounding.
+    # Computed in integers, so that a centre on the border of two pixels does not depend on rounding.
     y = (2 * (top + np.arange(rows)) + 1) * original[0] // (2 * height)
     x = (2 * (left + np.arange(columns)) + 1) * original[1] // (2 * width)
     return np.stack(windows).reshape(*label.shape[:-2], rows, columns, 3), label[..., y[:, None], x]
@@ -78,14 +78,15 @@ class TrainTransform:
         scale: lowest and highest factor.
         flip: whether images are flipped at all.
         normalise: mean and std.
-        short_sides: the shorter side of the base size in pixels, one of these with equal probability; (): the image's.
+        short_sides: the shorter side of the base size in pixels is one of these, with equal probability; (): the
+            image's own.
         fit: whether the base size is the largest that fits into the crop.
-        exchange: class -> class of the same object in a flipped image, uint8 (256,) (see `Dataset.exchange`); None: no
-            change.
+        exchange: class -> class of the same object in a flipped image, uint8 (256,) (see `Dataset.exchange`); None:
+            classes do not change.
 
     Raises:
-        ValueError: a crop or short side below 1, a scale that is not positive and finite, or lowest above highest,
-            short sides together with fit, an exchange of another kind.
+        ValueError: a crop or short side is below 1; a scale is not positive and finite, or the lowest is above the
+            highest; short sides come with fit; exchange is not uint8 (256,).
 
     Source: CCNet, section 4.1 (scale 0.75..2.0, flip; crop 769 x 769 on Cityscapes; short sides 300..600 on ADE20K);
         padding as in the authors' code.
@@ -124,14 +125,14 @@ class TrainTransform:
         Args:
             image: uint8 (H, W, 3) or (T, H, W, 3), RGB.
             label: uint8 (H, W) or (T, H, W), train ids.
-            generator: four numbers are drawn (scale, top, left, flip), whatever the settings, and before them one if
-                there are short sides.
+            generator: gives four random numbers (scale, top, left, flip), whatever the settings, and before them one
+                more if there are short sides.
 
         Returns:
             float32 (3, h, w) and int64 (h, w), or (3, T, h, w) and (T, h, w), with (h, w) = crop.
 
         Raises:
-            ValueError: shapes or dtypes of image and label that do not belong together.
+            ValueError: shapes or dtypes of image and label do not belong together.
         """
         _check_pair("TrainTransform", image, label)
         original = label.shape[-2:]
@@ -178,7 +179,7 @@ class EvaluationTransform:
         """Return float32 (3, H, W) and int64 (H, W) for uint8 (H, W, 3) and uint8 (H, W), or with T before H.
 
         Raises:
-            ValueError: shapes or dtypes of image and label that do not belong together.
+            ValueError: shapes or dtypes of image and label do not belong together.
         """
         _check_pair("EvaluationTransform", image, label)
         return self.normalise(image), torch.from_numpy(label.astype(np.int64))

@@ -14,7 +14,7 @@ import numpy as np
 
 from ccgpu.models.image_files import BadImage
 
-# In order of preference: the first that PyAV was built with is used. Browsers play the first of these.
+# In order of preference: the first one that PyAV was built with is used. Browsers play H.264, which libx264 writes.
 CODECS = ("libx264", "mpeg4")
 
 
@@ -39,7 +39,7 @@ class Video:
 
     Raises:
         ModuleNotFoundError: PyAV is not installed.
-        BadImage: the file is no video, or, while iterating, cannot be decoded any further. The message names it.
+        BadImage: the file is no video, or, during iteration, cannot be decoded any further. The message names the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,9 +81,8 @@ class Video:
 class VideoWriter:
     """A writer of a video file, to be used in a `with` statement: frames of equal size, uint8 (H, W, 3) RGB.
 
-    The file is written atomically: an error inside the `with` leaves no file, or the former one. The last row or column
-        of an odd size
-    is left out, because the pixel format requires even sizes.
+    The file is written atomically: an error inside the `with` leaves no file, or the former one. Of an odd size the
+    last row or column is left out, because the pixel format requires even sizes.
     """
 
     def __init__(self, path: Path, rate: Fraction) -> None:

@@ -61,7 +61,7 @@ def test_read_clip_names_frames_of_different_sizes(tmp_path: Path) -> None:
     expected = r"one size, got 32x24 in .*drive_000\.png and 30x24 in .*drive_other\.png; resize one"
     with pytest.raises(BadImage, match=expected):
         read_clip(clip, TABLE, video=True)
-    with pytest.raises(ValueError, match="clip must be one image, got 3 frames; say video=True"):
+    with pytest.raises(ValueError, match="clip must be one image, got 3 frames; pass video=True"):
         read_clip(clip, TABLE, video=False)
 
 
