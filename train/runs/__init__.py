@@ -1,1 +1,1 @@
-"""A training run: its settings, how it starts or resumes, what it writes and how it ends."""
+"""Running commands: flags, settings, errors and interrupts; how a training run starts, resumes and what it writes."""

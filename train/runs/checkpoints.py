@@ -1,7 +1,7 @@
 """Checkpoints of a run: written atomically, read back exactly.
 
 A run folder holds the newest checkpoint, `last.pt`, and the one before, `previous.pt`. A checkpoint is first written to
-`last.pt.partial` and brought to the disk; then `last.pt` is renamed to `previous.pt` and the new file to `last.pt`.
+`last.pt.partial` and synchronised to the disk; then `last.pt` is renamed to `previous.pt`, the new file to `last.pt`.
 Renaming is atomic, so a run killed at any moment leaves at least one whole checkpoint where there was one before, and
 training from either gives the same result. The keys of a checkpoint are those of `models.checkpoint.RunCheckpoint`.
 """
@@ -48,7 +48,7 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: dict[str, Any]) -> None:
     """Set all random generators to the states that `random_state` returned.
 
-    All processes draw the same numbers, so a CUDA device that the saved states lack gets the state of device 0.
+    All processes draw the same random numbers, so a CUDA device without a saved state gets the state of device 0.
     """
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and state["cuda"]:
@@ -69,12 +69,12 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove the unfinished file that a run leaves in `folder` if it is killed while it writes a checkpoint."""
+    """Remove the partial file that a run leaves in `folder` if it is killed while writing a checkpoint."""
     partial_path(folder / LAST).unlink(missing_ok=True)
 
 
 def set_aside_newer(folder: Path, used: Path | None) -> None:
-    """Rename last.pt to abandoned.pt where a run continues from `used`, the folder's previous.pt.
+    """Rename last.pt to abandoned.pt if a run continues from `used` and that is the folder's previous.pt.
 
     Otherwise the next checkpoint would replace the good previous.pt by a last.pt that may be damaged.
     """
@@ -102,9 +102,9 @@ def save_checkpoint(folder: Path, checkpoint: RunCheckpoint) -> Path:
         The path of last.pt.
 
     Raises:
-        ValueError: other keys.
-        CheckpointError: the file cannot be written (full disk, no permission). Earlier checkpoints stay, the
-            unfinished file is removed.
+        ValueError: checkpoint has other keys.
+        CheckpointError: the file cannot be written (full disk, no permission). Earlier checkpoints stay, the partial
+            file is removed.
     """
     if set(checkpoint) != KEYS:
         raise ValueError(f"save_checkpoint: checkpoint must have the keys {sorted(KEYS)}, got {tuple(checkpoint)}.")
@@ -127,7 +127,7 @@ def save_checkpoint(folder: Path, checkpoint: RunCheckpoint) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring renames within `folder` to the disk, on systems that can (POSIX)."""
+    """Synchronise renames within `folder` to the disk, where the system can (POSIX)."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -151,8 +151,8 @@ def read_checkpoint(path: Path) -> RunCheckpoint:
     """Read a checkpoint to the CPU; only tensors and plain values are unpickled (weights_only).
 
     Raises:
-        FileNotFoundError: no such file.
-        CheckpointError: a truncated or damaged file, a file of another kind, or another format version.
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is truncated, damaged, of another kind or of another format version.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -160,7 +160,7 @@ def read_checkpoint(path: Path) -> RunCheckpoint:
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes can make the unpickler raise anything
+    except Exception as error:  # for a damaged file the unpickler can raise anything
         raise CheckpointError(
             f"read_checkpoint: {path} must be a whole checkpoint of this program, got a truncated, damaged "
             f"or foreign file ({type(error).__name__} while reading); {_other_choice(path)}"
@@ -175,7 +175,7 @@ def read_checkpoint(path: Path) -> RunCheckpoint:
             f"read_checkpoint: {path} must have checkpoint format {RUN_FORMAT}, got {checkpoint['format']}; "
             "continue it with the version of ccgpu that wrote it."
         )
-    return RunCheckpoint(**checkpoint)  # type: ignore[typeddict-item]  # its keys are those of the line above
+    return RunCheckpoint(**checkpoint)  # type: ignore[typeddict-item]  # the keys were checked above
 
 
 def _other_choice(path: Path) -> str:
@@ -189,7 +189,7 @@ def load_weights(checkpoint: RunCheckpoint, path: Path, net: nn.Module) -> None:
     """Copy a checkpoint's weights into `net`; names, shapes and dtypes are compared before anything is copied.
 
     Raises:
-        CheckpointError: a checkpoint of another network or number of classes.
+        CheckpointError: the checkpoint is of another network or number of classes.
     """
     own, saved = net.state_dict(), checkpoint["model"]
     found = differences(saved, own)
@@ -214,15 +214,15 @@ def restore(
 
     Args:
         checkpoint: the checkpoint, read from `path`.
-        path: its file, for messages.
-        data: digest of the training images of this run, which must be those of the checkpoint: the position in the
-            stream of samples means something for the same images only.
-        net: filled in place, like all that follow.
-        optimiser: of the parameters of `net`.
-        scaler: of the run's precision.
+        path: the checkpoint's file, for messages.
+        data: digest of this run's training images. It must equal the checkpoint's, because a position in the stream of
+            samples is meaningful for the same images only.
+        net: the network; like the two below, it is changed in place.
+        optimiser: the optimiser of `net`'s parameters.
+        scaler: the gradient scaler of the run.
 
     Raises:
-        CheckpointError: a checkpoint of another network, number of classes or dataset.
+        CheckpointError: the checkpoint is of another network, number of classes or dataset.
     """
     if checkpoint["data"] != data:
         raise CheckpointError(
@@ -237,10 +237,10 @@ def restore(
 
 
 def check_finite(net: nn.Module, iteration: int) -> None:
-    """Refuse weights that are not finite, so that a broken checkpoint never replaces a good one.
+    """Raise if weights are not finite, so that a broken checkpoint never replaces a good one.
 
     Raises:
-        CheckpointError: a parameter or buffer holds infinity or NaN.
+        CheckpointError: a parameter or buffer contains infinity or NaN.
     """
     for name, value in net.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):

@@ -1,7 +1,7 @@
 """How a command fails: one line on stderr that says what to do, and an exit status.
 
-Status 1: the command failed while it ran. 2: bad flags, data or checkpoint, found before it ran. 130, 143: stopped by
-Ctrl-C or SIGTERM.
+Status 1: the command failed while it ran. Status 2: bad flags, data or checkpoint, found before it ran. Status 130 and
+143: the command was stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ccgpu.train.runs import checkpoints
 
 Prepared = TypeVar("Prepared")
 
-# What a wrong flag, dataset or checkpoint raises.
+# Exceptions that a wrong flag, dataset or checkpoint raises.
 BAD_INPUT = (ValueError, OSError, ImportError, checkpoints.CheckpointError)
-# A file of somebody else's may also describe its network by values of a wrong type.
+# A foreign file may also describe its network by values of a wrong type.
 BAD_FILE = (*BAD_INPUT, TypeError)
-# What `failure` explains in one line, unless it is a mistake of the program.
+# Exceptions that `failure` explains in one line, or raises again if they are bugs.
 FAILURES = (BadImage, OSError, MemoryError, RuntimeError)
 
 
@@ -39,17 +39,17 @@ def run_command(
     explained: Mapping[type[Exception], int] | None = None,
     everywhere: bool = False,
 ) -> int:
-    """Prepare a command and run it; return its exit status, with whatever went wrong told in one line.
+    """Prepare a command and run it; report a failure in one line on stderr and return the exit status.
 
     Args:
-        command: its name, for messages.
-        prepare: reads flags, files and data; its result goes to `run`. Errors of the kinds `refused` have status 2.
+        command: the command's name, for messages.
+        prepare: reads flags, files and data; its result is passed to `run`.
         run: does the work and returns the exit status.
-        again: how to go on once the cause of a failure is gone.
-        smaller: how to do with less memory.
-        stopped: what to say after Ctrl-C.
-        refused: see `prepare`.
-        explained: errors of `run` whose message needs no addition -> exit status.
+        again: advice on how to continue once the cause of a failure is gone.
+        smaller: advice on how to use less memory.
+        stopped: message after Ctrl-C.
+        refused: exceptions of `prepare` that mean bad input, status 2.
+        explained: exceptions of `run` whose message needs no addition -> exit status.
         everywhere: whether each of several processes prints its own failure; False: the first process alone prints.
     """
     try:
@@ -80,18 +80,18 @@ def failure(error: Exception, *, again: str, smaller: str) -> str:
 
     Args:
         error: one of `FAILURES`, raised in this process or, with its traceback in the message, in a loader's.
-        again: how to go on once the cause is gone.
-        smaller: how to do with less memory.
+        again: advice on how to continue once the cause is gone.
+        smaller: advice on how to use less memory.
 
     Raises:
-        RuntimeError: `error` itself, where it is a mistake of the program, whose traceback is needed.
+        RuntimeError: `error` itself, if it is a bug, whose traceback is needed.
     """
     text = str(error)
     if text.startswith("Caught "):
         text = text.rpartition(f"{type(error).__name__}: ")[2].strip()
         # torch makes a reference cycle of such an error and its loader, which would keep the loader's processes alive.
         traceback.clear_frames(error.__traceback__)
-    # torch has no class of its own for some of these.
+    # Some of these are recognised by their text, because torch has no exception class for them.
     first = text.partition("\n")[0]
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in text:
         return f"out of memory ({first}); {smaller}"
@@ -100,5 +100,5 @@ def failure(error: Exception, *, again: str, smaller: str) -> str:
     if text.startswith("DataLoader worker"):
         return f"a loader's process ended ({first.strip()}); if memory ran out, lower --workers, then {again}"
     if isinstance(error, torch.distributed.DistError) or "by peer" in text:
-        return f"another process ended ({first.partition('. ')[0]}); it tells why"
+        return f"another process ended ({first.partition('. ')[0]}); see its message"
     raise error

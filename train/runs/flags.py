@@ -1,7 +1,7 @@
-"""Flags of the commands: a training command's from the fields of a dataclass, and those that other commands share.
+"""Flags of the commands: those of a training command, made from a dataclass, and those that other commands share.
 
-A frozen dataclass declares fields that are `option(...)`s, and every field becomes a flag; its help gives the unit.
-Where several sources name a value, the strongest wins: default < recipe and preset < saved settings (on resume) < flag.
+Every field of the dataclass is an `option(...)` and becomes a flag, whose help gives the unit. Where several sources
+give a value, the strongest wins: default < recipe and preset < saved settings (on resume) < flag.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 def command_parser(name: str, text: str | None) -> argparse.ArgumentParser:
-    """Return the parser of a command, described by the first line of its module's text."""
+    """Return the parser of a command; its description is the first line of `text`, the module's docstring."""
     return argparse.ArgumentParser(prog=name, description=(text or "").partition("\n")[0], allow_abbrev=False)
 
 
@@ -45,7 +45,7 @@ def add_scales(parser: argparse.ArgumentParser, default: str) -> None:
         type=float,
         nargs="*",
         metavar="S",
-        help=f"average over these scales, {scales} where none are given{default}",
+        help=f"average over these scales; without values: {scales}{default}",
     )
 
 
@@ -69,17 +69,18 @@ def option(
     """Return a dataclass field that is a setting and a flag.
 
     Args:
-        default: value without flag, preset or saved run.
+        default: value that holds without flag, preset and saved run.
         help: one line with the unit.
         kind: bool (--name and --no-name), or what turns a word into the value: int, float, str or another function.
         choices: the values allowed.
-        count: argparse's nargs where the value is a tuple; "size" takes H W, or N for a square.
-        metavar: what the help calls the value.
-        least: smallest number allowed, of each number in a tuple.
-        most: largest number allowed.
-        decides: what the setting changes, and so whether a resumed run may change it. "result": the trained network;
-            never. "records": how the network is evaluated; only in another folder, as a folder's records must be alike.
-            "nothing": neither; always.
+        count: argparse's nargs if the value is a tuple; "size" takes H W, or N for a square.
+        metavar: name of the value in the help.
+        least: smallest value allowed, for each number of a tuple.
+        most: largest value allowed, for each number of a tuple.
+        decides: what the setting changes, and so whether a resumed run may change it. "result": it changes the trained
+            network, and a resumed run may not change it. "records": it changes the evaluation, and a run resumed in
+            another folder may change it (the records of one folder must be comparable). "nothing": it changes neither,
+            and any resumed run may change it.
     """
     metadata = {
         "help": help,
@@ -95,7 +96,7 @@ def option(
 
 
 class _Tuple(argparse.Action):
-    """Several values as a tuple, as a frozen dataclass holds them."""
+    """Store several values as a tuple, as a frozen dataclass needs them."""
 
     def __call__(
         self,
@@ -108,7 +109,7 @@ class _Tuple(argparse.Action):
 
 
 class _Size(argparse.Action):
-    """H W, or N for a square, as (height, width)."""
+    """Store H W, or N for a square, as (height, width)."""
 
     def __call__(
         self,
@@ -128,7 +129,7 @@ def add_flags(parser: argparse.ArgumentParser, settings: type, defaults: Mapping
     Args:
         parser: the parser to add to.
         settings: dataclass of `option`s.
-        defaults: defaults by name that the help shows in place of the dataclass's own.
+        defaults: defaults by name that the help shows instead of the dataclass's own.
     """
     for field in dataclasses.fields(settings):
         m = field.metadata
@@ -156,7 +157,7 @@ def _shown(value: Any) -> str:
 
 
 def range_problems(settings: Any) -> list[str]:
-    """Return a line for each setting whose numbers are infinite, NaN or out of its range."""
+    """Return a line for each setting that is infinite, NaN or out of its range."""
     problems = []
     for field in dataclasses.fields(settings):
         least, most = field.metadata["least"], field.metadata["most"]
@@ -185,18 +186,18 @@ def combine(
     flags: Mapping[str, Any],
     elsewhere: bool = False,
 ) -> S:
-    """Return the settings of a run: saved ones before those of the preset, flags before both.
+    """Return the settings of a run: saved settings override the preset's, flags override both.
 
     Args:
         settings: the dataclass.
         preset: values of the preset chosen; empty without one.
         saved: all settings of the run to continue; None for a new run.
         flags: values of the flags the user gave.
-        elsewhere: whether the saved run continues in another folder than its own.
+        elsewhere: whether the saved run continues in a folder other than its own.
 
     Raises:
-        ValueError: the saved run has other settings than these (another version), or a flag differs from a saved
-            setting that must not change; all such flags are listed, with old and new value.
+        ValueError: the saved run has settings of other names (another version), or a flag differs from a saved setting
+            that must not change; all such flags are listed, with old and new value.
     """
     if saved is None:
         return settings(**{**preset, **flags})

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, deferred until the run has written a checkpoint and can stop without loss."""
+"""Ctrl-C and SIGTERM, deferred until a command can stop without loss, e.g. after writing a checkpoint."""
 
 from __future__ import annotations
 

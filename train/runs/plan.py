@@ -1,4 +1,4 @@
-"""How a run starts: new or exactly continued, with which settings, in which folder; and the lock of that folder."""
+"""How a run starts: as a new run or an exact continuation, its settings and its folder; and the lock of the folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ccgpu.train.runs.flags import add_flags, combine
 
 S = TypeVar("S")
 LOCK = "run.lock"
-# The loaders of a killed run outlive it a little and still hold its lock.
+# Longest wait for the lock, because the loader processes of a killed run outlive it a little and still hold it.
 LOCK_SECONDS = 10.0
 
 
@@ -31,8 +31,8 @@ class Plan(Generic[S]):
     Attributes:
         settings: all settings.
         out: the run folder.
-        resume: whether --resume was given; without a checkpoint the run starts from the beginning all the same.
-        checkpoint_path: file of `checkpoint`.
+        resume: whether --resume was given; even then a run without a checkpoint starts from the beginning.
+        checkpoint_path: file of `checkpoint`; None without one.
         checkpoint: the checkpoint to continue from; None starts from the beginning.
     """
 
@@ -60,12 +60,12 @@ def read_plan(
     Args:
         parser: the command's parser; --out, --resume and a flag for each setting are added to it.
         argv: the command line without the program's name; None: the process's own.
-        settings: dataclass of `option`s, with one named "preset".
-        presets: values of each preset; the help shows those of None, the recipe, as defaults.
+        settings: dataclass of `option`s, one of them named "preset".
+        presets: settings by name of each preset; the help shows those of None, the recipe, as defaults.
         default_out: settings -> run folder, for a command line without --out.
 
     Raises:
-        ValueError: flags contradict the saved run.
+        ValueError: flags contradict the saved run, or it is of another version.
         FileNotFoundError: --resume names no file.
         FileExistsError: the folder of a new run is not empty.
         checkpoints.CheckpointError: the checkpoint is damaged.
@@ -132,7 +132,7 @@ def only_writer(out: Path) -> Iterator[None]:
 
 
 def open_run_folder(plan: Plan[Any], device: torch.device) -> set[int]:
-    """Clean the run folder up for the run to continue; return the iterations whose evaluation is recorded in it."""
+    """Prepare the run folder for a new or continued run; return the iterations whose evaluation is recorded in it."""
     metrics = plan.out / records.METRICS
     if distributed.is_main():
         plan.out.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ METRICS, SETTINGS = "metrics.jsonl", "settings.json"
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Append `record` as one line of JSON; it must hold no NaN."""
+    """Append `record`, which must not contain NaN, as one line of JSON."""
     line = json.dumps(record, allow_nan=False)
     with open(path, "a", encoding="utf-8") as file:
         file.write(line + "\n")
@@ -35,7 +35,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     An incomplete last line, which a killed run leaves, is ignored.
 
     Raises:
-        ValueError: another line is not JSON.
+        ValueError: a complete line is not JSON.
     """
     if not path.exists():
         return []
@@ -52,7 +52,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_records(path: Path, iteration: int) -> list[dict[str, Any]]:
-    """Remove the records after `iteration`, which a resumed run writes again; return the others."""
+    """Remove the records after `iteration`, which a resumed run writes again; return the remaining ones."""
     kept = [record for record in read_records(path) if record["iteration"] <= iteration]
     if path.exists():
         write_atomically(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
@@ -72,7 +72,7 @@ def evaluation_record(iteration: int | None, confusion: ConfusionMatrix, names: 
 
 
 def confusion(record: Mapping[str, Any]) -> ConfusionMatrix:
-    """Return the confusion matrix that `evaluation_record` stored."""
+    """Return the confusion matrix in a record of `evaluation_record`."""
     matrix = torch.tensor(record["matrix"])
     found = ConfusionMatrix(len(matrix))
     found.matrix += matrix
@@ -84,7 +84,7 @@ def _number(value: float) -> float | None:
 
 
 def circumstances(device: torch.device) -> dict[str, Any]:
-    """Return where a measurement or a run was made: commit, device, threads, versions."""
+    """Return the circumstances of a measurement or run: commit, device, threads, versions."""
     return {
         "commit": commit(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
@@ -99,7 +99,7 @@ def circumstances(device: torch.device) -> dict[str, Any]:
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any], device: torch.device, processes: int) -> None:
-    """Write settings.json: the settings, and time, flags, processes and machine of each start, first or resumed."""
+    """Write settings.json: the settings, and time, flags, processes and machine of the first start and every resume."""
     path = folder / SETTINGS
     starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
     starts.append(
@@ -134,8 +134,8 @@ class Board:
     """TensorBoard scalars and images of a run, in folder/tensorboard.
 
     Args:
-        folder: the run folder; None writes nothing, as all processes but the first do.
-        iteration: where the run continues; events after it are hidden.
+        folder: the run folder; None: nothing is written (all processes but the first).
+        iteration: the iteration after which the run continues; TensorBoard hides later events of the former start.
     """
 
     def __init__(self, folder: Path | None, iteration: int) -> None:

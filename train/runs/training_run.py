@@ -1,4 +1,4 @@
-"""A run under way: the records, checkpoints and evaluations between two steps of training, and the final report."""
+"""A training run: its records, checkpoints and evaluations between two steps, and its final report."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from ccgpu.train.runs import checkpoints, records
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.visualise import attention_overlay, side_by_side
 
-SHOWN = 4  # evaluation images that are drawn beside truth and prediction
+SHOWN = 4  # number of evaluation images that are drawn beside truth and prediction
 RESULTS = "results.txt"
 
 
 @dataclass
 class TrainingRun:
-    """Network, optimiser, evaluation images and folder of a run; its methods write what the run leaves behind.
+    """Network, optimiser, evaluation images and folder of a run; the methods write the files of the run folder.
 
     Attributes:
         out: the run folder.
         dataset: classes, colours and official scores.
         settings: all settings by name, for checkpoints.
         data_digest: digest of the training images' names, for checkpoints.
-        batch: images or clips a step over all processes; the position in the stream of samples follows from it.
+        batch: images or clips per step, over all processes; gives the position in the stream of samples.
         precision: device, autocast dtype and memory format.
         net: the network itself, not its wrapper for several processes.
-        optimiser: saved in checkpoints.
-        scaler: gradient scaler, saved in checkpoints.
+        optimiser: the optimiser, saved in checkpoints.
+        scaler: the gradient scaler, saved in checkpoints.
         val_set: the evaluation images.
-        val_loader: this process's share of them.
+        val_loader: loader of this process's share of the evaluation images.
         normalise: image -> network input, and back for drawing.
         predict: network input -> class scores.
         board: TensorBoard files.
-        interrupts: called between two images of an evaluation, says whether to stop.
+        interrupts: whether to stop; called between two images of an evaluation.
     """
 
     out: Path
@@ -126,7 +126,7 @@ class TrainingRun:
         scalars = {f"evaluation/{name}": record[name] for name in self.dataset.scores}
         scalars |= {f"iou/{name}": value for name, value in record["iou"].items()}
         self.board.scalars(iteration, scalars)
-        # The record comes last: a resumed run takes an evaluation with a record for complete.
+        # The record comes last, because a resumed run considers an evaluation with a record complete.
         records.append_record(self.out / records.METRICS, record)
         say(f"iteration {iteration}: {scores_line(confusion, self.dataset.scores)}")
 
@@ -179,7 +179,7 @@ class TrainingRun:
 
 
 def one_class_baseline(confusion: ConfusionMatrix, prediction: int = 0) -> ConfusionMatrix:
-    """Return the confusion matrix of predicting one class at every pixel of the same images."""
+    """Return the confusion matrix of predicting one class at every pixel of the images in `confusion`."""
     baseline = ConfusionMatrix(confusion.num_classes)
     baseline.matrix[:, prediction] = confusion.matrix.sum(dim=1)
     return baseline
