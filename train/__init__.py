@@ -1,1 +1,1 @@
-"""Training, evaluating and using CCNet: commands such as `python -m train.cityscapes`, and what they are made of."""
+"""Training, evaluating and using CCNet: commands such as `python -m train.cityscapes`, and their modules."""

@@ -1,11 +1,11 @@
 """Train CCNet on ADE20K (SceneParse150): `python -m train.ade20k --data PATH`.
 
-20210 images for training, 2000 for validation, 150 classes (`data/ade20k_labels.py`). From the paper (Huang et al.,
-TPAMI 2020), known at second hand: the short side of a training image is one of 300, 375, 450, 525, 600; the category
-consistent loss is on; 45.76 % mIoU on the validation set with ResNet-101. The paper's crop, batch, learning rate and
-number of steps are not known: those of mmsegmentation's CCNet (512x512, 16, 0.01, 160000) are used. The evaluation is
-ours: whole images at the middle one of the short sides. Without `--data` the images are synthetic street scenes
-(`scenes/streets.py`).
+20210 images for training, 2000 for validation, 150 classes (`data/ade20k_labels.py`). In the paper (Huang et al., TPAMI
+2020), as others quote it, the short side of a training image is one of 300, 375, 450, 525, 600, the category consistent
+loss is on, and ResNet-101 reaches 45.76 % mIoU on the validation set. The paper's crop, batch, learning rate and number
+of steps are not known; the values of mmsegmentation's CCNet (512x512, 16, 0.01, 160000) are used. The evaluation is
+ours: whole images, resized to the middle one of the short sides, 450. Without `--data` the images are synthetic street
+scenes (`scenes/streets.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ccgpu.train.scenes.canvas import by_id
 from ccgpu.train.scenes.files import Key, file_in, varied_size, write_synthetic
 from ccgpu.train.scenes.streets import draw_scene
 
-# What a synthetic scene shows -> its class; a train, ego vehicle or rail track has none.
+# Name of a thing in synthetic scenes -> its class; trains, ego vehicle and rail tracks have none.
 _CLASS_OF = {
     **{name: name for name in ("building", "sky", "sidewalk", "person", "car", "fence", "wall", "road", "pole")},
     **{name: name for name in ("truck", "bus", "van", "bicycle", "traffic light")},
@@ -46,7 +46,7 @@ def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
         root/annotations/SPLIT/NAME.png
 
     The root may also be the folder that holds ADEChallengeData2016/. The split "testing" has no label files: look for
-    it with labelled=False. Errors are those of `pairs.find_by_name`.
+    it with labelled=False. Errors are as in `pairs.find_by_name`.
     """
     unpacked = Path(root) / "ADEChallengeData2016"
     root = unpacked if unpacked.is_dir() else Path(root)
@@ -72,7 +72,7 @@ DATASET = Dataset(
     layout="ADEChallengeData2016/ or the folder that holds it, with images/ and annotations/.",
     find_pairs=find_pairs,
     write_synthetic=write_scenes,
-    source="Sizes and losses are the paper's, crop, batch and schedule mmsegmentation's.",
+    source="Short sides and losses are the paper's; crop, batch and schedule are mmsegmentation's.",
     recipe={
         "train_split": ("training",),
         "val_split": ("validation",),

