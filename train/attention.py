@@ -35,15 +35,15 @@ from ccgpu.train.runs.setup import read_network
 from ccgpu.train.visualise import HEAT, HEAT_OPACITY, attention_overlay, contact_sheet
 
 LOOPS = (1, 2, 3)
-# A page holds the weights of at most so many positions: of a 769 x 769 image at output stride 8. Three loops of
-# 97 x 97 positions with 193 neighbours each are 11 MB before compression.
+# Most feature positions that a page can hold, those of a 769 x 769 image at output stride 8: three loops of 97 x 97
+# positions with 193 neighbours each are 11 MB before compression.
 MOST_POSITIONS = 97 * 97
 PAGE = Path(__file__).with_name("attention.html")
 Pixel = tuple[int, int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 drawn, 1 failed, 2 bad input."""
+    """Run the command and return its exit status: 0 written, 1 failed, 2 bad input."""
     flags = read_flags(argv)
     return run_command(
         "attention",
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         again="run the command again",
         smaller="use a smaller --short-side",
         refused=BAD_FILE,
-        explained={ValueError: 2},  # the size of the feature map, too large for a page, shows in forward alone
+        explained={ValueError: 2},  # a feature map too large for a page is found only after forward
     )
 
 
@@ -70,8 +70,8 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         help="a pixel of the image, counted from 0 at the top left; may be repeated (default: the middle)",
     )
     add("--loops", type=int, nargs="+", default=list(LOOPS), metavar="R", help="numbers of loops (default: 1 2 3)")
-    add("--out", type=Path, metavar="FILE.png", help="draw the maps here")
-    add("--html", type=Path, metavar="FILE.html", help="write the page here")
+    add("--out", type=Path, metavar="FILE.png", help="image file for the maps")
+    add("--html", type=Path, metavar="FILE.html", help="file for a page that shows the maps of any clicked pixel")
     add("--short-side", type=int, metavar="N", help="resize the image to this short side for the network, in pixels")
     add_device(parser)
     return parser.parse_args(argv)
@@ -85,7 +85,7 @@ def _pixel(text: str) -> Pixel:
 
 
 def prepare(flags: argparse.Namespace) -> tuple[CCNet, np.ndarray, list[tuple[Pixel, Pixel]]]:
-    """Return the network on its device, the image resized for it, and each chosen pixel in that image and in the file.
+    """Return the network on its device, the image resized for it, and the chosen pixels: (in that image, in the file).
 
     Raises:
         ValueError, OSError, ImportError, TypeError: a checkpoint, image or flags that cannot be used.
@@ -112,9 +112,9 @@ def prepare(flags: argparse.Namespace) -> tuple[CCNet, np.ndarray, list[tuple[Pi
     return net, image, list(zip(seen, pixels, strict=True))
 
 
-def resized(image: np.ndarray, prepared: Mapping[str, Any]) -> np.ndarray:
-    """Return an image resized as the network's checkpoint asks for (`Description.prediction`), or as it is."""
-    size = Prediction(**prepared).seen_size(*image.shape[:2])
+def resized(image: np.ndarray, prediction: Mapping[str, Any]) -> np.ndarray:
+    """Return an image resized as the checkpoint's `Description.prediction` asks for, or unchanged."""
+    size = Prediction(**prediction).seen_size(*image.shape[:2])
     if size == image.shape[:2]:
         return image
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
@@ -136,7 +136,7 @@ def draw(
     if net.dims == 3:
         images = images[:, :, None]
     loops = net.head.cca.recurrence if net.head.cca is not None else 0
-    say(f"the network was trained with R = {loops}; more loops go on from its own features")
+    say(f"the network was trained with R = {loops}; further loops repeat its attention on their own output")
     if flags.out is not None:
         cells = []
         for seen, pixel in chosen:
@@ -157,7 +157,7 @@ def draw(
 
 
 def page(net: CCNet, images: torch.Tensor, image: np.ndarray, at: Pixel, loops: int) -> str:
-    """Return the page for an image: it holds the weights of each loop, from which the browser composes any map.
+    """Return the page for an image; it holds the weights of each loop, from which the browser computes any map.
 
     A weight is stored in 16 bits, as a multiple of 1/65535 of its position's largest weight.
 
@@ -165,8 +165,8 @@ def page(net: CCNet, images: torch.Tensor, image: np.ndarray, at: Pixel, loops: 
         net: the network.
         images: the image as network input, a batch of one.
         image: the image, uint8 (H, W, 3).
-        at: the pixel (y, x) whose maps the page shows at first.
-        loops: the most loops that it shows.
+        at: the pixel (y, x) whose maps the page shows when it opens.
+        loops: the page shows the maps after 1 .. loops loops.
 
     Raises:
         ValueError: the feature map has more than `MOST_POSITIONS` positions.

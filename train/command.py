@@ -1,4 +1,4 @@
-"""A training command from top to bottom, for any dataset: read the plan, prepare the run, train, evaluate, report.
+"""A training command from start to end, for any dataset: read the plan, prepare the run, train, evaluate, report.
 
 `python -m train.NAME --data PATH` for each dataset NAME (`cityscapes.py` and its neighbours); installed,
 `python -m ccgpu.train.NAME`. Several processes share the global batch:
@@ -91,14 +91,14 @@ def prepare(
     """
     settings, out = plan.settings, plan.out
     torch.manual_seed(settings.seed)
-    # The network, and what trains it.
+    # The network and its optimiser.
     precision = engine.Precision(device, settings.amp, settings.channels_last)
     net = build_network(settings, dataset, device, pretrained=plan.checkpoint is None)
     optimiser = torch.optim.SGD(
         net.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
     scaler = precision.scaler()
-    # The images; a checkpoint belongs to the training images that it was trained on.
+    # The images; a run continues only on the training images that it began with.
     training, evaluation = open_data(settings, dataset, out)
     names = "\n".join(pair.name for clip in training for pair in clip)
     digest = hashlib.sha256(names.encode()).hexdigest()
@@ -108,7 +108,7 @@ def prepare(
     batches = load_training(settings, dataset, training, normalise, plan.start, device)
     val_set, val_loader = load_evaluation(evaluation, dataset, normalise, settings.clip, settings.workers, device)
     announce(plan, dataset, device, len(training), sum(len(clip) - first for clip, first in evaluation))
-    # The run folder, last: nothing is written for a run that cannot start.
+    # The run folder comes last, so that nothing is written for a run that cannot start.
     locks.enter_context(only_writer(out))
     evaluated = open_run_folder(plan, device)
     run = TrainingRun(
@@ -147,7 +147,7 @@ def train_and_evaluate(plan: Plan[Settings], run: TrainingRun, batches: Batches,
     )
     with run.interrupts:
         try:
-            # A checkpoint is written before its evaluation: a run that was stopped between the two evaluates it now.
+            # A checkpoint is written before it is evaluated: a run that was stopped between the two evaluates it now.
             if evaluation_due(settings, plan.start) and plan.start not in evaluated:
                 run.evaluate(plan.start)
             finished = follow(steps, run, settings, plan.start)
@@ -164,7 +164,7 @@ def train_and_evaluate(plan: Plan[Settings], run: TrainingRun, batches: Batches,
 
 
 def follow(steps: Iterator[engine.Step], run: TrainingRun, settings: Settings, start: int) -> bool:
-    """Take the training steps, with records, checkpoints and evaluations; return False where interrupted."""
+    """Run the training steps, with records, checkpoints and evaluations between them; return False if interrupted."""
     bar = tqdm(
         total=settings.iterations,
         initial=start,
@@ -206,8 +206,8 @@ def announce(plan: Plan[Settings], dataset: Dataset, device: torch.device, train
 
     Args:
         plan: settings and start of the run.
-        dataset: whose recipe.
-        device: where it runs.
+        dataset: the dataset, with its recipe.
+        device: the device of the run.
         training: number of training images or clips.
         evaluation: number of images that are evaluated.
     """

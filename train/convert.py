@@ -1,9 +1,9 @@
-"""Turn a published checkpoint into a file of ours: `python -m train.convert IN OUT`.
+"""Convert a published checkpoint to our own format: `python -m train.convert IN OUT`.
 
 IN is the authors' CCNet, mmsegmentation's CCNet R-50/101-D8, a run's `last.pt`, or a ResNet of torchvision, MIT scene
-parsing or mmsegmentation. OUT, a safetensors file (or .pt), holds the weights, what they need to give the same outputs
-(stem, dilations, activation, normalisation, align_corners) and the classes, so that predicting with it needs no flags.
-A ResNet becomes a file for `--imagenet`.
+parsing or mmsegmentation. OUT, a safetensors file (or .pt), holds the weights, the settings that they need to give the
+same outputs (stem, dilations, activation, normalisation, align_corners), and the classes, so that predicting with it
+needs no flags. A ResNet becomes a file for `--imagenet`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ccgpu.train.distributed import say
 from ccgpu.train.runs.errors import BAD_FILE, fail
 from ccgpu.train.runs.flags import command_parser
 
-# Number of classes -> the dataset of a published network that has so many.
+# Number of classes -> the dataset that a published network with so many classes was trained on.
 BY_CLASSES = {19: "cityscapes", 150: "ade20k"}
 
 
@@ -38,24 +38,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the flags; the file has the values of those left out."""
+    """Return the flags; for those left out, the file's values hold."""
     parser = command_parser("convert", __doc__)
     add = parser.add_argument
     add("source", type=Path, metavar="IN", help="a published checkpoint, or a run's last.pt")
     add(
         "target", type=Path, metavar="OUT", help="the file to write: .safetensors (added where there is no ending), .pt"
     )
-    add("--recurrence", type=int, metavar="R", help="loops, which the authors' files do not hold (default: 2)")
+    add("--recurrence", type=int, metavar="R", help="loops R, which the authors' files do not hold (default: 2)")
     add(
         "--align-corners",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="how logits are upsampled, for mmsegmentation's files without a config: yes for crops of 769x769",
+        help="how logits are upsampled, for mmsegmentation's files without a config: aligned for crops of 769x769",
     )
     add(
         "--dataset",
         metavar="MODULE",
-        help="dataset whose classes the network has (default: the file's, or by their number: "
+        help="dataset that defines the network's classes (default: the file's classes, or by their number: "
         f"{', '.join(f'{number} {name}' for number, name in BY_CLASSES.items())})",
     )
     add("--overwrite", action="store_true", help="replace OUT where it exists")
@@ -66,7 +66,7 @@ def convert(flags: argparse.Namespace) -> None:
     """Read the source, write it in our format, and say what it holds.
 
     Raises:
-        ValueError, OSError, ImportError, TypeError: a file that cannot be used or written, flags that do not fit it.
+        ValueError, OSError, ImportError, TypeError: a file cannot be used or written, or the flags do not fit it.
     """
     target = flags.target if flags.target.suffix else flags.target.with_name(flags.target.name + ".safetensors")
     if target.exists() and not flags.overwrite:
@@ -91,13 +91,13 @@ def convert(flags: argparse.Namespace) -> None:
 
 
 def find_labels(found: checkpoint.Checkpoint, dataset: str | None) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
-    """Return the classes of a network: those of --dataset, else the file's, else those of a known dataset.
+    """Return the classes of a network: from --dataset, else from the file, else from a known dataset.
 
     Returns:
-        The classes as in `checkpoint.Description`, or None; and what was assumed about them, in words.
+        The classes as in `checkpoint.Description`, or None; and notes on what was assumed about them.
 
     Raises:
-        ValueError: there is no such dataset, or its number of classes is not the network's.
+        ValueError: there is no such dataset, or the network has another number of classes.
     """
     number = found.network["num_classes"]
     if dataset is not None:
@@ -107,10 +107,10 @@ def find_labels(found: checkpoint.Checkpoint, dataset: str | None) -> tuple[dict
     name = BY_CLASSES.get(number)
     known = None if name is None else find_dataset(name).labels
     if found.labels is None and known is None:
-        return None, (f"the file does not name its {number} classes: they have numbers; --dataset gives them names",)
+        return None, (f"the file does not name its {number} classes: they are numbered; --dataset gives them names",)
     if found.labels is None and known is not None:
         return known.as_plain(), (f"the file does not name its {number} classes: those of {name} were taken",)
-    # The file has names and colours, but not the ids of the label files: a known dataset of the same names adds them.
+    # The file has names and colours but no label ids: a known dataset with the same names adds them.
     if known is not None and found.labels is not None and _same_names(known, found.labels["names"]):
         return known.as_plain(), ()
     return found.labels, ()
@@ -122,7 +122,7 @@ def _same_names(known: Labels, names: Sequence[str]) -> bool:
 
 
 def describe(found: checkpoint.Checkpoint) -> str:
-    """Return what a file holds, in words."""
+    """Return a line that describes the network of a file."""
     network = found.network
     loops = network.get("recurrence", 2)
     corners = "aligned" if network.get("align_corners", True) else "not aligned"

@@ -4,21 +4,22 @@
     python -m train.cost --size 1024 2048 --contexts rcca nonlocal --json cost.jsonl
 
 Every module gets features x (B, C, H, W) of the size that a ResNet returns for the images, in float32 and channels last
-as in the demos, with gamma 0.5. Norms use running statistics, as in evaluation: PSP and ASPP cannot compute
-their own from one image. 1 MB is 10^6 bytes, 1 GFLOP 10^9 multiplications and additions, each counted.
+as in most demos, with gamma 0.5. Norms use running statistics, as in evaluation, because PSP and ASPP cannot compute
+batch statistics from one image. 1 MB is 10^6 bytes; 1 GFLOP is 10^9 operations, a multiplication and an addition being
+two.
 
 GFLOPs    of forward, as torch's FLOP counter counts: convolutions and matrix products.
-saved     tensors that forward saves for backward, without the parameters but with x: in a network, the layer behind
-          the module saves the module's output instead of x, so a network's memory grows by this number.
-peak      the maximum that forward and backward allocate in addition to x, the parameters and the output's gradient:
+saved     tensors that forward saves for backward, with x but without the parameters. A network's memory grows by this
+          number, because with the module the next layer saves the module's output instead of x.
+peak      the most memory that forward and backward allocate beyond x, the parameters and the output's gradient: for
           saved tensors (without x), temporaries, and the gradients of x and of the parameters.
 times     medians, each after a warm-up: forward without a graph, and forward and backward.
 
 On the CPU torch has no fused kernel for the non-local block's shapes, so its sdpa form holds N x N matrices there too.
 
-The paper's memory of the loops (53, 127, 208 MB) is what they save (62.7, 125.3, 188.0 MB by the shapes). Its 1411 MB
-of the non-local block is a peak: that block saves one N x N matrix of 354 MB and holds four of them in backward. The
-paper's ratio of 11 compares the one with the other; the table gives both for every module.
+The paper's memory of the loops (53, 127, 208 MB) is saved memory (62.7, 125.3, 188.0 MB by the shapes), but its 1411 MB
+of the non-local block is a peak: that block saves one N x N matrix of 354 MB and holds four of them in backward. So the
+paper's ratio of 11 compares a peak with saved memory; the table gives both for every module.
 
 Source: Huang et al., CCNet, ICCV 2019, the ablations of loops and against non-local: increments for a 769x769 image.
 """
@@ -137,7 +138,7 @@ def training_step(module: nn.Module, x: Tensor) -> Callable[[], tuple[Tensor, ..
 
 
 def milliseconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Return the median time of a call, which must have been warmed up."""
+    """Return the median time of a call; it must have been warmed up."""
     times = []
     for _ in range(repeats):
         _wait(device)
@@ -218,10 +219,11 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = command_parser("cost", __doc__)
     add = parser.add_argument
-    add("--size", type=int, nargs=2, default=(769, 769), metavar=("H", "W"), help="images, pixels (default: 769 769)")
-    add("--channels", type=int, default=512, metavar="C", help="of the features (default: 512)")
+    size = "image size in pixels (default: 769 769)"
+    add("--size", type=int, nargs=2, default=(769, 769), metavar=("H", "W"), help=size)
+    add("--channels", type=int, default=512, metavar="C", help="channels of the features (default: 512)")
     add("--stride", type=int, choices=(8, 16, 32), default=8, help="output stride of the ResNet (default: 8)")
-    add("--batch", type=int, default=1, metavar="B", help="images (default: 1)")
+    add("--batch", type=int, default=1, metavar="B", help="images per batch (default: 1)")
     add("--contexts", nargs="+", choices=CONTEXTS, default=CONTEXTS, help="modules to measure (default: all)")
     add_device(parser)
     add("--repeats", type=int, default=5, metavar="N", help="times that each step is timed (default: 5)")
@@ -232,7 +234,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         if number < 1:
             raise ValueError(f"{flag} must be 1 or more, got {number}")
     if flags.json is not None:
-        flags.json.open("a").close()  # fails now and not after minutes of measuring
+        flags.json.open("a").close()  # so that a path that cannot be written fails before minutes of measuring
     return flags
 
 

@@ -1,8 +1,8 @@
 """Evaluate a trained network: `python -m train.evaluate --checkpoint RUN/last.pt --data PATH`.
 
-Images are predicted whole or in sliding windows, at several scales (`--ms`), also flipped (`--flip`); a flag that is
-left out has the value of the run's own evaluation, and the dataset is the run's. `--save-predictions DIR` writes the
-label files that a test server takes, also for images without labels (`--unlabelled`).
+Images are predicted whole or in sliding windows, at several scales (`--ms`), also flipped (`--flip`). Flags default to
+the values of the run's own evaluation, including the dataset. `--save-predictions DIR` writes the label files that a
+test server takes, also for images without labels (`--unlabelled`).
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from ccgpu.train.runs.setup import load_evaluation, place_network, read_network
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `score` works with.
+    """A prepared evaluation: the network, the images and how they are predicted.
 
     Attributes:
         iteration: steps that the network was trained for; None for a converted or published network.
-        settings: how it is evaluated.
+        settings: the run's settings, changed by the flags.
         dataset: classes and official scores.
         net: the network with its weights, on its device.
         loader: this process's share of the images.
@@ -94,7 +94,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--stride", type=int, nargs="+", metavar="N", help="window step in pixels, H W or N (default: the run's)")
     add_scales(parser, default=" (default: the run's)")
     add("--flip", action=argparse.BooleanOptionalAction, help="average with the flipped image (default: the run's)")
-    add("--average", choices=AVERAGES, help="what is averaged (default: the run's)")
+    add("--average", choices=AVERAGES, help="average logits or probabilities (default: the run's)")
     add("--save-predictions", type=Path, metavar="DIR", help="write each prediction as a file of label ids")
     add("--record", type=Path, metavar="FILE", help="append the scores to this file of JSON lines")
     add("--amp", choices=tuple(engine.AMP_DTYPES), help="autocast (default: the run's)")
@@ -127,7 +127,7 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
     normalise = Normalise(net.backbone.mean, net.backbone.std)
     _, loader = load_evaluation(clips, dataset, normalise, settings.clip, flags.workers, device)
     if distributed.is_main():
-        # Opened before the evaluation, which may take hours: a path that cannot be written fails now.
+        # Made before the evaluation, which may take hours, so that a path that cannot be written fails now.
         if flags.save_predictions is not None:
             flags.save_predictions.mkdir(parents=True, exist_ok=True)
         if flags.record is not None:
@@ -146,12 +146,12 @@ def dataset_of(found: checkpoint.Checkpoint, flags: argparse.Namespace) -> Datas
     """Return --dataset, or the dataset that the run was trained on.
 
     Raises:
-        ValueError: there is neither, or its number of classes is not the network's.
+        ValueError: there is neither, or the network has another number of classes.
     """
     name = flags.dataset
     if name is None and found.run is None:
         raise ValueError(
-            f"--dataset must be given for {flags.checkpoint}, which is no run's checkpoint: cityscapes, for example"
+            f"--dataset must be given for {flags.checkpoint}, which is not a run's checkpoint: cityscapes, for example"
         )
     if name is None and found.run is not None:
         name = found.run["dataset"]
@@ -162,7 +162,7 @@ def recipe_of(found: checkpoint.Checkpoint, dataset: Dataset) -> dict[str, Any]:
     """Return the settings for a converted or published network: the dataset's recipe, with the file's image size.
 
     Raises:
-        ValueError: the network is for clips; their length is not in the file.
+        ValueError: the network is for clips, whose length is not in the file.
     """
     if found.network.get("dims", 2) == 3:
         raise ValueError(
@@ -170,7 +170,7 @@ def recipe_of(found: checkpoint.Checkpoint, dataset: Dataset) -> dict[str, Any]:
         )
     size = {"eval_short_side": found.prediction.get("short_side"), "eval_fit": found.prediction.get("fit")}
     asked = {name: tuple(value) if name == "eval_fit" else value for name, value in size.items() if value is not None}
-    if asked:  # the recipe's two settings exclude each other: the file's replaces both
+    if asked:  # the two settings exclude each other, so the file's one replaces both of the recipe's
         asked = {"eval_short_side": None, "eval_fit": None, **asked}
     return dataclasses.asdict(Settings(**{**dataset.recipe, **asked}))
 
@@ -179,7 +179,7 @@ def find_clips(flags: argparse.Namespace, settings: Settings, dataset: Dataset) 
     """Return the checked clips to evaluate on; a split that is named twice counts once.
 
     Raises:
-        ValueError, OSError: images are missing or unusable, or two of them have the same name for their predictions.
+        ValueError, OSError: images are missing or unusable, or predictions of two of them would have the same name.
     """
     root = data_folder(flags, settings)
     found = [dataset.find_pairs(root, split, not flags.unlabelled) for split in dict.fromkeys(settings.val_split)]
@@ -195,7 +195,7 @@ def find_clips(flags: argparse.Namespace, settings: Settings, dataset: Dataset) 
 
 
 def score(flags: argparse.Namespace, evaluation: Evaluation) -> int:
-    """Predict, save, print and record; return the exit status."""
+    """Predict the images, save the predictions, print and record the scores; return the exit status."""
     settings, labels = evaluation.settings, evaluation.dataset.labels
     bar = tqdm(
         evaluation.loader,
@@ -239,7 +239,7 @@ def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace) -> Set
     """Return the run's settings, changed by the flags.
 
     Raises:
-        ValueError: settings of another version, or values out of range.
+        ValueError: the settings are of another version, or a flag is out of its range or without effect.
     """
     known = {field.name for field in dataclasses.fields(Settings)}
     if set(saved) != known:
@@ -274,10 +274,10 @@ def _size(flag: str, values: list[int] | None) -> tuple[int, int] | None:
 
 
 def data_folder(flags: argparse.Namespace, settings: Settings) -> Path:
-    """Return --data, or the folder that the run was trained on, or that of the run's synthetic images.
+    """Return --data, else the folder that the run was trained on: its --data, or its synthetic images.
 
     Raises:
-        ValueError: there is none of them.
+        ValueError: --data is left out, and the run's folder does not exist.
     """
     if flags.data is not None:
         return flags.data
@@ -288,7 +288,7 @@ def data_folder(flags: argparse.Namespace, settings: Settings) -> Path:
 
 
 def describe(predict: Prediction) -> str:
-    """Return how images are predicted, in words."""
+    """Return a text that describes how images are predicted."""
     scales = f"scales {', '.join(map(str, predict.scales))}"
     base = f"short side {predict.short_side}, " if predict.short_side is not None else ""
     base += f"largest size in {predict.fit}, " if predict.fit is not None else ""

@@ -1,11 +1,11 @@
 """Export a network: `python -m train.export --checkpoint X --to onnx --out net.onnx`.
 
 onnx: an ONNX model of standard operators alone, opset 18. torch-export: a `torch.export` program of torch's own
-operators, for `torch.export.load` where this package is not installed. Batch, height and width are free in both. The
-exported file is compared with the network at three sizes before it gets the name of --out.
+operators, which `torch.export.load` reads without this package. Batch, height and width are dynamic in both. The
+exported file is compared with the network at three sizes before it is renamed to --out.
 
-(There is no AOTInductor package: compiled by torch 2.13 for the CPU, it returned NaN or wrong logits at other sizes
-than the one it was traced at.)
+(An AOTInductor package is not offered: compiled by torch 2.13 for the CPU, it returned NaN or wrong logits at sizes
+other than the one it was traced at.)
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Pixels(nn.Module):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 exported, 1 it did not work, 2 bad input."""
+    """Run the command and return its exit status: 0 exported, 1 the export computes other logits, 2 bad input."""
     flags = read_flags(argv)
     try:
         target = check_target(flags)
@@ -90,7 +90,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser("export", __doc__)
     add_checkpoint(parser)
     add = parser.add_argument
-    add("--to", choices=tuple(ENDINGS), required=True, help="what to write")
+    add("--to", choices=tuple(ENDINGS), required=True, help="format to write")
     add("--out", type=Path, required=True, metavar="FILE", help="the file: .onnx, or .pt2 for torch-export")
     add(
         "--pixels",
@@ -104,7 +104,7 @@ def check_target(flags: argparse.Namespace) -> Path:
     """Return the file to write.
 
     Raises:
-        ValueError: its ending is another than the format's, or its folder does not exist.
+        ValueError: its ending does not match the format, or its folder does not exist.
         ModuleNotFoundError: a package that the export needs is not installed.
     """
     target: Path = flags.out
@@ -144,11 +144,11 @@ def exported_program(module: nn.Module) -> torch.export.ExportedProgram:
 
     The op is replaced by its formula in torch operations, `ccgpu.formula.attention`.
     """
-    free = torch.export.Dim.DYNAMIC
+    dynamic = torch.export.Dim.DYNAMIC
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's warnings about its own deprecated parts
         program = torch.export.export(
-            module, (torch.zeros(2, 3, 65, 97),), dynamic_shapes={"images": {0: free, 2: free, 3: free}}
+            module, (torch.zeros(2, 3, 65, 97),), dynamic_shapes={"images": {0: dynamic, 2: dynamic, 3: dynamic}}
         )
         return program.run_decompositions({torch.ops.ccgpu.cca_forward.default: _formula})
 
@@ -165,7 +165,7 @@ def write_onnx(module: nn.Module, path: Path, information: dict[str, Any]) -> Ca
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(exported_program(module), dynamo=True, opset_version=OPSET, verbose=False)
-    assert program is not None  # it is None only where a file is named
+    assert program is not None  # torch.onnx.export returns None only if it is given a file
     model = program.model_proto
     _name_axes(model)
     model.metadata_props.add(key=INFORMATION, value=json.dumps(information))
@@ -176,7 +176,7 @@ def write_onnx(module: nn.Module, path: Path, information: dict[str, Any]) -> Ca
 
 
 def _name_axes(model: Any) -> None:
-    """Call the input "images", the output "logits", and their free axes batch, height and width."""
+    """Name the input "images", the output "logits", and their dynamic axes batch, height and width."""
     (given,), (result,) = model.graph.input, model.graph.output
     axes = [axis.dim_param for axis in given.type.tensor_type.shape.dim]
     names = {axes[0]: "batch", axes[2]: "height", axes[3]: "width"}

@@ -1,9 +1,9 @@
 """Predict images and videos: `python -m train.predict --checkpoint X INPUT... --out DIR`.
 
 INPUT is an image, a folder, a pattern ("photos/*.jpg") or a video. X is a run's `last.pt`, a file of `train.convert`,
-or a published checkpoint as it is; normalisation, image size and classes come from it. For each image, DIR holds
-masks/NAME.png in the classes' colours, overlays/NAME.jpg, ids/NAME.png with label ids, and a line in predictions.jsonl;
-sheet.jpg shows the first images. A video becomes a folder of frames in each, and overlays/NAME.mp4.
+or a published checkpoint; normalisation, image size and classes come from it. For each image, DIR gets masks/NAME.png
+in the classes' colours, overlays/NAME.jpg, ids/NAME.png with label ids, and a line in predictions.jsonl; sheet.jpg
+shows the first images. A video becomes a folder of frames in each of masks, overlays and ids, and overlays/NAME.mp4.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("inputs", nargs="+", metavar="INPUT", help="images, folders, patterns, videos")
     add_checkpoint(parser)
     add("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
-    add("--write", nargs="+", choices=KINDS, default=list(KINDS), help="what to write (default: all)")
-    add("--opacity", type=float, default=0.55, metavar="SHARE", help="of the colours in overlays (default: 0.55)")
+    add("--write", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of files to write (default: all)")
+    add("--opacity", type=float, default=0.55, metavar="SHARE", help="opacity of overlays, 0 to 1 (default: 0.55)")
     add_scales(parser, default="")
     add("--flip", action="store_true", help="average with the flipped image")
     add("--short-side", type=int, metavar="N", help="resize images to this short side for the network, in pixels")
@@ -84,14 +84,14 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"cut images of more than 2 N x N pixels into windows of this side; 0: never (default: {WINDOW})",
     )
     add("--every", type=int, default=1, metavar="N", help="predict every N-th frame of a video (default: 1)")
-    add("--dataset", metavar="MODULE", help="dataset whose classes the network has (default: the checkpoint's)")
+    add("--dataset", metavar="MODULE", help="dataset that defines the network's classes (default: the checkpoint's)")
     add("--amp", choices=tuple(engine.AMP_DTYPES), default="off", help="autocast (default: off)")
     add_device(parser)
     return parser.parse_args(argv)
 
 
 def prepare(flags: argparse.Namespace) -> tuple[Predictor, list[Input]]:
-    """Return the network and the inputs, with the folders for the results made.
+    """Return the network and the inputs, and create the folders for the results.
 
     Raises:
         ValueError, OSError, ImportError, TypeError: flags, inputs or a checkpoint that cannot be used.
@@ -146,10 +146,10 @@ class Predictor:
 
 
 def labels_of(found: checkpoint.Checkpoint, dataset: str | None) -> Labels:
-    """Return the classes of a checkpoint's network: those of --dataset, else the file's, else numbered ones.
+    """Return the classes of a checkpoint's network: from --dataset, else from the file, else numbered ones.
 
     Raises:
-        ValueError: there is no such dataset, or the number of classes is not the network's.
+        ValueError: there is no such dataset, or the network has another number of classes.
     """
     number = found.network["num_classes"]
     if dataset is not None:
@@ -162,7 +162,7 @@ def labels_of(found: checkpoint.Checkpoint, dataset: str | None) -> Labels:
 
 
 def predict_all(flags: argparse.Namespace, predictor: Predictor, inputs: Sequence[Input]) -> int:
-    """Predict all inputs and return the exit status; an input that fails is named and does not stop the others."""
+    """Predict all inputs and return the exit status; an input that fails is reported and does not stop the others."""
     files = PredictionFiles(flags, predictor.labels)
     failed = 0
     bar = tqdm(inputs, unit="input", mininterval=0.2 if sys.stderr.isatty() else 10.0)  # seconds
@@ -195,10 +195,10 @@ def predict_video(
     entry: Input,
     interrupts: DeferredInterrupts,
 ) -> None:
-    """Predict the frames of a video: files NAME/000000 ..., counted from 0, and a video of the overlays.
+    """Predict the frames of a video: write files NAME/000000 ..., counted from 0, and a video of the overlays.
 
     Raises:
-        BadImage, ModuleNotFoundError: the video cannot be read to its end; the files of the frames before stay.
+        BadImage, ModuleNotFoundError: the video cannot be read to its end; the files of earlier frames stay.
     """
     with ExitStack() as stack:
         video = stack.enter_context(Video(entry.path))
@@ -261,7 +261,7 @@ class PredictionFiles:
             self._seen += counts
 
     def finish(self) -> None:
-        """Write the contact sheet and say where the files are; do nothing where no image was predicted."""
+        """Write the contact sheet and print where the files are; do nothing if no image was predicted."""
         if not self._cells:
             return
         shown = [

@@ -1,4 +1,4 @@
-"""Images of results: input, truth and prediction side by side, contact sheets, attention maps over an image."""
+"""Drawing results: input, truth and prediction side by side, contact sheets, attention maps over an image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def side_by_side(
     prediction: torch.Tensor | np.ndarray,
     colours: np.ndarray,
 ) -> Image.Image:
-    """Draw input, truth and prediction in one row, with captions.
+    """Return input, truth and prediction in one row, with captions.
 
     Args:
         image: uint8 (H, W, 3), RGB.
@@ -37,7 +37,7 @@ def side_by_side(
         An RGB image of 3 W + 8 by H + 16 pixels.
 
     Raises:
-        ValueError: the sizes differ, or values are no class.
+        ValueError: the sizes differ, or a value is no class.
     """
     panels = [image, colour_mask(truth, colours), colour_mask(prediction, colours)]
     if len({panel.shape for panel in panels}) != 1:
@@ -66,11 +66,11 @@ def thumbnail(image: np.ndarray, side: int) -> Image.Image:
 def contact_sheet(
     cells: Sequence[tuple[str, Image.Image]], legend: Sequence[tuple[str, Sequence[int]]], columns: int
 ) -> Image.Image:
-    """Draw images with captions in rows of `columns`, above a legend of classes.
+    """Return images with captions in rows of `columns`, above a legend of classes.
 
     Args:
-        cells: caption and RGB image, one or more.
-        legend: name and RGB colour, any number.
+        cells: (caption, RGB image) of each cell, one or more.
+        legend: (name, RGB colour) of each class; may be empty.
         columns: 1 or more.
 
     Returns:
@@ -107,13 +107,13 @@ def contact_sheet(
 
 
 def attention_overlay(image: np.ndarray, attention: torch.Tensor, at: tuple[int, int]) -> Image.Image:
-    """Draw the attention map of a pixel over the image: brighter for higher weights, with a ring around the pixel.
+    """Return an image with the attention map of a pixel over it, brighter for higher weights, and a ring at the pixel.
 
     The map is divided by its maximum and drawn as its square root, so that low weights remain visible.
 
     Args:
         image: uint8 (H, W, 3), RGB.
-        attention: (h, w), weights of 0 or more, of any size; enlarged bilinearly, corners aligned.
+        attention: (h, w) of any size, weights of 0 or more; enlarged bilinearly, corners aligned.
         at: the pixel (y, x) of the image whose attention map it is.
 
     Returns:
@@ -125,7 +125,7 @@ def attention_overlay(image: np.ndarray, attention: torch.Tensor, at: tuple[int,
     height, width = image.shape[:2]
     if attention.ndim != 2:
         raise ValueError(
-            f"attention_overlay: attention must be (h, w), got {tuple(attention.shape)}; take one image's."
+            f"attention_overlay: attention must be (h, w), got {tuple(attention.shape)}; pass one image's map."
         )
     if not (0 <= at[0] < height and 0 <= at[1] < width):
         raise ValueError(
