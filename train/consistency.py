@@ -10,12 +10,12 @@ import torch
 from ccgpu.models.labels import IGNORE
 from ccgpu.train.distributed import differentiable_sum, sum_over_processes
 
-# Forms of phi beyond delta_d.
+# Forms of phi for distances above delta_d.
 FORMS = ("piecewise", "quadratic")
 
 
 class Consistency(NamedTuple):
-    """The three terms, 0-d and unweighted; all of them are differentiable."""
+    """The three terms of the loss: 0-d tensors, unweighted, differentiable."""
 
     variance: torch.Tensor
     distance: torch.Tensor
@@ -31,7 +31,7 @@ def category_consistent_loss(
     delta_d: float = 1.5,
     form: str = "piecewise",
 ) -> Consistency:
-    """Compute the three terms of the category consistent loss of the global batch.
+    """Return the three terms of the category consistent loss of the global batch.
 
         mu_c       = 1 / N_c sum over the pixels i of class c of h_i
         variance   = 1 / |C| sum_c 1 / N_c sum_i phi(||mu_c - h_i||)
@@ -47,9 +47,9 @@ def category_consistent_loss(
     processes. Every process returns the loss of the global batch, and gradients averaged over the processes
     (`DistributedDataParallel`) equal those of one process with the global batch.
 
-    Without a class all terms are 0, with one class the distance is 0; the gradient of a norm at 0 is 0. The host does
-    not wait for the device, and the order of all sums is fixed. Sums over a class are matrix products: on CUDA they
-    follow torch's float32 matmul precision (TF32 where it is allowed). Saved for backward: 4 * num_classes bytes a
+    If no class occurs, all terms are 0; if one occurs, the distance is 0. The gradient of a norm at 0 is 0. The host
+    does not wait for the device, and the order of all sums is fixed. Sums over a class are matrix products: on CUDA
+    they follow torch's float32 matmul precision (TF32 where it is allowed). Saved for backward: 4 * num_classes bytes a
     position (float32), 39 MB for 150 classes and 16 maps of 64x64.
 
     Args:
@@ -89,14 +89,14 @@ def category_consistent_loss(
         member = label.flatten() == classes  # (K, N)
         counts = sum_over_processes(member.sum(dim=1))
         present = counts > 0
-        # The divisors N_c and |C|, at least 1: where they are 0 so is the dividend.
+        # The divisors N_c and |C| are raised from 0 to 1: where one is 0, so is its dividend.
         pixels = counts.clamp(min=1).to(points.dtype)
         number = present.sum().clamp(min=1).to(points.dtype)
-        # Indexing by class instead would sum with atomics in backward, in another order each time.
+        # Matrix products with one_hot, because indexing by class would sum with atomics in backward, in varying order.
         one_hot = member.to(points.dtype)
         means = differentiable_sum(one_hot @ points) / pixels[:, None]  # (K, E), absent classes 0
         spread = _phi(torch.linalg.vector_norm(points - one_hot.T @ means, dim=1), delta_v, delta_d, form)  # (N,)
-        # W processes: each returns the global loss, L_s = L. The embeddings h_r of process r reach every L_s through
+        # Each process s of W returns the global loss, L_s = L. The embeddings h_r of process r reach every L_s through
         # `differentiable_sum` alone, whose backward sums the gradients of all processes: sum_s dL_s/dh_r = W dL/dh_r.
         # DDP's average is then 1/W sum_r W dL/dh_r dh_r/dw = dL/dw, as in one process with the global batch.
         spreads = differentiable_sum(one_hot @ spread)  # (K,)

@@ -1,7 +1,8 @@
 """Processes of a distributed run, and the operations on its global batch: sums, batch norm, dropout.
 
-A run on N processes computes the same as one process with the same global batch: batch norm has the statistics, and
-dropout the masks, of the whole of it. All processes have the same random state, so a checkpoint holds one.
+A run on N processes computes the same as one process with the same global batch: batch norm uses the statistics of the
+global batch, and dropout masks are drawn for all of it. All processes have the same random state, so a checkpoint holds
+a single one.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Return whether this is rank 0, which writes the files and prints; valid before the processes are joined, too."""
+    """Return whether this is rank 0, which writes files and prints; also valid before the processes are joined."""
     return (rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))) == 0
 
 
 def say(text: str) -> None:
-    """Print a line on the first process, above a progress bar where there is one."""
+    """Print a line in the first process alone, above its progress bar if there is one."""
     if is_main():
         tqdm.write(text)
 
@@ -47,10 +48,11 @@ def launched_world_size() -> int:
 def choose_device(name: str) -> torch.device:
     """Return the device of this process for `name`: "auto" (CUDA where there is one), "cpu" or "cuda".
 
-    With torchrun, process LOCAL_RANK of a machine takes its CUDA device of that number.
+    With torchrun, the process with LOCAL_RANK i takes CUDA device i of its machine.
 
     Raises:
-        ValueError: another name, "cuda" without a CUDA device, or fewer CUDA devices than processes on this machine.
+        ValueError: the name is none of these, there is no CUDA device for "cuda", or this machine has fewer CUDA
+            devices than processes.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"choose_device: name must be auto, cpu or cuda, got {name!r}.")
@@ -59,7 +61,7 @@ def choose_device(name: str) -> torch.device:
     if not torch.cuda.is_available():
         raise ValueError("choose_device: --device cuda needs a CUDA device, got none; use --device cpu or auto.")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    needed = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))  # torchrun's, the same for all of a machine
+    needed = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))  # set by torchrun for all of a machine
     if needed > torch.cuda.device_count():
         raise ValueError(
             f"choose_device: the {needed} processes of this machine need a CUDA device each, got "
@@ -93,7 +95,7 @@ def wait_for_all() -> None:
 
 
 def sum_over_processes(value: torch.Tensor) -> torch.Tensor:
-    """Return the sum of `value` over all processes, not differentiable; `value` itself is left as it is."""
+    """Return the sum of `value` over all processes, not differentiable; `value` itself does not change."""
     total = value.detach().clone()
     if dist.is_initialized():
         dist.all_reduce(total)
@@ -115,7 +117,7 @@ class _DifferentiableSum(torch.autograd.Function):
 def differentiable_sum(value: torch.Tensor) -> torch.Tensor:
     """Return the sum of `value` over all processes, differentiable.
 
-    y = sum over processes of x; dx = sum over processes of dy, because every process's y depends on every x.
+        y = sum over processes of x;    dx = sum over processes of dy, because every process's y depends on every x
 
     Every process must run forward and backward. With one process the result is `value` itself.
     """
@@ -123,9 +125,9 @@ def differentiable_sum(value: torch.Tensor) -> torch.Tensor:
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """Compute batch norm with the statistics of the global batch, on any device.
+    """Batch norm with the statistics of the global batch, on any device.
 
-    y = (x - mean) / sqrt(var + eps) * weight + bias, mean and var over batch and positions of all processes
+        y = (x - mean) / sqrt(var + eps) * weight + bias,    mean and var over batch and positions of all processes
 
     `torch.nn.SyncBatchNorm` takes CUDA tensors only; this module runs over gloo on the CPU. The variance is computed
     from deviations from the global mean (two reductions), so that it does not cancel where the mean is large. Running
@@ -171,7 +173,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 
 class GlobalDropout2d(nn.Dropout2d):
-    """Zero whole channels with probability p, with one mask for the global batch.
+    """Dropout of whole channels with probability p, with one mask for the global batch.
 
     Every process draws the mask of all world_size * B samples from the same random state and takes its own rows, so
     that masks and the random state afterwards equal those of one process with the global batch. Without a distributed
@@ -179,7 +181,7 @@ class GlobalDropout2d(nn.Dropout2d):
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Return `input` (B, C, H, W) with dropped channels 0, the others divided by 1 - p, in train mode."""
+        """Return `input` (B, C, H, W), in train mode with dropped channels 0 and the others divided by 1 - p."""
         if not self.training or self.p == 0:
             return input
         if input.ndim != 4:
@@ -191,14 +193,14 @@ class GlobalDropout2d(nn.Dropout2d):
 
 
 def convert_for_global_batch(model: nn.Module) -> nn.Module:
-    """Replace a model's batch norms and dropouts, in place, by those of the global batch; return the model.
+    """Replace a model's batch norms and dropouts in place by modules that work on the global batch; return the model.
 
     `torch.nn.Dropout2d` becomes `GlobalDropout2d`. With more than one process `torch.nn.BatchNorm2d` becomes
     `torch.nn.SyncBatchNorm` (parameters on CUDA) or `GlobalBatchNorm2d` (elsewhere), so move the model to its device
     first. Parameters, buffers and the state dict stay the same.
 
     Raises:
-        TypeError: a batch norm or dropout of another class, which would work on one process's share of the batch.
+        TypeError: a batch norm or dropout is of another class, which would work on one process's share of the batch.
     """
     if isinstance(model, (nn.BatchNorm2d, nn.Dropout2d)):
         return _converted(model, "model")
@@ -236,7 +238,7 @@ def _global_batch_norm(module: nn.BatchNorm2d) -> nn.Module:
     replacement = GlobalBatchNorm2d(
         module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
     )
-    # The tensors move over, not copies of them: an optimiser or another module may refer to them.
+    # The tensors themselves are taken over, not copies, because an optimiser or another module may refer to them.
     for key, parameter in module.named_parameters(recurse=False):
         setattr(replacement, key, parameter)
     for key, buffer in module.named_buffers(recurse=False):
@@ -245,7 +247,7 @@ def _global_batch_norm(module: nn.BatchNorm2d) -> nn.Module:
 
 
 def wrap(net: nn.Module, device: torch.device) -> nn.Module:
-    """Return `net` wrapped so that gradients are averaged over the processes; without a distributed run, itself."""
+    """Return `net`, in a distributed run wrapped so that gradients are averaged over the processes."""
     if not dist.is_initialized():
         return net
     device_ids = [device.index] if device.type == "cuda" else None

@@ -1,7 +1,7 @@
-"""Training and evaluation: `train` yields step after step, `evaluate` fills a confusion matrix, nothing else.
+"""The loops of training and evaluation: `train` yields step after step, `evaluate` returns a confusion matrix.
 
-Records, checkpoints and evaluations happen between two steps and are up to the caller. So is the learning-rate
-schedule, a function of the iteration: `command.train_and_evaluate` chooses `poly`, with --lr, --iterations, --power.
+Records, checkpoints and evaluations between two steps are up to the caller. So is the learning-rate schedule, a
+function of the iteration: `command.train_and_evaluate` chooses `poly`, with --lr, --iterations, --power.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def load_batches(
         batches: the indices of each batch.
         workers: loader processes; 0: samples are read in this process.
         device: the device of the network; memory is pinned for CUDA.
-        again: whether the loader is iterated more than once, so that workers stay after the last batch.
+        again: whether the loader is iterated more than once; workers then stay alive after the last batch.
     """
     return DataLoader(
         dataset,
@@ -145,8 +145,8 @@ def train(
         precision: device, autocast dtype and memory format.
         schedule: iteration (counted from 0) -> learning rate.
         criterion: (outputs of the network, label) -> loss.
-        start: number of iterations done before, by a run that is resumed.
-        interrupted: whether to stop; called in each iteration, and `Step.interrupted` is true if any process says so.
+        start: number of iterations done before, in a resumed run.
+        interrupted: whether to stop; called in each iteration. `Step.interrupted` is true if it is for any process.
 
     Raises:
         NonFiniteLoss: the loss of the global batch is infinite or NaN; the weights are from the iteration before.
@@ -160,7 +160,7 @@ def train(
         with precision.autocast():
             outputs = net(precision.images(batch["image"]))
         loss = criterion(outputs, label)
-        # Losses and the wish to stop travel together: one reduction and one transfer to the host an iteration.
+        # Losses and the request to stop share one reduction and one transfer to the host per iteration.
         stop = loss.total.new_tensor(float(interrupted()))
         values = torch.stack([loss.total.detach(), *loss.parts.values(), stop])
         total, *parts, stopped = (sum_over_processes(values) / world_size()).tolist()
@@ -191,13 +191,14 @@ def evaluate(
 ) -> ConfusionMatrix:
     """Return the confusion matrix of `net` over the samples of all processes, each of which has its own share.
 
-    The matrix holds integers, so summing it over processes is exact: their number matters no more than for the logits.
+    The matrix holds integers, so its sum over processes is exact: the number of processes does not change the scores
+    unless it changes the logits.
 
     Args:
         net: the network itself, not its wrapper for several processes; it is left in eval mode.
         samples: batches of one image, "image" (1, 3, H, W), "label" (1, H, W), "names", or of one clip, with T before
-            H. The frames of a clip before "first" are counted with another clip. Processes may have different numbers
-            of samples.
+            H. The frames of a clip before number "first" are counted with another clip. Processes may have different
+            numbers of samples.
         num_classes: number of classes of the logits.
         precision: device, autocast dtype and memory format.
         predict: network input -> class scores.

@@ -1,5 +1,7 @@
-"""The training loss of the global batch: cross-entropy of all or only the hard pixels, cross-entropy of the auxiliary
-head, and the category consistent loss.
+"""The training loss of the global batch, the sum of up to three weighted losses.
+
+They are the cross-entropy of all pixels or of the hard ones alone, the auxiliary head's cross-entropy, and the category
+consistent loss.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from ccgpu.train.distributed import rank, sum_over_processes, world_size
 
 # Weight of the auxiliary head's loss (Huang et al., TPAMI 2020, section 4.2; PSPNet uses the same).
 AUXILIARY_WEIGHT = 0.4
-# The authors' OHEM finds its threshold on probabilities and labels at 1/8 of the image's height and width.
+# The authors' OHEM (online hard example mining) finds its threshold at 1/8 of the image's height and width.
 SHRINK = 8
 
 
@@ -36,9 +38,9 @@ class Loss(NamedTuple):
 
 
 def global_cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Compute this process's share of the cross-entropy of the global batch.
+    """Return this process's share of the cross-entropy of the global batch.
 
-    share = world_size / N * sum over own valid pixels of -log softmax(logits)[label]
+        share = world_size / N * sum over own valid pixels of -log softmax(logits)[label]
 
     N counts the valid pixels (label != 255) of *all* processes. `DistributedDataParallel` averages gradients over
     processes; with the factor world_size the average is the gradient of the mean over the global batch, whatever the
@@ -62,9 +64,9 @@ def global_cross_entropy(logits: torch.Tensor, label: torch.Tensor) -> torch.Ten
 
 
 def label_at(label: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
-    """Resize a label map to the positions of a feature map: nearest neighbour, corners aligned.
+    """Return a label map resized to the positions of a feature map: nearest neighbour, corners aligned.
 
-    position i of n' takes pixel round(i (n - 1) / (n' - 1)) of n, halves up; if n' is 1 it takes pixel 0
+    Position i of n' takes pixel round(i (n - 1) / (n' - 1)) of n, halves rounded up; if n' is 1, it takes pixel 0.
 
     Args:
         label: (B, *S) of any dtype.
@@ -74,7 +76,7 @@ def label_at(label: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
         (B, *size), of label's dtype.
 
     Raises:
-        ValueError: size has another number of axes, or one below 1.
+        ValueError: size has another number of axes, or an extent below 1.
 
     Examples:
         >>> import torch
@@ -97,7 +99,7 @@ def label_at(label: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
 
 @torch.no_grad()
 def ohem_label(logits: torch.Tensor, label: torch.Tensor, threshold: float = 0.7, kept: int = 100_000) -> torch.Tensor:
-    """Return the label with all pixels ignored but the hard ones of the global batch: online hard example mining.
+    """Return the label with all but the global batch's hard pixels ignored: online hard example mining (OHEM).
 
         p     = softmax(logits)[label], the probability of a pixel's true class
         k     = kept // 64
@@ -108,8 +110,8 @@ def ohem_label(logits: torch.Tensor, label: torch.Tensor, threshold: float = 0.7
     bilinearly, labels to the nearest (`label_at`), frames of a clip one by one. A NaN probability counts as hard, so
     that the loss becomes NaN too.
 
-    One limit holds for all images of all processes. The authors' code finds one for each GPU: their 100000 on each of
-    four GPUs is kept=400000 here.
+    One limit holds for all images of all processes, whereas the authors' code finds one per GPU: their 100000 on each
+    of four GPUs is kept=400000 here.
 
     The host does not wait for the device; there is no gradient. Memory: the probabilities of one image or clip,
     (classes, *S) in float32.
@@ -118,7 +120,7 @@ def ohem_label(logits: torch.Tensor, label: torch.Tensor, threshold: float = 0.7
         logits: (B, classes, H, W) or (B, classes, T, H, W), B 1 or more, floating point, of the main head.
         label: (B, *S) int64, 0 .. classes - 1, or 255 for ignored pixels. All processes have the same shape.
         threshold: pixels with a probability of at most this are always hard, 0 .. 1; the authors' is 0.7.
-        kept: number of pixels to keep at least, approximately, 0 or more; the authors' is 100000.
+        kept: approximate minimum number of pixels to keep, 0 or more; the authors' is 100000.
 
     Returns:
         (B, *S) int64: label, 255 where the pixel is not hard.
@@ -156,8 +158,9 @@ def ohem_label(logits: torch.Tensor, label: torch.Tensor, threshold: float = 0.7
 
 
 def _true_probabilities(scores: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the true class's probability at each pixel, (*S), and at 1/8 of the size, flattened, with infinity for
-    ignored pixels.
+    """Return the true class's probability at each pixel, (*S), and at 1/8 of the size, flattened.
+
+    In the second, ignored pixels have infinity.
     """
     frames = target.reshape(-1, *target.shape[-2:])
     probabilities = torch.softmax(_precise(scores), dim=0).reshape(len(scores), *frames.shape)  # (K, T, H, W)
@@ -169,7 +172,7 @@ def _true_probabilities(scores: torch.Tensor, target: torch.Tensor) -> tuple[tor
 
 
 def _of_class(probabilities: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return the probabilities (*S) of the target classes out of (K, *S); ignored pixels get that of class 0."""
+    """Return the probabilities (*S) of the target classes out of (K, *S); ignored pixels get class 0's."""
     return probabilities.gather(0, target.masked_fill(target == IGNORE, 0)[None])[0]
 
 
@@ -196,7 +199,7 @@ class ConsistencyWeights:
 
 @dataclass(frozen=True)
 class Criterion:
-    """Compute the training loss of a network's outputs.
+    """The training loss of a network's outputs.
 
         total = main + auxiliary_weight * auxiliary
                 + weights.variance * variance + weights.distance * distance + weights.regularity * regularity
@@ -222,7 +225,7 @@ class Criterion:
     consistency: ConsistencyWeights | None = None
 
     def __call__(self, outputs: torch.Tensor | Outputs, label: torch.Tensor) -> Loss:
-        """Return the loss.
+        """Return the loss of a batch.
 
         Args:
             outputs: outputs of a `CCNet` in train mode, floating point, or its logits alone: logits and auxiliary

@@ -1,4 +1,4 @@
-"""Memory of a computation in bytes: what forward saves for backward, and the peak of what is allocated."""
+"""Memory of a computation in bytes: tensors that forward saves for backward, and peak allocation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-# The profiler counts the CPU's memory; without this level it prints every start and stop on stderr.
+# The profiler, which counts the CPU's memory, prints every start and stop on stderr at lower log levels.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 Returned = TypeVar("Returned")
@@ -20,7 +20,7 @@ Returned = TypeVar("Returned")
 def saved_bytes(module: nn.Module, x: Tensor) -> int:
     """Return the bytes that the forward of module(x) saves for backward, without parameters and buffers.
 
-    Every storage counts once, and as a whole, however many tensors share it. x counts where it is saved.
+    Every storage counts once and in full, however many tensors share it. x counts if it is saved.
     """
     storages: dict[int, torch.UntypedStorage] = {}
 
@@ -37,11 +37,11 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
 
 
 def peak_bytes(call: Callable[[], Returned], device: torch.device) -> tuple[int, Returned]:
-    """Return the peak of the bytes allocated during a call, without those allocated before, and the call's result.
+    """Return the peak of the bytes allocated during a call, less the bytes allocated before it, and the call's result.
 
     CUDA: bytes requested on the current device; the allocator rounds each tensor up, by as much as a megabyte. CPU:
-    torch's peak plus NumPy's, which is more than their common peak where they take turns. NumPy's includes Python's own
-    objects, some tens of KB.
+    torch's peak plus NumPy's, an upper bound of their joint peak. NumPy's includes Python's own objects, some tens of
+    KB.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -16,7 +16,8 @@ class ConfusionMatrix:
     """Counts of pixels by (label, prediction), summed over all images of an evaluation.
 
     `matrix[i, j]` is the number of pixels of class i that were predicted as class j; pixels with the label 255 do not
-    count. The matrices of parts of a dataset add up to the matrix of the whole: sum `matrix` over several processes.
+    count. The matrices of parts of a dataset add up to the matrix of the whole, so `matrix` may be summed over
+    processes.
 
     Args:
         num_classes: number of classes, 1..255.
@@ -112,8 +113,10 @@ class ConfusionMatrix:
         return int(self.matrix.diagonal().sum()) / total if total else math.nan
 
     def class_accuracy(self) -> torch.Tensor:
-        """Return the share of each class's pixels that are predicted correctly, float64 (num_classes,); NaN without
-        such pixels.
+        """Return the share of each class's pixels that are predicted correctly.
+
+        Returns:
+            float64 (num_classes,) in 0..1 on the CPU; NaN for a class without labelled pixels.
         """
         matrix = self.matrix.cpu()
         return matrix.diagonal().double() / matrix.sum(1).double()
@@ -131,7 +134,7 @@ def results_table(confusion: ConfusionMatrix, names: Sequence[str]) -> str:
         names: one name per class, in the order of the classes.
 
     Returns:
-        Lines of text in percent, without a final newline; "-" for an undefined score, of a class that does not occur.
+        Lines of text in percent, without a final newline; "-" for the undefined score of a class that does not occur.
 
     Raises:
         ValueError: the number of names is not the number of classes.
@@ -139,7 +142,7 @@ def results_table(confusion: ConfusionMatrix, names: Sequence[str]) -> str:
     if len(names) != confusion.num_classes:
         raise ValueError(
             f"results_table: names must hold {confusion.num_classes} names, one per class, got {len(names)}; "
-            "pass the names of the classes the matrix counts."
+            "pass the names of the classes that the matrix counts."
         )
     pixels = confusion.matrix.cpu().sum(1).double()
     shares = pixels / pixels.sum()
@@ -161,7 +164,7 @@ def _percent(share: float | torch.Tensor) -> str:
     return f"{'-':>9}" if math.isnan(value) else f"{100 * value:>9.2f}"
 
 
-# Name in records -> name in texts, and the method that computes the score.
+# Name of a score in records -> its name in texts, and the method that computes it.
 SCORES: dict[str, tuple[str, Callable[[ConfusionMatrix], float]]] = {
     "miou": ("mIoU", ConfusionMatrix.miou),
     "pixel_accuracy": ("pixel accuracy", ConfusionMatrix.pixel_accuracy),
