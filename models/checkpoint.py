@@ -78,7 +78,7 @@ class RunCheckpoint(Description):
         model: state dict of the network.
         optimiser: state dict of the optimiser.
         scaler: state dict of the gradient scaler, empty unless --amp is fp16.
-        random: state of all random generators, see `train/runs/checkpoints.random_state`.
+        random: state of all random generators, see `random_state` in `train/runs/checkpoints.py`.
     """
 
     format: int
