@@ -4,7 +4,7 @@ A backbone is a module with
 
     forward(images) -> (features for the auxiliary head, features for the head)
         images (B, 3, H, W), floating point RGB, normalised as (0..255 value - mean) / std;
-        both features (B, channels, H', W') at 1/8 of the images' size; how it is rounded depends on the family
+        both features (B, channels, H', W') at 1/8 of the images' size; the rounding depends on the family
     channels: the channels of the two features
     mean, std: normalisation of the images: red, green, blue, in units of 0..255
 

@@ -1,6 +1,6 @@
 """CCNet: a backbone at 1/8 of the images' size and the criss-cross head on its last features.
 
-In training, an auxiliary head on the backbone's features before the last adds a second loss.
+In training, an auxiliary head predicts the classes from the backbone's last but one features, too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files of whole networks: reading those of any known layout, writing our own, and the format of our own.
+"""Files of whole networks: reading any known layout, and reading and writing our own format, which is defined here.
 
 Our own files describe their network (`Description`), so that reading one needs no flags. There are two kinds:
 
@@ -36,7 +36,7 @@ FUNCTION = "CCNet.from_checkpoint"
 
 
 class Description(TypedDict):
-    """The keys by which every file of ours describes its network.
+    """The keys with which each of our own files describes its network.
 
     Attributes:
         network: arguments of `CCNet`.
@@ -221,7 +221,7 @@ def _own(path: str | os.PathLike[str], header: Any, state: Any, changes: Mapping
 
 
 def _check_format(path: str | os.PathLike[str], header: Mapping[str, Any], wanted: int) -> None:
-    """Raise ValueError unless a file of ours has the format that this version reads, and a network."""
+    """Raise ValueError unless one of our own files has the format that this version reads, and a network."""
     if header.get("format") != wanted or not isinstance(header.get("network"), Mapping):
         raise ValueError(
             f"{FUNCTION}: {os.fspath(path)!r} must have format {wanted} with a network's arguments, got "

@@ -83,7 +83,7 @@ class NonLocal(GatedAttention):
         if self.form == "materialised":
             weights = torch.bmm(q.transpose(1, 2), k).softmax(-1)
             return torch.bmm(mixed, weights.transpose(1, 2)).view(v.shape)
-        # One head; the fused kernels need the channels of a position next to each other in memory.
+        # One head. The fused kernels need the channels of a position to be adjacent in memory.
         q, k, mixed = (x.transpose(1, 2).unsqueeze(1).contiguous() for x in (q, k, mixed))
         return F.scaled_dot_product_attention(q, k, mixed, scale=1.0).squeeze(1).transpose(1, 2).view(v.shape)
 

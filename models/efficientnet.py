@@ -216,7 +216,7 @@ class EfficientNetLite(_Trunk):
 
 
 class EfficientNetLiteClassifier(_Trunk):
-    """The published ImageNet classifier, without its dropout, which only training has.
+    """The published ImageNet classifier, without its dropout, which has an effect in training alone.
 
         logits = fc(mean over positions of relu6(bn1(conv_head(stage 7))))
 

@@ -71,6 +71,6 @@ def grey_from_16_bits(values: np.ndarray) -> np.ndarray:
 
 def _unknown_range(path: Path, mode: str) -> str:
     return (
-        f"read_image: image must have 8 or 16 bits a channel, got {path} with mode {mode}, whose range is "
+        f"read_image: image must have 8 or 16 bits per channel, got {path} with mode {mode}, whose range is "
         "unknown; convert it to 8 bits."
     )

@@ -257,7 +257,7 @@ def depth_of(state: Mapping[str, Tensor]) -> int | None:
 
 
 def _describe(state: Mapping[str, Tensor]) -> str | None:
-    """Return depth and stem of the ResNet in a state dict, in words; None where its entries do not tell."""
+    """Return a text with depth and stem of the ResNet in a state dict; None if its entries do not determine them."""
     depth = depth_of(state)
     if depth is None or "conv1.weight" not in state:
         return None

@@ -1,4 +1,4 @@
-"""Files of weights: reading them without running code, comparing them with a network; and atomic writes of any file."""
+"""Reading files of weights without running code, comparing weights with a network, and atomic writes of any file."""
 
 from __future__ import annotations
 

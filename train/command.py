@@ -202,7 +202,7 @@ def evaluation_due(settings: Settings, iteration: int) -> bool:
 
 
 def announce(plan: Plan[Settings], dataset: Dataset, device: torch.device, training: int, evaluation: int) -> None:
-    """Print what is about to run, and where it departs from the recipe.
+    """Print network, data and device of the run, and where it departs from the recipe.
 
     Args:
         plan: settings and start of the run.

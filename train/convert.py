@@ -63,7 +63,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def convert(flags: argparse.Namespace) -> None:
-    """Read the source, write it in our format, and say what it holds.
+    """Read the source, write it in our format, and print a description of it.
 
     Raises:
         ValueError, OSError, ImportError, TypeError: a file cannot be used or written, or the flags do not fit it.

@@ -8,7 +8,7 @@ as in most demos, with gamma 0.5. Norms use running statistics, as in evaluation
 batch statistics from one image. 1 MB is 10^6 bytes; 1 GFLOP is 10^9 operations, a multiplication and an addition being
 two.
 
-GFLOPs    of forward, as torch's FLOP counter counts: convolutions and matrix products.
+GFLOPs    of forward, by torch's FLOP counter, which counts convolutions and matrix products.
 saved     tensors that forward saves for backward, with x but without the parameters. A network's memory grows by this
           number, because with the module the next layer saves the module's output instead of x.
 peak      the most memory that forward and backward allocate beyond x, the parameters and the output's gradient: for
@@ -226,7 +226,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch", type=int, default=1, metavar="B", help="images per batch (default: 1)")
     add("--contexts", nargs="+", choices=CONTEXTS, default=CONTEXTS, help="modules to measure (default: all)")
     add_device(parser)
-    add("--repeats", type=int, default=5, metavar="N", help="times that each step is timed (default: 5)")
+    add("--repeats", type=int, default=5, metavar="N", help="number of timings of each step (default: 5)")
     add("--json", type=Path, metavar="FILE", help="append a line of JSON for each module")
     flags = parser.parse_args(argv)
     numbers = {"--size": min(flags.size), "--channels": flags.channels, "--batch": flags.batch}
@@ -265,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\nMB: 10^6 bytes. GFLOPs: 10^9 multiplications and additions of forward.")
     print("saved: by forward for backward, x included. peak: of forward and backward, in addition to x and parameters.")
     if paper:
-        print("The paper's memory of RCCA is what is saved; its 1411 MB of the non-local block is a peak.")
+        print("The paper's memory of RCCA is saved memory; its 1411 MB of the non-local block is a peak.")
     return 0
 
 

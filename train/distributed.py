@@ -145,7 +145,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         count = float(sum_over_processes(own))
         if count <= 1:
             raise ValueError(
-                "GlobalBatchNorm2d: the global batch must hold more than 1 value a channel in train mode, "
+                "GlobalBatchNorm2d: the global batch must hold more than 1 value per channel in train mode, "
                 f"got {count:.0f}; use a larger batch or crop."
             )
         mean = differentiable_sum(x.sum(dim=(0, 2, 3))) / count

@@ -106,7 +106,7 @@ def ohem_label(logits: torch.Tensor, label: torch.Tensor, threshold: float = 0.7
         limit = max(threshold, k-th smallest p at 1/8 of the size), infinity where no more than k pixels are valid there
         hard: p <= limit
 
-    1/8 of the size is round(n / 8) positions an axis, at least 1, corners aligned; probabilities are resized
+    1/8 of the size n of an axis is round(n / 8) positions, at least 1, corners aligned; probabilities are resized
     bilinearly, labels to the nearest (`label_at`), frames of a clip one by one. A NaN probability counts as hard, so
     that the loss becomes NaN too.
 

@@ -255,7 +255,7 @@ def test_global_batch_norm_in_float32_does_not_cancel() -> None:
 
 
 def test_global_batch_norm_refuses_a_single_value() -> None:
-    with pytest.raises(ValueError, match="more than 1 value a channel"):
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
         GlobalBatchNorm2d(2)(torch.randn(1, 2, 1, 1))
 
 

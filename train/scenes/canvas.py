@@ -1,4 +1,4 @@
-"""The canvas of synthetic scenes: polygons in the world are painted through a camera into an image and its label map.
+"""The canvas of synthetic scenes: a camera projects polygons in the world into an image and its label map.
 
 World coordinates are metres: x to the right of the camera, y up from the ground, z ahead. Everything is painted as
 polygons in the world; a box is up to five of them.

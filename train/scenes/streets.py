@@ -64,7 +64,7 @@ class Thing(NamedTuple):
         return begin >= far or (begin > near and abs(self.pose.x) > abs(other.pose.x))
 
     def when(self, travelled: float) -> "Thing":
-        """Return the thing at its place when the camera has travelled so many metres."""
+        """Return the thing at its place when the camera has travelled `travelled` metres."""
         return self._replace(pose=self.pose._replace(z=self.pose.z + self.speed * travelled))
 
 
