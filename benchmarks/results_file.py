@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 import platform
 import re
 import subprocess
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ccgpu.models.weights import write_atomically
 from ccgpu.train.runs import records
 from ccgpu.version import __version__
 
@@ -80,9 +81,8 @@ def append(path: Path, rows: Sequence[Row]) -> None:
     every = [*read(path), *rows]
     columns = list(dict.fromkeys(name for row in every for name in row))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(every)
-    os.replace(partial, path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(every)
+    write_atomically(path, text.getvalue())
