@@ -115,20 +115,15 @@ def cca(
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
         kind = arrays.kind_of("cca", q=q, k=k, v=v)
         if kind is not None:
-            operation = functools.partial(_of_arrays, scale=scale, return_lse=return_lse, backend=backend)
+            operation = functools.partial(_attend, scale=scale, return_lse=return_lse, backend=backend, of_arrays=True)
             return arrays.call("cca", kind, operation, q=q, k=k, v=v)
-    check_inputs(q, k, v)
-    scale = check_scale(scale, "cca")
-    check_name(backend)
-    if without_rule(q, k, v):
-        out, lse = by_formula(functools.partial(formula.attention, scale=scale), lowered_maps, q, k, v)
-    else:
-        out, lse = torch.ops.ccgpu.cca_forward(q, k, v, scale, backend)
-    return (out, lse) if return_lse else out
+    return _attend(q, k, v, scale, return_lse, backend)
 
 
-def _of_arrays(q: Tensor, k: Tensor, v: Tensor, *, scale: float, return_lse: bool, backend: str | None) -> Any:
-    """Return what `cca` returns, for tensors on the memory of arrays.
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, return_lse: bool, backend: str | None, of_arrays: bool = False
+) -> Any:
+    """Return what `cca` returns, for tensors; `of_arrays`: for tensors on the memory of arrays.
 
     Arrays need neither derivatives nor autocast, so a backend runs without the op around it, which would take 40 us.
     torch.compile, for which NumPy arrays are tensors, gets the op: it cannot trace the kernels.
@@ -136,6 +131,10 @@ def _of_arrays(q: Tensor, k: Tensor, v: Tensor, *, scale: float, return_lse: boo
     check_inputs(q, k, v)
     scale = check_scale(scale, "cca")
     check_name(backend)
-    run = torch.ops.ccgpu.cca_forward if torch.compiler.is_compiling() else run_forward
-    out, lse = run(q, k, v, scale, backend)
+    if of_arrays and not torch.compiler.is_compiling():
+        out, lse = run_forward(q, k, v, scale, backend)
+    elif without_rule(q, k, v):
+        out, lse = by_formula(functools.partial(formula.attention, scale=scale), lowered_maps, q, k, v)
+    else:
+        out, lse = torch.ops.ccgpu.cca_forward(q, k, v, scale, backend)
     return (out, lse) if return_lse else out

@@ -70,12 +70,9 @@ def affinity(q: Any, k: Any, *, backend: str | None = None) -> Any:
     if not (isinstance(q, Tensor) and isinstance(k, Tensor)):
         kind = arrays.kind_of("affinity", q=q, k=k)
         if kind is not None:
-            return arrays.call("affinity", kind, functools.partial(_affinity_of_arrays, backend=backend), q=q, k=k)
-    check_affinity(q, k)
-    check_name(backend, "affinity")
-    if without_rule(q, k):
-        return by_formula(formula.affinity, lowered_maps, q, k)
-    return torch.ops.ccgpu.affinity(q, k, backend)
+            operation = functools.partial(_affinity, backend=backend, of_arrays=True)
+            return arrays.call("affinity", kind, operation, q=q, k=k)
+    return _affinity(q, k, backend)
 
 
 @overload
@@ -123,26 +120,28 @@ def aggregate(weights: Any, v: Any, *, backend: str | None = None) -> Any:
     if not (isinstance(weights, Tensor) and isinstance(v, Tensor)):
         kind = arrays.kind_of("aggregate", weights=weights, v=v)
         if kind is not None:
-            operation = functools.partial(_aggregate_of_arrays, backend=backend)
+            operation = functools.partial(_aggregate, backend=backend, of_arrays=True)
             return arrays.call("aggregate", kind, operation, wide="weights", weights=weights, v=v)
+    return _aggregate(weights, v, backend)
+
+
+def _affinity(q: Tensor, k: Tensor, backend: str | None, of_arrays: bool = False) -> Tensor:
+    """Return what `affinity` returns, for tensors; `of_arrays` as in `ops._attend`."""
+    check_affinity(q, k)
+    check_name(backend, "affinity")
+    if of_arrays and not torch.compiler.is_compiling():
+        return run_affinity(q, k, backend)
+    if without_rule(q, k):
+        return by_formula(formula.affinity, lowered_maps, q, k)
+    return torch.ops.ccgpu.affinity(q, k, backend)
+
+
+def _aggregate(weights: Tensor, v: Tensor, backend: str | None, of_arrays: bool = False) -> Tensor:
+    """Return what `aggregate` returns, for tensors; `of_arrays` as in `ops._attend`."""
     check_aggregate(weights, v)
     check_name(backend, "aggregate")
+    if of_arrays and not torch.compiler.is_compiling():
+        return run_aggregate(weights, v, backend)
     if without_rule(weights, v):
         return by_formula(formula.aggregate, lowered_weights, weights, v)
     return torch.ops.ccgpu.aggregate(weights, v, backend)
-
-
-def _affinity_of_arrays(q: Tensor, k: Tensor, *, backend: str | None) -> Tensor:
-    """Return what `affinity` returns, for tensors on the memory of arrays: without the op, as in `ops`."""
-    check_affinity(q, k)
-    check_name(backend, "affinity")
-    run = torch.ops.ccgpu.affinity if torch.compiler.is_compiling() else run_affinity
-    return run(q, k, backend)
-
-
-def _aggregate_of_arrays(weights: Tensor, v: Tensor, *, backend: str | None) -> Tensor:
-    """Return what `aggregate` returns, for tensors on the memory of arrays: without the op, as in `ops`."""
-    check_aggregate(weights, v)
-    check_name(backend, "aggregate")
-    run = torch.ops.ccgpu.aggregate if torch.compiler.is_compiling() else run_aggregate
-    return run(weights, v, backend)
