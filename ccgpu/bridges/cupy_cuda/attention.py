@@ -69,13 +69,23 @@ def aligned(x: Tensor) -> Tensor:
 
 
 def plan(
-    kernel: str, dtype: torch.dtype, images: int, sizes: tuple[int, ...], depth: int, channels: int, limits: Limits
+    kernel: str,
+    dtype: torch.dtype,
+    images: int,
+    sizes: tuple[int, ...],
+    depth: int,
+    channels: int,
+    limits: Limits,
+    **schedule: int,
 ) -> tuple[Launch, ...]:
-    """Return a kernel's launches for a dtype, depth D and channels C, under torch's current TF32 setting."""
+    """Return a kernel's launches for a dtype, depth D and channels C, under torch's current TF32 setting.
+
+    `schedule` are those arguments of `plans.plan` that only change the order of the work, such as `lag`.
+    """
     tf32 = dtype == torch.float32 and tf32_allowed()
     arithmetic = configurations.arithmetic(NAMES[dtype], limits.capability, tf32)
     depth, channels = _padded(depth, dtype), _padded(channels, dtype)
-    return plans.plan(kernel, arithmetic, images, sizes, depth, channels, limits)
+    return plans.plan(kernel, arithmetic, images, sizes, depth, channels, limits, **schedule)
 
 
 def result_like(x: Tensor) -> Result:
@@ -85,16 +95,16 @@ def result_like(x: Tensor) -> Result:
 
 
 class Kernels:
-    """The kernels behind a launcher, as functions of torch tensors."""
+    """The kernels behind a launcher, as functions of torch tensors; measurements pass a `schedule` (see `plan`)."""
 
-    def __init__(self, launcher: Launcher) -> None:
-        self._launcher = launcher
+    def __init__(self, launcher: Launcher, **schedule: int) -> None:
+        self._launcher, self._schedule = launcher, schedule
 
     def run(self, kernel: str, q: Tensor, v: Tensor, tensors: dict[str, Tensor], scale: float) -> None:
         """Enqueue a kernel on the tensors; q (B, D, *S) and v (B, C, *S) give the problem's size and dtype."""
         shape, device = q.shape, q.device
         limits = self._launcher.limits(device)
-        launches = plan(kernel, q.dtype, shape[0], shape[2:], shape[1], v.shape[1], limits)
+        launches = plan(kernel, q.dtype, shape[0], shape[2:], shape[1], v.shape[1], limits, **self._schedule)
         counters = torch.zeros((len(launches), launches[0].counters), dtype=torch.int32, device=device)
         self._launcher.launch(launches, tensors, counters, scale)
 

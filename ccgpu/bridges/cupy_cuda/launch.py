@@ -3,12 +3,19 @@
 A kernel is compiled once for each configuration and device, never for a new image size, and CuPy caches the machine
 code on disk for later processes. A launch neither waits for the device nor allocates, so a CUDA graph can record it; a
 compilation cannot be recorded. CuPy is imported at the first use.
+
+The environment variable CCGPU_CUDA_DEFINES sets macros of the kernels, for tests and measurements: NAME=VALUE,
+separated by spaces, for example "CCGPU_WAIT_LIMIT=4000000".
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import re
 import threading
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,13 +23,16 @@ import torch
 from torch import Tensor
 
 from ccgpu.interchange import address
-from ccgpu.kernels.cuda.configurations import OPTIONS, Configuration, Limits, source
+from ccgpu.kernels.cuda.configurations import FOLDER, OPTIONS, Configuration, Limits, source
 from ccgpu.kernels.cuda.plans import ARGUMENT_BYTES, Launch, Pointers
 
 LOGGER = logging.getLogger("ccgpu")
 STRUCT = np.dtype(f"V{ARGUMENT_BYTES}")  # CuPy passes an array of one element by value, whatever its size
 DEFAULT_SHARED_BYTES = 48 * 1024  # for more, a kernel's attribute must be raised
 ERROR_LINES = 8
+# The kernels' reads of global memory bypass L1, so shared memory gets all that the two share, in percent.
+CARVEOUT = 100
+DEFINES = "CCGPU_CUDA_DEFINES"
 
 
 class Launcher(Protocol):
@@ -53,24 +63,54 @@ class _Kernel(NamedTuple):
     shared_bytes: int
 
 
-class CuPyLauncher:
-    """Compiles configurations with NVRTC and launches them, from any thread."""
+@lru_cache(maxsize=1)
+def _macros() -> frozenset[str]:
+    """Return the macros that the kernels' sources test: #ifdef NAME, #ifndef NAME, #if NAME ..."""
+    conditions = (re.findall(r"^ *# *(?:el)?if(.*)", path.read_text(), re.M) for path in FOLDER.glob("*.cu*"))
+    return frozenset(re.findall(r"\bCCGPU_\w+", " ".join(line for lines in conditions for line in lines)))
 
-    def __init__(self) -> None:
+
+def compiler_options(defines: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return NVRTC's options for the kernels, with macros NAME=VALUE; None: those of CCGPU_CUDA_DEFINES.
+
+    Raises:
+        ValueError: no kernel tests such a macro, so it would change nothing.
+    """
+    words = os.environ.get(DEFINES, "").split() if defines is None else defines
+    for word in words:
+        if not re.fullmatch(r"\w+=-?\w+", word) or word.split("=")[0] not in _macros():
+            raise ValueError(
+                f"{DEFINES}: a definition must be NAME=VALUE with one of the kernels' macros, got {word!r}; "
+                f"take one of {', '.join(sorted(_macros()))}"
+            )
+    return (*OPTIONS, *(f"-D{word}" for word in words))
+
+
+class CuPyLauncher:
+    """Compiles configurations with NVRTC and launches them, from any thread.
+
+    `defines` are macros of the kernels, NAME=VALUE; None: those of the environment variable CCGPU_CUDA_DEFINES.
+    """
+
+    def __init__(self, defines: Sequence[str] | None = None) -> None:
+        self._defines = defines
         self._kernels: dict[tuple[int, Configuration], _Kernel] = {}
         self._limits: dict[int, Limits] = {}
         self._compiling = threading.Lock()
 
     def limits(self, device: torch.device) -> Limits:
-        """Return a device's compute capability and the most shared memory of a block."""
+        """Return the properties of a device that decide which kernels it runs, and how."""
         index = device.index
         try:
             return self._limits[index]
         except KeyError:
             import cupy
 
-            shared_bytes = cupy.cuda.Device(index).attributes["MaxSharedMemoryPerBlockOptin"]
-            limits = self._limits[index] = Limits(torch.cuda.get_device_capability(index), shared_bytes)
+            attributes = cupy.cuda.Device(index).attributes
+            limits = self._limits[index] = Limits(
+                capability=torch.cuda.get_device_capability(index),
+                shared_bytes=attributes["MaxSharedMemoryPerBlockOptin"],
+            )
             return limits
 
     def compile(self, configuration: Configuration, device: torch.device) -> bool:
@@ -90,7 +130,7 @@ class CuPyLauncher:
                     "call once before, or ccgpu.warmup.warmup in the same process"
                 )
             LOGGER.info("ccgpu: compiling %s for %s (once; kept in CuPy's cache)", name, target)
-            self._kernels[key] = _compile(configuration, target)
+            self._kernels[key] = _compile(configuration, target, compiler_options(self._defines))
             return True
 
     def launch(self, launches: tuple[Launch, ...], tensors: dict[str, Tensor], counters: Tensor, scale: float) -> None:
@@ -113,15 +153,16 @@ class CuPyLauncher:
                 row += row_bytes
 
 
-def _compile(configuration: Configuration, target: str) -> _Kernel:
+def _compile(configuration: Configuration, target: str, options: tuple[str, ...]) -> _Kernel:
     """Compile a configuration for the current device, whose architecture `target` names."""
     import cupy
 
     try:
-        module = cupy.RawModule(code=source(configuration), options=OPTIONS, backend="nvrtc")
+        module = cupy.RawModule(code=source(configuration), options=options, backend="nvrtc")
         function = module.get_function(configuration.entry)
         if configuration.shared_bytes > DEFAULT_SHARED_BYTES:
             function.max_dynamic_shared_size_bytes = configuration.shared_bytes
+        function.preferred_shared_memory_carveout = CARVEOUT
     # NVRTC and the driver raise RuntimeErrors; a missing library raises one, an OSError or an ImportError.
     except (cupy.cuda.compiler.CompileException, RuntimeError, OSError, ImportError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()][:ERROR_LINES]

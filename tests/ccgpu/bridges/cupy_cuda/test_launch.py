@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ccgpu.bridges.cupy_cuda import attention
+from ccgpu.bridges.cupy_cuda import launch as module
 from ccgpu.kernels.cuda import configurations, plans
 from ccgpu.kernels.cuda.plans import Pointers
 from ccgpu.layouts import NAMES
@@ -131,6 +132,49 @@ def test_shared_memory_above_48_kb_is_asked_for(gpu, launcher):
     kernels = list(launcher._kernels.values())
     assert kernels[0].function.max_dynamic_shared_size_bytes == 48 * 1024
     assert kernels[1].function.max_dynamic_shared_size_bytes == large[0].configuration.shared_bytes
+
+
+def test_shared_memory_gets_all_that_l1_can_spare(gpu, launcher):
+    """Otherwise the driver may split the two so that fewer blocks fit a multiprocessor than launch bounds count on."""
+    launch(launcher, plan())
+    (kernel,) = launcher._kernels.values()
+    assert kernel.function.preferred_shared_memory_carveout == 100
+
+
+def test_schedule_of_a_measurement_reaches_the_plan():
+    class Recorder:
+        launched = ()
+
+        def limits(self, device):
+            return LIMITS
+
+        def launch(self, launches, tensors, counters, scale):
+            self.launched = launches
+
+    recorder, x = Recorder(), torch.zeros(3, 16, 5, 6).contiguous(memory_format=torch.channels_last)
+    for lag in (0, 2):
+        attention.Kernels(recorder, lag=lag).forward(x, x, x, 1.0)
+        expected = plans.plan("forward", "f32", 3, (5, 6), 16, 16, LIMITS, lag=lag)
+        assert recorder.launched == expected
+    assert expected != plans.plan("forward", "f32", 3, (5, 6), 16, 16, LIMITS, lag=0)
+
+
+def test_macros_of_the_kernels_reach_the_compiler(gpu, monkeypatch):
+    monkeypatch.setattr(module, "_macros", lambda: frozenset({"CCGPU_A", "CCGPU_B"}))
+    monkeypatch.setenv("CCGPU_CUDA_DEFINES", "CCGPU_A=1  CCGPU_B=-2")
+    launch(module.CuPyLauncher(), plan())
+    launch(module.CuPyLauncher(("CCGPU_B=3",)), plan())
+    launch(module.CuPyLauncher(()), plan())
+    given = [options[len(configurations.OPTIONS) :] for *_, options in gpu.compiled]
+    assert given == [("-DCCGPU_A=1", "-DCCGPU_B=-2"), ("-DCCGPU_B=3",), ()]
+
+
+@pytest.mark.parametrize("word", ["CCGPU_NO_SUCH=1", "CCGPU_A", "CCGPU_A=", "A=1;B"])
+def test_a_macro_that_changes_nothing_is_refused(gpu, monkeypatch, word):
+    monkeypatch.setattr(module, "_macros", lambda: frozenset({"CCGPU_A"}))
+    with pytest.raises(ValueError, match=r"CCGPU_CUDA_DEFINES: a definition must be .*take one of CCGPU_A"):
+        launch(module.CuPyLauncher((word,)), plan())
+    assert not gpu.compiled
 
 
 def test_every_launch_goes_to_the_current_stream(gpu, launcher):
