@@ -5,6 +5,8 @@ VENV ?= .venv
 EXTRAS ?=
 BIN := $(VENV)/bin
 comma := ,
+empty :=
+space := $(empty) $(empty)
 CONSTRAINTS := $(if $(findstring cuda,$(EXTRAS)),,-c constraints.txt)
 GROUPS := test,dev$(if $(EXTRAS),$(comma)$(EXTRAS))
 # One stamp for each set of extras: a changed setup.cfg or another EXTRAS installs again.
@@ -22,8 +24,8 @@ help:
 	@echo "make demo      train a small CCNet on synthetic street scenes (a few minutes on 2 cores) -> $(OUT)"
 	@echo "make test      the tests (under 10 minutes on 2 cores)"
 	@echo "make test-all  the tests and the slow sweeps"
-	@echo "make test-cuda compiles the CUDA kernels with NVRTC and Numba, without a GPU; make test-cuda-all: every configuration"
-	@echo "make test-gpu  what needs a CUDA device"
+	@echo "make test-cuda compiles the CUDA kernels with NVRTC, CuPy and Numba, without a GPU; make test-cuda-all: all of them"
+	@echo "make test-gpu  what needs a CUDA device; without a network where PYTHON has the packages"
 	@echo "make lint      ruff and mypy"
 	@echo "make docs      the documentation as a site -> build/site/index.html"
 	@echo "make bench     the op beside its peers"
@@ -56,8 +58,11 @@ test-cuda-all: $(STAMP_TEST_CUDA)
 	$(BIN)/python -c "from benchmarks import nvrtc; print('NVRTC', nvrtc.version())"
 	$(BIN)/python -m pytest -m nvrtc tests/nvrtc
 
-test-gpu: $(STAMP)
-	$(BIN)/python -m pytest -m gpu
+# A machine with a GPU may have no network: where PYTHON has what the tests import, nothing is installed.
+NEEDED := torch numpy numba PIL safetensors filelock tqdm tensorboard hypothesis pytest pytest_timeout
+test-gpu:
+	@test -e $(STAMP) || $(PYTHON) -c "import $(subst $(space),$(comma) ,$(NEEDED))" 2>/dev/null || $(MAKE) setup
+	@run=$$(test -e $(STAMP) && echo $(BIN)/python || echo $(PYTHON)) && set -x && $$run -m pytest -m gpu tests/gpu
 
 lint: $(STAMP) types
 	$(BIN)/ruff check .

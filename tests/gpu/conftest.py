@@ -8,15 +8,25 @@ import torch
 from tests.gpu.device import ARITHMETICS, BACKENDS, why_not
 
 HERE = Path(__file__).resolve().parent
+# What the others rest on comes first, what takes longest last.
+ORDER = ("primitives", "values", "order", "torch", "cost", "sanitizer")
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(tryfirst=True, wrapper=True)
 def pytest_collection_modifyitems(items):
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.gpu)
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch sees none"))
+    yield  # pytest groups the tests by their backend here
+    if all(item.path.parent == HERE for item in items):
+        items.sort(key=place)
+
+
+def place(item):
+    """Return the place of a test's file in ORDER."""
+    return ORDER.index(item.path.stem.removeprefix("test_"))
 
 
 def pytest_runtest_setup(item):

@@ -1,7 +1,5 @@
 """The device under test, its backends and its arithmetics."""
 
-import warnings
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -35,19 +33,6 @@ def why_not(backend, dtype=torch.float32):
     """Return why a backend cannot run CUDA tensors of a dtype here, with its name, or None."""
     status = next(b for b in ccgpu.backends("cuda", dtype=dtype) if b.name == backend)
     return None if status.available else f"{backend}: {status.reason}"
-
-
-@contextmanager
-def poisoned_memory():
-    """Make torch allocate memory full of NaN, so that elements never written, or read too early, show."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # cuBLAS warns that its workspace is not fixed
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def inputs(sizes, d=16, c=24, dtype=torch.float32, batch=2, seed=0, last=True, device=DEVICE):

@@ -1,22 +1,26 @@
-"""Small calls of every kernel, for a tool that watches each memory access: `python small_cases.py BACKEND`."""
+"""Small calls of every kernel, for a tool that watches each memory access: `python small_cases.py BACKEND [DTYPE]`."""
 
 import sys
 
 import torch
 
 import ccgpu
+from benchmarks.cases import DTYPES, Case, precision
 
 SHAPES = [(16, 24, (33, 18)), (5, 9, (3, 17)), (64, 72, (97, 2)), (8, 8, (300,)), (8, 8, (2, 5, 19))]  # D, C, map
 
 
-def main(backend: str) -> None:
-    """Run forward, backward and the two stages of a backend in each of its dtypes on maps that end inside a tile."""
+def main(backend: str, *names: str) -> None:
+    """Run forward, backward and the two stages of a backend on maps that end inside a tile.
+
+    `names` are of `benchmarks.cases.DTYPES`; without any, in each that the backend has.
+    """
     torch.manual_seed(0)
-    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+    for name in names or DTYPES:
+        dtype = Case(1, (1,), name).torch_dtype
         if not next(b.available for b in ccgpu.backends("cuda", dtype=dtype) if b.name == backend):
             continue
-        for precision in ("highest", "high") if dtype == torch.float32 else ("highest",):
-            torch.set_float32_matmul_precision(precision)
+        with precision(name):
             for d, c, sizes in SHAPES:
                 # Drawn on the CPU, so that few other kernels run under the tool.
                 shapes = [(2, n, *sizes) for n in (d, d, c)]
@@ -31,4 +35,4 @@ def main(backend: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ccgpu.kernels.cuda.configurations import FOLDER, OPTIONS
+from ccgpu.bridges.cupy_cuda.launch import compiler_options
+from ccgpu.kernels.cuda.configurations import FOLDER
 
 MODELS = Path(__file__).resolve().parents[1] / "cuda_on_cpu" / "test_primitives.py"
 INCLUDE = '#include "primitives.cuh"'
@@ -85,7 +86,7 @@ class DeviceLibrary:
 @pytest.fixture(scope="module")
 def library(kernels):
     return DeviceLibrary(
-        models.SOURCE.replace(INCLUDE, (FOLDER / "primitives.cuh").read_text(encoding="utf-8")), OPTIONS
+        models.SOURCE.replace(INCLUDE, (FOLDER / "primitives.cuh").read_text(encoding="utf-8")), compiler_options()
     )
 
 

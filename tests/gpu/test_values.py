@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import ccgpu
 from benchmarks.cases import precision
+from benchmarks.first_gpu_run.values import poisoned_memory
 from ccgpu.kernels import reference
 from tests.ccgpu.problems import (
     MAPS,
@@ -24,7 +25,7 @@ from tests.ccgpu.problems import (
     row_of,
     truth_in_float64,
 )
-from tests.gpu.device import ARITHMETICS, DEVICE, gradients, inputs, poisoned_memory
+from tests.gpu.device import ARITHMETICS, DEVICE, gradients, inputs
 
 # Lengths one below, at and one above multiples of 16, where the number of tiles, the configuration or the number of
 # segments changes.
