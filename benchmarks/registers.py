@@ -39,15 +39,15 @@ TABLE = Path(__file__).resolve().parents[1] / "docs" / "results" / "kernels-regi
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 CONFIGURED_DEPTHS = (0, *DEPTHS)  # 0: the stages, whose kernels hold no channels
 TABLED_DEPTH, TABLED_GPU = 64, "sm_90"  # the table has every GPU at this depth, and every depth on this GPU
-# Compute capability and the shared memory that a block may have (CUDA C++ Programming Guide, "Technical specifications
-# per compute capability").
+# Compute capability, the shared memory that a block may have (CUDA C++ Programming Guide, "Technical specifications per
+# compute capability") and multiprocessors, of a well-known GPU each.
 GPUS = {
-    "sm_75": Limits((7, 5), 64 * 1024),
-    "sm_80": Limits((8, 0), 163 * 1024),
-    "sm_86": Limits((8, 6), 99 * 1024),
-    "sm_89": Limits((8, 9), 99 * 1024),
-    "sm_90": Limits((9, 0), 227 * 1024),
-    "sm_100": Limits((10, 0), 227 * 1024),
+    "sm_75": Limits((7, 5), 64 * 1024, 40),  # T4
+    "sm_80": Limits((8, 0), 163 * 1024, 108),  # A100
+    "sm_86": Limits((8, 6), 99 * 1024, 82),  # RTX 3090
+    "sm_89": Limits((8, 9), 99 * 1024, 128),  # RTX 4090
+    "sm_90": Limits((9, 0), 227 * 1024, 132),  # H100
+    "sm_100": Limits((10, 0), 227 * 1024, 148),  # B200
 }
 # The options that CuPy adds to those of a RawModule, so that the table is about the machine code that runs.
 CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")

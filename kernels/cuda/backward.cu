@@ -4,7 +4,9 @@
 // A block computes the queries of one segment of a line with the keys of one segment of the same line. All products are
 // transposed, with keys as rows: so P^T and dS^T are operands of the products for dv and dk in the very registers in
 // which they were computed, and only dS goes through shared memory once, for dq. A chunk of dout that is read for
-// dout V^T is used for dv too. The first phase also computes delta while dout is read.
+// dout V^T is used for dv too. The first phase also computes delta while dout is read. As in forward.cu, the code for a
+// warp's number M of tiles of keys, and the loop over the chunks for a first and for a later phase, are compiled each on
+// their own.
 #include "arithmetic.cuh"
 #include "schedule.cuh"
 
@@ -15,298 +17,323 @@ template <class A_, int TILES_, int DEPTH_, int ROW_TILES_, int CHUNK_UNITS_, in
   static constexpr int ROW_TILES = ROW_TILES_; // tiles of keys of a warp
   static constexpr int WARPS = (TILES + ROW_TILES - 1) / ROW_TILES, THREADS = 32 * WARPS, ROWS = 16 * TILES;
   static constexpr int SIZE = sizeof(typename A::Element);
-  static constexpr int DU = units(DEPTH * SIZE), CU = CHUNK_UNITS_, CHUNK = CU * 16 / SIZE;
-  static constexpr int HALF = HALF_UNITS_ * 16 / SIZE;      // channels of dv computed at once
+  static constexpr int DU = units(DEPTH * SIZE), CU = CHUNK_UNITS_, CHUNK_BYTES = CU * 16;
+  static constexpr int HALF_UNITS = HALF_UNITS_;            // units of a row of dv computed at once
   // Channels of dq and dk computed at once: as many as fit in registers.
   static constexpr int WIDEST = SIZE == 8 || (SIZE == 4 && DEPTH > 64) ? 32 : 64;
   static constexpr int COLUMNS = DEPTH < WIDEST ? DEPTH : WIDEST;
   static constexpr int SU = units(ROWS * A::SHEET), RU = units(COLUMNS * SIZE);
-  static constexpr int QUERY_BYTES = ROWS * 16 * DU, CHUNK_BYTES = ROWS * 16 * CU;
-  static constexpr int STREAM_BYTES = 5 * CHUNK_BYTES;      // two chunks each of v and dout, one of results or out
+  static constexpr int QUERY_BYTES = ROWS * 16 * DU, VALUE_BYTES = ROWS * CHUNK_BYTES;
+  static constexpr int STREAM_BYTES = 5 * VALUE_BYTES;      // two chunks each of v and dout, one of results or out
   static constexpr int SHEET_BYTES = ROWS * 16 * SU, LATE_BYTES = SHEET_BYTES + ROWS * 16 * RU; // dS, dq and dk
   static constexpr int ROW_BYTES = ROWS * sizeof(typename A::Sum);
   static constexpr int SHARED =
       2 * QUERY_BYTES + (STREAM_BYTES > LATE_BYTES ? STREAM_BYTES : LATE_BYTES) + 2 * ROW_BYTES + ITEM_BYTES;
+  // Addresses in shared memory, from its start on.
+  static constexpr u32 KEYS = QUERY_BYTES, VALUES = 2 * QUERY_BYTES, DOUTS = VALUES + 2 * VALUE_BYTES;
+  static constexpr u32 OTHERS = DOUTS + 2 * VALUE_BYTES; // out in the first phase, later dv of the earlier lines
+  static constexpr u32 SHEET = VALUES, RESULTS = SHEET + SHEET_BYTES;
+  static constexpr u32 ITEM = SHARED - ITEM_BYTES, DELTAS = ITEM - ROW_BYTES, LSES = DELTAS - ROW_BYTES;
 };
 
-template <class B> INLINE void backward(const Arguments &a) {
+// v of the keys and dout of the queries, chunk by chunk.
+template <class B> struct Chunks {
+  RowCopies<B::ROWS, B::CU, B::THREADS> v, dout;
+
+  INLINE Chunks(const Arguments &a, const Item &item, u32 base, int thread)
+      : v(base + B::VALUES, line(a, item, a.v, item.key), step(a, item), thread),
+        dout(base + B::DOUTS, line(a, item, a.dout, item.query), step(a, item), thread) {}
+  static INLINE u64 step(const Arguments &a, const Item &item) { return (u64)item.inner * a.channels * B::SIZE; }
+  static INLINE const char *line(const Arguments &a, const Item &item, const void *x, int row) {
+    return (const char *)x + (u64)item.start * a.channels * B::SIZE + row * step(a, item);
+  }
+  INLINE void load(const Item &item, u32 buffer, int skip, int bytes, CachePolicy policy) {
+    v.load(buffer, skip, item.keys, bytes, policy);
+    dout.load(buffer, skip, item.queries, bytes, policy);
+  }
+};
+
+// P^T of the M tiles of keys from tile `tile0` on. The places of padding need no care but that their weights are finite:
+// there the rows of k and dout are zeros, so whatever is multiplied with their weights or dS vanishes.
+template <class B, int M>
+INLINE void probabilities(const Arguments &a, const Item &item, typename B::A::Probabilities (&weights)[B::TILES][M], u32 base,
+                          int tile0, int lane) {
   typedef typename B::A A;
   typedef typename A::Sum Sum;
-  typedef typename A::Element T;
-  constexpr int M = B::ROW_TILES, TILES = B::TILES, DU = B::DU, CU = B::CU, SU = B::SU, RU = B::RU;
-  constexpr int CHUNK_STEPS = CU / A::STEP, DEPTH_STEPS = DU / A::STEP;
-  char *const queries = shared_memory(), *const keys = queries + B::QUERY_BYTES;
-  char *const values = keys + B::QUERY_BYTES, *const douts = values + 2 * B::CHUNK_BYTES;
-  char *const others = douts + 2 * B::CHUNK_BYTES; // out in the first phase, later dv of the earlier lines
-  char *const sheet = values, *const results = sheet + B::SHEET_BYTES;
-  char *const lses = shared_memory() + B::SHARED - ITEM_BYTES - 2 * B::ROW_BYTES, *const deltas = lses + B::ROW_BYTES;
-  const Item &item = next_item(a, deltas + B::ROW_BYTES);
-  if (!item.exists)
-    return;
-
-  int thread = threadIdx.x;
-  u32 start = item.start;
-  const int warp = thread >> 5;
-  const u64 depth_bytes = (u64)a.depth * B::SIZE, value_bytes = (u64)a.channels * B::SIZE;
-  const u64 depth_step = item.inner * depth_bytes, value_step = item.inner * value_bytes;
-  const int chunks = (a.channels + B::CHUNK - 1) / B::CHUNK;
-  auto tile = [&](int m) { return min(warp * M + m, TILES - 1); };
-  auto owned = [&](int m) { return TILES % M == 0 || warp * M + m < TILES; };
-  auto load_chunk = [&](int c) {
-    const int bytes = (int)value_bytes - c * (CU * 16);
-    const u64 at = start * value_bytes + c * (CU * 16);
-    load_rows<B::ROWS, CU, B::THREADS>(values + (c & 1) * B::CHUNK_BYTES,
-                                       (const char *)a.v + at + item.key * value_step, value_step, item.keys, bytes, thread);
-    load_rows<B::ROWS, CU, B::THREADS>(douts + (c & 1) * B::CHUNK_BYTES, (const char *)a.dout + at + item.query * value_step,
-                                       value_step, item.queries, bytes, thread);
-  };
-
-  load_rows<B::ROWS, DU, B::THREADS>(queries, (const char *)a.q + start * depth_bytes + item.query * depth_step,
-                                     depth_step, item.queries, (int)depth_bytes, thread);
-  load_rows<B::ROWS, DU, B::THREADS>(keys, (const char *)a.k + start * depth_bytes + item.key * depth_step, depth_step,
-                                     item.keys, (int)depth_bytes, thread);
-  copy_commit();
-  load_chunk(0);
-  copy_commit();
-  for (int i = thread; i < B::ROWS; i += B::THREADS) {
-    const Sum lse = i < item.queries ? load_global<Sum>((const Sum *)a.lse + start + (u64)(item.query + i) * item.inner) : 0;
-    store_shared<Sum>(lses + i * sizeof(Sum), lse * (Sum)LOG2_E_DOUBLE);
-  }
-  copy_wait<1>();
-  __syncthreads();
-  hide(thread);
-  hide(start);
-
-  // P^T.
-  typename A::Weights weights[TILES][M];
-  Sum dp[TILES][M][2][4];
-  {
-    const int lane = thread & 31, g = lane >> 2, t = lane & 3;
-    const Sum scale = (Sum)(a.scale * LOG2_E_DOUBLE), share = (Sum)a.share;
+  constexpr int TILES = B::TILES, DU = B::DU;
+  const int g = lane >> 2, t = lane & 3;
+  const Sum scale = (Sum)(a.scale * LOG2_E_DOUBLE), share = (Sum)a.share;
+  const u32 rows = base + B::KEYS + tile0 * 16 * DU * 16 + A::template row_place<DU>(lane), columns = base + A::template column_place<DU>(lane);
+  const int own[2] = {item.query == item.key && g == 2 * t ? tile0 : -TILES, item.query == item.key && g == 2 * t + 1 ? tile0 : -TILES};
+  Sum x[TILES][M][2][4];
 #pragma unroll
-    for (int n = 0; n < TILES; n++)
-      clear(dp[n]);
+  for (int n = 0; n < TILES; n++)
+    clear(x[n]);
 #pragma unroll A::UNROLL
-    for (int s = 0; s < DEPTH_STEPS; s++) {
-      typename A::Rows k[M];
+  for (int s = 0; s < DU / A::STEP; s++) {
+    typename A::Rows k[M];
 #pragma unroll
-      for (int m = 0; m < M; m++)
-        A::template load<DU>(k[m], keys, tile(m) * 16, s * A::STEP, lane);
-#pragma unroll
-      for (int n = 0; n < TILES; n++)
-        A::template multiply_rows<M, DU>(dp[n], k, queries, n * 16, s * A::STEP, lane);
-    }
+    for (int m = 0; m < M; m++)
+      A::template load<DU>(k[m], rows, m * 16, s * A::STEP);
 #pragma unroll
     for (int n = 0; n < TILES; n++)
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        Sum lse[2];
-        Pairs<Sum>::get(lse[0], lse[1], load_shared<typename Pairs<Sum>::Word>(lses + (n * 16 + half * 8 + 2 * t) * sizeof(Sum)));
-#pragma unroll
-        for (int m = 0; m < M; m++) {
-          const int key = tile(m) * 16 + g, own = item.query == item.key ? key - 2 * t : -1000, end = item.queries - 2 * t;
-          Sum(&x)[4] = dp[n][m][half];
-#pragma unroll
-          for (int i = 0; i < 4; i++) {
-            const int column = n * 16 + half * 8 + (i & 1), h = i >> 1;
-            Sum e = x[i] * scale;
-            if (column - 8 * h == own)
-              e += share;
-            x[i] = column >= end || key + 8 * h >= item.keys ? 0 : power2(e - lse[i & 1]);
-          }
-          weights[n][m].set(half, x);
-        }
-      }
-#pragma unroll
-    for (int n = 0; n < TILES; n++)
-      clear(dp[n]);
+      A::template multiply_rows<M, DU>(x[n], k, columns, n * 16, s * A::STEP);
   }
+#pragma unroll
+  for (int n = 0; n < TILES; n++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      Sum lse[2];
+      Pairs<Sum>::get(lse[0], lse[1],
+                      load_shared<typename Pairs<Sum>::Word>(base + B::LSES + (n * 16 + half * 8 + 2 * t) * sizeof(Sum)));
+#pragma unroll
+      for (int m = 0; m < M; m++) {
+        Sum(&p)[4] = x[n][m][half];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          Sum e = p[i] * scale - lse[i & 1];
+          if (half == i >> 1 && own[i & 1] + m == n) // the key's own query
+            e += share;
+          p[i] = power2(at_most_zero(e));
+        }
+        weights[n][m].set(half, p);
+      }
+    }
+}
 
-  wait_for_earlier_phases(a, item);
-  for (int i = thread; i < B::ROWS; i += B::THREADS)
-    store_shared<Sum>(deltas + i * sizeof(Sum), !item.first && i < item.queries
-                                                    ? load_global<Sum>((const Sum *)a.delta + start + (u64)(item.query + i) * item.inner)
-                                                    : 0);
-
-  // dP^T = V dout^T, summed over the chunks of channels; dv of each chunk.
+// dP^T = V dout^T, summed over the chunks of channels, and dv of each chunk, for the M tiles of keys from tile `tile0` on.
+// The first phase also puts delta in shared and global memory, for the same positions as queries.
+template <class B, int M, bool FIRST>
+INLINE void sum_chunks(const Arguments &a, const Item &item, typename B::A::Sum (&dp)[B::TILES][M][2][4],
+                       const typename B::A::Probabilities (&weights)[B::TILES][M], u32 base, int tile0) {
+  typedef typename B::A A;
+  typedef typename A::Sum Sum;
+  constexpr int TILES = B::TILES, CU = B::CU, N = B::HALF_UNITS * 16 / B::SIZE / 8;
+  const int bytes = a.channels * B::SIZE, rows = item.keys - tile0 * 16;
+  const CachePolicy last_use = cache_policy(item.after == 0), policy = FIRST ? cache_policy(true) : last_use;
+  const u64 step = (u64)item.inner * bytes, start = (u64)item.start * bytes + (item.key + tile0 * 16) * step;
+  const u32 own = tile0 * 16 * B::CHUNK_BYTES;
+  int thread = threadIdx.x;
+  hide(thread); // or what was computed from it for the first chunk would be kept in registers until now
+  const int lane = thread & 31;
+  Chunks<B> chunks(a, item, base, thread);
+  RowCopies<16 * M, CU, 32> dv(base + own, (const char *)a.dv + start, step, lane);
+  RowCopies<16 * M, CU, 32> out(base + own, (const char *)a.out + start, step, lane);
+  const u32 row_place = base + B::VALUES + own + A::template row_place<CU>(lane);
+  const u32 column_place = base + B::DOUTS + A::template column_place<CU>(lane);
+  const u32 value_place = base + B::DOUTS + A::template value_place<CU>(lane);
+  const u32 result_place = base + own + A::template result_place<CU>(lane);
+  typename A::template RowProducts<CU> delta[FIRST ? M : 1];
+  u32 buffer = 0;
 #pragma unroll 1
-  for (int c = 0; c < chunks; c++) {
-    hide(thread);
-    hide(start);
-    int lane = thread & 31;
-    const int bytes = (int)value_bytes - c * (CU * 16);
-    const u64 at = start * value_bytes + item.key * value_step + c * (CU * 16);
+  for (int skip = 0; skip < bytes; skip += B::CHUNK_BYTES) {
     copy_wait<0>();
     __syncthreads();
-#pragma unroll
-    for (int m = 0; m < M; m++)
-      if (owned(m))
-        load_rows<16, CU, 32>(others + tile(m) * 16 * CU * 16,
-                              (const char *)(item.first ? a.out : a.dv) + at + tile(m) * 16 * value_step, value_step,
-                              item.keys - tile(m) * 16, bytes, lane);
+    (FIRST ? out : dv).load(B::OTHERS, skip, rows, bytes, policy);
     copy_commit();
-    if (c + 1 < chunks)
-      load_chunk(c + 1);
+    if (skip + B::CHUNK_BYTES < bytes)
+      chunks.load(item, buffer ^ B::VALUE_BYTES, skip + B::CHUNK_BYTES, bytes, last_use);
     copy_commit();
-    char *v = values + (c & 1) * B::CHUNK_BYTES;
-    const char *dout = douts + (c & 1) * B::CHUNK_BYTES;
 #pragma unroll A::UNROLL
-    for (int s = 0; s < CHUNK_STEPS; s++) {
-      typename A::Rows r[M];
+    for (int s = 0; s < CU / A::STEP; s++) {
+      typename A::Rows v[M];
 #pragma unroll
       for (int m = 0; m < M; m++)
-        A::template load<CU>(r[m], v, tile(m) * 16, s * A::STEP, lane);
+        A::template load<CU>(v[m], row_place + buffer, m * 16, s * A::STEP);
 #pragma unroll
       for (int n = 0; n < TILES; n++)
-        A::template multiply_rows<M, CU>(dp[n], r, dout, n * 16, s * A::STEP, lane);
+        A::template multiply_rows<M, CU>(dp[n], v, column_place + buffer, n * 16, s * A::STEP);
     }
-    char *dv = item.first ? v : others; // a warp's own rows of v are no longer needed: results take their memory
-    hide(thread);
-    lane = thread & 31;
+    copy_wait<1>();
+    __syncwarp();
+    // In the first phase a warp's own rows of v, which are no longer needed, take the results.
+    const u32 results = FIRST ? B::VALUES + buffer : B::OTHERS;
+    if (FIRST)
 #pragma unroll
-    for (int column = 0; column < B::CHUNK; column += B::HALF) {
-      Sum x[M][B::HALF / 8][4];
+      for (int m = 0; m < M; m++)
+        delta[m].add(base + B::DOUTS + buffer + own + m * 16 * B::CHUNK_BYTES, base + B::OTHERS + own + m * 16 * B::CHUNK_BYTES, lane);
+#pragma unroll
+    for (int half = 0; half < CU; half += B::HALF_UNITS) {
+      Sum x[M][N][4];
+      if (FIRST)
+        clear(x);
+      else
+#pragma unroll
+        for (int m = 0; m < M; m++)
+          read_results<A, CU, N>(x[m], result_place + results, m * 16, half);
+#pragma unroll
+      for (int n = 0; n < TILES; n++)
+        A::template multiply_weights<M, N, CU>(x, weights[n], value_place + buffer, n * 16, half);
+#pragma unroll
+      for (int m = 0; m < M; m++)
+        A::template store_results<CU, N>(result_place + results, x[m], m * 16, half);
+    }
+    __syncwarp();
+    dv.store(results, skip, rows, bytes, last_use);
+    buffer ^= B::VALUE_BYTES;
+  }
+  if (FIRST) {
+#pragma unroll
+    for (int m = 0; m < M; m++)
+      delta[m].each(lane, [&](int row, Sum sum) {
+        row += (tile0 + m) * 16;
+        const u64 at = item.start + (u64)(item.query + row) * item.inner;
+        if (a.dlse && row < item.queries)
+          sum -= load_global<Sum>((const Sum *)a.dlse + at);
+        store_shared<Sum>(base + B::DELTAS + row * sizeof(Sum), sum);
+        if (row < item.queries)
+          store_global<Sum>((Sum *)a.delta + at, sum);
+      });
+  }
+}
+
+// dq and dk. A tile of earlier results is fetched during its product, which is added to it and written back.
+template <class B, int M>
+INLINE void gradients_of_energies(const Arguments &a, const Item &item, const typename B::A::Weights (&ds)[B::TILES][M], u32 base,
+                                  int tile0, int lane) {
+  typedef typename B::A A;
+  typedef typename A::Sum Sum;
+  constexpr int TILES = B::TILES, DU = B::DU, RU = B::RU, SU = B::SU, N = B::COLUMNS / 8;
+  const CachePolicy policy = cache_policy(item.after == 0);
+  const Sum scale = (Sum)a.scale;
+  const u64 depth_bytes = (u64)a.depth * B::SIZE, step = item.inner * depth_bytes;
+  const u32 results = base + B::RESULTS + tile0 * 16 * RU * 16, result_place = results + A::template result_place<RU>(lane);
+  const u32 value_place = base + A::template value_place<DU>(lane);
+  const u32 sheet = base + B::SHEET + A::template transposed_place<SU>(lane);
+#pragma unroll 1
+  for (int column = 0; column < B::DEPTH; column += B::COLUMNS) {
+    const int skip = column * B::SIZE;
+    auto copies = [&](const void *x, int row, int m) {
+      return RowCopies<16, RU, 32>(results + m * 16 * RU * 16,
+                                   (const char *)x + item.start * depth_bytes + row * step, step, lane);
+    };
+    auto fetch = [&](const void *x, int row, int rows, int m) {
+      if (!item.first)
+        copies(x, row, m).load(0, skip, rows, (int)depth_bytes, policy);
+    };
+    auto write = [&](const void *x, Sum(&sum)[N][4], int row, int rows, int m) {
+#pragma unroll
+      for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+          sum[n][i] *= scale;
+      if (!item.first)
+        A::template each_result<RU, N>(result_place, m * 16, 0, [&](int n, int i, Sum old) { sum[n][i] += old; });
+      A::template store_results<RU, N>(result_place, sum, m * 16, 0);
+      __syncwarp();
+      copies(x, row, m).store(0, skip, rows, (int)depth_bytes, policy);
+      __syncwarp();
+    };
+#pragma unroll 1
+    for (int q = tile0 / B::ROW_TILES; q < TILES; q += B::WARPS) {
+      fetch(a.dq, item.query + q * 16, item.queries - q * 16, 0);
+      copy_commit();
+      Sum x[1][N][4];
       clear(x);
 #pragma unroll
-      for (int n = 0; n < TILES; n++)
-        A::template multiply_weights<M, B::HALF / 8, CU>(x, weights[n], dout, n * 16, column, lane);
-      hide(thread);
-      lane = thread & 31;
-      if (column == 0) {
-        copy_wait<1>();
-        __syncwarp();
+      for (int n = 0; n < TILES; n++) {
+        typename A::Weights w[1];
+        A::template load_transposed<SU>(w[0], sheet, n * 16, q * A::SHEET);
+        A::template multiply_weights<1, N, DU>(x, w, value_place + B::KEYS + skip, n * 16, 0);
       }
-      const Sum one[2] = {1, 1};
-#pragma unroll
-      for (int m = 0; m < M; m++)
-        if (owned(m))
-          put_results<A, CU, B::HALF / 8>(dv, x[m], tile(m) * 16, column / 8, one, one, !item.first, lane);
+      copy_wait<0>();
+      __syncwarp();
+      write(a.dq, x[0], item.query + q * 16, item.queries - q * 16, 0);
     }
-    __syncwarp();
-    hide(thread);
-    hide(start);
-    lane = thread & 31;
-    char *to = (char *)a.dv + start * value_bytes + item.key * value_step + c * (CU * 16);
 #pragma unroll
     for (int m = 0; m < M; m++)
-      if (owned(m))
-        store_rows<16, CU>(dv, tile(m) * 16, to + tile(m) * 16 * value_step, value_step, item.keys - tile(m) * 16, bytes, lane);
-    if (item.first) { // delta of the warp's own rows: queries and keys are the same segment here
+      fetch(a.dk, item.key + (tile0 + m) * 16, item.keys - (tile0 + m) * 16, m);
+    copy_commit();
+    Sum x[M][N][4];
+    clear(x);
 #pragma unroll
-      for (int m = 0; m < M; m++)
-        if (owned(m)) {
-#pragma unroll
-          for (int j = 0; j < 16 * CU / 32; j++) {
-            const int row = tile(m) * 16 + j * (32 / CU) + lane / CU, at_unit = offset<CU>(row, lane % CU);
-            const Unit<T, Sum> x(load_shared<uint4>(dout + at_unit)), y(load_shared<uint4>(others + at_unit));
-            Sum sum = 0;
-#pragma unroll
-            for (int e = 0; e < Unit<T, Sum>::SIZE; e++)
-              sum += x.x[e] * y.x[e];
-#pragma unroll
-            for (int mask = 1; mask < CU; mask *= 2)
-              sum += __shfl_xor_sync(~0u, sum, mask);
-            if (lane % CU == 0)
-              store_shared<Sum>(deltas + row * sizeof(Sum), load_shared<Sum>(deltas + row * sizeof(Sum)) + sum);
-          }
-        }
-    }
+    for (int n = 0; n < TILES; n++)
+      A::template multiply_weights<M, N, DU>(x, ds[n], value_place + skip, n * 16, 0);
+    copy_wait<0>();
     __syncwarp();
-  }
-
-  hide(thread);
-  hide(start);
-  const int lane = thread & 31, t = lane & 3;
-  if (item.first) {
 #pragma unroll
-    for (int m = 0; m < M; m++) {
-      const int row = tile(m) * 16 + lane;
-      if (owned(m) && lane < 16 && row < item.queries) {
-        const u64 at = start + (u64)(item.query + row) * item.inner;
-        Sum delta = load_shared<Sum>(deltas + row * sizeof(Sum));
-        if (a.dlse)
-          delta -= load_global<Sum>((const Sum *)a.dlse + at);
-        store_shared<Sum>(deltas + row * sizeof(Sum), delta);
-        store_global<Sum>((Sum *)a.delta + at, delta);
-      }
-    }
+    for (int m = 0; m < M; m++)
+      write(a.dk, x[m], item.key + (tile0 + m) * 16, item.keys - (tile0 + m) * 16, m);
   }
+}
+
+template <class B, int M> INLINE void backward_tiles(const Arguments &a, const Item &item, u32 base, int tile0) {
+  typedef typename B::A A;
+  typedef typename A::Sum Sum;
+  constexpr int TILES = B::TILES, SU = B::SU;
+  const int lane = threadIdx.x & 31, t = lane & 3;
+  typename A::Probabilities weights[TILES][M];
+  probabilities<B, M>(a, item, weights, base, tile0, lane);
+  wait_for_earlier_phases(a, item);
+  for (int i = threadIdx.x; !item.first && i < B::ROWS; i += B::THREADS)
+    store_shared<Sum>(base + B::DELTAS + i * sizeof(Sum),
+                      i < item.queries ? load_global<Sum>((const Sum *)a.delta + item.start + (u64)(item.query + i) * item.inner) : 0);
+  Sum dp[TILES][M][2][4];
+#pragma unroll
+  for (int n = 0; n < TILES; n++)
+    clear(dp[n]);
+  if (item.first)
+    sum_chunks<B, M, true>(a, item, dp, weights, base, tile0);
+  else
+    sum_chunks<B, M, false>(a, item, dp, weights, base, tile0);
   __syncthreads();
 
-  // dS^T replaces P^T in registers and, for dq, goes to shared memory.
+  // dS^T stays in registers for dk and goes to shared memory for dq.
+  typename A::Weights ds[TILES][M];
+  const u32 sheet = base + B::SHEET + tile0 * 16 * SU * 16 + A::template weight_place<SU>(lane);
 #pragma unroll
   for (int n = 0; n < TILES; n++) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       Sum delta[2];
-      Pairs<Sum>::get(delta[0], delta[1], load_shared<typename Pairs<Sum>::Word>(deltas + (n * 16 + half * 8 + 2 * t) * sizeof(Sum)));
+      Pairs<Sum>::get(delta[0], delta[1],
+                      load_shared<typename Pairs<Sum>::Word>(base + B::DELTAS + (n * 16 + half * 8 + 2 * t) * sizeof(Sum)));
 #pragma unroll
       for (int m = 0; m < M; m++) {
         Sum p[4];
         weights[n][m].get(half, p);
 #pragma unroll
-        for (int i = 0; i < 4; i++) // in the padding of a line this product may be 0 times infinity
-          p[i] = p[i] == 0 ? 0 : p[i] * (dp[n][m][half][i] - delta[i & 1]);
-        weights[n][m].set(half, p);
+        for (int i = 0; i < 4; i++)
+          p[i] *= dp[n][m][half][i] - delta[i & 1];
+        ds[n][m].set(half, p);
       }
     }
 #pragma unroll
     for (int m = 0; m < M; m++)
-      if (owned(m))
-        A::template store_weights<SU>(sheet, weights[n][m], tile(m) * 16, 2 * n, lane);
+      A::template store_weights<SU>(sheet, ds[n][m], m * 16, n * A::SHEET);
   }
   __syncthreads();
+  gradients_of_energies<B, M>(a, item, ds, base, tile0, lane);
+}
 
-  // dq and dk: a tile of earlier results is fetched during its product, which is added to it and written back.
-  const Sum scale = (Sum)a.scale, scales[2] = {scale, scale}, one[2] = {1, 1};
-#pragma unroll 1
-  for (int column = 0; column < B::DEPTH; column += B::COLUMNS) {
-    const int bytes = (int)depth_bytes - column * B::SIZE;
-    constexpr int N = B::COLUMNS / 8;
-    auto fetch = [&](const void *from, int slot, int row, int rows) {
-      if (!item.first)
-        load_rows<16, RU, 32>(results + slot * 16 * RU * 16,
-                              (const char *)from + start * depth_bytes + row * depth_step + column * B::SIZE, depth_step,
-                              rows, bytes, lane);
-      copy_commit();
-    };
-    auto write = [&](void *to, const Sum(&x)[N][4], int slot, int row, int rows) {
-      put_results<A, RU, N>(results, x, slot * 16, 0, scales, one, !item.first, lane);
-      __syncwarp();
-      store_rows<16, RU>(results, slot * 16, (char *)to + start * depth_bytes + row * depth_step + column * B::SIZE,
-                         depth_step, rows, bytes, lane);
-      __syncwarp();
-    };
-#pragma unroll 1
-    for (int q = warp; q < TILES; q += B::WARPS) {
-      Sum x[1][N][4];
-      clear(x);
-      fetch(a.dq, tile(0), item.query + q * 16, item.queries - q * 16);
-#pragma unroll
-      for (int n = 0; n < TILES; n++) {
-        typename A::Weights ds[1];
-        A::template load_columns<SU>(ds[0], sheet, n * 16, q * 16, lane);
-        A::template multiply_weights<1, N, DU>(x, ds, keys, n * 16, column, lane);
-      }
-      copy_wait<0>();
-      __syncwarp();
-      write(a.dq, x[0], tile(0), item.query + q * 16, item.queries - q * 16);
-    }
-#pragma unroll
-    for (int m = 0; m < M; m++)
-      if (owned(m))
-        fetch(a.dk, tile(m), item.key + tile(m) * 16, item.keys - tile(m) * 16);
-    Sum x[M][N][4];
-    clear(x);
-#pragma unroll
-    for (int n = 0; n < TILES; n++)
-      A::template multiply_weights<M, N, DU>(x, weights[n], queries, n * 16, column, lane);
-    copy_wait<0>();
-    __syncwarp();
-#pragma unroll
-    for (int m = 0; m < M; m++)
-      if (owned(m))
-        write(a.dk, x[m], tile(m), item.key + tile(m) * 16, item.keys - tile(m) * 16);
+template <class B> INLINE void backward(const Arguments &a) {
+  typedef typename B::A::Sum Sum;
+  constexpr int M = B::ROW_TILES, REST = B::TILES % M;
+  const u32 base = shared_address(shared_memory());
+  const Item item = next_item(a, base + B::ITEM);
+  if (!item.exists)
+    return;
+  const int thread = threadIdx.x, depth_bytes = a.depth * B::SIZE, value_bytes = a.channels * B::SIZE;
+  const u64 depth_step = (u64)item.inner * depth_bytes, depth_start = (u64)item.start * depth_bytes;
+  const CachePolicy policy = cache_policy(item.after == 0);
+  load_rows<B::ROWS, B::DU, B::THREADS>(base, (const char *)a.q + depth_start + item.query * depth_step, depth_step,
+                                        item.queries, depth_bytes, thread, policy);
+  load_rows<B::ROWS, B::DU, B::THREADS>(base + B::KEYS, (const char *)a.k + depth_start + item.key * depth_step, depth_step,
+                                        item.keys, depth_bytes, thread, policy);
+  copy_commit();
+  Chunks<B>(a, item, base, thread).load(item, 0, 0, value_bytes, policy);
+  copy_commit();
+  for (int i = thread; i < B::ROWS; i += B::THREADS) {
+    const Sum lse = i < item.queries ? load_global<Sum>((const Sum *)a.lse + item.start + (u64)(item.query + i) * item.inner) : 0;
+    store_shared<Sum>(base + B::LSES + i * sizeof(Sum), lse * (Sum)LOG2_E_DOUBLE);
   }
+  copy_wait<1>();
+  __syncthreads();
+
+  const int tile0 = first_tile<B::WARPS, M>(item);
+  if (REST == 0 || tile0 + M <= B::TILES)
+    backward_tiles<B, M>(a, item, base, tile0);
+  else
+    backward_tiles<B, REST ? REST : M>(a, item, base, tile0);
   finish_item(a, item);
 }

@@ -35,19 +35,20 @@ class Arithmetic(NamedTuple):
     sheet: int  # bytes of a weight in shared memory
     sum: int  # bytes of a sum
     forward_rows: int  # tiles of rows that a warp owns in forward, for lines of 4 tiles and more
-    rows: int  # tiles of rows that a warp owns in the other kernels
+    backward_rows: int  # in backward
+    rows: int  # in the stages
     forward_most: int  # most tiles of a block in forward
     most: int  # most tiles of a block in the other kernels
 
 
 ARITHMETICS = {
-    "bf16": Arithmetic("Matrix16<bf16>", 2, 2, 4, 2, 2, 16, 8),
-    "f16": Arithmetic("Matrix16<f16>", 2, 2, 4, 2, 2, 16, 8),
-    "tf32": Arithmetic("Tf32", 4, 4, 4, 2, 1, 7, 7),
-    "f32": Arithmetic("MultiplyAdd<float, float>", 4, 4, 4, 2, 1, 7, 7),
-    "f64": Arithmetic("MultiplyAdd<double, double>", 8, 8, 8, 1, 1, 4, 2),
-    "bf16_fma": Arithmetic("MultiplyAdd<bf16, float>", 2, 4, 4, 1, 1, 4, 4),
-    "f16_fma": Arithmetic("MultiplyAdd<f16, float>", 2, 4, 4, 1, 1, 4, 4),
+    "bf16": Arithmetic("Matrix16<bf16>", 2, 2, 4, 2, 2, 2, 16, 8),
+    "f16": Arithmetic("Matrix16<f16>", 2, 2, 4, 2, 2, 2, 16, 8),
+    "tf32": Arithmetic("Tf32", 4, 4, 4, 2, 2, 1, 7, 7),
+    "f32": Arithmetic("MultiplyAdd<float, float>", 4, 4, 4, 2, 1, 1, 7, 7),
+    "f64": Arithmetic("MultiplyAdd<double, double>", 8, 8, 8, 1, 1, 1, 4, 2),
+    "bf16_fma": Arithmetic("MultiplyAdd<bf16, float>", 2, 4, 4, 1, 1, 1, 4, 4),
+    "f16_fma": Arithmetic("MultiplyAdd<f16, float>", 2, 4, 4, 1, 1, 1, 4, 4),
 }
 
 
@@ -56,6 +57,7 @@ class Limits(NamedTuple):
 
     capability: tuple[int, int]  # compute capability
     shared_bytes: int  # most dynamic shared memory of a block
+    multiprocessors: int
 
 
 class Configuration(NamedTuple):
@@ -154,7 +156,8 @@ def configuration(kernel: str, arithmetic: str, tiles: int, depth: int, limits: 
     Its `blocks` is 0 where it does not fit the GPU.
     """
     kind = ARITHMETICS[arithmetic]
-    row_tiles = (kind.forward_rows if kernel == "forward" else kind.rows) if tiles >= 4 else 1
+    owned = {"forward": kind.forward_rows, "backward": kind.backward_rows}.get(kernel, kind.rows)
+    row_tiles = owned if tiles >= 4 else 1
     chosen = _fitted(kernel, arithmetic, tiles, depth, row_tiles, limits)
     if kernel == "backward" and tiles >= 8 and (chosen.blocks == 1 or chosen.depth == DEPTHS[0]):
         # With two tiles of rows a warp, the sums and weights of 8 tiles (128 positions) take all registers, and with

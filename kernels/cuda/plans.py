@@ -10,10 +10,20 @@ import struct
 from functools import lru_cache
 from typing import NamedTuple
 
-from ccgpu.kernels.cuda.configurations import TILE, Configuration, Limits, classes, configuration
+from ccgpu.kernels.cuda.configurations import (
+    ARITHMETICS,
+    TILE,
+    UNIT,
+    Configuration,
+    Limits,
+    classes,
+    configuration,
+)
 
 # Two axes share a launch, and its kernel, unless that has more than this many times the tiles of the shorter axis.
 MOST_WASTE = 1.5
+MOST_CUTS = 4  # items into which forward cuts the channels of a line
+COUNTER_STRIDE = 32  # int32 from a counter to the next, as in schedule.cuh
 
 
 class Pointers(NamedTuple):
@@ -24,6 +34,7 @@ class Pointers(NamedTuple):
     v: int = 0
     out: int = 0
     lse: int = 0
+    scratch: int = 0
     dout: int = 0
     dlse: int = 0
     delta: int = 0
@@ -46,8 +57,8 @@ class Axis(NamedTuple):
     skips: bool = False  # whether the position itself is left out of the neighbours on this axis
 
 
-_HEAD = struct.Struct("13Q2d")
-_TAIL = struct.Struct("9i15i3i3i")
+_HEAD = struct.Struct("14Q2d")
+_TAIL = struct.Struct("10i15i3i3i4x")  # C++ pads a struct to its alignment
 ARGUMENT_BYTES = _HEAD.size + _TAIL.size
 
 
@@ -57,16 +68,22 @@ class Launch(NamedTuple):
     configuration: Configuration
     blocks: int
     images: int
+    cuts: int
     share: float
     numbers: bytes
 
     @property
     def counters(self) -> int:
-        """The number of int32 zeros that the launch needs."""
-        return self.images + 1
+        """The number of int32 zeros that the launch needs: a cache line for the tickets, and one for each image."""
+        return COUNTER_STRIDE * (self.images + 1)
 
     def arguments(self, pointers: Pointers, counters: int, scale: float = 1.0) -> bytes:
-        """Return the struct `Arguments` that the kernel takes by value."""
+        """Return the struct `Arguments` that the kernel takes by value.
+
+        `pointers.scratch` is needed where `cuts` is above 1: an array like lse.
+        """
+        if self.cuts == 1:
+            pointers = pointers._replace(scratch=pointers.lse)
         return _HEAD.pack(*pointers, counters, scale, self.share) + self.numbers
 
 
@@ -113,6 +130,21 @@ def _groups(axes: list[Axis]) -> list[list[Axis]]:
     return groups
 
 
+def _cuts(chosen: Configuration, group: list[Axis], images: int, channels: int, limits: Limits) -> int:
+    """Return into how many items forward cuts the channels of a line: as many as the GPU has room for at once.
+
+    Each of them forms the energies again, which costs as much as one or two chunks of channels. So a call cuts only what
+    would leave blocks idle, in at most `MOST_CUTS`.
+    """
+    chunks = math.ceil(channels * ARITHMETICS[chosen.arithmetic].size / (UNIT * chosen.chunk_units))
+    resident = chosen.blocks * limits.multiprocessors
+    together = images * max(axis.segments * axis.lines for axis in group)
+    cuts = 1
+    while 2 * cuts <= min(MOST_CUTS, chunks) and 2 * cuts * together <= resident:
+        cuts *= 2
+    return cuts
+
+
 @lru_cache(maxsize=4096)
 def plan(
     kernel: str,
@@ -122,7 +154,8 @@ def plan(
     depth: int,
     channels: int,
     limits: Limits,
-    lag: int | None = None,
+    lag: int = 0,
+    cuts: int | None = None,
 ) -> tuple[Launch, ...]:
     """Return the launches of a call, in order on one stream.
 
@@ -134,8 +167,8 @@ def plan(
         depth: channels of q and k, a multiple of 16 bytes; `aggregate` ignores it.
         channels: channels of v, a multiple of 16 bytes; `affinity` ignores it.
         limits: limits of the GPU.
-        lag: steps by which a phase of an image follows the one before it. None: 1, so that other images are computed
-            in between, or 0, image after image, if there are fewer images than phases.
+        lag: steps by which a phase of an image follows the one before it; 0: image after image.
+        cuts: parts of the channels that are computed as items of their own, in forward. None: as many as fill the GPU.
 
     Raises:
         ValueError: the call has more than 2^31 lines.
@@ -144,11 +177,16 @@ def plan(
     held = classes(kernel, arithmetic, depth, limits)
     groups = _groups(_axes(sizes, stage, held))
     crossing = sum(len(group) for group in groups)
+    phases = [sum(axis.segments for axis in group) for group in groups]
+    chosen = [configuration(kernel, arithmetic, max(axis.tiles for axis in group), depth, limits) for group in groups]
+    if kernel != "forward":
+        cuts = 1
+    elif cuts is None:
+        cuts = max(_cuts(x, group, images, channels, limits) for x, group in zip(chosen, groups, strict=True))
     launches = []
     for i, group in enumerate(groups):
-        phases = sum(axis.segments for axis in group)
-        steps = int(phases <= images) if lag is None else lag
-        blocks = (images + (phases - 1) * steps) * sum(axis.segments**2 * axis.lines for axis in group)
+        items = cuts * sum(axis.segments**2 * axis.lines for axis in group)
+        blocks = (images + (phases[i] - 1) * lag) * items
         if blocks >= 2**31 or math.prod(sizes) >= 2**31 or images * math.prod(sizes) >= 2**32:
             raise ValueError(
                 f"plan: a call must have fewer than 2^31 lines, got {images} images of {sizes}; split the batch"
@@ -160,14 +198,14 @@ def plan(
             depth,
             channels,
             sum(sizes) - len(sizes) + 1,
-            steps,
+            lag,
+            cuts,
             len(group),
-            i == 0,
-            i == len(groups) - 1,
+            sum(phases[:i]),
+            sum(phases[i + 1 :]),
             *(number for axis in padded for number in axis[:5]),
             *(axis.slot for axis in padded),
             *(axis.skips for axis in padded),
         )
-        chosen = configuration(kernel, arithmetic, max(axis.tiles for axis in group), depth, limits)
-        launches.append(Launch(chosen, blocks, images, -math.log2(crossing), numbers))
+        launches.append(Launch(chosen[i], blocks, images, cuts, -math.log2(crossing), numbers))
     return tuple(launches)

@@ -2,9 +2,10 @@
 //
 // A criss-cross is a union of lines, one along each axis. A line longer than a block can hold is divided into segments
 // of `span` positions, as queries and as keys. An item of work is a line with one of its segments as queries and one as
-// keys. A phase is an axis and a shift s: the items of all lines in which queries of segment j meet keys of segment
-// (j + s) mod segments. Within a phase no two items write the same element, and the phases add to results in a fixed
-// order. So there are no atomics on values, and every run gives the same bits.
+// keys; in forward, a call with few lines also cuts the channels of v into `cuts` items. A phase is an axis and a shift s:
+// the items of all lines in which queries of segment j meet keys of segment (j + s) mod segments. Within a phase no two
+// items write the same element, and the phases add to results in a fixed order. So there are no atomics on values, and
+// every run gives the same bits.
 //
 // The phases of an image follow each other; different images are independent. Blocks take items by ticket, and images
 // are staggered by `lag` phases, so that what a phase has written is still in the L2 cache when the next one reads it,
@@ -23,27 +24,30 @@ struct Axis {
 struct Arguments {
   const void *q, *k, *v;   // (images, *sizes, depth or channels)
   void *out, *lse;         // forward writes them, backward reads them
+  void *scratch;           // like lse; lse itself where a line's channels are one item
   const void *dout, *dlse; // dlse may be null, for zeros
   void *delta;             // (images, *sizes): dout . out - dlse, written and read by backward
   void *dq, *dk, *dv;
   void *weights;           // (images, *sizes, neighbours): energies or weights of the two stages
-  int *counters;           // the next ticket, then for each image the items done: zeros before the launch
+  int *counters;           // the next ticket, then for each image the items done, COUNTER_STRIDE apart: zeros before
   double scale;            // factor of the energies
   double share;            // log2(1 / A): a position itself counts 1 / A on each of the A lines through it
   int images, positions;   // positions of an image
   int depth, channels;     // elements of a position in q, k and in v
   int neighbours;          // positions of a criss-cross
   int lag;                 // steps by which a phase of an image follows the one before it
+  int cuts;                // parts of the channels of v, an item each
   int axes;                // of this launch
-  int first, last;         // whether the first and the last phase of all are in this launch
+  int before, after;       // phases of the call in earlier launches and in later ones
   Axis axis[3];
   int slot[3];             // index, among a position's neighbours, of the first one on the axis
   int skips[3];            // whether the position itself is left out of the neighbours on the axis
 };
 
 struct Item {
-  bool exists;
-  bool first, last;   // in the first phase of all, which has nothing to add to; in the last
+  int exists;
+  int first;          // whether this is the first phase of all, which has nothing to add to
+  int after;          // phases of the image that follow
   int image;
   int wanted;         // items of this image that must be done before this one reads or changes a result
   int axis;
@@ -51,26 +55,34 @@ struct Item {
   int inner;
   int query, key;     // first position of each segment on the line
   int queries, keys;  // positions of each segment
+  int cut;            // which part of the channels of v
+  int turn;           // a number that changes from item to item
 };
 
+// Items of a phase of axis x, and of all its phases.
+INLINE int phase_items(const Arguments &a, int x) { return a.axis[x].segments * a.axis[x].lines * a.cuts; }
+INLINE int axis_items(const Arguments &a, int x) { return a.axis[x].segments * phase_items(a, x); }
+
 INLINE Item item_of(const Arguments &a, int ticket) {
-  int step_items = 0;
-  for (int x = 0; x < a.axes; x++)
-    step_items += a.axis[x].segments * a.axis[x].segments * a.axis[x].lines;
+  int step_items = 0, phases = 0;
+  for (int x = 0; x < a.axes; x++) {
+    step_items += axis_items(a, x);
+    phases += a.axis[x].segments;
+  }
   int rest = ticket % step_items, phase = 0, before = 0, x = 0;
-  for (; rest >= a.axis[x].segments * a.axis[x].segments * a.axis[x].lines; x++) {
-    rest -= a.axis[x].segments * a.axis[x].segments * a.axis[x].lines;
-    before += a.axis[x].segments * a.axis[x].segments * a.axis[x].lines;
+  for (; rest >= axis_items(a, x); x++) {
+    rest -= axis_items(a, x);
+    before += axis_items(a, x);
     phase += a.axis[x].segments;
   }
   const Axis axis = a.axis[x];
-  const int items = axis.segments * axis.lines, shift = rest / items;
-  const int line = rest % items / axis.segments, segment = rest % axis.segments;
+  const int items = phase_items(a, x), shift = rest / items, part = rest % items / a.cuts;
+  const int line = part / axis.segments, segment = part % axis.segments;
   Item item;
   item.image = ticket / step_items - (phase + shift) * a.lag;
   item.exists = item.image >= 0 && item.image < a.images;
-  item.first = a.first && phase + shift == 0;
-  item.last = a.last && x == a.axes - 1 && shift == axis.segments - 1;
+  item.first = a.before + phase + shift == 0;
+  item.after = phases - 1 - phase - shift + a.after;
   item.wanted = before + shift * items;
   item.axis = x;
   item.inner = axis.inner;
@@ -79,24 +91,41 @@ INLINE Item item_of(const Arguments &a, int ticket) {
   item.key = (segment + shift) % axis.segments * axis.span;
   item.queries = min(axis.span, axis.length - item.query);
   item.keys = min(axis.span, axis.length - item.key);
+  item.cut = rest % a.cuts;
+  item.turn = ticket;
   return item;
 }
 
-// Takes the block's item. It stays in shared memory, at `slot`, and is read from there: a copy in registers would cost
-// registers of every thread.
+// Takes the block's item. Thread 0 finds it, and each warp keeps it in its uniform registers.
 constexpr int ITEM_BYTES = 64;
-INLINE const Item &next_item(const Arguments &a, char *slot) {
-  static_assert(sizeof(Item) <= ITEM_BYTES, "room for an item");
-  if (threadIdx.x == 0)
-    *(Item *)slot = item_of(a, take(a.counters));
+INLINE Item next_item(const Arguments &a, u32 slot) {
+  static_assert(sizeof(Item) <= ITEM_BYTES && sizeof(Item) % 4 == 0, "room for an item");
+  constexpr int WORDS = sizeof(Item) / 4;
+  int words[WORDS];
+  if (threadIdx.x == 0) {
+    const Item item = item_of(a, take(a.counters));
+    memcpy(words, &item, sizeof item);
+#pragma unroll
+    for (int i = 0; i < WORDS; i++)
+      store_shared<int>(slot + 4 * i, words[i]);
+  }
   __syncthreads();
-  return *(const Item *)slot;
+#pragma unroll
+  for (int i = 0; i < WORDS; i++)
+    words[i] = uniform(load_shared<int>(slot + 4 * i));
+  Item item;
+  memcpy(&item, words, sizeof item);
+  return item;
 }
+
+// A counter of its own on a cache line for each image: blocks that wait for one do not hold up those that count another.
+constexpr int COUNTER_STRIDE = 32;
+INLINE int *counter(const Arguments &a, int image) { return a.counters + COUNTER_STRIDE * (1 + image); }
 
 // Makes the block wait until the earlier phases of its image are done.
 INLINE void wait_for_earlier_phases(const Arguments &a, const Item &item) {
   if (item.wanted > 0 && threadIdx.x == 0)
-    wait_until(a.counters + 1 + item.image, item.wanted);
+    wait_until(counter(a, item.image), item.wanted);
   __syncthreads();
 }
 
@@ -104,5 +133,11 @@ INLINE void wait_for_earlier_phases(const Arguments &a, const Item &item) {
 INLINE void finish_item(const Arguments &a, const Item &item) {
   __syncthreads();
   if (threadIdx.x == 0)
-    announce(a.counters + 1 + item.image);
+    announce(counter(a, item.image));
+}
+
+// The first of a warp's `M` tiles of rows. Where a block's tiles do not divide evenly, the last of the WARPS places has
+// fewer, and the warps take turns at it: a warp always runs on the same one of a multiprocessor's four schedulers.
+template <int WARPS, int M> INLINE int first_tile(const Item &item) {
+  return (uniform(threadIdx.x >> 5) + item.turn) % WARPS * M;
 }

@@ -13,8 +13,8 @@ template <class A_, int TILES_, int ROW_TILES_, int CHUNK_UNITS_> struct StageSh
   static constexpr int ROW_TILES = ROW_TILES_; // tiles of rows of a warp
   static constexpr int WARPS = (TILES + ROW_TILES - 1) / ROW_TILES, THREADS = 32 * WARPS, ROWS = 16 * TILES;
   static constexpr int SIZE = sizeof(typename A::Element);
-  static constexpr int CU = CHUNK_UNITS_, CHUNK = CU * 16 / SIZE, CHUNK_BYTES = ROWS * 16 * CU;
-  static constexpr int SHARED = 4 * CHUNK_BYTES + ITEM_BYTES;
+  static constexpr int CU = CHUNK_UNITS_, CHUNK_BYTES = CU * 16, VALUE_BYTES = ROWS * CHUNK_BYTES;
+  static constexpr int SHARED = 4 * VALUE_BYTES + ITEM_BYTES;
 };
 
 // The index of the energy of a query and a key, given as places on the line; -1 where both are the same position and
@@ -31,54 +31,51 @@ template <class S> INLINE void affinity(const Arguments &a) {
   typedef typename S::A A;
   typedef typename A::Sum Sum;
   constexpr int M = S::ROW_TILES, TILES = S::TILES, CU = S::CU;
-  char *const queries = shared_memory(), *const keys = queries + 2 * S::CHUNK_BYTES;
-  const Item &item = next_item(a, keys + 2 * S::CHUNK_BYTES);
+  const u32 queries = shared_address(shared_memory()), keys = queries + 2 * S::VALUE_BYTES;
+  const Item item = next_item(a, keys + 2 * S::VALUE_BYTES);
   if (!item.exists)
     return;
 
-  int thread = threadIdx.x;
-  const int warp = thread >> 5;
-  const u64 row_bytes = (u64)a.depth * S::SIZE, step = item.inner * row_bytes;
-  const int chunks = (a.depth + S::CHUNK - 1) / S::CHUNK;
-  auto tile = [&](int m) { return min(warp * M + m, TILES - 1); };
-  auto owned = [&](int m) { return TILES % M == 0 || warp * M + m < TILES; };
-  auto load_chunk = [&](int c) {
-    const int bytes = (int)row_bytes - c * (CU * 16), buffer = (c & 1) * S::CHUNK_BYTES;
-    const u64 at = item.start * row_bytes + c * (CU * 16);
-    load_rows<S::ROWS, CU, S::THREADS>(queries + buffer, (const char *)a.q + at + item.query * step, step, item.queries,
-                                       bytes, thread);
-    load_rows<S::ROWS, CU, S::THREADS>(keys + buffer, (const char *)a.k + at + item.key * step, step, item.keys, bytes,
-                                       thread);
-  };
+  const int thread = threadIdx.x, lane = thread & 31, tile0 = first_tile<S::WARPS, M>(item), bytes = a.depth * S::SIZE;
+  const u64 step = (u64)item.inner * bytes;
+  RowCopies<S::ROWS, CU, S::THREADS> q(queries, (const char *)a.q + (u64)item.start * bytes + item.query * step, step, thread);
+  RowCopies<S::ROWS, CU, S::THREADS> k(keys, (const char *)a.k + (u64)item.start * bytes + item.key * step, step, thread);
+  // The last warp may have a tile too many: it computes the last tile again and its results are dropped.
+  auto tile = [&](int m) { return min(tile0 + m, TILES - 1); };
+  auto owned = [&](int m) { return TILES % M == 0 || tile0 + m < TILES; };
+  const CachePolicy policy = cache_policy(item.after == 0);
+  const u32 row_place = queries + A::template row_place<CU>(lane), column_place = keys + A::template column_place<CU>(lane);
 
   Sum x[TILES][M][2][4];
 #pragma unroll
   for (int n = 0; n < TILES; n++)
     clear(x[n]);
-  load_chunk(0);
-  copy_commit();
+  u32 buffer = 0;
+  auto load_chunk = [&](int skip, u32 to) {
+    q.load(to, skip, item.queries, bytes, policy);
+    k.load(to, skip, item.keys, bytes, policy);
+    copy_commit();
+  };
+  load_chunk(0, 0);
 #pragma unroll 1
-  for (int c = 0; c < chunks; c++) {
-    hide(thread);
-    const int lane = thread & 31;
+  for (int skip = 0; skip < bytes; skip += S::CHUNK_BYTES) {
     copy_wait<0>();
     __syncthreads();
-    if (c + 1 < chunks)
-      load_chunk(c + 1);
-    copy_commit();
-    const char *q = queries + (c & 1) * S::CHUNK_BYTES, *k = keys + (c & 1) * S::CHUNK_BYTES;
+    if (skip + S::CHUNK_BYTES < bytes)
+      load_chunk(skip + S::CHUNK_BYTES, buffer ^ S::VALUE_BYTES);
 #pragma unroll A::UNROLL
     for (int s = 0; s < CU / A::STEP; s++) {
       typename A::Rows r[M];
 #pragma unroll
       for (int m = 0; m < M; m++)
-        A::template load<CU>(r[m], q, tile(m) * 16, s * A::STEP, lane);
+        A::template load<CU>(r[m], row_place + buffer + tile(m) * 16 * S::CHUNK_BYTES, 0, s * A::STEP);
 #pragma unroll
       for (int n = 0; n < TILES; n++)
-        A::template multiply_rows<M, CU>(x[n], r, k, n * 16, s * A::STEP, lane);
+        A::template multiply_rows<M, CU>(x[n], r, column_place + buffer, n * 16, s * A::STEP);
     }
+    buffer ^= S::VALUE_BYTES;
   }
-  const int lane = thread & 31, g = lane >> 2, t = lane & 3;
+  const int g = lane >> 2, t = lane & 3;
 #pragma unroll
   for (int m = 0; m < M; m++)
     if (owned(m)) {
@@ -100,39 +97,31 @@ template <class S> INLINE void affinity(const Arguments &a) {
 template <class S, bool TRANSPOSED> INLINE void sum_values(const Arguments &a) {
   typedef typename S::A A;
   typedef typename A::Sum Sum;
-  constexpr int M = S::ROW_TILES, TILES = S::TILES, CU = S::CU, N = S::CHUNK / 8;
-  char *const values = shared_memory(), *const results = values + 2 * S::CHUNK_BYTES;
-  const Item &item = next_item(a, results + 2 * S::CHUNK_BYTES);
+  constexpr int M = S::ROW_TILES, TILES = S::TILES, CU = S::CU, N = S::CHUNK_BYTES / S::SIZE / 8;
+  const u32 values = shared_address(shared_memory()), results = values + 2 * S::VALUE_BYTES;
+  const Item item = next_item(a, results + 2 * S::VALUE_BYTES);
   if (!item.exists)
     return;
 
-  int thread = threadIdx.x;
-  const int warp = thread >> 5;
-  const u64 row_bytes = (u64)a.channels * S::SIZE, step = item.inner * row_bytes;
-  const int chunks = (a.channels + S::CHUNK - 1) / S::CHUNK;
+  const int thread = threadIdx.x, lane = thread & 31, tile0 = first_tile<S::WARPS, M>(item), bytes = a.channels * S::SIZE;
+  const u64 step = (u64)item.inner * bytes;
   const int row0 = TRANSPOSED ? item.key : item.query, rows = TRANSPOSED ? item.keys : item.queries;
   const int column0 = TRANSPOSED ? item.query : item.key, columns = TRANSPOSED ? item.queries : item.keys;
-  auto tile = [&](int m) { return min(warp * M + m, TILES - 1); };
-  auto owned = [&](int m) { return TILES % M == 0 || warp * M + m < TILES; };
-  auto load_values = [&](int c) {
-    const char *v = (const char *)a.v + item.start * row_bytes + column0 * step + c * (CU * 16);
-    load_rows<S::ROWS, CU, S::THREADS>(values + (c & 1) * S::CHUNK_BYTES, v, step, columns, (int)row_bytes - c * (CU * 16),
-                                       thread);
-  };
-  auto load_before = [&](int c) {
-    const char *out = (const char *)a.out + item.start * row_bytes + row0 * step + c * (CU * 16);
-#pragma unroll
-    for (int m = 0; m < M; m++)
-      if (owned(m))
-        load_rows<16, CU, 32>(results + (c & 1) * S::CHUNK_BYTES + tile(m) * 16 * CU * 16, out + tile(m) * 16 * step, step,
-                              rows - tile(m) * 16, (int)row_bytes - c * (CU * 16), thread & 31);
-  };
+  auto tile = [&](int m) { return min(tile0 + m, TILES - 1); };
+  auto owned = [&](int m) { return TILES % M == 0 || tile0 + m < TILES; };
+  const CachePolicy policy = cache_policy(item.after == 0);
+  RowCopies<S::ROWS, CU, S::THREADS> v(values, (const char *)a.v + (u64)item.start * bytes + column0 * step, step, thread);
+  RowCopies<16 * M, CU, 32> out(results + tile0 * 16 * S::CHUNK_BYTES,
+                                (const char *)a.out + (u64)item.start * bytes + (row0 + tile0 * 16) * step, step, lane);
+  const int own_rows = min(rows - tile0 * 16, (TILES - tile0) * 16); // the results of a tile too many are dropped
+  const u32 value_place = values + A::template value_place<CU>(lane);
+  const u32 result_place = results + tile0 * 16 * S::CHUNK_BYTES + A::template result_place<CU>(lane);
 
-  load_values(0);
+  v.load(0, 0, columns, bytes, policy);
   copy_commit();
   typename A::Weights weights[TILES][M];
   {
-    const int lane = thread & 31, g = lane >> 2, t = lane & 3;
+    const int g = lane >> 2, t = lane & 3;
 #pragma unroll
     for (int n = 0; n < TILES; n++)
 #pragma unroll
@@ -155,42 +144,38 @@ template <class S, bool TRANSPOSED> INLINE void sum_values(const Arguments &a) {
         }
   }
   wait_for_earlier_phases(a, item);
+  u32 buffer = 0;
   if (!item.first)
-    load_before(0);
+    out.load(0, 0, own_rows, bytes, policy);
   copy_commit();
 
-  const Sum one[2] = {1, 1};
 #pragma unroll 1
-  for (int c = 0; c < chunks; c++) {
-    hide(thread);
-    const int lane = thread & 31;
+  for (int skip = 0; skip < bytes; skip += S::CHUNK_BYTES) {
     copy_wait<0>();
     __syncthreads();
-    if (c + 1 < chunks) {
-      load_values(c + 1);
+    if (skip + S::CHUNK_BYTES < bytes) {
+      v.load(buffer ^ S::VALUE_BYTES, skip + S::CHUNK_BYTES, columns, bytes, policy);
       if (!item.first)
-        load_before(c + 1);
+        out.load(buffer ^ S::VALUE_BYTES, skip + S::CHUNK_BYTES, own_rows, bytes, policy);
     }
     copy_commit();
-    const char *v = values + (c & 1) * S::CHUNK_BYTES;
-    char *sums = results + (c & 1) * S::CHUNK_BYTES;
     Sum x[M][N][4];
     clear(x);
+    if (!item.first)
+#pragma unroll
+      for (int m = 0; m < M; m++)
+        if (owned(m))
+          read_results<A, CU, N>(x[m], result_place + buffer, m * 16, 0);
 #pragma unroll
     for (int n = 0; n < TILES; n++)
-      A::template multiply_weights<M, N, CU>(x, weights[n], v, n * 16, 0, lane);
-    char *out = (char *)a.out + item.start * row_bytes + row0 * step + c * (CU * 16);
+      A::template multiply_weights<M, N, CU>(x, weights[n], value_place + buffer, n * 16, 0);
 #pragma unroll
     for (int m = 0; m < M; m++)
       if (owned(m))
-        put_results<A, CU, N>(sums, x[m], tile(m) * 16, 0, one, one, !item.first, lane);
+        A::template store_results<CU, N>(result_place + buffer, x[m], m * 16, 0);
     __syncwarp();
-#pragma unroll
-    for (int m = 0; m < M; m++)
-      if (owned(m))
-        store_rows<16, CU>(sums, tile(m) * 16, out + tile(m) * 16 * step, step, rows - tile(m) * 16,
-                           (int)row_bytes - c * (CU * 16), lane);
-    __syncwarp();
+    out.store(buffer, skip, own_rows, bytes, policy);
+    buffer ^= S::VALUE_BYTES;
   }
   finish_item(a, item);
 }

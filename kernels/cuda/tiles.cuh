@@ -11,21 +11,28 @@ __device__ constexpr int units(int bytes) {
   return bytes <= 32 ? 2 : bytes <= 64 ? 4 : (bytes + 127) / 128 * 8;
 }
 
-// The offset in bytes of unit `unit` of row `row` in a tile.
-template <int U> INLINE int offset(int row, int unit) {
+// The permutation of row `row`: unit u lies at place u xor this. It is linear: that of r1 xor r2 is the xor of both.
+template <int U> __device__ constexpr int swizzle(int row) {
   static_assert(U == 2 || U == 4 || U % 8 == 0, "rows of 32, 64 or a multiple of 128 bytes");
-  if (U == 2)
-    return row * 32 + ((unit ^ (row >> 2 & 1)) << 4);
-  if (U == 4)
-    return row * 64 + ((unit ^ (row >> 1 & 3)) << 4);
-  const int high = row >> 2 & 1, permuted = ((row & 3) ^ high) << 1 | high;
-  return row * (U * 16) + ((unit ^ permuted) << 4);
+  const int high = row >> 2 & 1;
+  return U == 2 ? high : U == 4 ? row >> 1 & 3 : ((row & 3) ^ high) << 1 | high;
+}
+
+// The offset in bytes of unit `unit` of row `row` in a tile.
+template <int U> INLINE u32 offset(int row, int unit) { return row * (U * 16) + ((unit ^ swizzle<U>(row)) << 4); }
+
+// The address that lies `rows` rows and `units` units from `place`: without a computation where both are constants, but
+// for one exclusive or. The row of `place` must be 0 in those of its three lowest bits where `rows` is not, or `rows` a
+// multiple of 4; likewise its unit.
+template <int U> INLINE u32 moved(u32 place, int rows, int units) {
+  constexpr int PERMUTED = U < 8 ? U - 1 : 7;
+  return (place ^ ((units & PERMUTED) ^ swizzle<U>(rows)) << 4) + rows * (U * 16) + ((units & ~PERMUTED) << 4);
 }
 
 // Starts copying ROWS rows of a line, which lie `step` bytes apart from `from` on, to a tile. Rows from `rows` on, and
 // each row beyond `bytes`, become zeros. Called by THREADS threads.
 template <int ROWS, int U, int THREADS>
-INLINE void load_rows(char *tile, const char *from, u64 step, int rows, int bytes, int thread) {
+INLINE void load_rows(u32 tile, const char *from, u64 step, int rows, int bytes, int thread, CachePolicy policy) {
   if constexpr (THREADS % U == 0) {
     constexpr int AT_ONCE = THREADS / U, TURNS = (ROWS + AT_ONCE - 1) / AT_ONCE;
     const int row = thread / U, unit = thread % U;
@@ -35,40 +42,54 @@ INLINE void load_rows(char *tile, const char *from, u64 step, int rows, int byte
     for (int j = 0; j < TURNS; j++) {
       const int r = row + j * AT_ONCE;
       if (ROWS % AT_ONCE == 0 || j + 1 < TURNS || r < ROWS)
-        copy_async(tile + offset<U>(r, unit), p, inside && r < rows);
+        copy_async(tile + offset<U>(r, unit), p, inside && r < rows, policy);
       p += AT_ONCE * step;
     }
   } else {
 #pragma unroll 4
     for (int i = thread; i < ROWS * U; i += THREADS) {
       const int row = i / U, unit = i % U;
-      copy_async(tile + offset<U>(row, unit), from + row * step + unit * 16, row < rows && unit * 16 < bytes);
+      copy_async(tile + offset<U>(row, unit), from + row * step + unit * 16, row < rows && unit * 16 < bytes, policy);
     }
   }
 }
 
-// Writes ROWS rows of a tile, from its row `row` on, to a line in global memory: only rows before `rows`, and `bytes`
-// of each. Called by one warp.
-template <int ROWS, int U> INLINE void store_rows(const char *tile, int row, char *to, u64 step, int rows, int bytes, int lane) {
-  if constexpr (32 % U == 0) {
-    constexpr int AT_ONCE = 32 / U;
-    const int r0 = lane / U, unit = lane % U;
-    char *p = to + r0 * step + unit * 16;
+// What a thread copies of every chunk of channels: one unit of every AT_ONCE-th of ROWS rows of a line, in a tile of U
+// units a row, shared by THREADS threads. Its addresses are computed once; a chunk adds constants to them.
+template <int ROWS, int U, int THREADS> struct RowCopies {
+  static constexpr int AT_ONCE = THREADS / U, TURNS = (ROWS + AT_ONCE - 1) / AT_ONCE;
+  static_assert(THREADS % U == 0 && (AT_ONCE % 4 == 0 || 32 % AT_ONCE == 0), "rows are permuted like the first, moved");
+  u32 place;  // of the thread's first unit in the tile
+  int row, unit;
+  u64 turn;   // bytes in global memory between two of its rows
+  char *line; // its first unit in global memory
+
+  // The line's rows lie `step` bytes apart from `from` on.
+  INLINE RowCopies(u32 tile, const char *from, u64 step, int thread)
+      : place(tile + offset<U>(thread / U, thread % U)), row(thread / U), unit(thread % U), turn(step * AT_ONCE),
+        line((char *)from + row * step + unit * 16) {}
+
+  // Calls f(address in the tile, address in global memory, whether both exist), for each of the thread's units of the
+  // chunk that lies `skip` bytes into the rows, of `rows` rows of `bytes` bytes. `shift` moves the tile.
+  template <class F> INLINE void each(u32 shift, int skip, int rows, int bytes, F f) {
+    const int left = unit * 16 + skip < bytes ? rows - row : 0;
+    hide(turn); // its multiples would be kept in registers from chunk to chunk
+    char *p = line + skip;
 #pragma unroll
-    for (int j = 0; j < ROWS / AT_ONCE; j++) {
-      const int r = r0 + j * AT_ONCE;
-      const uint4 x = load_shared<uint4>(tile + offset<U>(row + r, unit));
-      if (r < rows && unit * 16 < bytes)
-        store_global(p, x);
-      p += AT_ONCE * step;
-    }
-  } else {
-#pragma unroll 4
-    for (int i = lane; i < ROWS * U; i += 32) {
-      const int r = i / U, unit = i % U;
-      const uint4 x = load_shared<uint4>(tile + offset<U>(row + r, unit));
-      if (r < rows && unit * 16 < bytes)
-        store_global(to + r * step + unit * 16, x);
-    }
+    for (int j = 0; j < TURNS; j++, p += turn)
+      if (ROWS % AT_ONCE == 0 || j + 1 < TURNS || row + j * AT_ONCE < ROWS)
+        f(moved<U>(place, j * AT_ONCE, 0) + shift, p, j * AT_ONCE < left);
   }
-}
+  // Starts copying a chunk to the tile; places without a position or a channel become zeros.
+  INLINE void load(u32 shift, int skip, int rows, int bytes, CachePolicy policy) {
+    each(shift, skip, rows, bytes, [&](u32 to, char *from, bool valid) { copy_async(to, from, valid, policy); });
+  }
+  // Writes a chunk of the tile to the line.
+  INLINE void store(u32 shift, int skip, int rows, int bytes, CachePolicy policy) {
+    each(shift, skip, rows, bytes, [&](u32 from, char *to, bool valid) {
+      const uint4 x = load_shared<uint4>(from);
+      if (valid)
+        store_global(to, x, policy);
+    });
+  }
+};

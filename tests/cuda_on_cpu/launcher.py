@@ -9,9 +9,9 @@ from ccgpu.kernels.cuda import configurations
 from ccgpu.kernels.cuda.configurations import Limits
 from ccgpu.kernels.cuda.plans import Pointers
 
-H100 = Limits((9, 0), 227 * 1024)
+H100 = Limits((9, 0), 227 * 1024, 132)
 WRITTEN = {
-    "forward": ("out", "lse"),
+    "forward": ("out", "lse", "scratch"),
     "backward": ("delta", "dq", "dk", "dv"),
     "affinity": ("weights",),
     "aggregate": ("out",),
@@ -52,7 +52,7 @@ class MachineLauncher:
 
     def launch(self, launches, tensors, counters, scale):
         pointers = Pointers(**{name: x.data_ptr() for name, x in tensors.items()})
-        written = WRITTEN[launches[0].configuration.kernel]
+        written = [name for name in WRITTEN[launches[0].configuration.kernel] if name in tensors]
         for name in written:
             memory(tensors[name])[:] = 0xFF  # NaN in every dtype
         for number, launch in enumerate(launches):

@@ -74,15 +74,14 @@ inline void check_guards() {
   poison_guards(true);
 }
 
-// The offset in shared memory of `bytes` aligned bytes at p.
-inline u32 shared_offset(const void *p, u32 bytes, const char *operation, Place place) {
-  const size_t offset = size_t((const char *)p - memory.shared);
-  if (offset + bytes > memory.shared_bytes || offset > memory.shared_bytes)
-    fail(place, self(), "out of bounds: %s of %u bytes at offset %ld of %zu bytes of shared memory", operation, bytes,
-         long(offset), memory.shared_bytes);
-  if (offset % bytes)
-    fail(place, self(), "misaligned: %s of %u bytes at offset %zu of shared memory", operation, bytes, offset);
-  return u32(offset);
+// Checks `bytes` aligned bytes at an offset in shared memory and returns it.
+inline u32 shared_offset(u32 p, u32 bytes, const char *operation, Place place) {
+  if (p + u64(bytes) > memory.shared_bytes)
+    fail(place, self(), "out of bounds: %s of %u bytes at offset %d of %zu bytes of shared memory", operation, bytes,
+         int(p), memory.shared_bytes);
+  if (p % bytes)
+    fail(place, self(), "misaligned: %s of %u bytes at offset %u of shared memory", operation, bytes, p);
+  return p;
 }
 
 // ---- global memory
@@ -152,16 +151,16 @@ inline void note_shared_access(Kind kind, u32 offset, u32 bytes, Place place) {
     log_shared(kind, offset, bytes, tag_of(place));
 }
 
-template <class V> V read_shared(const char *p, Place place) {
+template <class V> V read_shared(u32 p, Place place) {
   note_shared_access(LOAD, shared_offset(p, size_of_access<V>(), "load_shared", place), sizeof(V), place);
   V value;
-  memcpy(&value, p, sizeof value);
+  memcpy(&value, memory.shared + p, sizeof value);
   return value;
 }
 
-template <class V> void write_shared(char *p, V value, Place place) {
+template <class V> void write_shared(u32 p, V value, Place place) {
   note_shared_access(STORE, shared_offset(p, size_of_access<V>(), "store_shared", place), sizeof(V), place);
-  memcpy(p, &value, sizeof value);
+  memcpy(memory.shared + p, &value, sizeof value);
 }
 
 template <class V> V read_global(const void *p, Place place) {
@@ -180,10 +179,10 @@ template <class V> void write_global(void *p, V value, Place place) {
   memcpy(p, &value, sizeof value);
 }
 
-// ---- matrix loads: ldmatrix.x4
+// ---- matrix loads and stores: ldmatrix.x4, stmatrix.x4
 
 struct Rows {
-  const char *row;
+  char *row;
   u32 offset;
   u32 words[4];
 };
@@ -212,18 +211,39 @@ template <bool TRANSPOSED> void load_rows_of_warp(void **arguments, u32, Place) 
     }
 }
 
-template <bool TRANSPOSED> void load_rows(u32 (&r)[4], const char *row, Place place) {
+template <bool TRANSPOSED> void load_rows(u32 (&r)[4], u32 row, Place place) {
   const char *operation = TRANSPOSED ? "load_matrices_transposed" : "load_matrices";
-  Rows rows{row, shared_offset(row, 16, operation, place), {}};
+  Rows rows{memory.shared + row, shared_offset(row, 16, operation, place), {}};
   if (races.checked)
     note_shared(rows.offset, 16, false, place);
   whole_warp_collective(load_rows_of_warp<TRANSPOSED>, &rows, operation, place);
   memcpy(r, rows.words, sizeof rows.words);
 }
 
+inline void store_rows_of_warp(void **arguments, u32, Place) {
+  u32 offsets[32];
+  for (int lane = 0; lane < 32; lane++)
+    offsets[lane] = ((const Rows *)arguments[lane])->offset;
+  if (traffic.detailed)
+    for (int matrix = 0; matrix < 4; matrix++)
+      count_phase(STORE, offsets + 8 * matrix, 8, 16);
+  for (int lane = 0; lane < 32; lane++)
+    for (int matrix = 0; matrix < 4; matrix++) {
+      const Rows *to = (const Rows *)arguments[8 * matrix + lane / 4];
+      memcpy(to->row + 4 * (lane % 4), &((const Rows *)arguments[lane])->words[matrix], 4);
+    }
+}
+
+inline void store_rows(u32 row, const u32 (&r)[4], Place place) {
+  Rows rows{memory.shared + row, shared_offset(row, 16, "store_matrices", place), {r[0], r[1], r[2], r[3]}};
+  if (races.checked)
+    note_shared(rows.offset, 16, true, place);
+  whole_warp_collective(store_rows_of_warp, &rows, "store_matrices", place);
+}
+
 // ---- asynchronous copies: done as late as the hardware may do them, so that a missing copy_wait shows
 
-OUT_OF_LINE inline void begin_copy(char *to, const void *from, bool valid, Place place) {
+OUT_OF_LINE inline void begin_copy(u32 to, const void *from, bool valid, Place place) {
   const u32 offset = shared_offset(to, 16, "copy_async", place);
   if (valid) {
     note_buffer(global_buffer(from, 16, false, "copy_async", place), from, 16, false, place);
@@ -233,7 +253,7 @@ OUT_OF_LINE inline void begin_copy(char *to, const void *from, bool valid, Place
     note_shared(offset, 16, true, place, true);
   if (traffic.detailed)
     log_shared(COPY, offset, 16, tag_of(place));
-  self().copies.push_back({to, from, valid});
+  self().copies.push_back({memory.shared + to, from, valid});
 }
 
 inline void close_group() {

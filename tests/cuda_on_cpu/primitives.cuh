@@ -23,10 +23,8 @@ struct bf16 {
 INLINE char *shared_memory() { return cuda_on_cpu::memory.shared; }
 INLINE u32 shared_address(const void *p) { return u32((const char *)p - cuda_on_cpu::memory.shared); }
 
-template <class V> INLINE V load_shared(const char *p, CUDA_ON_CPU_PLACE) {
-  return cuda_on_cpu::read_shared<V>(p, place);
-}
-template <class V> INLINE void store_shared(char *p, V value, CUDA_ON_CPU_PLACE) {
+template <class V> INLINE V load_shared(u32 p, CUDA_ON_CPU_PLACE) { return cuda_on_cpu::read_shared<V>(p, place); }
+template <class V> INLINE void store_shared(u32 p, V value, CUDA_ON_CPU_PLACE) {
   cuda_on_cpu::write_shared(p, value, place);
 }
 template <class V> INLINE void store_global(void *p, V value, CUDA_ON_CPU_PLACE) {
@@ -36,18 +34,23 @@ template <class V> INLINE V load_global(const void *p, CUDA_ON_CPU_PLACE) {
   return cuda_on_cpu::read_global<V>(p, place);
 }
 
-INLINE void copy_async(char *to, const void *from, bool valid, CUDA_ON_CPU_PLACE) {
+typedef u64 CachePolicy;
+INLINE CachePolicy cache_policy(bool last_use) { return last_use; }
+INLINE void store_global(void *p, uint4 value, CachePolicy, CUDA_ON_CPU_PLACE) {
+  cuda_on_cpu::write_global(p, value, place);
+}
+INLINE void copy_async(u32 to, const void *from, bool valid, CachePolicy, CUDA_ON_CPU_PLACE) {
   cuda_on_cpu::begin_copy(to, from, valid, place);
 }
 INLINE void copy_commit() { cuda_on_cpu::close_group(); }
 template <int N> INLINE void copy_wait() { cuda_on_cpu::wait_for_copies(N); }
 
-INLINE void load_matrices(u32 (&r)[4], const char *row, CUDA_ON_CPU_PLACE) {
-  cuda_on_cpu::load_rows<false>(r, row, place);
-}
-INLINE void load_matrices_transposed(u32 (&r)[4], const char *row, CUDA_ON_CPU_PLACE) {
+INLINE void load_matrices(u32 (&r)[4], u32 row, CUDA_ON_CPU_PLACE) { cuda_on_cpu::load_rows<false>(r, row, place); }
+INLINE void load_matrices_transposed(u32 (&r)[4], u32 row, CUDA_ON_CPU_PLACE) {
   cuda_on_cpu::load_rows<true>(r, row, place);
 }
+constexpr bool STORES_MATRICES = true;
+INLINE void store_matrices(u32 row, const u32 (&r)[4], CUDA_ON_CPU_PLACE) { cuda_on_cpu::store_rows(row, r, place); }
 
 #define CUDA_ON_CPU_MULTIPLY(type, compute)                                                                    \
   INLINE void matrix_multiply(type, float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, CUDA_ON_CPU_PLACE) {     \
@@ -83,7 +86,13 @@ INLINE void wait_until(const int *counter, int value, CUDA_ON_CPU_PLACE) {
   cuda_on_cpu::wait_for_counter(counter, value, place);
 }
 
+INLINE float at_most_zero(float x) { return x > 0 ? 0 : x; }
+INLINE double at_most_zero(double x) { return x > 0 ? 0 : x; }
+
+INLINE int uniform(int x) { return __shfl_sync(~0u, x, 0); }
 INLINE void hide(int &) {}
-INLINE void hide(u32 &) {}
+INLINE void hide(u64 &) {}
+INLINE void hide(float &) {}
+INLINE void hide(double &) {}
 
 #undef CUDA_ON_CPU_PLACE

@@ -43,7 +43,7 @@ extern "C" __global__ void multiply_tf32(const __grid_constant__ Arguments a) { 
 // ---- matrix loads: 32 rows of 16 bytes lie in shared memory in the order 5 l mod 32, lane by lane.
 template <bool TRANSPOSED> INLINE void load(const Arguments &a) {
   const int lane = threadIdx.x;
-  char *row = shared_memory() + 16 * (5 * lane % 32);
+  const u32 row = shared_address(shared_memory()) + 16 * (5 * lane % 32);
   store_shared(row, input<uint4>(a, lane));
   __syncwarp();
   u32 r[4];
@@ -59,10 +59,10 @@ extern "C" __global__ void load_columns(const __grid_constant__ Arguments a) { l
 // ---- copies: three groups; after copy_wait<1> the first two have arrived, after copy_wait<0> the third. Odd lanes
 // copy with `valid` false, from a null address.
 extern "C" __global__ void copy(const __grid_constant__ Arguments a) {
-  char *own = shared_memory() + 48 * threadIdx.x;
+  const u32 own = shared_address(shared_memory()) + 48 * threadIdx.x;
   const bool valid = threadIdx.x % 2 == 0;
   for (int group = 0; group < 3; group++) {
-    copy_async(own + 16 * group, valid ? a.in + 16 * (3 * threadIdx.x + group) : nullptr, valid);
+    copy_async(own + 16 * group, valid ? a.in + 16 * (3 * threadIdx.x + group) : nullptr, valid, cache_policy(!valid));
     copy_commit();
   }
   copy_wait<1>();
@@ -127,11 +127,11 @@ extern "C" __global__ void sum_block(const __grid_constant__ Arguments a) {
   for (int bits = 16; bits > 0; bits /= 2)
     sum += __shfl_xor_sync(~0u, sum, bits);
   if (lane == 0)
-    store_shared(shared_memory() + 4 * warp, sum);
+    store_shared(shared_address(shared_memory()) + 4 * warp, sum);
   __syncthreads();
   float all = 0;
   for (int w = 0; w < warps; w++)
-    all += load_shared<float>(shared_memory() + 4 * w);
+    all += load_shared<float>(shared_address(shared_memory()) + 4 * w);
   output(a, thread_of_grid(), all);
 }
 
@@ -165,14 +165,14 @@ extern "C" __global__ void chain(const __grid_constant__ Arguments a) {
 
 // Writes out the first word of shared memory as the block finds it, and then another value there for the next block.
 extern "C" __global__ void uninitialised(const __grid_constant__ Arguments a) {
-  output(a, blockIdx.x, load_shared<float>(shared_memory()));
-  store_shared(shared_memory(), 1.0f);
+  output(a, blockIdx.x, load_shared<float>(shared_address(shared_memory())));
+  store_shared(shared_address(shared_memory()), 1.0f);
 }
 
 extern "C" __global__ void hidden(const __grid_constant__ Arguments a) {
   int x = 7;
-  u32 y = 8;
+  u64 y = 8;
   hide(x);
   hide(y);
-  output(a, 0, make_int2(x, y));
+  output(a, 0, make_int2(x, (int)y));
 }

@@ -110,6 +110,7 @@ class CuPyLauncher:
             limits = self._limits[index] = Limits(
                 capability=torch.cuda.get_device_capability(index),
                 shared_bytes=attributes["MaxSharedMemoryPerBlockOptin"],
+                multiprocessors=attributes["MultiProcessorCount"],
             )
             return limits
 

@@ -47,7 +47,7 @@ EDGES = [1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33]
 
 
 def limits(arithmetic):
-    return Limits((7, 5) if arithmetic.endswith("_fma") else (9, 0), H100.shared_bytes)
+    return Limits((7, 5) if arithmetic.endswith("_fma") else (9, 0), H100.shared_bytes, H100.multiprocessors)
 
 
 @contextlib.contextmanager
@@ -271,7 +271,9 @@ def test_lag_makes_no_difference(machine, monkeypatch, batch, lag):
     monkeypatch.setattr(plans, "plan", functools.partial(plans.plan.__wrapped__, lag=lag))
     launcher = MachineLauncher(machine, block_order=3)
     assert all(torch.equal(a, b) for a, b in zip(attend(problem, Kernels(launcher)), usual, strict=True))
-    assert [launch.blocks for launch in launcher.launched] == [(batch + lag) * 38] * 2
+    cuts = [4 if batch == 1 else 2, 1]  # of forward and of backward
+    assert [launch.cuts for launch in launcher.launched] == [2, 1]
+    assert [launch.blocks for launch in launcher.launched] == [(batch + lag) * 38 * n for n in cuts]
 
 
 def test_one_image_alone_hands_out_no_ticket_without_an_item():
