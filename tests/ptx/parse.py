@@ -11,7 +11,6 @@ import struct
 from typing import NamedTuple
 
 SPECIAL = re.compile(r"%(?:n?tid|n?ctaid)\.[xyz]|%(?:laneid|warpid|nwarpid|lanemask_(?:eq|le|lt|ge|gt))\b|WARP_SZ\b")
-REGISTER = re.compile(r"[%\w$]+$")
 DECLARATION = re.compile(
     r"(?:\.(?:visible|extern|weak|common)\s+)*\.(global|const|shared|local)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)"
     r"((?:\[\d*\])*)(?:\s*=.*)?$",
@@ -111,28 +110,28 @@ def _statements(text: str) -> list[tuple[int, str]]:
     """Return (line, text) of every statement, label, { and }, without comments; a { of a vector is no scope."""
     clean = re.sub(r"//[^\n]*", "", text.rstrip("\0"))
     clean = re.sub(r"/\*.*?\*/", lambda found: "\n" * found[0].count("\n"), clean, flags=re.DOTALL)
-    result, start, line, first = [], 0, 1, 1
-    depth = 0  # of vectors
-    for i, c in enumerate(clean):
-        here = clean[start:i].strip()
-        if not here:
-            first = line
+    result: list[tuple[int, str]] = []
+    start, line, depth = 0, 1, 0  # depth of vectors
+    for found in re.finditer(r"[;{}:\n]", clean):
+        c, at = found[0], found.start()
+        here = clean[start:at].strip()
+        first = line - here.count("\n")
         line += c == "\n"
-        if c == ";" and depth == 0:
-            result.append((first, here))
-        elif c in "{}" and (depth or (c == "{" and here and not here.startswith(".visible") and ".entry" not in here)):
+        if c in "{}" and (depth or (c == "{" and here and ".entry" not in here)):
             depth += 1 if c == "{" else -1
             continue
-        elif c in "{}":
+        if c in "{}":
             result += [(first, here)] if here else []
             result.append((line, c))
-        elif c == ":" and clean[i + 1 : i + 2] != ":" and clean[i - 1] != ":" and re.fullmatch(r"[\w$]+", here):
+        elif c == ";" and depth == 0:
+            result.append((first, here))
+        elif c == ":" and "::" not in clean[at - 1 : at + 2] and re.fullmatch(r"[\w$]+", here):
             result.append((first, f"{here}:"))
         elif c == "\n" and here.startswith((".version", ".target", ".address_size")):
             result.append((first, here))
-        else:
+        elif c != "\n" or here:
             continue
-        start = i + 1
+        start = at + 1
     return result
 
 
@@ -184,6 +183,9 @@ class _Reader:
                 self.registers[unique] = BITS[kind]
 
     def operand(self, word: str, instruction: str) -> Operand:
+        for scope in reversed(self.scopes):
+            if word in scope:
+                return Register(scope[word])
         if word.startswith("{"):
             return Vector(tuple(self.operand(w, instruction) for w in _split(word[1:-1])))
         if word.startswith("["):
@@ -200,15 +202,13 @@ class _Reader:
         constant = _constant(word)
         if constant is not None:
             return Immediate(constant)
-        negated, name = word.startswith("!"), word.removeprefix("!")
-        for scope in reversed(self.scopes):
-            if name in scope:
-                return Register(scope[name], negated)
-        if name == "_":
+        if word.startswith("!"):
+            return self.operand(word[1:], instruction)._replace(negated=True)  # type: ignore[union-attr, call-arg]
+        if word == "_":
             return Register("_")
-        if not re.fullmatch(r"[\w$]+", name):
+        if not re.fullmatch(r"[\w$]+", word):
             raise PtxError(f"parse: operand {word!r} of {instruction!r} must be of a known form")
-        return Symbol(name)
+        return Symbol(word)
 
     def instruction(self, line: int, text: str) -> None:
         found = re.fullmatch(r"(?:@(!?[%\w$]+)\s+)?([a-z][\w.:]*)\s*(.*)", text, re.DOTALL)
