@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.first_gpu_run.records import REASON_CHARACTERS, SKIPPED, append, read
+from benchmarks.first_gpu_run.records import REASON_CHARACTERS, SKIPPED, append, one_line, read
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
     """End where there is no device."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or hasattr(config, "workerinput"):
         return None
     print("torch sees no CUDA device")
     return SKIPPED
@@ -94,4 +94,5 @@ def reason(report: pytest.TestReport) -> str:
     if isinstance(report.longrepr, tuple):
         return report.longrepr[2].removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
-    return (crash.message if crash else report.longreprtext).strip().split("\n")[0][:REASON_CHARACTERS]
+    # Where a process of pytest-xdist has ended, the text begins with that process and ends with the reason.
+    return crash.message.strip().split("\n")[0][:REASON_CHARACTERS] if crash else one_line(report.longreprtext)
