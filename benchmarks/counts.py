@@ -113,16 +113,16 @@ def minimum_bytes(kernel: str, arithmetic: str, first: bool, n: int, depth: int,
     }[kernel]
 
 
-def multiply_adds(configuration: Configuration, depth: int, channels: int) -> int:
-    """Return the multiply-adds of an item, including padding and tiles that the last warp computes twice."""
+def multiply_adds(configuration: Configuration, first: bool, depth: int, channels: int) -> int:
+    """Return the multiply-adds of an item, including padding and, in the stages, tiles that the last warp repeats."""
     rows, warps = TILE * configuration.tiles, configuration.threads // 32
     repeated = TILE * configuration.row_tiles * warps  # rows of all warps, repeated ones included
     chunk = configuration.chunk_units * 16 // ARITHMETICS[configuration.arithmetic].size
     wide, shallow = (chunk * -(-x // chunk) for x in (channels, depth))
     return {
-        "forward": repeated * rows * (2 * configuration.depth + wide),  # energies twice, values
-        # energies, dP, dv and dk by rows of keys; dq by rows of queries, of which none is repeated
-        "backward": repeated * rows * (2 * configuration.depth + 2 * wide) + rows * rows * configuration.depth,
+        "forward": rows * rows * (2 * configuration.depth + wide),  # energies twice, values
+        # energies, dk, dq, dP and dv; delta in the first phase is the diagonal of products of tiles
+        "backward": rows * rows * (3 * configuration.depth + 2 * wide) + first * rows * TILE * wide,
         "affinity": repeated * rows * shallow,
         "aggregate": repeated * rows * wide,
         "aggregate_transposed": repeated * rows * wide,
@@ -138,7 +138,7 @@ def count(kernel: str, arithmetic: str, first: bool, n: int, depth: int, channel
         RuntimeError: two lines do not cost twice what one does, or the matrix instructions are not those expected.
     """
     sizes = (n, 2) if first else (2, n)
-    launches = plan(kernel, arithmetic, 1, sizes, depth, channels, H100)
+    launches = plan(kernel, arithmetic, 1, sizes, depth, channels, H100, cuts=1)
     launch = launches[0 if first else -1]
     configuration = launch.configuration
     text = source(configuration, primitives=device.HERE / "primitives.cuh")
@@ -160,7 +160,7 @@ def count(kernel: str, arithmetic: str, first: bool, n: int, depth: int, channel
     if launch.blocks != 2 or any(x % 2 for x in numbers):
         raise RuntimeError(f"count: two lines must cost twice what one does, got {numbers} in {launch.blocks} items")
     read, written, products, matrix_loads, loads, stores, copies = (x // 2 for x in numbers)
-    expected = multiply_adds(configuration, depth, channels)
+    expected = multiply_adds(configuration, first, depth, channels)
     if arithmetic in MULTIPLY_ADDS and products * MULTIPLY_ADDS[arithmetic] != expected:
         raise RuntimeError(f"count: {configuration.entry} must form {expected} products, got {products} instructions")
     return Item(
