@@ -1,0 +1,143 @@
+"""Models of an L2 cache: one queue of 128-byte lines, the least recently used last, or 16-way sets with hashed places.
+
+A line has four sectors, which are read from DRAM and written back on their own. A written sector is not read before: the
+kernels write whole sectors. A line that an access gives up (`evict_first`) is the first that its queue or set drops.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+LINE, SECTOR = 128, 32  # bytes
+WAYS = 16
+NEWER, OLDER, FLAGS = range(3)  # columns of Cache.lines
+# Bits of a line's flags: whether it is held, and for each sector whether it is valid, dirty, was read before it was ever
+# written, and was ever written.
+HELD, VALID, DIRTY, READ, WRITTEN = 1 << 16, 0, 4, 8, 12
+FETCHED, WRITTEN_BACK, USED, CLOCK, NEWEST, OLDEST = range(6)  # entries of Cache.counts
+
+
+class Cache(NamedTuple):
+    """A cache over the lines of a memory."""
+
+    lines: np.ndarray  # int32 (lines of the memory, 4)
+    tags: np.ndarray  # int32 (sets, WAYS), the lines held; no rows in a queue
+    stamps: np.ndarray  # int64 (sets, WAYS): when a line was last used, or a number before all times
+    counts: np.ndarray  # sectors and lines
+    capacity: int  # lines
+
+
+def cache(lines: int, capacity_bytes: int, sets: bool) -> Cache:
+    """Return an empty cache over a memory of so many lines."""
+    capacity = capacity_bytes // LINE
+    rows = capacity // WAYS if sets else 0
+    records = np.zeros((lines, 4), np.int32)
+    records[:, (NEWER, OLDER)] = -1
+    counts = np.zeros(6, np.int64)
+    counts[NEWEST] = counts[OLDEST] = -1
+    stamps = np.full((rows, WAYS), np.iinfo(np.int64).min, np.int64)
+    return Cache(records, np.full((rows, WAYS), -1, np.int32), stamps, counts, capacity)
+
+
+@njit(cache=True)
+def _sectors(mask: int) -> int:
+    """Return the number of sectors in a mask of four."""
+    return (mask & 1) + (mask >> 1 & 1) + (mask >> 2 & 1) + (mask >> 3 & 1)
+
+
+@njit(cache=True)
+def _unlink(c: Cache, line: int) -> None:
+    newer, older = c.lines[line, NEWER], c.lines[line, OLDER]
+    if newer >= 0:
+        c.lines[newer, OLDER] = older
+    else:
+        c.counts[NEWEST] = older
+    if older >= 0:
+        c.lines[older, NEWER] = newer
+    else:
+        c.counts[OLDEST] = newer
+
+
+@njit(cache=True)
+def _link(c: Cache, line: int, give_up: bool) -> None:
+    """Put a line at the end of the queue, or, to give it up, at its start."""
+    ahead, behind, end, other_end = (OLDER, NEWER, OLDEST, NEWEST) if give_up else (NEWER, OLDER, NEWEST, OLDEST)
+    last = c.counts[end]
+    c.lines[line, ahead], c.lines[line, behind] = -1, last
+    if last >= 0:
+        c.lines[last, ahead] = line
+    else:
+        c.counts[other_end] = line
+    c.counts[end] = line
+
+
+@njit(cache=True)
+def _drop(c: Cache, line: int) -> None:
+    flags = c.lines[line, FLAGS]
+    c.counts[WRITTEN_BACK] += _sectors(flags >> DIRTY & 15)
+    c.lines[line, FLAGS] = flags & (15 << READ | 15 << WRITTEN)
+
+
+@njit(cache=True)
+def _in_queue(c: Cache, line: int, give_up: bool) -> None:
+    if c.lines[line, FLAGS] & HELD:
+        if not give_up and c.counts[NEWEST] == line:
+            return
+        _unlink(c, line)
+    elif c.counts[USED] < c.capacity:
+        c.counts[USED] += 1
+    else:
+        oldest = c.counts[OLDEST]
+        _unlink(c, oldest)
+        _drop(c, oldest)
+    _link(c, line, give_up)
+
+
+@njit(cache=True)
+def _in_sets(c: Cache, line: int, give_up: bool) -> None:
+    # The multiplications and shifts of splitmix64 spread lines over the sets; hardware has a hash of its own.
+    h = np.uint64(line) * np.uint64(0x9E3779B97F4A7C15)
+    h = (h ^ h >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    row = np.int64((h ^ h >> np.uint64(27)) % np.uint64(len(c.tags)))
+    place = 0
+    if c.lines[line, FLAGS] & HELD:
+        while c.tags[row, place] != line:
+            place += 1
+    else:
+        for way in range(1, WAYS):
+            if c.stamps[row, way] < c.stamps[row, place]:
+                place = way
+        if c.tags[row, place] >= 0:
+            _drop(c, c.tags[row, place])
+        c.tags[row, place] = line
+    c.counts[CLOCK] += 1
+    c.stamps[row, place] = c.counts[CLOCK] - (1 << 60 if give_up else 0)
+
+
+@njit(cache=True)
+def access(c: Cache, line: int, sectors: int, write: bool, give_up: bool) -> None:
+    """Read or write sectors, a mask of four, of a line; with `give_up` the line is the next to be dropped."""
+    if len(c.tags):
+        _in_sets(c, line, give_up)
+    else:
+        _in_queue(c, line, give_up)
+    flags = c.lines[line, FLAGS]
+    if write:
+        flags |= sectors << DIRTY | sectors << WRITTEN
+    else:
+        missing = sectors & ~(flags >> VALID)
+        c.counts[FETCHED] += _sectors(missing)
+        flags |= (missing & ~(flags >> WRITTEN)) << READ
+    c.lines[line, FLAGS] = flags | HELD | sectors << VALID
+
+
+def traffic(c: Cache) -> tuple[int, int, int]:
+    """Return the bytes read from DRAM, the bytes written, all that is left included, and the least of their sum."""
+    flags = c.lines[:, FLAGS]
+    left, once, ever = (
+        int(sum(np.count_nonzero(flags >> kind & 1 << i) for i in range(4))) for kind in (DIRTY, READ, WRITTEN)
+    )
+    return int(c.counts[FETCHED]) * SECTOR, (int(c.counts[WRITTEN_BACK]) + left) * SECTOR, (once + ever) * SECTOR
