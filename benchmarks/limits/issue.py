@@ -149,24 +149,3 @@ def _blocks(found: Ways, total: Marks, warps: int, uneven: bool) -> list[Way]:
         elif not any(rest._replace(stores=0)) and abs(rest.stores) <= slack:
             fitting.append(several)
     return fitting
-
-
-if __name__ == "__main__":
-    import sys
-
-    from benchmarks.counts import CHANNELS, DEPTH, H100, IMAGES, N, count
-    from ccgpu.kernels.cuda.plans import plan
-
-    for kernel in ("forward", "backward"):
-        for arithmetic in sys.argv[1:] or ["bf16"]:
-            launch = plan(kernel, arithmetic, IMAGES, (N, N), DEPTH, CHANNELS, H100)[0]
-            compiled = compile_kernel(launch.configuration, "sm_90")
-            print(compiled.configuration.entry, compiled[2:], compiled.local_accesses, compiled.constant_loads)
-            for loop in compiled.code.loops:
-                print("  loop", sum(compiled.code.count(loop.body).values()), dict(compiled.code.count(loop.body)))
-            most = least = 0
-            for first in (True, False):
-                got = issued(compiled, count(kernel, arithmetic, first, N, DEPTH, CHANNELS))
-                print("  ", "first" if first else "later", got)
-                most, least = most + got.most, least + got.least
-            print("  us", [x * N * IMAGES / (132 * 4 * 1755) for x in (least, most)])
