@@ -152,9 +152,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         for future in as_completed(running):
             job = running[future]
-            if future.cancelled():
-                counts["left"] += 1
-                continue
             try:
                 found = future.result()
             except Exception as error:  # the message names the kernel, and the others still matter
@@ -162,10 +159,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 row = {"step": "kernels", "kernel": job.configuration.entry, "defines": job.defines}
                 append(arguments.records, row | {"reason": str(error)})
                 print(error, flush=True)
-                continue
-            counts[found] += 1
+            else:
+                counts[found] += 1
             if time.monotonic() > end:
                 executor.shutdown(wait=False, cancel_futures=True)
+                break
+    counts["left"] = len(running) - sum(counts.values())
     append(arguments.records, {"step": "kernels", "gpu": gpu, "archive": path.exists(), **counts})
     print(counts)
     return 1 if counts["failed"] else 0
