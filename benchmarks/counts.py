@@ -4,7 +4,7 @@ The shipped sources run on the CUDA machine of tests/cuda_on_cpu (it needs g++; 
 minutes), two lines of N positions at a time. Memory accesses and operations do not depend on the values, so an item of
 work costs the same for every line, and a call costs the sum of its items. Each row of docs/results/kernels-counts.csv
 is an item: of the first phase, which only writes results, or of a later one, which adds to them. The script also
-prints, in markdown, what follows for a whole call at the rates below. No time here is measured.
+prints them in markdown. `python -m benchmarks.limits` has what follows for the time of a whole call.
 """
 
 from __future__ import annotations
@@ -29,12 +29,7 @@ H100 = Limits((9, 0), 227 * 1024, 132)
 COUNTED = [(kernel, arithmetic) for arithmetic in ("bf16", "tf32", "f32") for kernel in ("forward", "backward")]
 COUNTED += [(kernel, "bf16") for kernel in KERNELS[2:]]
 
-MULTIPROCESSORS = 132
-COPY = 3.0e12  # bytes/s, reads and writes together, of a large copy on an H100, measured
-CLOCK = 1.755e9  # Hz, assumed: one wavefront of shared memory and 128 multiply-adds a clock and multiprocessor
-# FLOP/s. bf16: a large matrix product on an H100, measured. tf32: half of it, by the ratio of the data sheet.
-RATES = {"bf16": 798e12, "tf32": 399e12, "f32": MULTIPROCESSORS * 128 * 2 * CLOCK}
-MULTIPLY_ADDS = {"bf16": 16 * 8 * 16, "tf32": 16 * 8 * 8}  # multiply-adds of one instruction
+MULTIPLY_ADDS = {"bf16": 16 * 8 * 16, "f16": 16 * 8 * 16, "tf32": 16 * 8 * 8}  # multiply-adds of one instruction
 
 
 class Item(NamedTuple):
@@ -117,12 +112,15 @@ def multiply_adds(configuration: Configuration, first: bool, depth: int, channel
     """Return the multiply-adds of an item, including padding and, in the stages, tiles that the last warp repeats."""
     rows, warps = TILE * configuration.tiles, configuration.threads // 32
     repeated = TILE * configuration.row_tiles * warps  # rows of all warps, repeated ones included
-    chunk = configuration.chunk_units * 16 // ARITHMETICS[configuration.arithmetic].size
+    size = ARITHMETICS[configuration.arithmetic].size
+    chunk = configuration.chunk_units * 16 // size
+    # In 16 bits, delta in the first phase is the diagonals of products of tiles.
+    diagonals = first and size == 2 and configuration.arithmetic in MULTIPLY_ADDS
     wide, shallow = (chunk * -(-x // chunk) for x in (channels, depth))
     return {
         "forward": rows * rows * (2 * configuration.depth + wide),  # energies twice, values
-        # energies, dk, dq, dP and dv; delta in the first phase is the diagonal of products of tiles
-        "backward": rows * rows * (3 * configuration.depth + 2 * wide) + first * rows * TILE * wide,
+        # energies, dk, dq, dP and dv
+        "backward": rows * rows * (3 * configuration.depth + 2 * wide) + diagonals * rows * TILE * wide,
         "affinity": repeated * rows * shallow,
         "aggregate": repeated * rows * wide,
         "aggregate_transposed": repeated * rows * wide,
@@ -187,48 +185,8 @@ def count(kernel: str, arithmetic: str, first: bool, n: int, depth: int, channel
     )
 
 
-class Prediction(NamedTuple):
-    """Predicted cost of a call on `IMAGES` maps of N x N at the rates above; times in microseconds."""
-
-    minimum_mb: float  # every tensor of the call once
-    counted_mb: float  # bytes that the kernels request from the L2 cache
-    memory: float  # time to move minimum_mb
-    shared: float  # time of the shared-memory accesses
-    products: float  # time of the products
-
-    @property
-    def least(self) -> float:
-        """The time if everything overlaps."""
-        return max(self.memory, self.shared, self.products)
-
-    @property
-    def most(self) -> float:
-        """The time if nothing overlaps, without latencies and the last, partly filled wave of blocks."""
-        return self.memory + self.shared + self.products
-
-
-def predict(first: Item, later: Item) -> Prediction:
-    """Return the predicted cost of a call, from the items of its two phases."""
-    size, s = ARITHMETICS[first.arithmetic].size, ARITHMETICS[first.arithmetic].sum
-    positions, lines = IMAGES * N * N, IMAGES * N  # lines of one axis
-    per_position = {
-        "forward": (2 * DEPTH + 2 * CHANNELS) * size + s,
-        "backward": (4 * DEPTH + 4 * CHANNELS) * size + 2 * s,  # lse is read; delta is written, and stays in L2 at best
-        "affinity": 2 * DEPTH * size + (2 * N - 1) * s,
-    }.get(first.kernel, 2 * CHANNELS * size + (2 * N - 1) * s)
-    minimum = positions * per_position
-    flops = 2 * lines * (first.multiply_adds + later.multiply_adds)
-    return Prediction(
-        minimum / 1e6,
-        lines * (first.bytes + later.bytes) / 1e6,
-        minimum / COPY * 1e6,
-        lines * (first.wavefronts + later.wavefronts) / (MULTIPROCESSORS * CLOCK) * 1e6,
-        flops / RATES[first.arithmetic] * 1e6,
-    )
-
-
-def tables(items: Sequence[Item]) -> str:
-    """Return a table of the items and a table of the predicted calls, in markdown."""
+def table(items: Sequence[Item]) -> str:
+    """Return a table of the items, in markdown."""
     lines = [
         "| kernel | phase | bytes / least | read KB | written KB | matrix loads | loads | stores | copies | conflicts "
         "| products |",
@@ -241,22 +199,11 @@ def tables(items: Sequence[Item]) -> str:
             f"| {x.bytes_written / 1e3:.1f} | {x.matrix_load_wavefronts:,} | {x.load_wavefronts:,} "
             f"| {x.store_wavefronts:,} | {x.copy_wavefronts:,} | {x.conflicts:,} | {products} |"
         )
-    lines += [
-        "",
-        "| call | least MB | counted MB | memory us | shared memory us | products us | predicted us | measured us |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for first, later in zip(items[::2], items[1::2], strict=True):
-        p = predict(first, later)
-        lines.append(
-            f"| {first.kernel}, {first.arithmetic} | {p.minimum_mb:.0f} | {p.counted_mb:.0f} | {p.memory:.0f} "
-            f"| {p.shared:.0f} | {p.products:.0f} | {p.least:.0f} to {p.most:.0f} | not yet run on a GPU |"
-        )
     return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Count, write the record, print the tables."""
+    """Count, write the record, print the table."""
     flags = argparse.ArgumentParser(prog="python -m benchmarks.counts", description="Count what the CUDA kernels do.")
     flags.add_argument("--out", type=Path, default=RECORD, metavar="CSV", help="the record (%(default)s)")
     arguments = flags.parse_args(argv)
@@ -270,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Item._fields)
         writer.writerows(items)
-    print(tables(items))
+    print(table(items))
 
 
 if __name__ == "__main__":

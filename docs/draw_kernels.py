@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from benchmarks.counts import CHANNELS, DEPTH, H100, MULTIPROCESSORS, N
+from benchmarks.counts import CHANNELS, DEPTH, H100, N
 from benchmarks.counts import IMAGES as BATCH
 from ccgpu.kernels.cuda.configurations import ITEM_BYTES, TILE, Configuration, configuration
 from docs.drawing import (
@@ -288,7 +288,7 @@ def draw_tickets(ax: Axes, items: list[Item], sizes: tuple[int, int]) -> None:
 def draw_lags(ends: Axes) -> None:
     """Plot the time until all items are done over the lag, for the block slots of an H100."""
     for kernel, marker in (("forward", "o-"), ("backward", "s-")):
-        held = MULTIPROCESSORS * configuration(kernel, "bf16", 7, DEPTH, H100).blocks
+        held = H100.multiprocessors * configuration(kernel, "bf16", 7, DEPTH, H100).blocks
         lags = range(5)
         last = [max(time[3] for time in simulate(order(BATCH, (N, N), other), held)) for other in lags]
         ends.plot(lags, last, marker, markersize=4, label=f"{held} slots ({kernel})")

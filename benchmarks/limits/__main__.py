@@ -1,8 +1,8 @@
 """Print the limits of the CUDA kernels: `python -m benchmarks.limits [limits] [dram] [ticks]`, all by default.
 
 limits: the hot case on an H100, B = 8 maps of 97 x 97, D = 64, C = 512, from counts on the CPU (g++) and machine code
-(NVRTC and nvdisasm, the extra `test-cuda`). dram, ticks: the model of L2 alone. --write puts the limits of all calls into
-docs/results/kernels-limits.csv.
+(NVRTC and nvdisasm, the extra `test-cuda`). dram, ticks: the model of L2 alone. --write puts the limits of all calls
+into docs/results/kernels-limits.csv.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Models of an L2 cache: one queue of 128-byte lines, the least recently used last, or 16-way sets with hashed places.
 
-A line has four sectors, which are read from DRAM and written back on their own. A written sector is not read before: the
-kernels write whole sectors. A line that an access gives up (`evict_first`) is the first that its queue or set drops.
+A line has four sectors, which are read from DRAM and written back on their own. A written sector is not read before:
+the kernels write whole sectors. Lines that an access gives up (`evict_first`) are dropped before all others, in the
+order in which they were given up.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from numba import njit
 LINE, SECTOR = 128, 32  # bytes
 WAYS = 16
 NEWER, OLDER, FLAGS = range(3)  # columns of Cache.lines
-# Bits of a line's flags: whether it is held, and for each sector whether it is valid, dirty, was read before it was ever
-# written, and was ever written.
-HELD, VALID, DIRTY, READ, WRITTEN = 1 << 16, 0, 4, 8, 12
-FETCHED, WRITTEN_BACK, USED, CLOCK, NEWEST, OLDEST = range(6)  # entries of Cache.counts
+# Bits of a line's flags: whether it is held, whether it is given up, and for each sector whether it is valid, dirty,
+# was read before it was ever written, and was ever written.
+HELD, GIVEN_UP, VALID, DIRTY, READ, WRITTEN = 1 << 16, 1 << 17, 0, 4, 8, 12
+FETCHED, WRITTEN_BACK, USED, CLOCK = range(4)  # entries of Cache.counts
+NEWEST, OLDEST = range(2)  # columns of Cache.ends
 
 
 class Cache(NamedTuple):
@@ -26,6 +28,7 @@ class Cache(NamedTuple):
     lines: np.ndarray  # int32 (lines of the memory, 4)
     tags: np.ndarray  # int32 (sets, WAYS), the lines held; no rows in a queue
     stamps: np.ndarray  # int64 (sets, WAYS): when a line was last used, or a number before all times
+    ends: np.ndarray  # the ends of two queues: of the lines to keep, and of those given up
     counts: np.ndarray  # sectors and lines
     capacity: int  # lines
 
@@ -36,10 +39,10 @@ def cache(lines: int, capacity_bytes: int, sets: bool) -> Cache:
     rows = capacity // WAYS if sets else 0
     records = np.zeros((lines, 4), np.int32)
     records[:, (NEWER, OLDER)] = -1
-    counts = np.zeros(6, np.int64)
-    counts[NEWEST] = counts[OLDEST] = -1
     stamps = np.full((rows, WAYS), np.iinfo(np.int64).min, np.int64)
-    return Cache(records, np.full((rows, WAYS), -1, np.int32), stamps, counts, capacity)
+    return Cache(
+        records, np.full((rows, WAYS), -1, np.int32), stamps, np.full((2, 2), -1), np.zeros(4, np.int64), capacity
+    )
 
 
 @njit(cache=True)
@@ -51,27 +54,26 @@ def _sectors(mask: int) -> int:
 @njit(cache=True)
 def _unlink(c: Cache, line: int) -> None:
     newer, older = c.lines[line, NEWER], c.lines[line, OLDER]
+    queue = int(c.lines[line, FLAGS] & GIVEN_UP != 0)
     if newer >= 0:
         c.lines[newer, OLDER] = older
     else:
-        c.counts[NEWEST] = older
+        c.ends[queue, NEWEST] = older
     if older >= 0:
         c.lines[older, NEWER] = newer
     else:
-        c.counts[OLDEST] = newer
+        c.ends[queue, OLDEST] = newer
 
 
 @njit(cache=True)
-def _link(c: Cache, line: int, give_up: bool) -> None:
-    """Put a line at the end of the queue, or, to give it up, at its start."""
-    ahead, behind, end, other_end = (OLDER, NEWER, OLDEST, NEWEST) if give_up else (NEWER, OLDER, NEWEST, OLDEST)
-    last = c.counts[end]
-    c.lines[line, ahead], c.lines[line, behind] = -1, last
-    if last >= 0:
-        c.lines[last, ahead] = line
+def _link(c: Cache, line: int, queue: int) -> None:
+    newest = c.ends[queue, NEWEST]
+    c.lines[line, NEWER], c.lines[line, OLDER] = -1, newest
+    if newest >= 0:
+        c.lines[newest, NEWER] = line
     else:
-        c.counts[other_end] = line
-    c.counts[end] = line
+        c.ends[queue, OLDEST] = line
+    c.ends[queue, NEWEST] = line
 
 
 @njit(cache=True)
@@ -84,16 +86,14 @@ def _drop(c: Cache, line: int) -> None:
 @njit(cache=True)
 def _in_queue(c: Cache, line: int, give_up: bool) -> None:
     if c.lines[line, FLAGS] & HELD:
-        if not give_up and c.counts[NEWEST] == line:
-            return
         _unlink(c, line)
     elif c.counts[USED] < c.capacity:
         c.counts[USED] += 1
     else:
-        oldest = c.counts[OLDEST]
+        oldest = c.ends[1, OLDEST] if c.ends[1, OLDEST] >= 0 else c.ends[0, OLDEST]
         _unlink(c, oldest)
         _drop(c, oldest)
-    _link(c, line, give_up)
+    _link(c, line, int(give_up))
 
 
 @njit(cache=True)
@@ -124,7 +124,7 @@ def access(c: Cache, line: int, sectors: int, write: bool, give_up: bool) -> Non
         _in_sets(c, line, give_up)
     else:
         _in_queue(c, line, give_up)
-    flags = c.lines[line, FLAGS]
+    flags = c.lines[line, FLAGS] & ~GIVEN_UP | (GIVEN_UP if give_up else 0)
     if write:
         flags |= sectors << DIRTY | sectors << WRITTEN
     else:

@@ -24,8 +24,8 @@ def _gpu(name: str, target: str, multiprocessors: int, l2_megabytes: int) -> Gpu
     return Gpu(name, target, limits, l2_megabytes * 10**6)
 
 
-# Multiprocessors and L2 from NVIDIA's data sheets. An H100 has 50 MB in two partitions, and a line may be in both: 40 are
-# assumed to hold different lines.
+# Multiprocessors and L2 from NVIDIA's data sheets. An H100 has 50 MB in two partitions, and a line may be in both: 40
+# are assumed to hold different lines.
 H100 = _gpu("H100", "sm_90", 132, 40)
 GPUS = (
     H100,

@@ -1,7 +1,7 @@
 """Instructions that the warps of a block execute for an item of work, from the machine code of the shipped kernels.
 
-tests/cuda_on_cpu executes an item and counts its operations (`benchmarks.counts`); the machine code must hold ways whose
-operations add up to the same numbers. So a wrong reading of the code is an error and not a wrong number.
+tests/cuda_on_cpu executes an item and counts its operations (`benchmarks.counts`); the machine code must hold ways
+whose operations add up to the same numbers. So a wrong reading of the code is an error and not a wrong number.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How many bytes a call moves between DRAM and the L2 cache, by a model of the cache and of the order of accesses.
 
-The model executes the launches of `plans.plan`: as many blocks as the GPU holds take items by ticket, and advance in turns,
-a chunk of channels in a tick. Until its wait an item reads its tiles of q and k and its first chunk; a tick in which it
-waits for the earlier phases of its image is idle. In an image's last phase, accesses give a line up (`hints`).
+The model executes the launches of `plans.plan`: as many blocks as the GPU holds take items by ticket, and advance in
+turns, a chunk of channels in a tick. Until its wait an item reads its tiles of q and k and its first chunk; a tick in
+which it waits for the earlier phases of its image is idle. In an image's last phase, accesses give a line up (`hints`).
 """
 
 from __future__ import annotations

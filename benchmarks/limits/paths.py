@@ -60,7 +60,7 @@ def marks_of(instructions: Iterable[Instruction]) -> Marks:
 
 
 class Way(NamedTuple):
-    """The ways with the same marks through some code: instructions, and how many of the longest's have each of NAMES."""
+    """The ways with the same marks through some code: instructions, and how many of the longest have each of NAMES."""
 
     most: int
     least: int
@@ -127,7 +127,7 @@ def _times(turn: Ways, last: Ways, times: int, most: Marks) -> Ways:
 
 
 class _Region(NamedTuple):
-    """Blocks in which each inner loop is one node, entered at its header, with the ways to each block that leaves it."""
+    """Blocks in which each inner loop is one node, entered at its header, with the ways to each block after it."""
 
     inner: dict[int, dict[int, Ways]]  # header: the successor outside: ways
     place: dict[int, int]  # of a block, its place in `order`
@@ -169,7 +169,7 @@ def ways(function: Function, trips: Callable[[Loop], range], most: Marks) -> Way
     for loop in function.loops:
         _, leaving = region.from_entry(loop.header, loop.body, _hidden(function, loop.body))
         turn = leaving.pop(loop.header)
-        found: dict[int, Ways] = dict.fromkeys(leaving, {})
+        found: dict[int, Ways] = {after: {} for after in leaving}
         for times in trips(loop):
             for after, last in leaving.items():
                 found[after] = _either(found[after], _times(turn, last, times, most))

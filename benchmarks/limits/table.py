@@ -50,7 +50,7 @@ def traffic_of(
     blocks: int | None = None,
     sets: bool = False,
 ) -> Traffic:
-    """Return the traffic of a call in bfloat16; `blocks` of a multiprocessor instead of those that the kernel allows."""
+    """Return the traffic of a call in bfloat16; `blocks` of a multiprocessor replace those that the kernel allows."""
     kind = arithmetic("bfloat16", gpu.limits.capability, tf32=False)
     launches = plan(kernel, kind, images, sizes, DEPTH, CHANNELS, gpu.limits, lag=lag, cuts=cuts)
     held = [

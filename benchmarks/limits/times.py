@@ -1,4 +1,4 @@
-"""The least times of a call on an H100: of DRAM, L2, shared memory, products and instructions, at rates that are assumed.
+"""The least times of a call on an H100, of DRAM, L2, shared memory, products and instructions, at assumed rates.
 
 Bytes, wavefronts and products are counted by `benchmarks.counts`, instructions by `issue`, and DRAM's bytes come from
 the model of L2. Times follow from the rates below; none is measured.

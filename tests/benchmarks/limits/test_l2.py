@@ -1,0 +1,86 @@
+"""The model of a call's traffic against numbers that follow from the tensors' sizes."""
+
+import pytest
+
+from benchmarks.counts import IMAGES, N
+from benchmarks.limits.gpus import H100
+from benchmarks.limits.l2 import simulate
+from ccgpu.kernels.cuda.plans import plan
+
+EVERYTHING = 10**10  # bytes: a cache that holds all tensors
+DEPTH, CHANNELS = 64, 256
+
+
+def call(kernel, images=2, sizes=(20, 33), lag=0, cuts=1, l2=EVERYTHING, slots=40, hints=True, sets=False, kind="bf16"):
+    launches = plan(kernel, kind, images, sizes, DEPTH, CHANNELS, H100.limits, lag=lag, cuts=cuts)
+    return simulate(launches, l2, [slots] * len(launches), hints, sets)
+
+
+def whole(x):
+    """Return bytes as whole sectors."""
+    return -(-x // 32) * 32
+
+
+@pytest.mark.parametrize(("kind", "size"), [("bf16", 2), ("tf32", 4)])
+@pytest.mark.parametrize("sizes", [(20, 33), (6, 7, 8), (40, 300)])
+def test_least_bytes_are_the_tensors(kind, size, sizes):
+    positions = 2
+    for n in sizes:
+        positions *= n
+    d, c, s = positions * DEPTH * size, positions * CHANNELS * size, whole(positions * 4)
+    forward, backward = (call(kernel, sizes=sizes, kind=kind) for kernel in ("forward", "backward"))
+    assert (forward.dram_read, forward.dram_written) == (2 * d + c, c + s)
+    assert (backward.dram_read, backward.dram_written) == (2 * d + 3 * c + s, 2 * d + c + s)
+    assert forward.ratio == backward.ratio == 1
+
+
+@pytest.mark.parametrize("sizes", [(97, 97), (48, 40)])
+def test_bytes_asked_are_those_of_the_items(sizes):
+    """Lines of one segment: q, k, v once an axis; results and lse are written once an axis and read again but once."""
+    positions, d, c = 2 * sizes[0] * sizes[1], DEPTH * 2, CHANNELS * 2
+    assert call("forward", sizes=sizes).asked == positions * (2 * (2 * d + c) + 3 * c + 3 * 4)
+    assert call("forward", sizes=sizes, cuts=2).asked == positions * (4 * 2 * d + 2 * c + 3 * c + 4 * 4)
+    read = 2 * (2 * d + 2 * c + 4) + c  # q, k, v, dout, lse; out
+    assert call("backward", sizes=sizes).asked == positions * (read + 3 * (c + 2 * d) + 2 * 4)
+
+
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+@pytest.mark.parametrize("sets", [False, True])
+def test_a_smaller_cache_moves_more(kernel, sets):
+    dram = [
+        call(kernel, 3, (40, 40), l2=l2, hints=False, sets=sets).dram for l2 in (EVERYTHING, 10**6, 2 * 10**5, 10**4)
+    ]
+    assert dram == sorted(dram)
+    assert dram[0] < dram[1] < dram[3]
+    assert dram[3] <= 1.3 * call(kernel, 3, (40, 40)).asked
+
+
+def test_hints_change_what_stays_and_nothing_else():
+    kept, given_up = (call("backward", 6, (48, 48), l2=2 * 10**6, hints=hints) for hints in (False, True))
+    assert given_up.dram < 0.9 * kept.dram
+    assert (given_up.asked, given_up.ticks, given_up.least) == (kept.asked, kept.ticks, kept.least)
+
+
+def test_ticks_of_a_call_that_fits_at_once():
+    """All items run at once: those of the second phase wait for the chunks of the first."""
+    chunks = CHANNELS // 64
+    x = call("forward", 1, (32, 32), slots=1000)
+    assert 2 * chunks <= x.ticks <= 2 * chunks + 1  # a wait may end in the tick in which it is fulfilled
+    waited = x.ticks - 1 - chunks  # by the second phase
+    assert x.idle == pytest.approx(waited / (waited + 2 * (1 + chunks)))
+    assert call("forward", 1, (32, 32), slots=1).ticks == 2 * 32 * (1 + chunks)
+    assert call("forward", 1, (32, 32), slots=1).idle == 0
+
+
+def test_sets_and_queue_agree_about_the_hot_case():
+    launches = plan("forward", "bf16", IMAGES, (N, N), 64, 512, H100.limits, lag=1, cuts=1)
+    queue, sets = (simulate(launches, H100.l2_bytes, [396], hints=False, sets=x) for x in (False, True))
+    assert queue.asked == sets.asked
+    assert queue.dram == pytest.approx(sets.dram, rel=0.05)
+    assert 2.2 < queue.ratio < 2.5
+
+
+def test_the_stages_are_refused():
+    launches = plan("affinity", "bf16", 1, (8, 8), 64, 64, H100.limits)
+    with pytest.raises(ValueError, match="forward or backward, got affinity"):
+        simulate(launches, 10**6, [8])
