@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if gpu not in GPUS:
             known = ", ".join(name.removeprefix("sm_") for name in GPUS)
             flags.error(f"--arch must be one of {known}, got {arguments.arch}")
-        path = kernels.prepare(arguments.prepare, gpu)
-        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-        return 0
+        path, errors = kernels.prepare(arguments.prepare, gpu)
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB", *errors, sep="\n")
+        return 1 if errors else 0
     if arguments.out is None:
         flags.error("--out or --prepare must be given")
     chosen = steps(arguments.out.resolve(), arguments.scratch.resolve(), arguments.prepared.resolve())

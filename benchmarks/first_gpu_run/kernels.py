@@ -29,6 +29,7 @@ from ccgpu.kernels.cuda.configurations import Configuration, source
 
 BOUNDED = ("CCGPU_WAIT_LIMIT=4000000",)  # some seconds: a block that waits longer ends the launch with an error
 BUILDS: tuple[tuple[str, ...], ...] = ((), BOUNDED)  # for measurements, and for tests
+ERROR_LINES = 4
 DEPTHS = (64, 16, 0)  # channels of q and k of the kernels that the steps launch most; 0: the stages
 
 
@@ -68,16 +69,26 @@ def archive(folder: Path, gpu: str) -> Path:
     return folder / f"{gpu}.zip"
 
 
-def prepare(folder: Path, gpu: str, todo: Sequence[Job] | None = None, workers: int | None = None) -> Path:
-    """Compile kernels in parallel and write their machine code into one file; return it."""
+def prepare(
+    folder: Path, gpu: str, todo: Sequence[Job] | None = None, workers: int | None = None
+) -> tuple[Path, list[str]]:
+    """Compile kernels in parallel and write their machine code into one file.
+
+    Returns:
+        The file, and an error for each kernel that does not compile, which the file lacks.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    todo, path = chosen(gpu) if todo is None else todo, archive(folder, gpu)
+    todo, path, errors = chosen(gpu) if todo is None else todo, archive(folder, gpu), []
     unfinished = path.with_suffix(".unfinished")
     with pool(workers) as executor, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_LZMA) as file:
-        for job, code in zip(todo, executor.map(machine_code, todo), strict=True):
-            file.writestr(job.name, code)
+        compiled = [executor.submit(machine_code, job) for job in todo]
+        for job, future in zip(todo, compiled, strict=True):
+            try:
+                file.writestr(job.name, future.result())
+            except nvrtc.CompileError as error:
+                errors.append("\n".join(str(error).splitlines()[:ERROR_LINES]))
     os.replace(unfinished, path)
-    return path
+    return path, errors
 
 
 def pool(workers: int | None = None) -> ProcessPoolExecutor:

@@ -137,14 +137,23 @@ def test_what_is_not_prepared_is_compiled(cache):
 
 def test_prepared_file_has_the_kernels_of_the_source(tmp_path, monkeypatch):
     todo = [Job(GPU, defines, configuration("affinity", "bf16")) for defines in kernels.BUILDS]
-    path = kernels.prepare(tmp_path, GPU, todo, workers=1)
+    path, errors = kernels.prepare(tmp_path, GPU, todo, workers=1)
     assert path == kernels.archive(tmp_path, GPU)
+    assert not errors
     found = dict(kernels.prepared(todo, path))
     assert [found[job] for job in todo] == [machine_code(job) for job in todo]
     assert len({job.name for job in todo}) == 2
     monkeypatch.setattr(kernels, "source", lambda configuration: "another source")
     assert set(dict(kernels.prepared(todo, path)).values()) == {None}
     assert set(dict(kernels.prepared(todo, tmp_path / "none")).values()) == {None}
+
+
+def test_a_kernel_that_does_not_compile_is_left_out(tmp_path):
+    good = Job(GPU, (), configuration("affinity", "bf16"))
+    bad = good._replace(configuration=good.configuration._replace(kernel="no_such_kernel"))
+    path, (error,) = kernels.prepare(tmp_path, GPU, [bad, good], workers=1)
+    assert "must compile for sm_90, got" in error
+    assert [code is None for _, code in kernels.prepared([bad, good], path)] == [True, False]
 
 
 def test_arguments_of_a_launch_are_packed(cache):
