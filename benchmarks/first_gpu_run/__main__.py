@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     flags.add_argument("--out", type=Path, help="folder for the results")
     flags.add_argument("--seconds", type=float, default=540.0, help="most seconds of the whole run (%(default).0f)")
+    flags.add_argument("--commit", help="commit to record if the tree has no git")
     flags.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone")
     flags.add_argument("--scratch", type=Path, default=SCRATCH, help="folder for CuPy's cache (build/first_gpu_run)")
     flags.add_argument(
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if errors else 0
     if arguments.out is None:
         flags.error("--out or --prepare must be given")
-    chosen = steps(arguments.out.resolve(), arguments.scratch.resolve(), arguments.prepared.resolve())
+    folders = (arguments.out.resolve(), arguments.scratch.resolve(), arguments.prepared.resolve())
+    chosen = steps(*folders, arguments.commit)
     unknown = set(arguments.only or ()) - {step.name for step in chosen}
     if unknown:
         names = ", ".join(step.name for step in chosen)

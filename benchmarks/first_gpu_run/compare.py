@@ -22,9 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = argparse.ArgumentParser(description=__doc__)
     flags.add_argument("--out", type=Path, required=True, help="folder of the CSV file")
     flags.add_argument("--seconds", type=float, required=True)
+    flags.add_argument("--commit")
     arguments = flags.parse_args(argv)
     need_kernels()
-    return cca.main([*FLAGS, "--out", str(arguments.out), "--seconds", str(arguments.seconds)])
+    commit = ["--commit", arguments.commit] if arguments.commit else []
+    return cca.main([*FLAGS, *commit, "--out", str(arguments.out), "--seconds", str(arguments.seconds)])
 
 
 if __name__ == "__main__":

@@ -64,8 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Record the facts; return the exit status."""
     flags = argparse.ArgumentParser(description=__doc__)
     flags.add_argument("--records", type=Path, required=True)
+    flags.add_argument("--commit")
     arguments = flags.parse_args(argv)
-    common = {"step": "facts", "commit": runs.commit(), "versions": versions(), "nvidia-smi": smi()}
+    common = {"step": "facts", "commit": arguments.commit or runs.commit(), "versions": versions(), "nvidia-smi": smi()}
     tools = {"ncu": find_ncu() is not None, "compute-sanitizer": find_sanitizer() is not None}
     found = device() if torch.cuda.is_available() else None
     append(arguments.records, common | tools | {"device": found})

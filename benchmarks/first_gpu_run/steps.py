@@ -32,27 +32,29 @@ def pytest(step: str, records: Path, timeout: int, *words: str, workers: int = 1
     return "-m", "pytest", *limits, *plain, *plugin, *spread, *words
 
 
-def steps(out: Path, scratch: Path, prepared: Path) -> tuple[Step, ...]:
+def steps(out: Path, scratch: Path, prepared: Path, commit: str | None = None) -> tuple[Step, ...]:
     """Return the steps.
 
     Args:
         out: folder of the results.
         scratch: folder for CuPy's cache and for reports that are read and not kept.
         prepared: folder of `kernels.prepare`.
+        commit: what to record where the tree has no git.
     """
     records = out / RECORDS
     written = ("--records", str(records))
     timed = (*written, "--seconds", "{seconds}")
     shipped = ("CUPY_CACHE_DIR", str(scratch / "kernel_cache"))
     bounded = (shipped, (DEFINES, " ".join(BOUNDED)))
+    known = () if commit is None else ("--commit", commit)
     order = "cupy and (gradcheck_in or same_bits or stream or cuda_graph)"
     return (
-        Step("facts", module("facts", *written), 40, 15, (shipped,)),
+        Step("facts", module("facts", *written, *known), 40, 15, (shipped,)),
         Step("kernels", module("kernels", *timed, "--prepared", str(prepared)), 60, 15, (shipped,)),
         Step("primitives", pytest("primitives", records, 15, f"{TESTS}/test_primitives.py"), 40, 15, bounded),
         Step("values", module("values", *written), 90, 25, bounded),
         Step("sweep", module("sweep", *timed, "--scratch", str(scratch)), 70, 25, (shipped,)),
-        Step("compare", module("compare", "--out", str(out), "--seconds", "{seconds}"), 90, 30, (shipped,)),
+        Step("compare", module("compare", "--out", str(out), *known, "--seconds", "{seconds}"), 90, 30, (shipped,)),
         Step(
             "order",
             pytest("order", records, 30, "-k", order, f"{TESTS}/test_order.py", f"{TESTS}/test_torch.py"),

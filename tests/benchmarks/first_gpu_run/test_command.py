@@ -7,8 +7,11 @@ import sys
 import pytest
 import torch
 
+from benchmarks import cca
+from benchmarks.candidates import DENSE, candidates
+from benchmarks.cases import Case
 from benchmarks.first_gpu_run import __main__ as command
-from benchmarks.first_gpu_run import kernels
+from benchmarks.first_gpu_run import compare, kernels
 from benchmarks.first_gpu_run.records import OUTPUT, RECORDS, STEPS, read
 from benchmarks.first_gpu_run.runner import ROOT
 from benchmarks.first_gpu_run.steps import steps
@@ -59,6 +62,21 @@ def test_tests_of_the_order_step_exist(tmp_path):
     for name in ("test_gradcheck_in_float64", "test_same_bits_every_time", "test_cuda_graph", "test_call_waits_for"):
         assert name in ran.stdout
     assert "numba_cuda" not in ran.stdout
+
+
+def test_comparison_has_the_hot_case_first_and_the_peers(monkeypatch):
+    """Forward and backward of einsum, bmm, permuted matrix products and SDPA, in the same dtype."""
+    given = []
+    monkeypatch.setattr(compare, "need_kernels", lambda: None)
+    monkeypatch.setattr(cca, "main", lambda words: given.append(words) or 0)
+    assert compare.main(["--out", "x", "--seconds", "87", "--commit", "abc"]) == 0
+    arguments = cca.parser().parse_args(given[0])
+    assert (arguments.seconds, arguments.commit, str(arguments.out)) == (87.0, "abc", "x")
+    first, *others = cca.cases_of(arguments)
+    assert first == Case(8, (97, 97), "bfloat16")
+    assert len(others) == 3
+    names = [c.name for c in cca.chosen(candidates(first, torch.device("cuda")), arguments.only, arguments.without)]
+    assert names == ["ccgpu cupy", "ccgpu torch", "mmcv's einsum", "authors' bmm", "SDPA an axis, merged", DENSE]
 
 
 def test_kernels_of_the_hot_case_are_prepared_first():
