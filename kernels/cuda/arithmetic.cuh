@@ -11,6 +11,7 @@
 //   STEP              units of a row that an operand Rows holds
 //   UNROLL            steps by which the compiler unrolls the loop over a row
 //   HOLD              whether the queries' Rows may stay in registers; otherwise each tile of keys reads them again
+//   ROUNDS            whether weights are rounded to 11 bits or fewer
 //   Rows              operand: 16 rows of a tile, STEP units of each
 //   Weights           operand: 16 rows and 16 columns, in the registers in which the products computed them
 //   Probabilities     the same for weights of at most 1, which need not be wide to be precise

@@ -5,8 +5,7 @@
 // transposed, with keys as rows: so P^T and dS^T are operands of the products for dv and dk in the very registers in
 // which they were computed, and only dS goes through shared memory once, for dq. A chunk of dout that is read for
 // dout V^T is used for dv too. The first phase also computes delta while dout is read. As in forward.cu, the code for a
-// warp's number M of tiles of keys, and the loop over the chunks for a first and for a later phase, are compiled each on
-// their own.
+// warp's number M of tiles of keys, and the loop over the chunks for each kind of phase, are compiled on their own.
 #include "arithmetic.cuh"
 #include "schedule.cuh"
 
@@ -36,22 +35,14 @@ template <class A_, int TILES_, int DEPTH_, int ROW_TILES_, int CHUNK_UNITS_, in
   static constexpr u32 ITEM = SHARED - ITEM_BYTES, DELTAS = ITEM - ROW_BYTES, LSES = DELTAS - ROW_BYTES;
 };
 
-// v of the keys and dout of the queries, chunk by chunk.
-template <class B> struct Chunks {
-  RowCopies<B::ROWS, B::CU, B::THREADS> v, dout;
-
-  INLINE Chunks(const Arguments &a, const Item &item, u32 base, int thread)
-      : v(base + B::VALUES, line(a, item, a.v, item.key), step(a, item), thread),
-        dout(base + B::DOUTS, line(a, item, a.dout, item.query), step(a, item), thread) {}
-  static INLINE u64 step(const Arguments &a, const Item &item) { return (u64)item.inner * a.channels * B::SIZE; }
-  static INLINE const char *line(const Arguments &a, const Item &item, const void *x, int row) {
-    return (const char *)x + (u64)item.start * a.channels * B::SIZE + row * step(a, item);
-  }
-  INLINE void load(const Item &item, u32 buffer, int skip, int bytes, CachePolicy policy) {
-    v.load(buffer, skip, item.keys, bytes, policy);
-    dout.load(buffer, skip, item.queries, bytes, policy);
-  }
-};
+// Starts copying the chunk of v of the keys and of dout of the queries that lies `skip` bytes into their rows; `v` and
+// `dout` are the thread's places in these arrays.
+template <class B, Use USE>
+INLINE void load_chunk(const Arguments &a, const RowCopies<B::ROWS, B::CU, B::THREADS> &copies, u32 buffer, u32 v, u32 dout,
+                       u32 step, int skip, int keys, int queries, int bytes) {
+  copies.template load<USE>(B::VALUES + buffer, a.v, v, step, skip, keys, bytes);
+  copies.template load<USE>(B::DOUTS + buffer, a.dout, dout, step, skip, queries, bytes);
+}
 
 // P^T of the M tiles of keys from tile `tile0` on. The places of padding need no care but that their weights are finite:
 // there the rows of k and dout are zeros, so whatever is multiplied with their weights or dS vanishes.
@@ -62,7 +53,7 @@ INLINE void probabilities(const Arguments &a, const Item &item, typename B::A::P
   typedef typename A::Sum Sum;
   constexpr int TILES = B::TILES, DU = B::DU;
   const int g = lane >> 2, t = lane & 3;
-  const Sum scale = (Sum)(a.scale * LOG2_E_DOUBLE), share = (Sum)a.share;
+  const Sum scale = scale_log2(a, Sum()), own_share = share(a, Sum());
   const u32 rows = base + B::KEYS + tile0 * 16 * DU * 16 + A::template row_place<DU>(lane), columns = base + A::template column_place<DU>(lane);
   const int own[2] = {item.query == item.key && g == 2 * t ? tile0 : -TILES, item.query == item.key && g == 2 * t + 1 ? tile0 : -TILES};
   Sum x[TILES][M][2][4];
@@ -93,7 +84,7 @@ INLINE void probabilities(const Arguments &a, const Item &item, typename B::A::P
         for (int i = 0; i < 4; i++) {
           Sum e = p[i] * scale - lse[i & 1];
           if (half == i >> 1 && own[i & 1] + m == n) // the key's own query
-            e += share;
+            e += own_share;
           p[i] = power2(at_most_zero(e));
         }
         weights[n][m].set(half, p);
@@ -103,36 +94,40 @@ INLINE void probabilities(const Arguments &a, const Item &item, typename B::A::P
 
 // dP^T = V dout^T, summed over the chunks of channels, and dv of each chunk, for the M tiles of keys from tile `tile0` on.
 // The first phase also puts delta in shared and global memory, for the same positions as queries.
-template <class B, int M, bool FIRST>
+template <class B, int M, Phase PHASE>
 INLINE void sum_chunks(const Arguments &a, const Item &item, typename B::A::Sum (&dp)[B::TILES][M][2][4],
-                       const typename B::A::Probabilities (&weights)[B::TILES][M], u32 base, int tile0) {
+                       const typename B::A::Probabilities (&weights)[B::TILES][M], u32 base) {
   typedef typename B::A A;
   typedef typename A::Sum Sum;
+  constexpr bool FIRST_PHASE = PHASE == FIRST;
+  constexpr Use USE = use_in(PHASE);
   constexpr int TILES = B::TILES, CU = B::CU, N = B::HALF_UNITS * 16 / B::SIZE / 8;
-  const int bytes = a.channels * B::SIZE, rows = item.keys - tile0 * 16;
-  const CachePolicy last_use = cache_policy(item.after == 0), policy = FIRST ? cache_policy(true) : last_use;
-  const u64 step = (u64)item.inner * bytes, start = (u64)item.start * bytes + (item.key + tile0 * 16) * step;
-  const u32 own = tile0 * 16 * B::CHUNK_BYTES;
+  const int tile0 = first_tile<B::WARPS, B::ROW_TILES>(item);
+  const int bytes = a.channels * B::SIZE, keys = item.keys, queries = FIRST_PHASE ? keys : item.queries, rows = keys - tile0 * 16;
   int thread = threadIdx.x;
   hide(thread); // or what was computed from it for the first chunk would be kept in registers until now
   const int lane = thread & 31;
-  Chunks<B> chunks(a, item, base, thread);
-  RowCopies<16 * M, CU, 32> dv(base + own, (const char *)a.dv + start, step, lane);
-  RowCopies<16 * M, CU, 32> out(base + own, (const char *)a.out + start, step, lane);
-  const u32 row_place = base + B::VALUES + own + A::template row_place<CU>(lane);
-  const u32 column_place = base + B::DOUTS + A::template column_place<CU>(lane);
-  const u32 value_place = base + B::DOUTS + A::template value_place<CU>(lane);
-  const u32 result_place = base + own + A::template result_place<CU>(lane);
-  typename A::template RowProducts<CU> delta[FIRST ? M : 1];
+  const u32 own = tile0 * 16 * B::CHUNK_BYTES;
+  const RowCopies<B::ROWS, CU, B::THREADS> copies(base, thread);
+  const RowCopies<16 * M, CU, 32> results(base + own, lane); // the warp's own rows
+  const u32 units = bytes / 16, step = item.inner * units, start = item.start * units;
+  const u32 v = copies.at(start + item.key * step, step), dout = FIRST_PHASE ? v : copies.at(start + item.query * step, step);
+  const u32 dv = results.at(start + (item.key + tile0 * 16) * step, step); // and out, in the first phase
+  u32 row_place = base + B::VALUES + own + A::template row_place<CU>(lane);
+  u32 column_place = base + B::DOUTS + A::template column_place<CU>(lane);
+  u32 value_place = base + B::DOUTS + A::template value_place<CU>(lane);
+  u32 result_place = base + own + A::template result_place<CU>(lane);
+  typename A::template RowProducts<CU> delta[FIRST_PHASE ? M : 1];
   u32 buffer = 0;
 #pragma unroll 1
   for (int skip = 0; skip < bytes; skip += B::CHUNK_BYTES) {
+    hide(row_place), hide(column_place), hide(value_place), hide(result_place); // as in RowCopies
     copy_wait<0>();
     __syncthreads();
-    (FIRST ? out : dv).load(B::OTHERS, skip, rows, bytes, policy);
+    results.template load<FIRST_PHASE ? LAST_USE : USE>(B::OTHERS, FIRST_PHASE ? a.out : a.dv, dv, step, skip, rows, bytes);
     copy_commit();
     if (skip + B::CHUNK_BYTES < bytes)
-      chunks.load(item, buffer ^ B::VALUE_BYTES, skip + B::CHUNK_BYTES, bytes, last_use);
+      load_chunk<B, USE>(a, copies, buffer ^ B::VALUE_BYTES, v, dout, step, skip + B::CHUNK_BYTES, keys, queries, bytes);
     copy_commit();
 #pragma unroll A::UNROLL
     for (int s = 0; s < CU / A::STEP; s++) {
@@ -147,32 +142,37 @@ INLINE void sum_chunks(const Arguments &a, const Item &item, typename B::A::Sum 
     copy_wait<1>();
     __syncwarp();
     // In the first phase a warp's own rows of v, which are no longer needed, take the results.
-    const u32 results = FIRST ? B::VALUES + buffer : B::OTHERS;
-    if (FIRST)
+    const u32 tile = FIRST_PHASE ? B::VALUES + buffer : B::OTHERS;
+    if (FIRST_PHASE) {
+      int same_lane = lane;
+      hide(same_lane);
 #pragma unroll
-      for (int m = 0; m < M; m++)
-        delta[m].add(base + B::DOUTS + buffer + own + m * 16 * B::CHUNK_BYTES, base + B::OTHERS + own + m * 16 * B::CHUNK_BYTES, lane);
+      for (int m = 0; m < M; m++) {
+        const u32 rows_of_tile = base + own + m * 16 * B::CHUNK_BYTES;
+        delta[m].add(rows_of_tile + B::DOUTS + buffer, rows_of_tile + B::OTHERS, same_lane);
+      }
+    }
 #pragma unroll
     for (int half = 0; half < CU; half += B::HALF_UNITS) {
       Sum x[M][N][4];
-      if (FIRST)
+      if (FIRST_PHASE)
         clear(x);
       else
 #pragma unroll
         for (int m = 0; m < M; m++)
-          read_results<A, CU, N>(x[m], result_place + results, m * 16, half);
+          read_results<A, CU, N>(x[m], result_place + tile, m * 16, half);
 #pragma unroll
       for (int n = 0; n < TILES; n++)
         A::template multiply_weights<M, N, CU>(x, weights[n], value_place + buffer, n * 16, half);
 #pragma unroll
       for (int m = 0; m < M; m++)
-        A::template store_results<CU, N>(result_place + results, x[m], m * 16, half);
+        A::template store_results<CU, N>(result_place + tile, x[m], m * 16, half);
     }
     __syncwarp();
-    dv.store(results, skip, rows, bytes, last_use);
+    results.template store<USE>(tile, a.dv, dv, step, skip, rows, bytes);
     buffer ^= B::VALUE_BYTES;
   }
-  if (FIRST) {
+  if (FIRST_PHASE) {
 #pragma unroll
     for (int m = 0; m < M; m++)
       delta[m].each(lane, [&](int row, Sum sum) {
@@ -190,28 +190,26 @@ INLINE void sum_chunks(const Arguments &a, const Item &item, typename B::A::Sum 
 // dq and dk. A tile of earlier results is fetched during its product, which is added to it and written back.
 template <class B, int M>
 INLINE void gradients_of_energies(const Arguments &a, const Item &item, const typename B::A::Weights (&ds)[B::TILES][M], u32 base,
-                                  int tile0, int lane) {
+                                  int lane) {
   typedef typename B::A A;
   typedef typename A::Sum Sum;
   constexpr int TILES = B::TILES, DU = B::DU, RU = B::RU, SU = B::SU, N = B::COLUMNS / 8;
-  const CachePolicy policy = cache_policy(item.after == 0);
+  const int tile0 = first_tile<B::WARPS, B::ROW_TILES>(item);
   const Sum scale = (Sum)a.scale;
-  const u64 depth_bytes = (u64)a.depth * B::SIZE, step = item.inner * depth_bytes;
+  const int depth_bytes = a.depth * B::SIZE;
+  const u32 step = item.inner * (depth_bytes / 16), start = item.start * (depth_bytes / 16);
   const u32 results = base + B::RESULTS + tile0 * 16 * RU * 16, result_place = results + A::template result_place<RU>(lane);
+  const RowCopies<16, RU, 32> copies(results, lane);
   const u32 value_place = base + A::template value_place<DU>(lane);
   const u32 sheet = base + B::SHEET + A::template transposed_place<SU>(lane);
 #pragma unroll 1
   for (int column = 0; column < B::DEPTH; column += B::COLUMNS) {
     const int skip = column * B::SIZE;
-    auto copies = [&](const void *x, int row, int m) {
-      return RowCopies<16, RU, 32>(results + m * 16 * RU * 16,
-                                   (const char *)x + item.start * depth_bytes + row * step, step, lane);
-    };
     auto fetch = [&](const void *x, int row, int rows, int m) {
       if (!item.first)
-        copies(x, row, m).load(0, skip, rows, (int)depth_bytes, policy);
+        copies.template load<KEEP>(m * 16 * RU * 16, x, copies.at(start + row * step, step), step, skip, rows, depth_bytes);
     };
-    auto write = [&](const void *x, Sum(&sum)[N][4], int row, int rows, int m) {
+    auto write = [&](void *x, Sum(&sum)[N][4], int row, int rows, int m) {
 #pragma unroll
       for (int n = 0; n < N; n++)
 #pragma unroll
@@ -221,7 +219,7 @@ INLINE void gradients_of_energies(const Arguments &a, const Item &item, const ty
         A::template each_result<RU, N>(result_place, m * 16, 0, [&](int n, int i, Sum old) { sum[n][i] += old; });
       A::template store_results<RU, N>(result_place, sum, m * 16, 0);
       __syncwarp();
-      copies(x, row, m).store(0, skip, rows, (int)depth_bytes, policy);
+      copies.template store<KEEP>(m * 16 * RU * 16, x, copies.at(start + row * step, step), step, skip, rows, depth_bytes);
       __syncwarp();
     };
 #pragma unroll 1
@@ -273,14 +271,16 @@ template <class B, int M> INLINE void backward_tiles(const Arguments &a, const I
   for (int n = 0; n < TILES; n++)
     clear(dp[n]);
   if (item.first)
-    sum_chunks<B, M, true>(a, item, dp, weights, base, tile0);
+    sum_chunks<B, M, FIRST>(a, item, dp, weights, base);
+  else if (item.after > 0)
+    sum_chunks<B, M, MIDDLE>(a, item, dp, weights, base);
   else
-    sum_chunks<B, M, false>(a, item, dp, weights, base, tile0);
+    sum_chunks<B, M, LAST>(a, item, dp, weights, base);
   __syncthreads();
 
   // dS^T stays in registers for dk and goes to shared memory for dq.
   typename A::Weights ds[TILES][M];
-  const u32 sheet = base + B::SHEET + tile0 * 16 * SU * 16 + A::template weight_place<SU>(lane);
+  const u32 sheet = base + B::SHEET + first_tile<B::WARPS, B::ROW_TILES>(item) * 16 * SU * 16 + A::template weight_place<SU>(lane);
 #pragma unroll
   for (int n = 0; n < TILES; n++) {
 #pragma unroll
@@ -303,25 +303,28 @@ template <class B, int M> INLINE void backward_tiles(const Arguments &a, const I
       A::template store_weights<SU>(sheet, ds[n][m], m * 16, n * A::SHEET);
   }
   __syncthreads();
-  gradients_of_energies<B, M>(a, item, ds, base, tile0, lane);
+  gradients_of_energies<B, M>(a, item, ds, base, lane);
 }
 
 template <class B> INLINE void backward(const Arguments &a) {
   typedef typename B::A::Sum Sum;
   constexpr int M = B::ROW_TILES, REST = B::TILES % M;
   const u32 base = shared_address(shared_memory());
-  const Item item = next_item(a, base + B::ITEM);
+  const Item &item = next_item(a, B::ITEM);
   if (!item.exists)
     return;
   const int thread = threadIdx.x, depth_bytes = a.depth * B::SIZE, value_bytes = a.channels * B::SIZE;
   const u64 depth_step = (u64)item.inner * depth_bytes, depth_start = (u64)item.start * depth_bytes;
-  const CachePolicy policy = cache_policy(item.after == 0);
+  const bool last_use = item.after == 0;
   load_rows<B::ROWS, B::DU, B::THREADS>(base, (const char *)a.q + depth_start + item.query * depth_step, depth_step,
-                                        item.queries, depth_bytes, thread, policy);
+                                        item.queries, depth_bytes, thread, last_use);
   load_rows<B::ROWS, B::DU, B::THREADS>(base + B::KEYS, (const char *)a.k + depth_start + item.key * depth_step, depth_step,
-                                        item.keys, depth_bytes, thread, policy);
+                                        item.keys, depth_bytes, thread, last_use);
   copy_commit();
-  Chunks<B>(a, item, base, thread).load(item, 0, 0, value_bytes, policy);
+  const RowCopies<B::ROWS, B::CU, B::THREADS> copies(base, thread);
+  const u32 units = value_bytes / 16, step = item.inner * units, start = item.start * units;
+  load_chunk<B, KEEP>(a, copies, 0, copies.at(start + item.key * step, step), copies.at(start + item.query * step, step), step,
+                      0, item.keys, item.queries, value_bytes);
   copy_commit();
   for (int i = thread; i < B::ROWS; i += B::THREADS) {
     const Sum lse = i < item.queries ? load_global<Sum>((const Sum *)a.lse + item.start + (u64)(item.query + i) * item.inner) : 0;

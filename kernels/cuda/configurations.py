@@ -92,7 +92,7 @@ class Configuration(NamedTuple):
         kind, rows = ARITHMETICS[self.arithmetic], TILE * self.tiles
         chunk, depth = rows * UNIT * self.chunk_units, rows * UNIT * _units(self.depth * kind.size)
         if self.kernel == "forward":
-            return 2 * max(depth, chunk) + 2 * chunk + ITEM_BYTES
+            return 2 * max(depth, chunk) + 2 * chunk + rows * kind.sum + ITEM_BYTES
         if self.kernel == "backward":
             columns = min(self.depth, 32 if kind.size == 8 or (kind.size == 4 and self.depth > 64) else 64)
             late = rows * UNIT * (_units(rows * kind.sheet) + _units(columns * kind.size))
@@ -184,10 +184,8 @@ def _fitted(kernel: str, arithmetic: str, tiles: int, depth: int, row_tiles: int
         by_memory = (limits.shared_bytes + 1024) // (chosen.shared_bytes + 1024)
         blocks = min(by_registers, by_memory, 8)
         if kernel == "backward":
-            # A warp that owns two tiles computes dv in parts of a chunk, in smaller ones where registers are short:
-            # beside the sums and weights of 8 tiles, and in a block that is alone, for which the compiler uses more.
-            short = row_tiles == 2 and (tiles >= 8 or blocks == 1)
-            chosen = chosen._replace(half_units=2 if short else max(2, chunk_units // row_tiles))
+            # A warp that owns two tiles of 16-bit rows computes dv in parts of a chunk, for want of registers.
+            chosen = chosen._replace(half_units=2 if kind.size == 2 and row_tiles == 2 else chunk_units)
         choices.append(chosen._replace(blocks=blocks))
     # The wider chunk, unless only the narrower one leaves room for two blocks, which hide each other's latency.
     return max(choices, key=lambda c: min(c.blocks, 2))

@@ -6,8 +6,7 @@
 //   3. E again, for the weights P, which stay in registers. (The energies themselves would take twice as many.)
 //   4. out = P V + what the earlier lines have written, times its own factor, a chunk of channels at a time.
 // A warp owns up to ROW_TILES tiles of 16 queries, so that each operand it reads from shared memory is used for all of
-// them. The code for a warp's number M of tiles, and the loop of part 4 for a first and for a later phase, are compiled
-// each on their own.
+// them. The code for a warp's number M of tiles, and the loop of part 4 for each kind of phase, are compiled on their own.
 #include "arithmetic.cuh"
 #include "schedule.cuh"
 
@@ -18,11 +17,14 @@ template <class A_, int TILES_, int DEPTH_, int ROW_TILES_, int CHUNK_UNITS_> st
   static constexpr int ROW_TILES = ROW_TILES_; // tiles of queries of a warp
   static constexpr int WARPS = (TILES + ROW_TILES - 1) / ROW_TILES, THREADS = 32 * WARPS, ROWS = 16 * TILES;
   static constexpr int SIZE = sizeof(typename A::Element);
-  static constexpr int DU = units(DEPTH * SIZE), CU = CHUNK_UNITS_, CHUNK_BYTES = CU * 16, CHUNK = CHUNK_BYTES / SIZE;
+  static constexpr int DU = units(DEPTH * SIZE), CU = CHUNK_UNITS_, CHUNK_BYTES = CU * 16;
   static constexpr int STEPS = DU / A::STEP;
   // The tiles of q and k are large enough for two tiles of results, which take their memory later.
   static constexpr int QUERY_BYTES = ROWS * 16 * (DU > CU ? DU : CU), VALUE_BYTES = ROWS * CHUNK_BYTES;
-  static constexpr int SHARED = 2 * QUERY_BYTES + 2 * VALUE_BYTES + ITEM_BYTES;
+  static constexpr int ROW_BYTES = ROWS * sizeof(typename A::Sum);
+  static constexpr int SHARED = 2 * QUERY_BYTES + 2 * VALUE_BYTES + ROW_BYTES + ITEM_BYTES;
+  // Addresses in shared memory, from its start on.
+  static constexpr u32 KEYS = QUERY_BYTES, VALUES = 2 * QUERY_BYTES, BEFORE = VALUES + 2 * VALUE_BYTES, ITEM = BEFORE + ROW_BYTES;
 };
 
 // The rows of a warp's M tiles of queries.
@@ -56,21 +58,22 @@ template <class F, int M> struct Queries {
   }
 };
 
-// What a row's weights are made of: exp2(scale E - max) factor; the earlier lines' results count `before`.
+// What a row's weights are made of: exp2(scale E - max) factor. Where weights are rounded anyway, max holds the factor too.
 template <class Sum, int M> struct RowFactors {
-  Sum max[M][2], factor[M][2], before[M][2]; // of rows g and g + 8 of each tile
+  Sum max[M][2], factor[M][2]; // of rows g and g + 8 of each tile
 };
 
-// Parts 1 and 2 for the M tiles of queries from tile `tile0` on.
+// Parts 1 and 2 for the M tiles of queries from tile `tile0` on. The factors of the earlier lines' results wait for part 4
+// in shared memory, as part 3 needs all registers.
 template <class F, int M>
-INLINE RowFactors<typename F::A::Sum, M> row_factors(const Arguments &a, const Item &item, Queries<F, M> &queries, u32 keys,
+INLINE RowFactors<typename F::A::Sum, M> row_factors(const Arguments &a, const Item &item, Queries<F, M> &queries, u32 base,
                                                      int tile0, int lane) {
-  typedef typename F::A::Sum Sum;
+  typedef typename F::A A;
+  typedef typename A::Sum Sum;
   const int g = lane >> 2, t = lane & 3;
+  const u32 keys = base + F::KEYS + A::template column_place<F::DU>(lane);
   const Sum empty = -infinity(Sum());
-  Sum scale = (Sum)(a.scale * LOG2_E_DOUBLE), share = (Sum)a.share;
-  hide(scale);
-  hide(share);
+  const Sum scale = scale_log2(a, Sum()), own_share = share(a, Sum());
   RowFactors<Sum, M> r;
   Sum sum[M][2];
 #pragma unroll
@@ -93,7 +96,7 @@ INLINE RowFactors<typename F::A::Sum, M> row_factors(const Arguments &a, const I
 #pragma unroll
         for (int i = 0; i < 4; i++)
           if (g == 2 * t + (i & 1))
-            x[m][i >> 1][i] += share;
+            x[m][i >> 1][i] += own_share;
       if (n * 16 + 16 > item.keys) // the end of the line
 #pragma unroll
         for (int half = 0; half < 2; half++)
@@ -128,71 +131,75 @@ INLINE RowFactors<typename F::A::Sum, M> row_factors(const Arguments &a, const I
 
   wait_for_earlier_phases(a, item);
   // The phases of an image write lse in turn to two arrays, so that items of one phase may read what others replace.
-  Sum *const to = (Sum *)(item.after & 1 ? a.scratch : a.lse);
-  const Sum *const from = (const Sum *)(item.after & 1 ? a.lse : a.scratch);
+  Sum *const to = (Sum *)(item.after & 1 ? a.scratch : a.lse) + item.start;
+  const Sum *const from = (const Sum *)(item.after & 1 ? a.lse : a.scratch) + item.start;
+  const int first_row = item.query + tile0 * 16 + g, rows = item.queries - tile0 * 16 - g;
+  Sum earlier[M][2];
+#pragma unroll
+  for (int m = 0; m < M; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+      earlier[m][h] = !item.first && m * 16 + 8 * h < rows ? load_global<Sum>(from + (u64)(first_row + m * 16 + 8 * h) * item.inner) : empty;
+  __syncwarp(); // the four threads of a row have read lse before one of them writes it
 #pragma unroll
   for (int m = 0; m < M; m++)
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const int row = (tile0 + m) * 16 + g + 8 * h;
-      const bool inside = row < item.queries;
-      const Sum ln2 = (Sum)LN_2_DOUBLE, log2e = (Sum)LOG2_E_DOUBLE;
-      const u64 at = item.start + (u64)(item.query + row) * item.inner;
-      const Sum largest = r.max[m][h] == empty ? 0 : r.max[m][h], own = (largest + logarithm2(sum[m][h])) * ln2;
-      Sum merged = own, part = 1;
-      r.before[m][h] = 0;
-      if (!item.first) {
-        // The two parts must sum to 1, so they are computed from x and y: `merged` has a rounding error that grows with
-        // the energies.
-        const Sum other = inside ? load_global<Sum>(from + at) : 0, larger = max(other, own);
-        if (own != empty || other != empty) {
-          const Sum x = power2((own - larger) * log2e), y = power2((other - larger) * log2e);
-          merged = larger + logarithm2(x + y) * ln2;
-          part = x / (x + y);
-          r.before[m][h] = y / (x + y);
-        }
-      }
-      r.max[m][h] = largest;
-      r.factor[m][h] = sum[m][h] == 0 ? 0 : part / sum[m][h];
+      const Sum largest = r.max[m][h] == empty ? 0 : r.max[m][h];
+      const Sum own = (largest + logarithm2(sum[m][h])) * (Sum)LN_2_DOUBLE, other = earlier[m][h];
+      const Sum larger = max(own, other) == empty ? 0 : max(own, other);
+      // The parts of this line and of the earlier ones must sum to 1, so they are computed from x and y: `merged` has a
+      // rounding error that grows with the energies.
+      const Sum x = power2((own - larger) * (Sum)LOG2_E_DOUBLE), y = power2((other - larger) * (Sum)LOG2_E_DOUBLE);
+      const Sum merged = larger + logarithm2(x + y) * (Sum)LN_2_DOUBLE;
+      const Sum inverse = x + y == 0 ? 0 : divide((Sum)1, x + y);
+      Sum factor = sum[m][h] == 0 ? 0 : divide(x * inverse, sum[m][h]);
       if (item.after == 0 && merged == empty) // no weight anywhere: 0 / 0
-        r.factor[m][h] = __longlong_as_double(0x7ff8000000000000ll);
-      __syncwarp(); // the four threads of a row have read lse before one of them writes it
-      if (inside && t == 0 && item.cut == 0)
-        store_global<Sum>(to + at, merged);
+        factor = __longlong_as_double(0x7ff8000000000000ll);
+      r.max[m][h] = A::ROUNDS ? largest - logarithm2(factor) : largest;
+      r.factor[m][h] = factor;
+      if (t == 0) {
+        store_shared<Sum>(base + F::BEFORE + (tile0 * 16 + m * 16 + g + 8 * h) * sizeof(Sum), y * inverse);
+        if (m * 16 + 8 * h < rows && item.cut == 0)
+          store_global<Sum>(to + (u64)(first_row + m * 16 + 8 * h) * item.inner, merged);
+      }
     }
   return r;
 }
 
-// The values of the item's keys, chunk by chunk.
-template <class F> using Values = RowCopies<F::ROWS, F::CU, F::THREADS>;
-template <class F> INLINE Values<F> values_of(const Arguments &a, const Item &item, u32 tile, int thread) {
-  const u64 bytes = (u64)a.channels * F::SIZE, step = item.inner * bytes;
-  return Values<F>(tile, (const char *)a.v + item.start * bytes + item.key * step, step, thread);
-}
-
 // Part 4: the item's channels, for the M tiles of queries from tile `tile0` on.
-template <class F, int M, bool FIRST>
+template <class F, int M, Phase PHASE>
 INLINE void sum_values(const Arguments &a, const Item &item, const typename F::A::Weights (&weights)[F::TILES][M],
-                       const typename F::A::Sum (&before)[M][2], u32 queries, int tile0) {
+                       u32 base) {
   typedef typename F::A A;
-  constexpr int TILES = F::TILES, CU = F::CU, N = F::CHUNK / 8;
+  typedef typename A::Sum Sum;
+  constexpr Use USE = use_in(PHASE);
+  const int tile0 = first_tile<F::WARPS, F::ROW_TILES>(item);
+  constexpr int TILES = F::TILES, CU = F::CU, HALF = A::ROUNDS ? CU / M : CU, N = HALF * 16 / F::SIZE / 8;
   const int bytes = a.channels * F::SIZE, chunks = (bytes + F::CHUNK_BYTES - 1) / F::CHUNK_BYTES;
-  const int end = chunks * (item.cut + 1) / a.cuts, rows = item.queries - tile0 * 16;
-  const CachePolicy policy = cache_policy(item.after == 0);
-  const u64 step = (u64)item.inner * bytes;
-  const u32 values = queries + 2 * F::QUERY_BYTES, tile = tile0 * 16 * F::CHUNK_BYTES;
+  const int end = chunks * (item.cut + 1) / a.cuts, rows = item.queries - tile0 * 16, keys = item.keys;
+  const u32 units = bytes / 16, step = item.inner * units;
+  const u32 tile = base + tile0 * 16 * F::CHUNK_BYTES; // in that of q, which results replace
   int thread = threadIdx.x;
   hide(thread); // or what was computed from it for the first chunk would be kept in registers until now
   const int lane = thread & 31;
-  Values<F> v = values_of<F>(a, item, values, thread);
-  RowCopies<16 * M, CU, 32> out(queries + tile,
-                                (char *)a.out + (u64)item.start * bytes + (item.query + tile0 * 16) * step, step, lane);
-  const u32 value_place = values + A::template value_place<CU>(lane);
-  const u32 result_place = queries + tile + A::template result_place<CU>(lane);
+  const RowCopies<F::ROWS, CU, F::THREADS> values(base + F::VALUES, thread);
+  const RowCopies<16 * M, CU, 32> results(tile, lane); // the warp's own rows
+  const u32 v = values.at(item.start * units + item.key * step, step);
+  const u32 out = results.at(item.start * units + (item.query + tile0 * 16) * step, step);
+  const u32 value_place = base + F::VALUES + A::template value_place<CU>(lane);
+  const u32 result_place = tile + A::template result_place<CU>(lane);
+  Sum before[M][2];
+  if (PHASE != FIRST)
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+      for (int h = 0; h < 2; h++)
+        before[m][h] = load_shared<Sum>(base + F::BEFORE + ((tile0 + m) * 16 + (lane >> 2) + 8 * h) * sizeof(Sum));
   int c = chunks * item.cut / a.cuts;
-  u32 buffer = 0, results = 0; // results alternate between the tiles of q and of k
-  if (!FIRST) {
-    out.load(results, c * F::CHUNK_BYTES, rows, bytes, policy);
+  u32 buffer = 0, side = 0; // results alternate between the tiles of q and of k
+  if (PHASE != FIRST) {
+    results.template load<USE>(side, a.out, out, step, c * F::CHUNK_BYTES, rows, bytes);
     copy_commit();
   }
 #pragma unroll 1
@@ -201,51 +208,52 @@ INLINE void sum_values(const Arguments &a, const Item &item, const typename F::A
     __syncthreads();
     const int next = (c + 1) * F::CHUNK_BYTES;
     if (c + 1 < end) {
-      v.load(buffer ^ F::VALUE_BYTES, next, item.keys, bytes, policy);
-      if (!FIRST)
-        out.load(results ^ F::QUERY_BYTES, next, rows, bytes, policy);
+      values.template load<USE>(buffer ^ F::VALUE_BYTES, a.v, v, step, next, keys, bytes);
+      if (PHASE != FIRST)
+        results.template load<USE>(side ^ F::QUERY_BYTES, a.out, out, step, next, rows, bytes);
     }
     copy_commit();
-    typename A::Sum x[M][N][4];
-    if (FIRST)
-      clear(x);
-    else
+#pragma unroll
+    for (int half = 0; half < CU; half += HALF) { // fewer sums at once need fewer registers
+      Sum x[M][N][4];
+      if (PHASE == FIRST)
+        clear(x);
+      else
+#pragma unroll
+        for (int m = 0; m < M; m++)
+          read_results<A, CU, N>(x[m], result_place + side, m * 16, half, before[m]);
+#pragma unroll
+      for (int n = 0; n < TILES; n++)
+        A::template multiply_weights<M, N, CU>(x, weights[n], value_place + buffer, n * 16, half);
 #pragma unroll
       for (int m = 0; m < M; m++)
-        read_results<A, CU, N>(x[m], result_place + results, m * 16, 0, before[m]);
-#pragma unroll
-    for (int n = 0; n < TILES; n++)
-      A::template multiply_weights<M, N, CU>(x, weights[n], value_place + buffer, n * 16, 0);
-#pragma unroll
-    for (int m = 0; m < M; m++)
-      A::template store_results<CU, N>(result_place + results, x[m], m * 16, 0);
+        A::template store_results<CU, N>(result_place + side, x[m], m * 16, half);
+    }
     __syncwarp();
-    out.store(results, next - F::CHUNK_BYTES, rows, bytes, policy);
-    if (FIRST)
+    results.template store<USE>(side, a.out, out, step, next - F::CHUNK_BYTES, rows, bytes);
+    if (PHASE == FIRST)
       __syncwarp();
     else
-      results ^= F::QUERY_BYTES;
+      side ^= F::QUERY_BYTES;
     buffer ^= F::VALUE_BYTES;
   }
 }
 
 template <class F, int M>
-INLINE void forward_tiles(const Arguments &a, const Item &item, u32 queries, int tile0) {
+INLINE void forward_tiles(const Arguments &a, const Item &item, u32 base, int tile0) {
   typedef typename F::A A;
   typedef typename A::Sum Sum;
-  constexpr int TILES = F::TILES, TILE_BYTES = 16 * F::DU * 16;
+  constexpr int TILES = F::TILES;
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  const u32 keys = queries + F::QUERY_BYTES + A::template column_place<F::DU>(lane);
-  Queries<F, M> q(queries + tile0 * TILE_BYTES, lane);
-  const RowFactors<Sum, M> r = row_factors<F, M>(a, item, q, keys, tile0, lane);
+  Queries<F, M> q(base + tile0 * 16 * F::DU * 16, lane);
+  const RowFactors<Sum, M> r = row_factors<F, M>(a, item, q, base, tile0, lane);
 
   // 3. Weights. A line's last keys may be padding, with values of zeros, whose weights must be finite only: a real
   // key's exponent is never above 0. There are no branches here: the compiler would keep all energies across them.
   typename A::Weights weights[TILES][M];
-  Sum scale = (Sum)(a.scale * LOG2_E_DOUBLE), share = (Sum)a.share;
-  hide(scale);
-  hide(share);
-  const int own[2] = {item.query == item.key && g == 2 * t ? tile0 : -TILES, item.query == item.key && g == 2 * t + 1 ? tile0 : -TILES};
+  const u32 keys = base + F::KEYS + A::template column_place<F::DU>(lane);
+  const Sum scale = scale_log2(a, Sum()), own_share = share(a, Sum());
+  const bool own[2] = {item.query == item.key && g == 2 * t, item.query == item.key && g == 2 * t + 1};
 #pragma unroll
   for (int n = 0; n < TILES; n++) {
     Sum x[M][2][4];
@@ -258,9 +266,11 @@ INLINE void forward_tiles(const Arguments &a, const Item &item, u32 queries, int
         for (int i = 0; i < 4; i++) {
           const int h = i >> 1;
           Sum e = x[m][half][i] * scale - r.max[m][h];
-          if (half == h && own[i & 1] + m == n) // the row's own key
-            e += share;
-          x[m][half][i] = power2(at_most_zero(e)) * r.factor[m][h];
+          if (half == h && own[i & 1] && n == tile0 + m) // the row's own key
+            e += own_share;
+          x[m][half][i] = power2(at_most_zero(e));
+          if (!A::ROUNDS)
+            x[m][half][i] *= r.factor[m][h];
         }
         weights[n][m].set(half, x[m][half]);
       }
@@ -268,36 +278,40 @@ INLINE void forward_tiles(const Arguments &a, const Item &item, u32 queries, int
 
   __syncthreads(); // results take the place of q and k
   if (item.first)
-    sum_values<F, M, true>(a, item, weights, r.before, queries, tile0);
+    sum_values<F, M, FIRST>(a, item, weights, base);
+  else if (item.after > 0)
+    sum_values<F, M, MIDDLE>(a, item, weights, base);
   else
-    sum_values<F, M, false>(a, item, weights, r.before, queries, tile0);
+    sum_values<F, M, LAST>(a, item, weights, base);
 }
 
 template <class F> INLINE void forward(const Arguments &a) {
   constexpr int M = F::ROW_TILES, REST = F::TILES % M;
-  const u32 queries = shared_address(shared_memory()), keys = queries + F::QUERY_BYTES, values = keys + F::QUERY_BYTES;
-  const Item item = next_item(a, values + 2 * F::VALUE_BYTES);
+  const u32 base = shared_address(shared_memory());
+  const Item &item = next_item(a, F::ITEM);
   if (!item.exists)
     return;
   const int thread = threadIdx.x, depth_bytes = a.depth * F::SIZE, value_bytes = a.channels * F::SIZE;
   const u64 depth_step = (u64)item.inner * depth_bytes, depth_start = (u64)item.start * depth_bytes;
-  const bool last_use = item.after == 0;
-  const CachePolicy last_cut = cache_policy(last_use && item.cut == a.cuts - 1);
-  load_rows<F::ROWS, F::DU, F::THREADS>(queries, (const char *)a.q + depth_start + item.query * depth_step, depth_step,
+  const u32 units = value_bytes / 16, step = item.inner * units;
+  const bool last_cut = item.after == 0 && item.cut == a.cuts - 1;
+  load_rows<F::ROWS, F::DU, F::THREADS>(base, (const char *)a.q + depth_start + item.query * depth_step, depth_step,
                                         item.queries, depth_bytes, thread, last_cut);
-  load_rows<F::ROWS, F::DU, F::THREADS>(keys, (const char *)a.k + depth_start + item.key * depth_step, depth_step,
+  load_rows<F::ROWS, F::DU, F::THREADS>(base + F::KEYS, (const char *)a.k + depth_start + item.key * depth_step, depth_step,
                                         item.keys, depth_bytes, thread, last_cut);
   copy_commit();
   const int chunks = (value_bytes + F::CHUNK_BYTES - 1) / F::CHUNK_BYTES;
-  values_of<F>(a, item, values, thread).load(0, chunks * item.cut / a.cuts * F::CHUNK_BYTES, item.keys, value_bytes, cache_policy(last_use));
+  const RowCopies<F::ROWS, F::CU, F::THREADS> values(base + F::VALUES, thread);
+  values.template load<KEEP>(0, a.v, values.at(item.start * units + item.key * step, step), step,
+                             chunks * item.cut / a.cuts * F::CHUNK_BYTES, item.keys, value_bytes);
   copy_commit();
   copy_wait<1>();
   __syncthreads();
 
   const int tile0 = first_tile<F::WARPS, M>(item);
   if (REST == 0 || tile0 + M <= F::TILES)
-    forward_tiles<F, M>(a, item, queries, tile0);
+    forward_tiles<F, M>(a, item, base, tile0);
   else
-    forward_tiles<F, REST ? REST : M>(a, item, queries, tile0);
+    forward_tiles<F, REST ? REST : M>(a, item, base, tile0);
   finish_item(a, item);
 }

@@ -13,7 +13,7 @@ template <class T> struct Matrix16 {
   typedef T Element;
   typedef float Sum;
   static constexpr int SHEET = 2, STEP = 2, UNROLL = 16;
-  static constexpr bool HOLD = true;
+  static constexpr bool HOLD = true, ROUNDS = true;
   struct Rows {
     u32 r[4];
   };
@@ -143,7 +143,11 @@ struct Tf32Weights {
     for (int i = 0; i < 4; i++)
       x[half][i] = __uint_as_float(to_tf32(y[i]));
   }
-  INLINE u32 operand(int half, int i) const { return __float_as_uint(x[half][i]); }
+  INLINE void get(int half, float (&y)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      y[i] = x[half][i];
+  }
 };
 
 // Weights of at most 1 with the 11 significant bits of TF32, in 16: half the registers. A float16 that holds 2^15 times
@@ -156,12 +160,13 @@ struct Tf32Probabilities {
   }
   INLINE void get(int half, float (&x)[4]) const {
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-      x[i] = __uint_as_float(operand(half, i));
-  }
-  INLINE u32 operand(int half, int i) const {
-    const float2 y = unpack(f16(), w[2 * half + (i >> 1)]);
-    return __float_as_uint((i & 1 ? y.y : y.x) * (1.0f / 32768));
+    for (int h = 0; h < 2; h++) {
+      u32 word = w[2 * half + h];
+      hide(word); // or the compiler would unpack all weights once, before a loop, and keep them
+      const float2 y = unpack(f16(), word);
+      x[2 * h] = y.x * (1.0f / 32768);
+      x[2 * h + 1] = y.y * (1.0f / 32768);
+    }
   }
 };
 
@@ -170,7 +175,7 @@ struct Tf32 {
   typedef float Element;
   typedef float Sum;
   static constexpr int SHEET = 4, STEP = 2, UNROLL = 16;
-  static constexpr bool HOLD = true;
+  static constexpr bool HOLD = true, ROUNDS = true;
   struct Rows {
     u32 r[4];
   };
@@ -211,10 +216,13 @@ struct Tf32 {
     for (int half = 0; half < 2; half++) {
       u32 a[M][4];
 #pragma unroll
-      for (int m = 0; m < M; m++)
+      for (int m = 0; m < M; m++) {
+        float y[4];
+        w[m].get(half, y);
 #pragma unroll
         for (int i = 0; i < 4; i++) // rows g and g + 8 of column 2t, then of column 2t + 1
-          a[m][i] = w[m].operand(half, 2 * (i & 1) + (i >> 1));
+          a[m][i] = __float_as_uint(y[2 * (i & 1) + (i >> 1)]);
+      }
 #pragma unroll
       for (int n = 0; n < N; n++) {
         u32 b[2];

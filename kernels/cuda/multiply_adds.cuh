@@ -20,7 +20,7 @@ template <class T, class S> struct MultiplyAdd { // of elements T, in S
   typedef T Element;
   typedef S Sum;
   static constexpr int SIZE = sizeof(T), SHEET = sizeof(S), STEP = 1, UNROLL = 1;
-  static constexpr bool HOLD = false;
+  static constexpr bool HOLD = false, ROUNDS = false;
   struct Rows {
     Unit<T, S> low, high; // rows g and g + 8
     INLINE Rows() : low(make_uint4(0, 0, 0, 0)), high(make_uint4(0, 0, 0, 0)) {}

@@ -57,7 +57,7 @@ class Axis(NamedTuple):
     skips: bool = False  # whether the position itself is left out of the neighbours on this axis
 
 
-_HEAD = struct.Struct("14Q2d")
+_HEAD = struct.Struct("14Q3d2f")
 _TAIL = struct.Struct("10i15i3i3i4x")  # C++ pads a struct to its alignment
 ARGUMENT_BYTES = _HEAD.size + _TAIL.size
 
@@ -84,7 +84,9 @@ class Launch(NamedTuple):
         """
         if self.cuts == 1:
             pointers = pointers._replace(scratch=pointers.lse)
-        return _HEAD.pack(*pointers, counters, scale, self.share) + self.numbers
+        scale_log2 = scale * math.log2(math.e)
+        head = _HEAD.pack(*pointers, counters, scale, scale_log2, self.share, scale_log2, self.share)
+        return head + self.numbers
 
 
 def _axes(sizes: tuple[int, ...], stage: bool, held: tuple[int, ...]) -> list[Axis]:

@@ -67,32 +67,36 @@ template <class V> INLINE void store_shared(u32 p, V value) {
 template <class V> INLINE void store_global(void *p, V value) { *(V *)p = value; }
 template <class V> INLINE V load_global(const void *p) { return __ldcg((const V *)p); }
 
-// What the L2 cache does with a line after an access: keep it, or, after its last use, give it up before all others.
-typedef u64 CachePolicy;
-INLINE CachePolicy cache_policy(bool last_use) {
-  CachePolicy keep = 0, drop = 0;
-#if __CUDA_ARCH__ >= 800 && CCGPU_HINTS
-  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(keep));
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(drop));
-#endif
-  return last_use ? drop : keep;
+// Whether an access is the last one to its line: the L2 cache then gives it up before all others.
+enum Use { KEEP, LAST_USE };
+
+INLINE u64 evict_first() {
+  u64 policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
 }
-INLINE void store_global(void *p, uint4 x, CachePolicy policy) {
+template <Use USE> INLINE void store_global(void *p, uint4 x) {
 #if __CUDA_ARCH__ >= 800 && CCGPU_HINTS
-  asm volatile("st.global.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(p), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "l"(policy)
-               : "memory");
-#else
-  *(uint4 *)p = x;
+  if constexpr (USE == LAST_USE) {
+    asm volatile("st.global.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(p), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "l"(evict_first())
+                 : "memory");
+    return;
+  }
 #endif
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
 }
 
 // An asynchronous copy of 16 bytes from global to shared memory, or of zeros if not `valid`. `copy_commit` closes a
 // group of copies, `copy_wait<N>` returns when at most the N newest groups of this thread are unfinished.
-INLINE void copy_async(u32 to, const void *from, bool valid, CachePolicy policy) {
-#if __CUDA_ARCH__ >= 800 && CCGPU_HINTS
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0), "l"(policy)
-               : "memory");
-#elif __CUDA_ARCH__ >= 800
+template <Use USE> INLINE void copy_async(u32 to, const void *from, bool valid) {
+#if __CUDA_ARCH__ >= 800
+#if CCGPU_HINTS
+  if constexpr (USE == LAST_USE) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0), "l"(evict_first())
+                 : "memory");
+    return;
+  }
+#endif
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
 #else
   store_shared<uint4>(to, valid ? __ldcg((const uint4 *)from) : make_uint4(0, 0, 0, 0));
@@ -202,6 +206,14 @@ INLINE float logarithm2(float x) {
 INLINE double power2(double x) { return exp2(x); }
 INLINE double logarithm2(double x) { return log2(x); }
 
+// x / y, to 2 units in the last place for floats: without the call of a subroutine, around which registers would be saved.
+INLINE float divide(float x, float y) {
+  float z;
+  asm("div.full.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+}
+INLINE double divide(double x, double y) { return x / y; }
+
 // The smaller of x and 0; NaN for NaN.
 INLINE float at_most_zero(float x) {
 #if __CUDA_ARCH__ >= 800
@@ -237,6 +249,4 @@ INLINE int uniform(int x) { return __shfl_sync(~0u, x, 0); }
 // Hides a value's origin from the compiler, which then computes what depends on it where that is used, instead of keeping
 // it in dozens of registers.
 INLINE void hide(int &x) { asm volatile("" : "+r"(x)); }
-INLINE void hide(u64 &x) { asm volatile("" : "+l"(x)); }
-INLINE void hide(float &x) { asm volatile("" : "+f"(x)); }
-INLINE void hide(double &x) { asm volatile("" : "+d"(x)); }
+INLINE void hide(u32 &x) { asm volatile("" : "+r"(x)); }

@@ -31,7 +31,8 @@ struct Arguments {
   void *weights;           // (images, *sizes, neighbours): energies or weights of the two stages
   int *counters;           // the next ticket, then for each image the items done, COUNTER_STRIDE apart: zeros before
   double scale;            // factor of the energies
-  double share;            // log2(1 / A): a position itself counts 1 / A on each of the A lines through it
+  double scale_log2, share;      // scale log2(e); log2(1 / A): a position counts 1 / A on each of the A lines through it
+  float scale_log2_32, share_32; // the same, so that instructions can take them from the arguments
   int images, positions;   // positions of an image
   int depth, channels;     // elements of a position in q, k and in v
   int neighbours;          // positions of a criss-cross
@@ -43,6 +44,11 @@ struct Arguments {
   int slot[3];             // index, among a position's neighbours, of the first one on the axis
   int skips[3];            // whether the position itself is left out of the neighbours on the axis
 };
+
+INLINE float scale_log2(const Arguments &a, float) { return a.scale_log2_32; }
+INLINE double scale_log2(const Arguments &a, double) { return a.scale_log2; }
+INLINE float share(const Arguments &a, float) { return a.share_32; }
+INLINE double share(const Arguments &a, double) { return a.share; }
 
 struct Item {
   int exists;
@@ -96,26 +102,21 @@ INLINE Item item_of(const Arguments &a, int ticket) {
   return item;
 }
 
-// Takes the block's item. Thread 0 finds it, and each warp keeps it in its uniform registers.
+// What the loops over the channels are compiled for: the first phase adds to nothing, the others do, and what the last one
+// reads is not needed again. (Where the first is the last, nothing is in the L2 cache that it would save.)
+enum Phase { FIRST, MIDDLE, LAST };
+__device__ constexpr Use use_in(Phase phase) { return phase == LAST ? LAST_USE : KEEP; }
+
+// Takes the block's item. It stays in shared memory, at the offset `slot`, and is read from there: a copy in registers would
+// cost registers of every thread.
 constexpr int ITEM_BYTES = 64;
-INLINE Item next_item(const Arguments &a, u32 slot) {
-  static_assert(sizeof(Item) <= ITEM_BYTES && sizeof(Item) % 4 == 0, "room for an item");
-  constexpr int WORDS = sizeof(Item) / 4;
-  int words[WORDS];
-  if (threadIdx.x == 0) {
-    const Item item = item_of(a, take(a.counters));
-    memcpy(words, &item, sizeof item);
-#pragma unroll
-    for (int i = 0; i < WORDS; i++)
-      store_shared<int>(slot + 4 * i, words[i]);
-  }
+INLINE const Item &next_item(const Arguments &a, int slot) {
+  static_assert(sizeof(Item) <= ITEM_BYTES, "room for an item");
+  Item *const item = (Item *)(shared_memory() + slot);
+  if (threadIdx.x == 0)
+    *item = item_of(a, take(a.counters));
   __syncthreads();
-#pragma unroll
-  for (int i = 0; i < WORDS; i++)
-    words[i] = uniform(load_shared<int>(slot + 4 * i));
-  Item item;
-  memcpy(&item, words, sizeof item);
-  return item;
+  return *item;
 }
 
 // A counter of its own on a cache line for each image: blocks that wait for one do not hold up those that count another.
@@ -139,5 +140,7 @@ INLINE void finish_item(const Arguments &a, const Item &item) {
 // The first of a warp's `M` tiles of rows. Where a block's tiles do not divide evenly, the last of the WARPS places has
 // fewer, and the warps take turns at it: a warp always runs on the same one of a multiprocessor's four schedulers.
 template <int WARPS, int M> INLINE int first_tile(const Item &item) {
-  return (uniform(threadIdx.x >> 5) + item.turn) % WARPS * M;
+  int thread = threadIdx.x;
+  hide(thread); // computed again where it is needed again
+  return (uniform(thread >> 5) + item.turn) % WARPS * M;
 }

@@ -32,18 +32,17 @@ template <class S> INLINE void affinity(const Arguments &a) {
   typedef typename A::Sum Sum;
   constexpr int M = S::ROW_TILES, TILES = S::TILES, CU = S::CU;
   const u32 queries = shared_address(shared_memory()), keys = queries + 2 * S::VALUE_BYTES;
-  const Item item = next_item(a, keys + 2 * S::VALUE_BYTES);
+  const Item &item = next_item(a, S::SHARED - ITEM_BYTES);
   if (!item.exists)
     return;
 
   const int thread = threadIdx.x, lane = thread & 31, tile0 = first_tile<S::WARPS, M>(item), bytes = a.depth * S::SIZE;
-  const u64 step = (u64)item.inner * bytes;
-  RowCopies<S::ROWS, CU, S::THREADS> q(queries, (const char *)a.q + (u64)item.start * bytes + item.query * step, step, thread);
-  RowCopies<S::ROWS, CU, S::THREADS> k(keys, (const char *)a.k + (u64)item.start * bytes + item.key * step, step, thread);
+  const u32 step = item.inner * (bytes / 16), start = item.start * (bytes / 16);
+  const RowCopies<S::ROWS, CU, S::THREADS> copies(queries, thread);
+  const u32 q = copies.at(start + item.query * step, step), k = copies.at(start + item.key * step, step);
   // The last warp may have a tile too many: it computes the last tile again and its results are dropped.
   auto tile = [&](int m) { return min(tile0 + m, TILES - 1); };
   auto owned = [&](int m) { return TILES % M == 0 || tile0 + m < TILES; };
-  const CachePolicy policy = cache_policy(item.after == 0);
   const u32 row_place = queries + A::template row_place<CU>(lane), column_place = keys + A::template column_place<CU>(lane);
 
   Sum x[TILES][M][2][4];
@@ -52,8 +51,8 @@ template <class S> INLINE void affinity(const Arguments &a) {
     clear(x[n]);
   u32 buffer = 0;
   auto load_chunk = [&](int skip, u32 to) {
-    q.load(to, skip, item.queries, bytes, policy);
-    k.load(to, skip, item.keys, bytes, policy);
+    copies.template load<KEEP>(to, a.q, q, step, skip, item.queries, bytes);
+    copies.template load<KEEP>(2 * S::VALUE_BYTES + to, a.k, k, step, skip, item.keys, bytes);
     copy_commit();
   };
   load_chunk(0, 0);
@@ -99,25 +98,24 @@ template <class S, bool TRANSPOSED> INLINE void sum_values(const Arguments &a) {
   typedef typename A::Sum Sum;
   constexpr int M = S::ROW_TILES, TILES = S::TILES, CU = S::CU, N = S::CHUNK_BYTES / S::SIZE / 8;
   const u32 values = shared_address(shared_memory()), results = values + 2 * S::VALUE_BYTES;
-  const Item item = next_item(a, results + 2 * S::VALUE_BYTES);
+  const Item &item = next_item(a, S::SHARED - ITEM_BYTES);
   if (!item.exists)
     return;
 
   const int thread = threadIdx.x, lane = thread & 31, tile0 = first_tile<S::WARPS, M>(item), bytes = a.channels * S::SIZE;
-  const u64 step = (u64)item.inner * bytes;
+  const u32 step = item.inner * (bytes / 16), start = item.start * (bytes / 16);
   const int row0 = TRANSPOSED ? item.key : item.query, rows = TRANSPOSED ? item.keys : item.queries;
   const int column0 = TRANSPOSED ? item.query : item.key, columns = TRANSPOSED ? item.queries : item.keys;
   auto tile = [&](int m) { return min(tile0 + m, TILES - 1); };
   auto owned = [&](int m) { return TILES % M == 0 || tile0 + m < TILES; };
-  const CachePolicy policy = cache_policy(item.after == 0);
-  RowCopies<S::ROWS, CU, S::THREADS> v(values, (const char *)a.v + (u64)item.start * bytes + column0 * step, step, thread);
-  RowCopies<16 * M, CU, 32> out(results + tile0 * 16 * S::CHUNK_BYTES,
-                                (const char *)a.out + (u64)item.start * bytes + (row0 + tile0 * 16) * step, step, lane);
+  const RowCopies<S::ROWS, CU, S::THREADS> copies(values, thread);
+  const RowCopies<16 * M, CU, 32> own(results + tile0 * 16 * S::CHUNK_BYTES, lane);
+  const u32 v = copies.at(start + column0 * step, step), out = own.at(start + (row0 + tile0 * 16) * step, step);
   const int own_rows = min(rows - tile0 * 16, (TILES - tile0) * 16); // the results of a tile too many are dropped
   const u32 value_place = values + A::template value_place<CU>(lane);
   const u32 result_place = results + tile0 * 16 * S::CHUNK_BYTES + A::template result_place<CU>(lane);
 
-  v.load(0, 0, columns, bytes, policy);
+  copies.template load<KEEP>(0, a.v, v, step, 0, columns, bytes);
   copy_commit();
   typename A::Weights weights[TILES][M];
   {
@@ -146,7 +144,7 @@ template <class S, bool TRANSPOSED> INLINE void sum_values(const Arguments &a) {
   wait_for_earlier_phases(a, item);
   u32 buffer = 0;
   if (!item.first)
-    out.load(0, 0, own_rows, bytes, policy);
+    own.template load<KEEP>(0, a.out, out, step, 0, own_rows, bytes);
   copy_commit();
 
 #pragma unroll 1
@@ -154,9 +152,9 @@ template <class S, bool TRANSPOSED> INLINE void sum_values(const Arguments &a) {
     copy_wait<0>();
     __syncthreads();
     if (skip + S::CHUNK_BYTES < bytes) {
-      v.load(buffer ^ S::VALUE_BYTES, skip + S::CHUNK_BYTES, columns, bytes, policy);
+      copies.template load<KEEP>(buffer ^ S::VALUE_BYTES, a.v, v, step, skip + S::CHUNK_BYTES, columns, bytes);
       if (!item.first)
-        out.load(buffer ^ S::VALUE_BYTES, skip + S::CHUNK_BYTES, own_rows, bytes, policy);
+        own.template load<KEEP>(buffer ^ S::VALUE_BYTES, a.out, out, step, skip + S::CHUNK_BYTES, own_rows, bytes);
     }
     copy_commit();
     Sum x[M][N][4];
@@ -174,7 +172,7 @@ template <class S, bool TRANSPOSED> INLINE void sum_values(const Arguments &a) {
       if (owned(m))
         A::template store_results<CU, N>(result_place + buffer, x[m], m * 16, 0);
     __syncwarp();
-    out.store(buffer, skip, own_rows, bytes, policy);
+    own.template store<KEEP>(buffer, a.out, out, step, skip, own_rows, bytes);
     buffer ^= S::VALUE_BYTES;
   }
   finish_item(a, item);

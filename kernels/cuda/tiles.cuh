@@ -32,7 +32,13 @@ template <int U> INLINE u32 moved(u32 place, int rows, int units) {
 // Starts copying ROWS rows of a line, which lie `step` bytes apart from `from` on, to a tile. Rows from `rows` on, and
 // each row beyond `bytes`, become zeros. Called by THREADS threads.
 template <int ROWS, int U, int THREADS>
-INLINE void load_rows(u32 tile, const char *from, u64 step, int rows, int bytes, int thread, CachePolicy policy) {
+INLINE void load_rows(u32 tile, const char *from, u64 step, int rows, int bytes, int thread, bool last_use) {
+  auto copy = [&](u32 to, const char *p, bool valid) {
+    if (last_use)
+      copy_async<LAST_USE>(to, p, valid);
+    else
+      copy_async<KEEP>(to, p, valid);
+  };
   if constexpr (THREADS % U == 0) {
     constexpr int AT_ONCE = THREADS / U, TURNS = (ROWS + AT_ONCE - 1) / AT_ONCE;
     const int row = thread / U, unit = thread % U;
@@ -42,54 +48,56 @@ INLINE void load_rows(u32 tile, const char *from, u64 step, int rows, int bytes,
     for (int j = 0; j < TURNS; j++) {
       const int r = row + j * AT_ONCE;
       if (ROWS % AT_ONCE == 0 || j + 1 < TURNS || r < ROWS)
-        copy_async(tile + offset<U>(r, unit), p, inside && r < rows, policy);
+        copy(tile + offset<U>(r, unit), p, inside && r < rows);
       p += AT_ONCE * step;
     }
   } else {
 #pragma unroll 4
     for (int i = thread; i < ROWS * U; i += THREADS) {
       const int row = i / U, unit = i % U;
-      copy_async(tile + offset<U>(row, unit), from + row * step + unit * 16, row < rows && unit * 16 < bytes, policy);
+      copy(tile + offset<U>(row, unit), from + row * step + unit * 16, row < rows && unit * 16 < bytes);
     }
   }
 }
 
 // What a thread copies of every chunk of channels: one unit of every AT_ONCE-th of ROWS rows of a line, in a tile of U
-// units a row, shared by THREADS threads. Its addresses are computed once; a chunk adds constants to them.
+// units a row, shared by THREADS threads. Its places are computed once; a chunk adds constants to them.
 template <int ROWS, int U, int THREADS> struct RowCopies {
   static constexpr int AT_ONCE = THREADS / U, TURNS = (ROWS + AT_ONCE - 1) / AT_ONCE;
   static_assert(THREADS % U == 0 && (AT_ONCE % 4 == 0 || 32 % AT_ONCE == 0), "rows are permuted like the first, moved");
-  u32 place;  // of the thread's first unit in the tile
+  u32 place;     // of the thread's first unit in the tile
   int row, unit;
-  u64 turn;   // bytes in global memory between two of its rows
-  char *line; // its first unit in global memory
 
-  // The line's rows lie `step` bytes apart from `from` on.
-  INLINE RowCopies(u32 tile, const char *from, u64 step, int thread)
-      : place(tile + offset<U>(thread / U, thread % U)), row(thread / U), unit(thread % U), turn(step * AT_ONCE),
-        line((char *)from + row * step + unit * 16) {}
+  INLINE RowCopies(u32 tile, int thread)
+      : place(tile + offset<U>(thread / U, thread % U)), row(thread / U), unit(thread % U) {}
 
-  // Calls f(address in the tile, address in global memory, whether both exist), for each of the thread's units of the
-  // chunk that lies `skip` bytes into the rows, of `rows` rows of `bytes` bytes. `shift` moves the tile.
-  template <class F> INLINE void each(u32 shift, int skip, int rows, int bytes, F f) {
+  // The thread's first unit in an array in which the line starts at unit `start`, its rows `step` units apart.
+  INLINE u32 at(u32 start, u32 step) const { return start + row * step + unit; }
+
+  // Calls f(address in the tile, address in the array, whether both exist) for each of the thread's units of a chunk.
+  //   shift    added to the tile's address
+  //   at       the thread's first unit in the array (in units, a register is enough for 64 GiB)
+  //   step     units from a row to the next
+  //   skip     bytes of the line before the chunk; its `rows` rows have `bytes` bytes
+  template <class F> INLINE void each(u32 shift, const void *array, u32 at, u32 step, int skip, int rows, int bytes, F f) const {
     const int left = unit * 16 + skip < bytes ? rows - row : 0;
-    hide(turn); // its multiples would be kept in registers from chunk to chunk
-    char *p = line + skip;
+    char *const p = (char *)array + (u64)at * 16 + skip;
+    hide(step); // or its multiples would be kept in registers for the next time
 #pragma unroll
-    for (int j = 0; j < TURNS; j++, p += turn)
+    for (int j = 0; j < TURNS; j++)
       if (ROWS % AT_ONCE == 0 || j + 1 < TURNS || row + j * AT_ONCE < ROWS)
-        f(moved<U>(place, j * AT_ONCE, 0) + shift, p, j * AT_ONCE < left);
+        f(moved<U>(place, j * AT_ONCE, 0) + shift, p + (u64)step * (16 * AT_ONCE * j), j * AT_ONCE < left);
   }
   // Starts copying a chunk to the tile; places without a position or a channel become zeros.
-  INLINE void load(u32 shift, int skip, int rows, int bytes, CachePolicy policy) {
-    each(shift, skip, rows, bytes, [&](u32 to, char *from, bool valid) { copy_async(to, from, valid, policy); });
+  template <Use USE> INLINE void load(u32 shift, const void *array, u32 at, u32 step, int skip, int rows, int bytes) const {
+    each(shift, array, at, step, skip, rows, bytes, [&](u32 to, char *from, bool valid) { copy_async<USE>(to, from, valid); });
   }
   // Writes a chunk of the tile to the line.
-  INLINE void store(u32 shift, int skip, int rows, int bytes, CachePolicy policy) {
-    each(shift, skip, rows, bytes, [&](u32 from, char *to, bool valid) {
+  template <Use USE> INLINE void store(u32 shift, void *array, u32 at, u32 step, int skip, int rows, int bytes) const {
+    each(shift, array, at, step, skip, rows, bytes, [&](u32 from, char *to, bool valid) {
       const uint4 x = load_shared<uint4>(from);
       if (valid)
-        store_global(to, x, policy);
+        store_global<USE>(to, x);
     });
   }
 };

@@ -108,32 +108,32 @@ KERNEL(one_word_two_writers) {
 
 // ---- copies
 KERNEL(copy_kept) {
-  copy_async(unit(thread()), a.in + 16 * (thread() % 64), true, 0);
+  copy_async<KEEP>(unit(thread()), a.in + 16 * (thread() % 64), true);
   copy_commit();
   copy_wait<0>();
   __syncthreads();
   put(a, load_shared<float>(unit(63 - thread())));
 }
 KERNEL(copy_not_waited_for) {
-  copy_async(unit(thread()), a.in + 16 * thread(), true, 0);
+  copy_async<KEEP>(unit(thread()), a.in + 16 * thread(), true);
   copy_commit();
   put(a, load_shared<float>(unit(thread())));
 }
 KERNEL(copy_wait_of_a_newer_group) {
   for (int i = 0; i < 2; i++) {
-    copy_async(unit(2 * thread() + i), a.in + 16 * (thread() % 64), true, 0);
+    copy_async<KEEP>(unit(2 * thread() + i), a.in + 16 * (thread() % 64), true);
     copy_commit();
   }
   copy_wait<1>();
   put(a, load_shared<float>(unit(2 * thread() + 1)));
 }
 KERNEL(copy_not_committed) {
-  copy_async(unit(thread()), a.in + 16 * thread(), true, 0);
+  copy_async<KEEP>(unit(thread()), a.in + 16 * thread(), true);
   copy_wait<0>();
   put(a, load_shared<float>(unit(thread())));
 }
 KERNEL(copy_read_without_barrier) {
-  copy_async(unit(thread()), a.in + 16 * thread(), true, 0);
+  copy_async<KEEP>(unit(thread()), a.in + 16 * thread(), true);
   copy_commit();
   copy_wait<0>();
   put(a, load_shared<float>(unit(63 - thread())));
@@ -142,7 +142,7 @@ KERNEL(copy_into_what_others_read) {
   store_shared(unit(thread()), make_uint4(0, 0, 0, 0));
   __syncthreads();
   put(a, load_shared<float>(unit(63 - thread())));
-  copy_async(unit(thread()), a.in + 16 * thread(), true, 0);
+  copy_async<KEEP>(unit(thread()), a.in + 16 * thread(), true);
   copy_commit();
   __syncthreads();
   copy_wait<0>();
@@ -205,7 +205,7 @@ KERNEL(lane_leaves_while_others_multiply) {
 KERNEL(load_beyond_shared) { put(a, load_shared<float>(word(512))); }
 KERNEL(store_before_shared) { store_shared(shared(-4), 1.0f); }
 KERNEL(half_beyond_shared) { put(a, load_shared<float4>(shared(2040)).x); }
-KERNEL(copy_beyond_shared) { copy_async(unit(128), a.in, true, 0); }
+KERNEL(copy_beyond_shared) { copy_async<KEEP>(unit(128), a.in, true); }
 KERNEL(matrix_load_beyond_shared) {
   u32 r[4];
   load_matrices_transposed(r, unit(97 + thread() % 32));
@@ -216,12 +216,12 @@ KERNEL(load_beyond_global) { put(a, load_global<float>(a.in + 1024)); }
 KERNEL(load_before_global) { put(a, load_global<float>(a.in - 4)); }
 KERNEL(load_of_null) { put(a, load_global<float>(nullptr)); }
 KERNEL(store_beyond_global) { store_global(a.out + 1016, make_float4(0, 0, 0, 0)); }
-KERNEL(copy_beyond_global) { copy_async(unit(thread()), a.in + 1024, true, 0); }
+KERNEL(copy_beyond_global) { copy_async<KEEP>(unit(thread()), a.in + 1024, true); }
 KERNEL(store_to_read_only) { store_global(a.in, 1.0f); }
 KERNEL(counter_in_read_only) { take((int *)a.in); }
 KERNEL(misaligned_shared) { put(a, load_shared<float2>(word(1)).x); }
-KERNEL(misaligned_copy) { copy_async(unit(1) + 8, a.in, true, 0); }
-KERNEL(misaligned_source) { copy_async(unit(1), a.in + 8, true, 0); }
+KERNEL(misaligned_copy) { copy_async<KEEP>(unit(1) + 8, a.in, true); }
+KERNEL(misaligned_source) { copy_async<KEEP>(unit(1), a.in + 8, true); }
 KERNEL(misaligned_matrix) {
   u32 r[4];
   load_matrices(r, unit(thread() % 32) + 4);

@@ -34,12 +34,11 @@ template <class V> INLINE V load_global(const void *p, CUDA_ON_CPU_PLACE) {
   return cuda_on_cpu::read_global<V>(p, place);
 }
 
-typedef u64 CachePolicy;
-INLINE CachePolicy cache_policy(bool last_use) { return last_use; }
-INLINE void store_global(void *p, uint4 value, CachePolicy, CUDA_ON_CPU_PLACE) {
+enum Use { KEEP, LAST_USE };
+template <Use USE> INLINE void store_global(void *p, uint4 value, CUDA_ON_CPU_PLACE) {
   cuda_on_cpu::write_global(p, value, place);
 }
-INLINE void copy_async(u32 to, const void *from, bool valid, CachePolicy, CUDA_ON_CPU_PLACE) {
+template <Use USE> INLINE void copy_async(u32 to, const void *from, bool valid, CUDA_ON_CPU_PLACE) {
   cuda_on_cpu::begin_copy(to, from, valid, place);
 }
 INLINE void copy_commit() { cuda_on_cpu::close_group(); }
@@ -86,13 +85,13 @@ INLINE void wait_until(const int *counter, int value, CUDA_ON_CPU_PLACE) {
   cuda_on_cpu::wait_for_counter(counter, value, place);
 }
 
+INLINE float divide(float x, float y) { return x / y; }
+INLINE double divide(double x, double y) { return x / y; }
 INLINE float at_most_zero(float x) { return x > 0 ? 0 : x; }
 INLINE double at_most_zero(double x) { return x > 0 ? 0 : x; }
 
 INLINE int uniform(int x) { return __shfl_sync(~0u, x, 0); }
 INLINE void hide(int &) {}
-INLINE void hide(u64 &) {}
-INLINE void hide(float &) {}
-INLINE void hide(double &) {}
+INLINE void hide(u32 &) {}
 
 #undef CUDA_ON_CPU_PLACE

@@ -62,7 +62,7 @@ extern "C" __global__ void copy(const __grid_constant__ Arguments a) {
   const u32 own = shared_address(shared_memory()) + 48 * threadIdx.x;
   const bool valid = threadIdx.x % 2 == 0;
   for (int group = 0; group < 3; group++) {
-    copy_async(own + 16 * group, valid ? a.in + 16 * (3 * threadIdx.x + group) : nullptr, valid, cache_policy(!valid));
+    copy_async<KEEP>(own + 16 * group, valid ? a.in + 16 * (3 * threadIdx.x + group) : nullptr, valid);
     copy_commit();
   }
   copy_wait<1>();
@@ -171,8 +171,8 @@ extern "C" __global__ void uninitialised(const __grid_constant__ Arguments a) {
 
 extern "C" __global__ void hidden(const __grid_constant__ Arguments a) {
   int x = 7;
-  u64 y = 8;
+  u32 y = 8;
   hide(x);
   hide(y);
-  output(a, 0, make_int2(x, (int)y));
+  output(a, 0, make_int2(x, y));
 }

@@ -29,7 +29,7 @@ KERNEL(store_16) { store<uint4>(a); }
 
 KERNEL(copy) {
   if (lane() < a.lanes && threadIdx.x < 32)
-    copy_async(place(a, lane()), a.in + 16 * lane(), lane() % 4 != 0, cache_policy(false));
+    copy_async<KEEP>(place(a, lane()), a.in + 16 * lane(), lane() % 4 != 0);
 }
 
 // The 16-byte units of a row of 128 bytes, permuted by the row's number if `swizzle` is set.
@@ -66,7 +66,7 @@ KERNEL(bytes) {
     const float2 pair = load_global<float2>(a.in + 8 * threadIdx.x);
     store_global(a.out + 256 + 16 * threadIdx.x, make_float4(pair.x, pair.y, 0, 0));
   }
-  copy_async(shared_address(shared_memory()) + 16 * threadIdx.x, a.in, threadIdx.x < 10, cache_policy(true));
+  copy_async<KEEP>(shared_address(shared_memory()) + 16 * threadIdx.x, a.in, threadIdx.x < 10);
 }
 
 KERNEL(products) {
