@@ -20,7 +20,7 @@ SECTIONS = ("limits", "dram", "ticks")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 1 where a kernel does not compile or its code is not understood."""
     flags = argparse.ArgumentParser(prog="python -m benchmarks.limits", description="Limits of the CUDA kernels.")
-    flags.add_argument("sections", nargs="*", choices=[*SECTIONS, []], default=[], help="limits, dram, ticks (all)")
+    flags.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)} (all)")
     kinds = sorted({arithmetic for _, arithmetic in table.CALLS})
     flags.add_argument("--arithmetic", nargs="+", choices=kinds, default=kinds, help="of the limits (all)")
     flags.add_argument("--lag", type=int, default=0, help="steps between the phases of an image (%(default)s)")
@@ -28,8 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags.add_argument("--write", action="store_true", help=f"write docs/results/{table.RECORD.name}")
     options = flags.parse_args(argv)
     sections, hints = options.sections or SECTIONS, not options.no_hints
-    if options.write and (sections != SECTIONS or set(options.arithmetic) != set(kinds) or options.lag or not hints):
-        flags.error("--write must have all calls as they are launched; leave out the other options")
+    if not set(sections) <= set(SECTIONS):
+        flags.error(f"sections must be of {', '.join(SECTIONS)}, got {' '.join(sections)}")
+    if options.write and ("limits" not in sections or [*options.arithmetic] != kinds or options.lag or not hints):
+        flags.error("--write must have the limits of all calls as they are launched; leave out the other options")
     try:
         if "limits" in sections:
             rows = []
