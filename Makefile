@@ -58,11 +58,12 @@ test-cuda-all: $(STAMP_TEST_CUDA)
 	$(BIN)/python -c "from benchmarks import nvrtc; print('NVRTC', nvrtc.version())"
 	$(BIN)/python -m pytest -m nvrtc tests/nvrtc
 
-# A machine with a GPU may have no network: where PYTHON has what the tests import, nothing is installed.
+# A machine with a GPU may have no network: where PYTHON has what the tests import, nothing is installed. A wait for the
+# device cannot be interrupted, so a test that hangs ends the process, from another thread.
 NEEDED := torch numpy numba PIL safetensors filelock tqdm tensorboard hypothesis pytest pytest_timeout
 test-gpu:
 	@test -e $(STAMP) || $(PYTHON) -c "import $(subst $(space),$(comma) ,$(NEEDED))" 2>/dev/null || $(MAKE) setup
-	@run=$$(test -e $(STAMP) && echo $(BIN)/python || echo $(PYTHON)) && set -x && $$run -m pytest -m gpu tests/gpu
+	@run=$$(test -e $(STAMP) && echo $(BIN)/python || echo $(PYTHON)) && set -x && $$run -m pytest -m gpu --timeout-method=thread tests/gpu
 
 lint: $(STAMP) types
 	$(BIN)/ruff check .

@@ -64,6 +64,11 @@ def machine_code(job: Job) -> bytes:
     return nvrtc.compile_source(source(job.configuration), job.gpu, options, job.configuration.entry).code
 
 
+def named_code(job: Job) -> tuple[str, bytes]:
+    """Return a kernel's name and machine code, both of the source that this process has read."""
+    return job.name, machine_code(job)
+
+
 def archive(folder: Path, gpu: str) -> Path:
     """Return the file of a kind of GPU in a folder of prepared machine code."""
     return folder / f"{gpu}.zip"
@@ -81,10 +86,9 @@ def prepare(
     todo, path, errors = chosen(gpu) if todo is None else todo, archive(folder, gpu), []
     unfinished = path.with_suffix(".unfinished")
     with pool(workers) as executor, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_LZMA) as file:
-        compiled = [executor.submit(machine_code, job) for job in todo]
-        for job, future in zip(todo, compiled, strict=True):
+        for future in [executor.submit(named_code, job) for job in todo]:
             try:
-                file.writestr(job.name, future.result())
+                file.writestr(*future.result())
             except nvrtc.CompileError as error:
                 errors.append("\n".join(str(error).splitlines()[:ERROR_LINES]))
     os.replace(unfinished, path)

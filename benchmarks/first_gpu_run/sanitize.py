@@ -18,6 +18,7 @@ from benchmarks.first_gpu_run.runner import ROOT
 SCRIPT = ROOT / "tests" / "gpu" / "small_cases.py"
 ERROR = 86  # the exit status that the tool returns, by its flags, if it found an error
 RUNS = tuple((tool, dtype) for dtype in ("bfloat16", "tf32", "float64") for tool in ("memcheck", "racecheck"))
+UNSUPPORTED, REFUSED = "Device not supported", "compute-sanitizer does not support this device or driver"
 CLEAN = ("ERROR SUMMARY: 0 errors", "RACECHECK SUMMARY: 0 hazards")
 
 
@@ -72,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             append(arguments.records, row | {"reason": f"not done after {left:.0f} s; last line: {one_line(output)}"})
             print(output[-2000:])
             break
+        if UNSUPPORTED in text:
+            skip(REFUSED)
         clean = status == 0 and any(words in text for words in CLEAN)
         summary = [line.strip("= ") for line in text.splitlines() if "SUMMARY" in line]
         took = round(time.monotonic() - start, 1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.first_gpu_run.sanitize import CLEAN, SCRIPT, find_sanitizer, sanitized
+from benchmarks.first_gpu_run.sanitize import CLEAN, REFUSED, SCRIPT, UNSUPPORTED, find_sanitizer, sanitized
 from tests.gpu.device import why_not
 
 # A kernel that writes beyond its only element, to check that the tool finds such an error.
@@ -21,8 +21,8 @@ def run(tool, *arguments):
     if sanitizer is None:
         pytest.skip("compute-sanitizer is not installed; it comes with the CUDA toolkit")
     status, text = sanitized(sanitizer, tool, *arguments, seconds=550)
-    if "Device not supported" in text:
-        pytest.skip("compute-sanitizer does not support this device or driver")
+    if UNSUPPORTED in text:
+        pytest.skip(REFUSED)
     return status, text
 
 

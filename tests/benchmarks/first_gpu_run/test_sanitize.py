@@ -56,6 +56,14 @@ def test_a_slow_run_ends_the_step_with_what_it_said(tmp_path, sanitizer):
     assert row["reason"] == "not done after 1 s; last line: on its way"
 
 
+def test_a_device_that_the_tool_refuses_is_a_reason(tmp_path, sanitizer, capsys):
+    sanitizer('echo "==== Error: Device not supported. Please refer to the documentation"; exit 1')
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path)
+    assert ended.value.code == SKIPPED
+    assert capsys.readouterr().out == "compute-sanitizer does not support this device or driver\n"
+
+
 def test_without_the_tool_it_is_skipped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sanitize, "need_kernels", lambda: None)
     monkeypatch.setattr(sanitize, "find_sanitizer", lambda: None)
