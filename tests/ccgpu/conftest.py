@@ -120,7 +120,8 @@ def fake_cupy(gpu):
     class Device:
         def __init__(self, index):
             assert 0 <= index < gpu.devices
-            self.id, self.attributes = index, {"MaxSharedMemoryPerBlockOptin": OPTIN_LIMIT}
+            self.id = index
+            self.attributes = {"MaxSharedMemoryPerBlockOptin": OPTIN_LIMIT, "MultiProcessorCount": 132}
 
     cupy.RawModule = RawModule
     cupy.cuda = types.SimpleNamespace(

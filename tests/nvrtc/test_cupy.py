@@ -174,7 +174,7 @@ def test_arguments_of_a_launch_are_packed(cache):
         kernel((1,), (32,), (struct,), shared_mem=64, stream=object())
 
 
-def test_attributes_that_the_launcher_sets_are_cupys(cache):
+def test_attributes_of_the_launcher_are_cupys(cache):
     """The stand-in for CuPy in `make test` would take any name."""
     import cupy
 
@@ -186,6 +186,9 @@ def test_attributes_that_the_launcher_sets_are_cupys(cache):
             setattr(kernel, name, 1)
         with pytest.raises(AttributeError):
             setattr(kernel, name + "_", 1)
+    # `Device.attributes` has the runtime's attributes, without their prefix.
+    for name in ("MaxSharedMemoryPerBlockOptin", "MultiProcessorCount"):
+        assert hasattr(cupy.cuda.runtime, f"cudaDevAttr{name}")
 
 
 def test_a_launcher_without_a_device_says_so(cache):
