@@ -22,19 +22,23 @@ from typing import NamedTuple
 import torch
 
 from benchmarks import nvrtc
+from benchmarks.cases import DTYPES, Case, precision
 from benchmarks.first_gpu_run.records import append, need_kernels
-from benchmarks.registers import CUPY_OPTIONS, GPUS, jobs
+from benchmarks.first_gpu_run.sanitize import SHAPES
+from benchmarks.first_gpu_run.values import HOT, SMALL
+from benchmarks.registers import CUPY_OPTIONS, GPUS
+from ccgpu.bridges.cupy_cuda.attention import plan
 from ccgpu.bridges.cupy_cuda.launch import CuPyLauncher, compiler_options
-from ccgpu.kernels.cuda.configurations import Configuration, source
+from ccgpu.kernels.cuda.configurations import KERNELS, Configuration, source
 
 BOUNDED = ("CCGPU_WAIT_LIMIT=4000000",)  # some seconds: a block that waits longer ends the launch with an error
-BUILDS: tuple[tuple[str, ...], ...] = ((), BOUNDED)  # for measurements, and for tests
+SHIPPED: tuple[str, ...] = ()
+FUSED = ("forward", "backward")
 ERROR_LINES = 4
-DEPTHS = (64, 16, 0)  # channels of q and k of the kernels that the steps launch most; 0: the stages
 
 
 class Job(NamedTuple):
-    """A kernel in one of BUILDS, for a kind of GPU (sm_90)."""
+    """A kernel with macros, for a kind of GPU (sm_90)."""
 
     gpu: str
     defines: tuple[str, ...]
@@ -48,14 +52,30 @@ class Job(NamedTuple):
 
 
 def chosen(gpu: str) -> list[Job]:
-    """Return the kernels to prepare for a kind of GPU, those of the hot case first."""
-    every = [
-        Job(gpu, defines, job.configuration)
-        for defines in reversed(BUILDS)
-        for depth in DEPTHS
-        for job in jobs([gpu], depths=[depth])
-    ]
-    return sorted(every, key=lambda job: (job.configuration.depth != 64, job.configuration.arithmetic != "bf16"))
+    """Return the kernels that the steps launch on a kind of GPU, except those that only tests of pytest do.
+
+    The hot case comes first; the steps that measure launch it as it is shipped, those that check with bounded waits.
+    """
+    found: dict[Job, None] = {}
+    for case in HOT:
+        found |= dict.fromkeys(Job(gpu, SHIPPED, x) for x in configurations(case, gpu, FUSED))
+    for case in HOT + SMALL:
+        found |= dict.fromkeys(Job(gpu, BOUNDED, x) for x in configurations(case, gpu, FUSED))
+    for dtype in DTYPES:
+        for case in (shape._replace(dtype=dtype) for shape in SHAPES):
+            found |= dict.fromkeys(Job(gpu, BOUNDED, x) for x in configurations(case, gpu, KERNELS))
+    return list(found)
+
+
+def configurations(case: Case, gpu: str, kernels: Sequence[str]) -> list[Configuration]:
+    """Return what a case launches, in order; the stages take the channels of one map."""
+    with precision(case.dtype):
+        return [
+            launch.configuration
+            for kernel in kernels
+            for depth in [case.query if kernel in FUSED or kernel == "affinity" else case.channels]
+            for launch in plan(kernel, case.torch_dtype, case.batch, case.sizes, depth, case.channels, GPUS[gpu])
+        ]
 
 
 def machine_code(job: Job) -> bytes:

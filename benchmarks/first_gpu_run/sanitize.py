@@ -12,9 +12,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.cases import Case
 from benchmarks.first_gpu_run.records import append, need_kernels, one_line, skip
 from benchmarks.first_gpu_run.runner import ROOT
 
+# Small maps that end inside a tile; tests/gpu/small_cases.py runs them in each dtype.
+SHAPES = (
+    Case(2, (33, 18), "bfloat16", 16, 24),
+    Case(2, (3, 17), "bfloat16", 5, 9),
+    Case(2, (97, 2), "bfloat16", 64, 72),
+    Case(2, (300,), "bfloat16", 8, 8),
+    Case(2, (2, 5, 19), "bfloat16", 8, 8),
+)
 SCRIPT = ROOT / "tests" / "gpu" / "small_cases.py"
 ERROR = 86  # the exit status that the tool returns, by its flags, if it found an error
 RUNS = tuple((tool, dtype) for dtype in ("bfloat16", "tf32", "float64") for tool in ("memcheck", "racecheck"))

@@ -5,9 +5,8 @@ import sys
 import torch
 
 import ccgpu
-from benchmarks.cases import DTYPES, Case, precision
-
-SHAPES = [(16, 24, (33, 18)), (5, 9, (3, 17)), (64, 72, (97, 2)), (8, 8, (300,)), (8, 8, (2, 5, 19))]  # D, C, map
+from benchmarks.cases import DTYPES, precision
+from benchmarks.first_gpu_run.sanitize import SHAPES
 
 
 def main(backend: str, *names: str) -> None:
@@ -17,14 +16,13 @@ def main(backend: str, *names: str) -> None:
     """
     torch.manual_seed(0)
     for name in names or DTYPES:
-        dtype = Case(1, (1,), name).torch_dtype
+        dtype = SHAPES[0]._replace(dtype=name).torch_dtype
         if not next(b.available for b in ccgpu.backends("cuda", dtype=dtype) if b.name == backend):
             continue
         with precision(name):
-            for d, c, sizes in SHAPES:
+            for case in SHAPES:
                 # Drawn on the CPU, so that few other kernels run under the tool.
-                shapes = [(2, n, *sizes) for n in (d, d, c)]
-                q, k, v = (torch.randn(s).to(dtype).cuda().requires_grad_() for s in shapes)
+                q, k, v = (torch.randn(shape).to(dtype).cuda().requires_grad_() for shape in case.shapes())
                 out, lse = ccgpu.cca(q, k, v, return_lse=True, backend=backend)
                 torch.autograd.grad((out, lse), (q, k, v), (torch.ones_like(out), torch.ones_like(lse)))
                 energies = ccgpu.affinity(q, k, backend=backend)

@@ -15,7 +15,10 @@ from benchmarks.first_gpu_run import compare, kernels
 from benchmarks.first_gpu_run.records import OUTPUT, RECORDS, STEPS, read
 from benchmarks.first_gpu_run.runner import ROOT
 from benchmarks.first_gpu_run.steps import steps
+from benchmarks.registers import GPUS
 from ccgpu.bridges.cupy_cuda.launch import compiler_options
+from ccgpu.kernels.cuda import plans
+from ccgpu.kernels.cuda.configurations import KERNELS
 
 NAMES = ["facts", "kernels", "primitives", "values", "sweep", "compare", "order", "sanitizer", "rest"]
 
@@ -82,11 +85,22 @@ def test_comparison_has_the_hot_case_first_and_the_peers(monkeypatch):
 def test_kernels_of_the_hot_case_are_prepared_first():
     chosen = kernels.chosen("sm_90")
     assert len(chosen) == len(set(chosen)) == len({job.name for job in chosen})
-    assert all("bf16" in job.name and "_d64_" in job.name for job in chosen[:10])
-    assert {job.defines for job in chosen} == set(kernels.BUILDS)
-    again = [job.name for job in kernels.chosen("sm_90")]
-    assert [job.name for job in chosen] == again
-    assert not {job.name for job in kernels.chosen("sm_80")} & set(again)
+    assert [job.configuration.kernel for job in chosen[:2]] == ["forward", "backward"]
+    assert all("_bf16_n112_d64_" in job.name and job.defines == () for job in chosen[:2])
+    assert {job.defines for job in chosen} == {kernels.SHIPPED, kernels.BOUNDED}
+    assert {job.configuration.kernel for job in chosen} == set(KERNELS)
+    assert [job.name for job in kernels.chosen("sm_90")] == [job.name for job in chosen]
+    assert not {job.name for job in kernels.chosen("sm_80")} & {job.name for job in chosen}
+
+
+def test_kernels_of_a_call_are_those_that_it_launches():
+    case = Case(3, (33, 40), "tf32", 60, 72)
+    names = [x.entry for x in kernels.configurations(case, "sm_90", KERNELS)]
+    launched = []
+    for kernel in KERNELS:
+        depth = 60 if kernel in ("forward", "backward", "affinity") else 72
+        launched += plans.plan(kernel, "tf32", 3, (33, 40), depth, 72, GPUS["sm_90"])
+    assert names == [launch.configuration.entry for launch in launched]
 
 
 @pytest.mark.parametrize(
