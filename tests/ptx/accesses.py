@@ -4,8 +4,9 @@ PTX ISA, "Data Movement and Conversion Instructions" and "Parallel Synchronizati
 A `bind_...` function takes an instruction apart for a group of threads once and returns a function that executes it
 for the threads of a mask (None: all).
 
-Memory is sequentially consistent here, so fences do nothing. An asynchronous copy completes as late as its thread's
-cp.async.wait_group allows: until then its destination may be neither read nor written.
+Memory is sequentially consistent here; visibility.py finds what a weaker order would break. An asynchronous copy
+completes as late as its thread's cp.async.wait_group allows: until then its destination may neither be read nor
+written.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tests.ptx.parse import Immediate, Instruction, Operand, PtxError, Register,
 from tests.ptx.registers import DTYPES, put
 
 if TYPE_CHECKING:
-    from tests.ptx.machine import Unit
+    from tests.ptx.unit import Unit
 
 Step = Callable[[Any], None]
 SPACES = ("param", "global", "shared", "local")
@@ -29,6 +30,7 @@ PAST_L1 = {"volatile", "relaxed", "acquire", "cg", "cv"}  # words of loads that 
 WORDS = PAST_L1 | {"weak", "release", "gpu", "sys", "cta", "ca", "cs", "lu", "nc", "wb", "wt", "shared::cta"}
 WORDS |= {"L1::no_allocate", "L1::evict_first", "L1::evict_last", "L1::evict_normal", "L2::cache_hint"}
 WORDS |= {"L2::64B", "L2::128B", "L2::256B"}
+SYNCHRONISING = {"volatile", "relaxed", "acquire"}
 POLICIES = {"L2::evict_last": 1, "L2::evict_normal": 2, "L2::evict_first": 3, "L2::evict_unchanged": 4}
 POLICY = 0x5CA1AB1E00000000  # a cache policy of this machine: opaque to a program
 
@@ -41,6 +43,7 @@ class Form(NamedTuple):
     kind: str  # type of an element
     past_l1: bool
     hint: bool  # whether the last operand is a cache policy
+    synchronises: bool  # whether blocks may access the place at the same time
 
     @property
     def size(self) -> int:
@@ -57,7 +60,7 @@ def _form(instruction: Instruction) -> Form:
         raise PtxError(f"accesses: {instruction.text} has the unknown word {unknown.pop()}")
     return Form(
         *(space.split("::")[0], int(vector[1:]), instruction.parts[-1]),
-        *(bool(PAST_L1 & set(words)), "L2::cache_hint" in words),
+        *(bool(PAST_L1 & set(words)), "L2::cache_hint" in words, bool(SYNCHRONISING & set(words))),
     )
 
 
@@ -90,32 +93,34 @@ def _global_index(offsets: np.ndarray, size: int) -> tuple[np.dtype, np.ndarray]
     return UNSIGNED[unit], (offsets // unit)[:, None] + np.arange(size // unit)
 
 
-def read_global(unit: Unit, addresses: np.ndarray, size: int, past_l1: bool) -> np.ndarray:
-    """Return (accesses, size) bytes."""
+def read_global(
+    unit: Unit, addresses: np.ndarray, size: int, threads: np.ndarray, past_l1: bool, synchronises: bool = False
+) -> np.ndarray:
+    """Return (accesses, size) bytes; what synchronises, as a flag does, needs no order with the writes."""
     memory, result = unit.memory, np.empty((len(addresses), size), np.uint8)
     for place in memory.places(addresses, size, write=False):
-        memory.check_read(place, size, unit.block, past_l1)
+        which = slice(None) if place.which is None else place.which
+        if not synchronises:
+            memory.check_read(place, size, unit.slot.clock, unit.warps[threads[which]], past_l1)
         dtype, index = _global_index(place.offsets, size)
-        result[slice(None) if place.which is None else place.which] = memory.view(place.buffer, dtype)[index].view(
-            np.uint8
-        )
+        result[which] = memory.view(place.buffer, dtype)[index].view(np.uint8)
     return result
 
 
-def write_global(unit: Unit, addresses: np.ndarray, values: np.ndarray) -> None:
+def write_global(unit: Unit, addresses: np.ndarray, values: np.ndarray, threads: np.ndarray) -> None:
     """Write (accesses, size) bytes."""
     memory, size = unit.memory, values.shape[1]
     for place in memory.places(addresses, size, write=True):
+        which = slice(None) if place.which is None else place.which
         dtype, index = _global_index(place.offsets, size)
-        held = values if place.which is None else values[place.which]
-        memory.view(place.buffer, dtype)[index] = np.ascontiguousarray(held).view(dtype)
-        memory.mark_written(place, size, unit.block)
+        memory.view(place.buffer, dtype)[index] = np.ascontiguousarray(values[which]).view(dtype)
+        memory.mark_written(place, size, unit.slot.clock, unit.warps[threads[which]])
 
 
 def _read(unit: Unit, form: Form, space: str, addresses: np.ndarray, threads: np.ndarray) -> np.ndarray:
     """Return (accesses, bytes)."""
     if space == "global":
-        return read_global(unit, addresses, form.size, form.past_l1)
+        return read_global(unit, addresses, form.size, threads, form.past_l1, form.synchronises)
     if space == "shared":
         step, index = unit.shared.indices(addresses, form.size, form.size)
         return unit.shared.read(step, index, unit.warps[threads]).view(np.uint8)
@@ -129,7 +134,7 @@ def _read(unit: Unit, form: Form, space: str, addresses: np.ndarray, threads: np
 
 def _write(unit: Unit, form: Form, space: str, addresses: np.ndarray, threads: np.ndarray, values: np.ndarray) -> None:
     if space == "global":
-        write_global(unit, addresses, values)
+        write_global(unit, addresses, values, threads)
     elif space == "shared":
         step, index = unit.shared.indices(addresses, form.size, form.size)
         unit.shared.write(step, index, values.view(UNSIGNED[step]), unit.warps[threads])
@@ -181,6 +186,8 @@ def bind_load(unit: Unit, instruction: Instruction) -> Step:
                 target[...] = values[:, i]
             else:
                 target[mask] = values[:, i]
+        if "acquire" in instruction.parts:
+            acquire(unit, mask)
 
     return load
 
@@ -197,6 +204,8 @@ def bind_store(unit: Unit, instruction: Instruction) -> Step:
     def store(mask: Any) -> None:
         if check:
             check(mask)
+        if "release" in instruction.parts:
+            release(unit, mask)
         addresses, threads = chosen(address(), mask, unit.count), chosen(every, mask, unit.count)
         data = np.stack([chosen(x, mask, unit.count) for x in sources], 1).view(np.uint8)
         for space, which, inside in _spaces(form.space, addresses):
@@ -206,6 +215,34 @@ def bind_store(unit: Unit, instruction: Instruction) -> Step:
                 _write(unit, form, space, inside, threads[which], np.ascontiguousarray(data[which]))
 
     return store
+
+
+# Order among blocks -------------------------------------------------------------------------------------------------
+
+
+def release(unit: Unit, mask: Any) -> None:
+    """Publish what the warps of these threads have written, and seen of their block."""
+    for warp in set(chosen(unit.warps, mask, unit.count).tolist()):
+        unit.memory.publications.release(unit.slot.clock, warp)
+
+
+def acquire(unit: Unit, mask: Any) -> None:
+    """Let the warps of these threads see what has been published."""
+    for warp in set(chosen(unit.warps, mask, unit.count).tolist()):
+        unit.memory.publications.acquire(unit.slot.clock, warp)
+
+
+def bind_fence(unit: Unit, instruction: Instruction) -> Step:
+    """membar and fence: a release for what follows, and an acquire by what was read before."""
+    words = set(instruction.parts[1:])
+    if words - {"gl", "sys", "gpu", "acq_rel", "sc"}:
+        raise PtxError(f"accesses: {instruction.text} must be a fence of the whole GPU; add it")
+
+    def execute(mask: Any) -> None:
+        release(unit, mask)
+        acquire(unit, mask)
+
+    return execute
 
 
 # Atomic operations --------------------------------------------------------------------------------------------------
@@ -259,12 +296,16 @@ def bind_atomic(unit: Unit, instruction: Instruction) -> Step:
     target = unit.registers.target(instruction.operands[0], kind) if returns else None
     combine, dtype, every = _combine(operation, kind), DTYPES[kind], np.arange(unit.count)
     size, count = dtype.itemsize, int(vector[1:])
-    form = Form(space, 1, kind, past_l1=True, hint=False)
+    form = Form(space, 1, kind, past_l1=True, hint=False, synchronises=True)
     check = _check_policy(unit, rest[-1]) if "L2::cache_hint" in words else None
 
     def execute(mask: Any) -> None:
         if check:
             check(mask)
+        if {"release", "acq_rel"} & set(words):
+            release(unit, mask)
+        if {"acquire", "acq_rel"} & set(words):
+            acquire(unit, mask)
         addresses, threads = address(), chosen(every, mask, unit.count)
         if (addresses[threads] % np.uint64(size * count)).any():
             raise Fault(f"an address is not aligned to {size * count} bytes")
@@ -327,25 +368,26 @@ def bind_copy(unit: Unit, instruction: Instruction) -> Step:
         if (sizes > size).any():
             raise Fault(f"cp.async reads more than its {size} bytes")
         _, index = unit.shared.indices(chosen(to(), mask, unit.count), size, size)
-        values = _copied(unit, sources, sizes, size)
+        values = _copied(unit, sources, sizes, size, threads)
         unit.shared.begin_copy(index, unit.warps[threads])
-        unit.copies.append(Copy(unit.committed[threads], index, values, threads, sources, sizes))
+        # The addresses are copied: they may be a view of a register, which will change.
+        unit.copies.append(Copy(unit.committed[threads], index, values, threads, sources.copy(), sizes))
 
     return begin
 
 
-def _copied(unit: Unit, sources: np.ndarray, sizes: np.ndarray, size: int) -> np.ndarray:
+def _copied(unit: Unit, sources: np.ndarray, sizes: np.ndarray, size: int, threads: np.ndarray) -> np.ndarray:
     """Return the (threads, size / 4) units that copies write now: `sizes` bytes of the source, then zeros."""
     values = np.zeros((len(sources), size), np.uint8)
     whole = np.flatnonzero(sizes == size)
     if whole.size:
-        values[whole] = read_global(unit, sources[whole], size, past_l1=True)
+        values[whole] = read_global(unit, sources[whole], size, threads[whole], past_l1=True)
     for thread in np.flatnonzero((sizes > 0) & (sizes < size)):
         if int(sources[thread]) % size:
             raise Fault(f"the source of cp.async is not aligned to {size} bytes")
         for byte in range(int(sizes[thread])):
             at = sources[thread : thread + 1] + np.uint64(byte)
-            values[thread, byte] = read_global(unit, at, 1, past_l1=True)[0, 0]
+            values[thread, byte] = read_global(unit, at, 1, threads[thread : thread + 1], past_l1=True)[0, 0]
     return values.view(np.uint32)
 
 
@@ -357,7 +399,7 @@ def _complete(unit: Unit, mask: Any, newest: int) -> None:
         if mask is not None:
             due &= mask[copy.threads]
         if due.any():
-            values = _copied(unit, copy.sources[due], copy.sizes[due], copy.values.shape[1] * 4)
+            values = _copied(unit, copy.sources[due], copy.sizes[due], copy.values.shape[1] * 4, copy.threads[due])
             if (values != copy.values[due]).any():
                 raise Fault("the source of a cp.async was written between its begin and its completion")
             unit.shared.end_copy(copy.index[due], values, unit.warps[copy.threads[due]])

@@ -20,9 +20,9 @@ from tests.ptx.parse import Instruction, Pair, PtxError, Register, Vector
 from tests.ptx.registers import put
 
 if TYPE_CHECKING:
-    from tests.ptx.machine import Unit
+    from tests.ptx.unit import Unit
 
-NOTHING = {"membar", "fence", "nanosleep", "prefetch", "applypriority"}  # order and hints are not modelled
+NOTHING = {"nanosleep", "prefetch", "applypriority"}  # hints
 
 
 def _bind_operation(unit: Unit, instruction: Instruction) -> Step:
@@ -120,6 +120,8 @@ BINDERS: dict[str, Callable[[Unit, Instruction], Step]] = {
     "st": accesses.bind_store,
     "atom": accesses.bind_atomic,
     "red": accesses.bind_atomic,
+    "membar": accesses.bind_fence,
+    "fence": accesses.bind_fence,
     "cp": accesses.bind_copy,
     "createpolicy": accesses.bind_policy,
     "mma": warps.bind_mma,

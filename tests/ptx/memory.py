@@ -1,8 +1,8 @@
 """Global and shared memory, and what the machine forbids there.
 
 Global memory is the given buffers and nothing else: an access must lie in one, aligned, and may write only where that
-is allowed. A result is readable once it is written, and without an instruction that bypasses L1 only by the block that
-wrote it: L1 does not see what others write (PTX ISA, "Cache Operators").
+is allowed. A result is readable once it is written and, if another block wrote it, published (visibility.py), by an
+instruction that bypasses L1: that does not see what others write (PTX ISA, "Cache Operators").
 
 Shared memory remembers for every byte whether it was written, or is being written by an asynchronous copy, and which
 warp wrote and which warps read it since the last barrier: accesses of two warps, one of them a write, without a
@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tests.ptx.visibility import HOST, NOBODY, Clock, Publications
+
 UNWRITTEN, WRITTEN, PENDING = 0, 1, 2
-NOBODY, HOST = -1, -2  # in place of the number of the block that wrote a byte of global memory
 ONES = {1: 0x01, 2: 0x0101, 4: 0x01010101}  # a byte's value, repeated
 UNSIGNED = {1: np.dtype("u1"), 2: np.dtype("u2"), 4: np.dtype("u4"), 8: np.dtype("u8")}
 SHARED_START = 1024  # no shared variable lies at address 0
@@ -56,7 +57,8 @@ class GlobalMemory:
         self.buffers = sorted(buffers, key=lambda b: b.bytes.ctypes.data)
         self._starts = np.array([b.bytes.ctypes.data for b in self.buffers], np.uint64)
         self._ends = np.array([b.bytes.ctypes.data + b.bytes.size for b in self.buffers], np.uint64)
-        self._writers = [
+        self.publications = Publications()
+        self._stamps = [
             np.full(b.bytes.size, NOBODY if b.fresh else HOST, np.int32) if b.writable else None for b in self.buffers
         ]
         self._views: dict[tuple[int, np.dtype], np.ndarray] = {}
@@ -104,24 +106,30 @@ class GlobalMemory:
         _, name, offset, held = min(distances)
         return f"{size} bytes at offset {offset} from the start of {name}, which has {held} bytes: out of bounds"
 
-    def check_read(self, place: Place, size: int, block: int, bypasses: bool) -> None:
-        """Raise if bytes are not written yet, or are another block's and the read may find an old value in L1."""
-        writers = self._writers[place.buffer]
-        if writers is None:
+    def check_read(self, place: Place, size: int, clock: Clock, warps: np.ndarray, bypasses: bool) -> None:
+        """Raise if bytes are not written yet, or may not be visible to the warps that read them."""
+        stamps = self._stamps[place.buffer]
+        if stamps is None:
             return
-        found = writers[place.offsets[:, None] + np.arange(size)]
+        found = stamps[place.offsets[:, None] + np.arange(size)]
+        if (found == HOST).all():
+            return
+        name = self.buffers[place.buffer].name
         if (found == NOBODY).any():
-            name, at = self.buffers[place.buffer].name, int(place.offsets[np.argmax((found == NOBODY).any(1))])
+            at = int(place.offsets[np.argmax((found == NOBODY).any(1))])
             raise Fault(f"a read of {name} at offset {at} before anything is written there")
-        if not bypasses and ((found >= 0) & (found != block)).any():
-            name = self.buffers[place.buffer].name
+        if not bypasses and self.publications.foreign(found, clock):
             raise Fault(f"a read of {name}, written by another block of this launch, that may find old values in L1")
+        reason = self.publications.reason(found, clock, warps)
+        if reason is not None:
+            raise Fault(f"a read of {name}, {reason}")
 
-    def mark_written(self, place: Place, size: int, block: int) -> None:
-        """Remember that a block wrote."""
-        writers = self._writers[place.buffer]
-        if writers is not None:
-            writers[place.offsets[:, None] + np.arange(size)] = block
+    def mark_written(self, place: Place, size: int, clock: Clock, warps: np.ndarray) -> None:
+        """Remember which warps wrote."""
+        stamps = self._stamps[place.buffer]
+        if stamps is not None:
+            new = self.publications.stamps(clock, warps)
+            stamps[place.offsets[:, None] + np.arange(size)] = new[:, None]
 
 
 class SharedMemory:

@@ -26,7 +26,7 @@ from tests.ptx.parse import Instruction, Pair, PtxError, Vector
 from tests.ptx.registers import WARP, put
 
 if TYPE_CHECKING:
-    from tests.ptx.machine import Unit
+    from tests.ptx.unit import Unit
 
 G, T = np.arange(WARP) // 4, np.arange(WARP) % 4
 
