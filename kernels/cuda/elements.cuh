@@ -6,6 +6,8 @@ constexpr double LOG2_E_DOUBLE = 1.4426950408889634, LN_2_DOUBLE = 0.69314718055
 
 INLINE float infinity(float) { return __uint_as_float(0x7f800000u); }
 INLINE double infinity(double) { return __longlong_as_double(0x7ff0000000000000ll); }
+INLINE float lowest(float) { return __uint_as_float(0xff7fffffu); } // finite number
+INLINE double lowest(double) { return __longlong_as_double(0xffefffffffffffffll); }
 INLINE float shuffle(float x, int lane) { return __shfl_sync(~0u, x, lane); }
 INLINE double shuffle(double x, int lane) { return __shfl_sync(~0u, x, lane); }
 

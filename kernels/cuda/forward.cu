@@ -70,49 +70,49 @@ INLINE RowFactors<typename F::A::Sum, M> row_factors(const Arguments &a, const I
                                                      int tile0, int lane) {
   typedef typename F::A A;
   typedef typename A::Sum Sum;
-  const int g = lane >> 2, t = lane & 3;
+  const int g = lane >> 2, t = lane & 3, end = item.keys;
   const u32 keys = base + F::KEYS + A::template column_place<F::DU>(lane);
-  const Sum empty = -infinity(Sum());
-  const Sum scale = scale_log2(a, Sum()), own_share = share(a, Sum());
+  const Sum scale = scale_log2(a, Sum()), own_share = share(a, Sum()), empty = -infinity(Sum());
+  const bool own_keys = item.query == item.key, down = scale < 0; // the row maximum is that of the greatest or least product
+  auto extreme = [&](Sum x, Sum y) { return down ? min(x, y) : max(x, y); };
   RowFactors<Sum, M> r;
   Sum sum[M][2];
 #pragma unroll
   for (int m = 0; m < M; m++)
 #pragma unroll
     for (int h = 0; h < 2; h++)
-      r.max[m][h] = empty, sum[m][h] = 0;
+      r.max[m][h] = lowest(Sum()), sum[m][h] = 0; // finite: minus infinity less it is minus infinity
 #pragma unroll 1
   for (int n = 0; n < F::TILES; n++) {
     Sum x[M][2][4];
     queries.multiply(x, keys, n * 16);
+    if (n * 16 + 16 > end) // the end of the line
 #pragma unroll
-    for (int m = 0; m < M; m++) {
-#pragma unroll
-      for (int half = 0; half < 2; half++)
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-          x[m][half][i] *= scale;
-      if (n == tile0 + m && item.query == item.key) // the rows' own keys
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-          if (g == 2 * t + (i & 1))
-            x[m][i >> 1][i] += own_share;
-      if (n * 16 + 16 > item.keys) // the end of the line
+      for (int m = 0; m < M; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++)
 #pragma unroll
           for (int i = 0; i < 4; i++)
-            if (n * 16 + half * 8 + 2 * t + (i & 1) >= item.keys)
-              x[m][half][i] = empty;
+            if (n * 16 + half * 8 + 2 * t + (i & 1) >= end)
+              x[m][half][i] = down ? -empty : empty;
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+      const bool own = own_keys && n == tile0 + m;
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        const Sum larger = max(max(r.max[m][h], max(x[m][0][2 * h], x[m][0][2 * h + 1])), max(x[m][1][2 * h], x[m][1][2 * h + 1]));
-        const Sum less = larger == empty ? 0 : larger;
-        sum[m][h] *= power2(r.max[m][h] - less);
+        const Sum most = extreme(extreme(x[m][0][2 * h], x[m][0][2 * h + 1]), extreme(x[m][1][2 * h], x[m][1][2 * h + 1]));
+        const Sum before = r.max[m][h], less = max(before, most * scale);
+        Sum e[4];
 #pragma unroll
-        for (int i = 0; i < 2; i++)
-          sum[m][h] += power2(x[m][0][2 * h + i] - less) + power2(x[m][1][2 * h + i] - less);
-        r.max[m][h] = larger;
+        for (int i = 0; i < 4; i++)
+          e[i] = x[m][i >> 1][2 * h + (i & 1)] * scale - less;
+        if (own) // the row's own key, in the half h
+#pragma unroll
+          for (int i = 0; i < 2; i++)
+            if (g == 2 * t + i)
+              e[2 * h + i] += own_share;
+        r.max[m][h] = less;
+        sum[m][h] = sum[m][h] * power2(before - less) + ((power2(e[0]) + power2(e[1])) + (power2(e[2]) + power2(e[3])));
       }
     }
   }
@@ -123,8 +123,8 @@ INLINE RowFactors<typename F::A::Sum, M> row_factors(const Arguments &a, const I
 #pragma unroll
       for (int mask = 1; mask < 4; mask *= 2) {
         const Sum other = __shfl_xor_sync(~0u, r.max[m][h], mask), larger = max(r.max[m][h], other);
-        const Sum less = larger == empty ? 0 : larger, others = __shfl_xor_sync(~0u, sum[m][h], mask);
-        sum[m][h] = sum[m][h] * power2(r.max[m][h] - less) + others * power2(other - less);
+        const Sum others = __shfl_xor_sync(~0u, sum[m][h], mask);
+        sum[m][h] = sum[m][h] * power2(r.max[m][h] - larger) + others * power2(other - larger);
         r.max[m][h] = larger;
       }
     }
@@ -145,8 +145,7 @@ INLINE RowFactors<typename F::A::Sum, M> row_factors(const Arguments &a, const I
   for (int m = 0; m < M; m++)
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const Sum largest = r.max[m][h] == empty ? 0 : r.max[m][h];
-      const Sum own = (largest + logarithm2(sum[m][h])) * (Sum)LN_2_DOUBLE, other = earlier[m][h];
+      const Sum own = (r.max[m][h] + logarithm2(sum[m][h])) * (Sum)LN_2_DOUBLE, other = earlier[m][h];
       const Sum larger = max(own, other) == empty ? 0 : max(own, other);
       // The parts of this line and of the earlier ones must sum to 1, so they are computed from x and y: `merged` has a
       // rounding error that grows with the energies.
@@ -156,7 +155,8 @@ INLINE RowFactors<typename F::A::Sum, M> row_factors(const Arguments &a, const I
       Sum factor = sum[m][h] == 0 ? 0 : divide(x * inverse, sum[m][h]);
       if (item.after == 0 && merged == empty) // no weight anywhere: 0 / 0
         factor = __longlong_as_double(0x7ff8000000000000ll);
-      r.max[m][h] = A::ROUNDS ? largest - logarithm2(factor) : largest;
+      if (A::ROUNDS)
+        r.max[m][h] -= logarithm2(factor);
       r.factor[m][h] = factor;
       if (t == 0) {
         store_shared<Sum>(base + F::BEFORE + (tile0 * 16 + m * 16 + g + 8 * h) * sizeof(Sum), y * inverse);

@@ -23,6 +23,7 @@ from ccgpu.kernels.cuda.configurations import (
 # Two axes share a launch, and its kernel, unless that has more than this many times the tiles of the shorter axis.
 MOST_WASTE = 1.5
 MOST_CUTS = 4  # items into which forward cuts the channels of a line
+LEAST_SCALE = 2.0**-126  # the least normal number in 32 bits; times any energy that matters it is 0
 COUNTER_STRIDE = 32  # int32 from a counter to the next, as in schedule.cuh
 
 
@@ -84,7 +85,8 @@ class Launch(NamedTuple):
         """
         if self.cuts == 1:
             pointers = pointers._replace(scratch=pointers.lse)
-        scale_log2 = scale * math.log2(math.e)
+        # Not 0, also in 32 bits: times the scale, an infinite product stands for a key beyond the line.
+        scale_log2 = math.copysign(max(abs(scale) * math.log2(math.e), LEAST_SCALE), scale)
         head = _HEAD.pack(*pointers, counters, scale, scale_log2, self.share, scale_log2, self.share)
         return head + self.numbers
 
@@ -173,7 +175,7 @@ def plan(
         cuts: parts of the channels that are computed as items of their own, in forward. None: as many as fill the GPU.
 
     Raises:
-        ValueError: the call has more than 2^31 lines.
+        ValueError: the call has more than 2^31 lines, or an array more than 64 GiB.
     """
     stage = kernel not in ("forward", "backward")
     held = classes(kernel, arithmetic, depth, limits)
@@ -192,6 +194,11 @@ def plan(
         if blocks >= 2**31 or math.prod(sizes) >= 2**31 or images * math.prod(sizes) >= 2**32:
             raise ValueError(
                 f"plan: a call must have fewer than 2^31 lines, got {images} images of {sizes}; split the batch"
+            )
+        if images * math.prod(sizes) * max(depth, channels) * ARITHMETICS[arithmetic].size >= UNIT * 2**32:
+            raise ValueError(
+                f"plan: an array must have fewer than 64 GiB, got {images} images of {sizes} with {depth} channels of "
+                f"q and {channels} of v; split the batch or the channels of v"
             )
         padded = group + [Axis(0, 0, 0, 0, 0)] * (3 - len(group))
         numbers = _TAIL.pack(

@@ -27,23 +27,17 @@ INLINE long long neighbour(const Arguments &a, const Item &item, int query, int 
   return (long long)(position * a.neighbours + a.slot[item.axis] + key - (skips && key > query));
 }
 
-template <class S> INLINE void affinity(const Arguments &a) {
+// The energies of the M tiles of queries from tile `tile0` on.
+template <class S, int M> INLINE void affinity_tiles(const Arguments &a, const Item &item, int tile0) {
   typedef typename S::A A;
   typedef typename A::Sum Sum;
-  constexpr int M = S::ROW_TILES, TILES = S::TILES, CU = S::CU;
+  constexpr int TILES = S::TILES, CU = S::CU;
   const u32 queries = shared_address(shared_memory()), keys = queries + 2 * S::VALUE_BYTES;
-  const Item &item = next_item(a, S::SHARED - ITEM_BYTES);
-  if (!item.exists)
-    return;
-
-  const int thread = threadIdx.x, lane = thread & 31, tile0 = first_tile<S::WARPS, M>(item), bytes = a.depth * S::SIZE;
+  const int thread = threadIdx.x, lane = thread & 31, bytes = a.depth * S::SIZE;
   const u32 step = item.inner * (bytes / 16), start = item.start * (bytes / 16);
   const RowCopies<S::ROWS, CU, S::THREADS> copies(queries, thread);
   const u32 q = copies.at(start + item.query * step, step), k = copies.at(start + item.key * step, step);
-  // The last warp may have a tile too many: it computes the last tile again and its results are dropped.
-  auto tile = [&](int m) { return min(tile0 + m, TILES - 1); };
-  auto owned = [&](int m) { return TILES % M == 0 || tile0 + m < TILES; };
-  const u32 row_place = queries + A::template row_place<CU>(lane), column_place = keys + A::template column_place<CU>(lane);
+  const u32 row_place = queries + tile0 * 16 * S::CHUNK_BYTES + A::template row_place<CU>(lane), column_place = keys + A::template column_place<CU>(lane);
 
   Sum x[TILES][M][2][4];
 #pragma unroll
@@ -67,7 +61,7 @@ template <class S> INLINE void affinity(const Arguments &a) {
       typename A::Rows r[M];
 #pragma unroll
       for (int m = 0; m < M; m++)
-        A::template load<CU>(r[m], row_place + buffer + tile(m) * 16 * S::CHUNK_BYTES, 0, s * A::STEP);
+        A::template load<CU>(r[m], row_place + buffer, m * 16, s * A::STEP);
 #pragma unroll
       for (int n = 0; n < TILES; n++)
         A::template multiply_rows<M, CU>(x[n], r, column_place + buffer, n * 16, s * A::STEP);
@@ -77,41 +71,34 @@ template <class S> INLINE void affinity(const Arguments &a) {
   const int g = lane >> 2, t = lane & 3;
 #pragma unroll
   for (int m = 0; m < M; m++)
-    if (owned(m)) {
 #pragma unroll
-      for (int n = 0; n < TILES; n++)
+    for (int n = 0; n < TILES; n++)
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-          const int row = tile(m) * 16 + g + 8 * (i >> 1 & 1), column = n * 16 + 8 * (i >> 2) + 2 * t + (i & 1);
-          if (row < item.queries && column < item.keys) {
-            const long long at = neighbour(a, item, item.query + row, item.key + column);
-            if (at >= 0)
-              store_global<Sum>((Sum *)a.weights + at, x[n][m][i >> 2][i & 3]);
-          }
+      for (int i = 0; i < 8; i++) {
+        const int row = (tile0 + m) * 16 + g + 8 * (i >> 1 & 1), column = n * 16 + 8 * (i >> 2) + 2 * t + (i & 1);
+        if (row < item.queries && column < item.keys) {
+          const long long at = neighbour(a, item, item.query + row, item.key + column);
+          if (at >= 0)
+            store_global<Sum>((Sum *)a.weights + at, x[n][m][i >> 2][i & 3]);
         }
-    }
+      }
 }
 
-// Each row sums the values of its columns: rows are queries and columns keys or, transposed, the other way round.
-template <class S, bool TRANSPOSED> INLINE void sum_values(const Arguments &a) {
+// Each row sums the values of its columns, for the M tiles of rows from tile `tile0` on: rows are queries and columns keys
+// or, transposed, the other way round.
+template <class S, int M, bool TRANSPOSED> INLINE void sum_tiles(const Arguments &a, const Item &item, int tile0) {
   typedef typename S::A A;
   typedef typename A::Sum Sum;
-  constexpr int M = S::ROW_TILES, TILES = S::TILES, CU = S::CU, N = S::CHUNK_BYTES / S::SIZE / 8;
+  constexpr int TILES = S::TILES, CU = S::CU, N = S::CHUNK_BYTES / S::SIZE / 8;
   const u32 values = shared_address(shared_memory()), results = values + 2 * S::VALUE_BYTES;
-  const Item &item = next_item(a, S::SHARED - ITEM_BYTES);
-  if (!item.exists)
-    return;
-
-  const int thread = threadIdx.x, lane = thread & 31, tile0 = first_tile<S::WARPS, M>(item), bytes = a.channels * S::SIZE;
+  const int thread = threadIdx.x, lane = thread & 31, bytes = a.channels * S::SIZE;
   const u32 step = item.inner * (bytes / 16), start = item.start * (bytes / 16);
   const int row0 = TRANSPOSED ? item.key : item.query, rows = TRANSPOSED ? item.keys : item.queries;
   const int column0 = TRANSPOSED ? item.query : item.key, columns = TRANSPOSED ? item.queries : item.keys;
-  auto tile = [&](int m) { return min(tile0 + m, TILES - 1); };
-  auto owned = [&](int m) { return TILES % M == 0 || tile0 + m < TILES; };
   const RowCopies<S::ROWS, CU, S::THREADS> copies(values, thread);
   const RowCopies<16 * M, CU, 32> own(results + tile0 * 16 * S::CHUNK_BYTES, lane);
   const u32 v = copies.at(start + column0 * step, step), out = own.at(start + (row0 + tile0 * 16) * step, step);
-  const int own_rows = min(rows - tile0 * 16, (TILES - tile0) * 16); // the results of a tile too many are dropped
+  const int own_rows = rows - tile0 * 16;
   const u32 value_place = values + A::template value_place<CU>(lane);
   const u32 result_place = results + tile0 * 16 * S::CHUNK_BYTES + A::template result_place<CU>(lane);
 
@@ -129,7 +116,7 @@ template <class S, bool TRANSPOSED> INLINE void sum_values(const Arguments &a) {
           Sum w[4];
 #pragma unroll
           for (int i = 0; i < 4; i++) {
-            const int row = tile(m) * 16 + g + 8 * (i >> 1), column = n * 16 + 8 * half + 2 * t + (i & 1);
+            const int row = (tile0 + m) * 16 + g + 8 * (i >> 1), column = n * 16 + 8 * half + 2 * t + (i & 1);
             w[i] = 0;
             if (row < rows && column < columns) {
               const int query = TRANSPOSED ? column0 + column : row0 + row, key = TRANSPOSED ? row0 + row : column0 + column;
@@ -162,21 +149,42 @@ template <class S, bool TRANSPOSED> INLINE void sum_values(const Arguments &a) {
     if (!item.first)
 #pragma unroll
       for (int m = 0; m < M; m++)
-        if (owned(m))
-          read_results<A, CU, N>(x[m], result_place + buffer, m * 16, 0);
+        read_results<A, CU, N>(x[m], result_place + buffer, m * 16, 0);
 #pragma unroll
     for (int n = 0; n < TILES; n++)
       A::template multiply_weights<M, N, CU>(x, weights[n], value_place + buffer, n * 16, 0);
 #pragma unroll
     for (int m = 0; m < M; m++)
-      if (owned(m))
-        A::template store_results<CU, N>(result_place + buffer, x[m], m * 16, 0);
+      A::template store_results<CU, N>(result_place + buffer, x[m], m * 16, 0);
     __syncwarp();
     own.template store<KEEP>(buffer, a.out, out, step, skip, own_rows, bytes);
     buffer ^= S::VALUE_BYTES;
   }
-  finish_item(a, item);
 }
 
+template <class S, bool TRANSPOSED> INLINE void sum_values(const Arguments &a) {
+  constexpr int M = S::ROW_TILES, REST = S::TILES % M;
+  const Item &item = next_item(a, S::SHARED - ITEM_BYTES);
+  if (!item.exists)
+    return;
+  const int tile0 = first_tile<S::WARPS, M>(item);
+  if (REST == 0 || tile0 + M <= S::TILES)
+    sum_tiles<S, M, TRANSPOSED>(a, item, tile0);
+  else
+    sum_tiles<S, REST ? REST : M, TRANSPOSED>(a, item, tile0);
+  finish_item(a, item);
+}
 template <class S> INLINE void aggregate(const Arguments &a) { sum_values<S, false>(a); }
 template <class S> INLINE void aggregate_transposed(const Arguments &a) { sum_values<S, true>(a); }
+
+template <class S> INLINE void affinity(const Arguments &a) {
+  constexpr int M = S::ROW_TILES, REST = S::TILES % M;
+  const Item &item = next_item(a, S::SHARED - ITEM_BYTES);
+  if (!item.exists)
+    return;
+  const int tile0 = first_tile<S::WARPS, M>(item);
+  if (REST == 0 || tile0 + M <= S::TILES)
+    affinity_tiles<S, M>(a, item, tile0);
+  else
+    affinity_tiles<S, REST ? REST : M>(a, item, tile0);
+}

@@ -276,10 +276,44 @@ def test_lag_makes_no_difference(machine, monkeypatch, batch, lag):
     assert [launch.blocks for launch in launcher.launched] == [(batch + lag) * 38 * n for n in cuts]
 
 
-def test_one_image_alone_hands_out_no_ticket_without_an_item():
-    for sizes, segments in (((97, 97), 1), ((300, 300), 2)):
+def test_every_ticket_is_an_item_unless_images_are_staggered():
+    for sizes, segments, cuts in (((97, 97), 1, 4), ((300, 300), 2, 1)):
         (launch,) = plans.plan("forward", "bf16", 1, sizes, 64, 512, H100)
-        assert launch.blocks == 2 * sizes[0] * segments**2
+        assert (launch.cuts, launch.blocks) == (cuts, 2 * sizes[0] * segments**2 * cuts)
+
+
+@pytest.mark.parametrize("sizes", [(20, 18), (3, 5, 20), (40, 3)])
+def test_cuts_of_the_channels_make_no_difference(machine, sizes):
+    """Each item forms the weights anew, and lse of the earlier phases is still there when the last one reads it."""
+    problem = random_problem(torch.bfloat16, 2, sizes, 16, 4 * 64)
+    with most_tiles((1, 2)):
+        results = [
+            Kernels(MachineLauncher(machine, order=cuts), cuts=cuts).forward(*problem.tensors, problem.scale)
+            for cuts in (1, 2, 3, 4)
+        ]
+    assert all(torch.equal(a, b) for again in results for a, b in zip(again, results[0], strict=True))
+
+
+def test_a_call_with_few_lines_cuts_its_channels():
+    """As many items as blocks at once, of at least one chunk each."""
+    for images, channels, cuts in ((1, 512, 4), (2, 512, 2), (4, 512, 1), (1, 128, 2), (1, 64, 1)):
+        (launch,) = plans.plan("forward", "bf16", images, (97, 97), 64, channels, H100)
+        assert launch.cuts == cuts
+    for images in (1, 2, 8):
+        assert plans.plan("backward", "bf16", images, (97, 97), 64, 512, H100)[0].cuts == 1
+
+
+def test_arrays_of_64_gib_are_refused():
+    with pytest.raises(ValueError, match="plan: an array must have fewer than 64 GiB, got 8 images of"):
+        plans.plan("forward", "bf16", 8, (4096, 1024), 64, 1024, H100)
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("arithmetic", list(ARITHMETICS))
+@pytest.mark.parametrize("scale", [0.0, 1e-60, -1e-60, -3.0])
+def test_scales_of_any_size_and_sign(machine, arithmetic, scale):
+    problem = random_problem(DTYPE[arithmetic], 1, (5, 17), 8, 8, scale=scale)
+    check(problem, arithmetic, attend(problem, Kernels(MachineLauncher(machine, limits(arithmetic)))))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
