@@ -17,7 +17,7 @@ from tests.ptx.launcher import PtxLauncher
 
 
 def launcher(generation: int, multiprocessors: int | None = None, **options: Any) -> PtxLauncher:
-    """Return a launcher for a generation of GPUs, such as 90; with one multiprocessor no channels are cut."""
+    """Return a launcher for a generation of GPUs, such as 90; with no multiprocessors no channels are cut."""
     limits = GPUS[f"sm_{generation}"]
     if multiprocessors is not None:
         limits = limits._replace(multiprocessors=multiprocessors)

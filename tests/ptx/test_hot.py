@@ -19,10 +19,10 @@ pytestmark = [pytest.mark.nvrtc, pytest.mark.timeout(900)]
     ("arithmetic", "generation", "sizes"),
     [("bf16", 90, (1, 97)), ("bf16", 80, (97, 1)), ("tf32", 90, (1, 97)), ("f16", 100, (97,))],
 )
-@pytest.mark.parametrize("multiprocessors", [1, 132])
+@pytest.mark.parametrize("multiprocessors", [0, 132])
 def test_hot_configuration(arithmetic, generation, sizes, multiprocessors):
-    """With one multiprocessor an item has all channels, with many each part of them is an item."""
-    if multiprocessors == 1 and generation != 90:
+    """Where no block would be idle an item has all channels; with 132 multiprocessors a part of them is an item."""
+    if multiprocessors == 0 and generation != 90:
         pytest.skip("one generation is enough")
     problem = random_problem(DTYPE[arithmetic], 1, sizes, 64, 512, 0.25)
     on = launcher(generation, multiprocessors, same_barrier=False)
@@ -30,15 +30,15 @@ def test_hot_configuration(arithmetic, generation, sizes, multiprocessors):
     forward, backward = on.launched
     assert (forward.configuration.tiles, forward.configuration.depth) == (7, 64)
     assert backward.configuration.depth == 64
-    assert (forward.cuts > 1) == (multiprocessors > 1)
+    assert (forward.cuts > 1) == (multiprocessors > 0)
 
 
 @pytest.mark.xfail(
     strict=True,
     raises=Fault,
-    reason="warps with fewer tiles run an instance of the code with a bar.sync of its own, which the PTX ISA leaves open",
+    reason="warps with fewer tiles run an instance of the code with a bar.sync of its own: undefined in the PTX ISA",
 )
 @pytest.mark.parametrize("arithmetic", ["bf16", "tf32"])
 def test_barriers_are_the_same_instruction_for_the_whole_block(arithmetic):
     problem = random_problem(DTYPE[arithmetic], 1, (97,), 64, 64, 0.25)
-    check(problem, arithmetic, launcher(90, 1))
+    check(problem, arithmetic, launcher(90, 0))

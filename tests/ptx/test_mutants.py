@@ -37,7 +37,7 @@ def results(kernel, arithmetic, change=None, seed=0, lockstep=True):
     """Return out and lse, or dq, dk, dv, of the changed kernel, and the PTX lines that were reached."""
     x = problem(arithmetic)
     saved = right("forward", arithmetic)[0] if kernel == "backward" else None
-    on = launcher(90, 1, change=change, seed=seed, lockstep=lockstep, same_barrier=False)
+    on = launcher(90, 0, change=change, seed=seed, lockstep=lockstep, same_barrier=False)
     with arithmetic_of(arithmetic, TILES):
         if kernel == "forward":
             found = Kernels(on).forward(*x.tensors, x.scale)

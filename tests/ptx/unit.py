@@ -36,7 +36,7 @@ class Piece(NamedTuple):
     flow: Instruction | None
     progress: bool
     sleeps: bool
-    collective: bool  # whether it has an instruction of a whole warp
+    collective: bool  # whether it has an instruction that a warp executes as a whole
 
 
 def _is_flow(instruction: Instruction) -> bool:
@@ -61,7 +61,7 @@ def pieces(kernel: Kernel) -> tuple[list[Piece], dict[str, int]]:
     for first, end in zip(order, [*order[1:], len(code)], strict=True):
         flow = code[end - 1] if _is_flow(code[end - 1]) else None
         roots = {i.parts[0] for i in code[first:end]}
-        collective = bool(roots & WHOLE_WARP) or any(i.parts[:2] == ("bar", "warp") for i in code[first:end])
+        collective = bool(roots & (WHOLE_WARP | BARRIERS))
         result.append(Piece(first, end, flow, bool(roots & PROGRESS), "nanosleep" in roots, collective))
     numbers = {start: n for n, start in enumerate(order)}
     return result, {label: numbers.get(at, len(order)) for label, at in kernel.labels.items()}
@@ -239,8 +239,8 @@ class Unit:
         self._scatter()
         here = np.ones(self.count, bool) if mask is None else mask
         if flow.parts[0] == "bar" or "aligned" in words:
-            present, held = (x.reshape(-1, WARP) for x in (here, here | (self.at == EXITED)))
-            if (present.any(1) & ~held.all(1)).any():
+            present = here.reshape(-1, WARP)
+            if (present.any(1) != present.all(1)).any():
                 raise self._located(flow, "an aligned barrier that a part of a warp reaches")
             other = self.slot.barrier
             if self.slot.launch.same_barrier and other is not None and other.line != flow.line:
