@@ -55,7 +55,7 @@ INLINE void probabilities(const Arguments &a, const Item &item, typename B::A::P
   const int g = lane >> 2, t = lane & 3;
   const Sum scale = scale_log2(a, Sum()), own_share = share(a, Sum());
   const u32 rows = base + B::KEYS + tile0 * 16 * DU * 16 + A::template row_place<DU>(lane), columns = base + A::template column_place<DU>(lane);
-  const int own[2] = {item.query == item.key && g == 2 * t ? tile0 : -TILES, item.query == item.key && g == 2 * t + 1 ? tile0 : -TILES};
+  const bool own[2] = {item.query == item.key && g == 2 * t, item.query == item.key && g == 2 * t + 1};
   Sum x[TILES][M][2][4];
 #pragma unroll
   for (int n = 0; n < TILES; n++)
@@ -83,7 +83,7 @@ INLINE void probabilities(const Arguments &a, const Item &item, typename B::A::P
 #pragma unroll
         for (int i = 0; i < 4; i++) {
           Sum e = p[i] * scale - lse[i & 1];
-          if (half == i >> 1 && own[i & 1] + m == n) // the key's own query
+          if (half == i >> 1 && m == n % M && own[i & 1] && n == tile0 + m) // the key's own query; tile0 is a multiple of M
             e += own_share;
           p[i] = power2(at_most_zero(e));
         }
@@ -102,6 +102,8 @@ INLINE void sum_chunks(const Arguments &a, const Item &item, typename B::A::Sum 
   constexpr bool FIRST_PHASE = PHASE == FIRST;
   constexpr Use USE = use_in(PHASE);
   constexpr int TILES = B::TILES, CU = B::CU, N = B::HALF_UNITS * 16 / B::SIZE / 8;
+  // Steps by which the loop over a row is unrolled: beyond them the compiler loads ahead, for which it lacks registers.
+  constexpr int AHEAD = B::SIZE == 2 && TILES < 8 ? 2 : 1;
   const int tile0 = first_tile<B::WARPS, B::ROW_TILES>(item);
   const int bytes = a.channels * B::SIZE, keys = item.keys, queries = FIRST_PHASE ? keys : item.queries, rows = keys - tile0 * 16;
   int thread = threadIdx.x;
@@ -123,13 +125,13 @@ INLINE void sum_chunks(const Arguments &a, const Item &item, typename B::A::Sum 
   for (int skip = 0; skip < bytes; skip += B::CHUNK_BYTES) {
     hide(row_place), hide(column_place), hide(value_place), hide(result_place); // as in RowCopies
     copy_wait<0>();
-    __syncthreads();
+    block_barrier();
     results.template load<FIRST_PHASE ? LAST_USE : USE>(B::OTHERS, FIRST_PHASE ? a.out : a.dv, dv, step, skip, rows, bytes);
     copy_commit();
     if (skip + B::CHUNK_BYTES < bytes)
       load_chunk<B, USE>(a, copies, buffer ^ B::VALUE_BYTES, v, dout, step, skip + B::CHUNK_BYTES, keys, queries, bytes);
     copy_commit();
-#pragma unroll A::UNROLL
+#pragma unroll AHEAD
     for (int s = 0; s < CU / A::STEP; s++) {
       typename A::Rows v[M];
 #pragma unroll
@@ -152,7 +154,7 @@ INLINE void sum_chunks(const Arguments &a, const Item &item, typename B::A::Sum 
         delta[m].add(rows_of_tile + B::DOUTS + buffer, rows_of_tile + B::OTHERS, same_lane);
       }
     }
-#pragma unroll
+#pragma unroll 1
     for (int half = 0; half < CU; half += B::HALF_UNITS) {
       Sum x[M][N][4];
       if (FIRST_PHASE)
@@ -276,7 +278,7 @@ template <class B, int M> INLINE void backward_tiles(const Arguments &a, const I
     sum_chunks<B, M, MIDDLE>(a, item, dp, weights, base);
   else
     sum_chunks<B, M, LAST>(a, item, dp, weights, base);
-  __syncthreads();
+  block_barrier();
 
   // dS^T stays in registers for dk and goes to shared memory for dq.
   typename A::Weights ds[TILES][M];
@@ -302,7 +304,7 @@ template <class B, int M> INLINE void backward_tiles(const Arguments &a, const I
     for (int m = 0; m < M; m++)
       A::template store_weights<SU>(sheet, ds[n][m], m * 16, n * A::SHEET);
   }
-  __syncthreads();
+  block_barrier();
   gradients_of_energies<B, M>(a, item, ds, base, lane);
 }
 
@@ -331,7 +333,7 @@ template <class B> INLINE void backward(const Arguments &a) {
     store_shared<Sum>(base + B::LSES + i * sizeof(Sum), lse * (Sum)LOG2_E_DOUBLE);
   }
   copy_wait<1>();
-  __syncthreads();
+  block_barrier();
 
   const int tile0 = first_tile<B::WARPS, M>(item);
   if (REST == 0 || tile0 + M <= B::TILES)

@@ -178,6 +178,8 @@ def _fitted(kernel: str, arithmetic: str, tiles: int, depth: int, row_tiles: int
     for chunk_units in (8, 4):
         if chunk_units == 8 and forward and kind.size == 2 and tiles > 9:
             continue  # 64 channels of results do not fit in registers beside the weights of 12 tiles
+        if chunk_units == 8 and kernel == "backward" and arithmetic == "tf32" and tiles > 4:
+            continue  # 32 channels of dv do not fit in registers beside the sums and weights of two tiles a warp
         if chunk_units == 4 and kind.size == 8:
             continue  # 8 channels, half a product's columns
         chosen = Configuration(kernel, arithmetic, tiles, held, row_tiles, chunk_units, 1)

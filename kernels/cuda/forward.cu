@@ -30,7 +30,7 @@ template <class A_, int TILES_, int DEPTH_, int ROW_TILES_, int CHUNK_UNITS_> st
 // The rows of a warp's M tiles of queries.
 template <class F, int M> struct Queries {
   typedef typename F::A A;
-  static constexpr bool HOLD = A::HOLD && M * F::STEPS <= 16; // in registers
+  static constexpr bool HOLD = A::HOLD && M * F::STEPS <= 16 && M * (F::STEPS + F::TILES) <= 28; // in registers
   typename A::Rows rows[HOLD ? F::STEPS : 1][M];
   u32 place;
 
@@ -48,7 +48,7 @@ template <class F, int M> struct Queries {
   // x = their products with 16 keys, from row `row` of the tile `keys` on.
   INLINE void multiply(typename A::Sum (&x)[M][2][4], u32 keys, int row) {
     clear(x);
-    constexpr int UNROLL = HOLD ? F::STEPS : A::UNROLL;
+    constexpr int UNROLL = HOLD ? F::STEPS : 1;
 #pragma unroll UNROLL
     for (int s = 0; s < F::STEPS; s++) {
       if (!HOLD)
@@ -205,7 +205,7 @@ INLINE void sum_values(const Arguments &a, const Item &item, const typename F::A
 #pragma unroll 1
   for (; c < end; c++) {
     copy_wait<0>();
-    __syncthreads();
+    block_barrier();
     const int next = (c + 1) * F::CHUNK_BYTES;
     if (c + 1 < end) {
       values.template load<USE>(buffer ^ F::VALUE_BYTES, a.v, v, step, next, keys, bytes);
@@ -266,7 +266,7 @@ INLINE void forward_tiles(const Arguments &a, const Item &item, u32 base, int ti
         for (int i = 0; i < 4; i++) {
           const int h = i >> 1;
           Sum e = x[m][half][i] * scale - r.max[m][h];
-          if (half == h && own[i & 1] && n == tile0 + m) // the row's own key
+          if (half == h && m == n % M && own[i & 1] && n == tile0 + m) // the row's own key; tile0 is a multiple of M
             e += own_share;
           x[m][half][i] = power2(at_most_zero(e));
           if (!A::ROUNDS)
@@ -276,7 +276,7 @@ INLINE void forward_tiles(const Arguments &a, const Item &item, u32 base, int ti
       }
   }
 
-  __syncthreads(); // results take the place of q and k
+  block_barrier(); // results take the place of q and k
   if (item.first)
     sum_values<F, M, FIRST>(a, item, weights, base);
   else if (item.after > 0)
@@ -306,7 +306,7 @@ template <class F> INLINE void forward(const Arguments &a) {
                              chunks * item.cut / a.cuts * F::CHUNK_BYTES, item.keys, value_bytes);
   copy_commit();
   copy_wait<1>();
-  __syncthreads();
+  block_barrier();
 
   const int tile0 = first_tile<F::WARPS, M>(item);
   if (REST == 0 || tile0 + M <= F::TILES)

@@ -135,6 +135,7 @@ template <class T> struct Matrix16 {
   };
 };
 
+#if __CUDA_ARCH__ >= 800
 // Weights in 32 bits that are rounded to TF32 when they are set.
 struct Tf32Weights {
   float x[2][4];
@@ -249,3 +250,4 @@ struct Tf32 {
   }
   template <int U> using RowProducts = UnitRowProducts<float, float, U>;
 };
+#endif

@@ -1,8 +1,8 @@
 // The GPU's instructions that the kernels use, each behind one small function.
 //
-// Everything else in this folder is plain C++ on top of these and of __syncthreads, __syncwarp and the shuffles. No
-// CUDA header is included, so NVRTC compiles the sources without a CUDA toolkit. The tests run the same sources on a
-// CPU with a file of models of these functions as a drop-in replacement.
+// Everything else in this folder is plain C++ on top of these and of __syncwarp and the shuffles. No CUDA header is
+// included, so NVRTC compiles the sources without a CUDA toolkit. The tests run the same sources on a CPU with a file of
+// models of these functions as a drop-in replacement.
 #pragma once
 
 typedef unsigned int u32;
@@ -33,6 +33,9 @@ struct bf16 {
 extern __shared__ __align__(1024) char ccgpu_shared_memory[];
 INLINE char *shared_memory() { return ccgpu_shared_memory; }
 INLINE u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
+
+// A barrier of the block, at which warps may arrive from different places in the code, as __syncthreads does not allow.
+INLINE void block_barrier() { asm volatile("barrier.sync 0;" ::: "memory"); }
 
 // Reads and writes of 4, 8 or 16 aligned bytes of shared memory.
 template <class V> INLINE V load_shared(u32 p) {

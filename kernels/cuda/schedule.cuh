@@ -115,7 +115,7 @@ INLINE const Item &next_item(const Arguments &a, int slot) {
   Item *const item = (Item *)(shared_memory() + slot);
   if (threadIdx.x == 0)
     *item = item_of(a, take(a.counters));
-  __syncthreads();
+  block_barrier();
   return *item;
 }
 
@@ -127,12 +127,12 @@ INLINE int *counter(const Arguments &a, int image) { return a.counters + COUNTER
 INLINE void wait_for_earlier_phases(const Arguments &a, const Item &item) {
   if (item.wanted > 0 && threadIdx.x == 0)
     wait_until(counter(a, item.image), item.wanted);
-  __syncthreads();
+  block_barrier();
 }
 
 // Announces that the block's item is done: its writes are visible to blocks that wait for it.
 INLINE void finish_item(const Arguments &a, const Item &item) {
-  __syncthreads();
+  block_barrier();
   if (threadIdx.x == 0)
     announce(counter(a, item.image));
 }

@@ -53,7 +53,7 @@ template <class S, int M> INLINE void affinity_tiles(const Arguments &a, const I
 #pragma unroll 1
   for (int skip = 0; skip < bytes; skip += S::CHUNK_BYTES) {
     copy_wait<0>();
-    __syncthreads();
+    block_barrier();
     if (skip + S::CHUNK_BYTES < bytes)
       load_chunk(skip + S::CHUNK_BYTES, buffer ^ S::VALUE_BYTES);
 #pragma unroll A::UNROLL
@@ -137,7 +137,7 @@ template <class S, int M, bool TRANSPOSED> INLINE void sum_tiles(const Arguments
 #pragma unroll 1
   for (int skip = 0; skip < bytes; skip += S::CHUNK_BYTES) {
     copy_wait<0>();
-    __syncthreads();
+    block_barrier();
     if (skip + S::CHUNK_BYTES < bytes) {
       copies.template load<KEEP>(buffer ^ S::VALUE_BYTES, a.v, v, step, skip + S::CHUNK_BYTES, columns, bytes);
       if (!item.first)

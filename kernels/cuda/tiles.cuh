@@ -95,8 +95,9 @@ template <int ROWS, int U, int THREADS> struct RowCopies {
   // Writes a chunk of the tile to the line.
   template <Use USE> INLINE void store(u32 shift, void *array, u32 at, u32 step, int skip, int rows, int bytes) const {
     each(shift, array, at, step, skip, rows, bytes, [&](u32 from, char *to, bool valid) {
+      const uint4 x = load_shared<uint4>(from);
       if (valid)
-        store_global<USE>(to, load_shared<uint4>(from));
+        store_global<USE>(to, x);
     });
   }
 };

@@ -23,6 +23,8 @@ struct bf16 {
 INLINE char *shared_memory() { return cuda_on_cpu::memory.shared; }
 INLINE u32 shared_address(const void *p) { return u32((const char *)p - cuda_on_cpu::memory.shared); }
 
+INLINE void block_barrier(CUDA_ON_CPU_PLACE) { __syncthreads(place); }
+
 template <class V> INLINE V load_shared(u32 p, CUDA_ON_CPU_PLACE) { return cuda_on_cpu::read_shared<V>(p, place); }
 template <class V> INLINE void store_shared(u32 p, V value, CUDA_ON_CPU_PLACE) {
   cuda_on_cpu::write_shared(p, value, place);
