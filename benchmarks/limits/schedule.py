@@ -19,6 +19,7 @@ class Schedule(NamedTuple):
     channels: int
     lag: int
     cuts: int
+    passes: int
     before: int  # phases of the call in earlier launches
     after: int  # and in later ones
     axes: tuple[Axis, ...]
@@ -31,6 +32,8 @@ class Items(NamedTuple):
     first: np.ndarray
     after: np.ndarray
     image: np.ndarray
+    pass_: np.ndarray
+    unit: np.ndarray
     wanted: np.ndarray
     axis: np.ndarray
     start: np.ndarray
@@ -45,9 +48,9 @@ class Items(NamedTuple):
 def schedule_of(launch: Launch) -> Schedule:
     """Return what a launch tells its kernel about the order of work."""
     numbers = plans._TAIL.unpack(launch.numbers)
-    images, positions, depth, channels, _, lag, cuts, axes, before, after = numbers[:10]
-    described = [Axis(*numbers[10 + 5 * a : 15 + 5 * a]) for a in range(axes)]
-    return Schedule(images, positions, depth, channels, lag, cuts, before, after, tuple(described))
+    images, positions, depth, channels, _, lag, cuts, passes, axes, before, after = numbers[:11]
+    described = [Axis(*numbers[11 + 5 * a : 16 + 5 * a]) for a in range(axes)]
+    return Schedule(images, positions, depth, channels, lag, cuts, passes, before, after, tuple(described))
 
 
 def items_of(launch: Launch) -> Items:
@@ -65,13 +68,16 @@ def items_of(launch: Launch) -> Items:
     shift, part = rest // phase_items[axis], rest % phase_items[axis] // s.cuts
     line, segment = part // segments, part % segments
     phase = (np.cumsum(axis_segments) - axis_segments)[axis] + shift
-    image = ticket // ends[-1] - phase * s.lag
+    unit = ticket // ends[-1] - phase * s.lag
+    image, pass_ = unit // s.passes, unit % s.passes
     query, key = segment * span, (segment + shift) % segments * span
     return Items(
-        exists=(image >= 0) & (image < s.images),
+        exists=(unit >= 0) & (unit < s.images * s.passes),
         first=s.before + phase == 0,
         after=axis_segments.sum() - 1 - phase + s.after,
         image=image,
+        pass_=pass_,
+        unit=unit,
         wanted=(ends - axis_items)[axis] + shift * phase_items[axis],
         axis=axis,
         start=image * s.positions + line // inner * length * inner + line % inner,
@@ -80,5 +86,5 @@ def items_of(launch: Launch) -> Items:
         key=key,
         queries=np.minimum(span, length - query),
         keys=np.minimum(span, length - key),
-        cut=rest % s.cuts,
+        cut=pass_ * s.cuts + rest % s.cuts,
     )

@@ -58,6 +58,7 @@ class Limits(NamedTuple):
     capability: tuple[int, int]  # compute capability
     shared_bytes: int  # most dynamic shared memory of a block
     multiprocessors: int
+    l2_bytes: int  # of the L2 cache
 
 
 class Configuration(NamedTuple):

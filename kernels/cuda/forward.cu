@@ -130,9 +130,12 @@ INLINE RowFactors<typename F::A::Sum, M> row_factors(const Arguments &a, const I
     }
 
   wait_for_earlier_phases(a, item);
-  // The phases of an image write lse in turn to two arrays, so that items of one phase may read what others replace.
-  Sum *const to = (Sum *)(item.after & 1 ? a.scratch : a.lse) + item.start;
-  const Sum *const from = (const Sum *)(item.after & 1 ? a.lse : a.scratch) + item.start;
+  // The phases of a unit write lse in turn to two arrays, so that items of one phase may read what others replace.
+  const u64 all = (u64)a.images * a.positions;
+  Sum *const last = item.pass ? (Sum *)a.scratch + (2 * item.pass - 1) * all : (Sum *)a.lse;
+  Sum *const other = (Sum *)a.scratch + 2 * item.pass * all;
+  Sum *const to = (item.after & 1 ? other : last) + item.start;
+  const Sum *const from = (item.after & 1 ? last : other) + item.start;
   const int first_row = item.query + tile0 * 16 + g, rows = item.queries - tile0 * 16 - g;
   Sum earlier[M][2];
 #pragma unroll
@@ -145,11 +148,11 @@ INLINE RowFactors<typename F::A::Sum, M> row_factors(const Arguments &a, const I
   for (int m = 0; m < M; m++)
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-      const Sum own = (r.max[m][h] + logarithm2(sum[m][h])) * (Sum)LN_2_DOUBLE, other = earlier[m][h];
-      const Sum larger = max(own, other) == empty ? 0 : max(own, other);
+      const Sum own = (r.max[m][h] + logarithm2(sum[m][h])) * (Sum)LN_2_DOUBLE, before = earlier[m][h];
+      const Sum larger = max(own, before) == empty ? 0 : max(own, before);
       // The parts of this line and of the earlier ones must sum to 1, so they are computed from x and y: `merged` has a
       // rounding error that grows with the energies.
-      const Sum x = power2((own - larger) * (Sum)LOG2_E_DOUBLE), y = power2((other - larger) * (Sum)LOG2_E_DOUBLE);
+      const Sum x = power2((own - larger) * (Sum)LOG2_E_DOUBLE), y = power2((before - larger) * (Sum)LOG2_E_DOUBLE);
       const Sum merged = larger + logarithm2(x + y) * (Sum)LN_2_DOUBLE;
       const Sum inverse = x + y == 0 ? 0 : divide((Sum)1, x + y);
       Sum factor = sum[m][h] == 0 ? 0 : divide(x * inverse, sum[m][h]);
@@ -160,7 +163,7 @@ INLINE RowFactors<typename F::A::Sum, M> row_factors(const Arguments &a, const I
       r.factor[m][h] = factor;
       if (t == 0) {
         store_shared<Sum>(base + F::BEFORE + (tile0 * 16 + m * 16 + g + 8 * h) * sizeof(Sum), y * inverse);
-        if (m * 16 + 8 * h < rows && item.cut == 0)
+        if (m * 16 + 8 * h < rows && item.cut == item.pass * a.cuts)
           store_global<Sum>(to + (u64)(first_row + m * 16 + 8 * h) * item.inner, merged);
       }
     }
@@ -177,7 +180,7 @@ INLINE void sum_values(const Arguments &a, const Item &item, const typename F::A
   const int tile0 = first_tile<F::WARPS, F::ROW_TILES>(item);
   constexpr int TILES = F::TILES, CU = F::CU, HALF = A::ROUNDS ? CU / M : CU, N = HALF * 16 / F::SIZE / 8;
   const int bytes = a.channels * F::SIZE, chunks = (bytes + F::CHUNK_BYTES - 1) / F::CHUNK_BYTES;
-  const int end = chunks * (item.cut + 1) / a.cuts, rows = item.queries - tile0 * 16, keys = item.keys;
+  const int parts = a.cuts * a.passes, end = chunks * (item.cut + 1) / parts, rows = item.queries - tile0 * 16, keys = item.keys;
   const u32 units = bytes / 16, step = item.inner * units;
   const u32 tile = base + tile0 * 16 * F::CHUNK_BYTES; // in that of q, which results replace
   int thread = threadIdx.x;
@@ -196,7 +199,7 @@ INLINE void sum_values(const Arguments &a, const Item &item, const typename F::A
 #pragma unroll
       for (int h = 0; h < 2; h++)
         before[m][h] = load_shared<Sum>(base + F::BEFORE + ((tile0 + m) * 16 + (lane >> 2) + 8 * h) * sizeof(Sum));
-  int c = chunks * item.cut / a.cuts;
+  int c = chunks * item.cut / parts;
   u32 buffer = 0, side = 0; // results alternate between the tiles of q and of k
   if (PHASE != FIRST) {
     results.template load<USE>(side, a.out, out, step, c * F::CHUNK_BYTES, rows, bytes);
@@ -294,7 +297,8 @@ template <class F> INLINE void forward(const Arguments &a) {
   const int thread = threadIdx.x, depth_bytes = a.depth * F::SIZE, value_bytes = a.channels * F::SIZE;
   const u64 depth_step = (u64)item.inner * depth_bytes, depth_start = (u64)item.start * depth_bytes;
   const u32 units = value_bytes / 16, step = item.inner * units;
-  const bool last_cut = item.after == 0 && item.cut == a.cuts - 1;
+  const int parts = a.cuts * a.passes;
+  const bool last_cut = item.after == 0 && item.cut == parts - 1;
   load_rows<F::ROWS, F::DU, F::THREADS>(base, (const char *)a.q + depth_start + item.query * depth_step, depth_step,
                                         item.queries, depth_bytes, thread, last_cut);
   load_rows<F::ROWS, F::DU, F::THREADS>(base + F::KEYS, (const char *)a.k + depth_start + item.key * depth_step, depth_step,
@@ -303,7 +307,7 @@ template <class F> INLINE void forward(const Arguments &a) {
   const int chunks = (value_bytes + F::CHUNK_BYTES - 1) / F::CHUNK_BYTES;
   const RowCopies<F::ROWS, F::CU, F::THREADS> values(base + F::VALUES, thread);
   values.template load<KEEP>(0, a.v, values.at(item.start * units + item.key * step, step), step,
-                             chunks * item.cut / a.cuts * F::CHUNK_BYTES, item.keys, value_bytes);
+                             chunks * item.cut / parts * F::CHUNK_BYTES, item.keys, value_bytes);
   copy_commit();
   copy_wait<1>();
   block_barrier();

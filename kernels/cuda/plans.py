@@ -22,6 +22,8 @@ from ccgpu.kernels.cuda.configurations import (
 
 # Two axes share a launch, and its kernel, unless that has more than this many times the tiles of the shorter axis.
 MOST_WASTE = 1.5
+MOST_PASSES = 4  # through an image, in forward
+USABLE_L2 = 0.85  # part of the L2 cache that is taken for one image
 MOST_CUTS = 4  # items into which forward cuts the channels of a line
 LEAST_SCALE = 2.0**-126  # the least normal number in 32 bits; times any energy that matters it is 0
 COUNTER_STRIDE = 32  # int32 from a counter to the next, as in schedule.cuh
@@ -59,7 +61,7 @@ class Axis(NamedTuple):
 
 
 _HEAD = struct.Struct("14Q3d2f")
-_TAIL = struct.Struct("10i15i3i3i4x")  # C++ pads a struct to its alignment
+_TAIL = struct.Struct("11i15i3i3i")
 ARGUMENT_BYTES = _HEAD.size + _TAIL.size
 
 
@@ -69,21 +71,27 @@ class Launch(NamedTuple):
     configuration: Configuration
     blocks: int
     images: int
-    cuts: int
+    cuts: int  # parts of the channels, an item each, of a pass
+    passes: int  # through an image, each with a part of the channels
     share: float
     numbers: bytes
 
     @property
     def counters(self) -> int:
-        """The number of int32 zeros that the launch needs: a cache line for the tickets, and one for each image."""
-        return COUNTER_STRIDE * (self.images + 1)
+        """The number of int32 zeros that the launch needs: a cache line for the tickets, and one for each unit."""
+        return COUNTER_STRIDE * (self.images * self.passes + 1)
+
+    @property
+    def scratch(self) -> int:
+        """The number of arrays like lse that forward needs besides it."""
+        return 0 if self.cuts * self.passes == 1 else 2 * self.passes - 1
 
     def arguments(self, pointers: Pointers, counters: int, scale: float = 1.0) -> bytes:
         """Return the struct `Arguments` that the kernel takes by value.
 
-        `pointers.scratch` is needed where `cuts` is above 1: an array like lse.
+        `pointers.scratch` is the address of `scratch` arrays like lse.
         """
-        if self.cuts == 1:
+        if self.scratch == 0:
             pointers = pointers._replace(scratch=pointers.lse)
         # Not 0, also in 32 bits: times the scale, an infinite product stands for a key beyond the line.
         scale_log2 = math.copysign(max(abs(scale) * math.log2(math.e), LEAST_SCALE), scale)
@@ -149,6 +157,27 @@ def _cuts(chosen: Configuration, group: list[Axis], images: int, channels: int, 
     return cuts
 
 
+def _passes(
+    chosen: Configuration, launches: int, positions: int, depth: int, channels: int, limits: Limits
+) -> int:
+    """Return in how many passes forward goes through an image, each with a part of the channels.
+
+    One, if the L2 cache holds q, k, v and out from one phase to the next. Otherwise the second phase would read v and out
+    from memory again, and write out twice; a pass forms the energies again instead, from q and k. Launches follow each
+    other whole, so that passes would save nothing where there are several.
+    """
+    size = ARITHMETICS[chosen.arithmetic].size
+    chunks = math.ceil(channels * size / (UNIT * chosen.chunk_units))
+    passes = 1
+    while (
+        launches == 1
+        and 2 * passes <= min(MOST_PASSES, chunks)
+        and positions * size * (2 * depth + 2 * channels / passes) > USABLE_L2 * limits.l2_bytes
+    ):
+        passes *= 2
+    return passes
+
+
 @lru_cache(maxsize=4096)
 def plan(
     kernel: str,
@@ -160,6 +189,7 @@ def plan(
     limits: Limits,
     lag: int = 0,
     cuts: int | None = None,
+    passes: int | None = None,
 ) -> tuple[Launch, ...]:
     """Return the launches of a call, in order on one stream.
 
@@ -172,7 +202,8 @@ def plan(
         channels: channels of v, a multiple of 16 bytes; `affinity` ignores it.
         limits: limits of the GPU.
         lag: steps by which a phase of an image follows the one before it; 0: image after image.
-        cuts: parts of the channels that are computed as items of their own, in forward. None: as many as fill the GPU.
+        cuts: parts of a pass's channels that are items of their own, in forward. None: as many as fill the GPU.
+        passes: through an image, each with a part of the channels, in forward. None: as many as the L2 cache asks for.
 
     Raises:
         ValueError: the call has more than 2^31 lines, or an array more than 64 GiB.
@@ -184,13 +215,16 @@ def plan(
     phases = [sum(axis.segments for axis in group) for group in groups]
     chosen = [configuration(kernel, arithmetic, max(axis.tiles for axis in group), depth, limits) for group in groups]
     if kernel != "forward":
-        cuts = 1
-    elif cuts is None:
+        cuts = passes = 1
+    if passes is None:
+        passes = _passes(chosen[0], len(groups), math.prod(sizes), depth, channels, limits)
+    if cuts is None:
         cuts = max(_cuts(x, group, images, channels, limits) for x, group in zip(chosen, groups, strict=True))
+        cuts = max(1, cuts // passes)
     launches = []
     for i, group in enumerate(groups):
         items = cuts * sum(axis.segments**2 * axis.lines for axis in group)
-        blocks = (images + (phases[i] - 1) * lag) * items
+        blocks = (images * passes + (phases[i] - 1) * lag) * items
         if blocks >= 2**31 or math.prod(sizes) >= 2**31 or images * math.prod(sizes) >= 2**32:
             raise ValueError(
                 f"plan: a call must have fewer than 2^31 lines, got {images} images of {sizes}; split the batch"
@@ -209,6 +243,7 @@ def plan(
             sum(sizes) - len(sizes) + 1,
             lag,
             cuts,
+            passes,
             len(group),
             sum(phases[:i]),
             sum(phases[i + 1 :]),
@@ -216,5 +251,5 @@ def plan(
             *(axis.slot for axis in padded),
             *(axis.skips for axis in padded),
         )
-        launches.append(Launch(chosen[i], blocks, images, cuts, -math.log2(crossing), numbers))
+        launches.append(Launch(chosen[i], blocks, images, cuts, passes, -math.log2(crossing), numbers))
     return tuple(launches)

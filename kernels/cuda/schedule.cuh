@@ -7,7 +7,8 @@
 // items write the same element, and the phases add to results in a fixed order. So there are no atomics on values, and
 // every run gives the same bits.
 //
-// The phases of an image follow each other; different images are independent. Blocks take items by ticket, and images
+// The phases of an image follow each other; different images are independent. Forward goes through an image that the L2
+// cache does not hold in several passes, each with a part of the channels, like through so many images. Blocks take items by ticket, and images
 // are staggered by `lag` phases, so that what a phase has written is still in the L2 cache when the next one reads it,
 // while blocks of another image fill the GPU. Items only wait for items with lower tickets, which are running or done.
 #pragma once
@@ -24,12 +25,12 @@ struct Axis {
 struct Arguments {
   const void *q, *k, *v;   // (images, *sizes, depth or channels)
   void *out, *lse;         // forward writes them, backward reads them
-  void *scratch;           // like lse; lse itself where a line's channels are one item
+  void *scratch;           // 2 passes - 1 arrays like lse; lse itself where a line's channels are one item
   const void *dout, *dlse; // dlse may be null, for zeros
   void *delta;             // (images, *sizes): dout . out - dlse, written and read by backward
   void *dq, *dk, *dv;
   void *weights;           // (images, *sizes, neighbours): energies or weights of the two stages
-  int *counters;           // the next ticket, then for each image the items done, COUNTER_STRIDE apart: zeros before
+  int *counters;           // the next ticket, then for each unit the items done, COUNTER_STRIDE apart: zeros before
   double scale;            // factor of the energies
   double scale_log2, share;      // scale log2(e); log2(1 / A): a position counts 1 / A on each of the A lines through it
   float scale_log2_32, share_32; // the same, so that instructions can take them from the arguments
@@ -37,7 +38,7 @@ struct Arguments {
   int depth, channels;     // elements of a position in q, k and in v
   int neighbours;          // positions of a criss-cross
   int lag;                 // steps by which a phase of an image follows the one before it
-  int cuts;                // parts of the channels of v, an item each
+  int cuts, passes;        // parts of the channels of v: of each pass, an item each; passes through an image
   int axes;                // of this launch
   int before, after;       // phases of the call in earlier launches and in later ones
   Axis axis[3];
@@ -54,14 +55,15 @@ struct Item {
   int exists;
   int first;          // whether this is the first phase of all, which has nothing to add to
   int after;          // phases of the image that follow
-  int image;
-  int wanted;         // items of this image that must be done before this one reads or changes a result
+  int image, pass;
+  int unit;           // number of the pass through an image
+  int wanted;         // items of this unit that must be done before this one reads or changes a result
   int axis;
   u32 start;          // position of the line's first element
   int inner;
   int query, key;     // first position of each segment on the line
   int queries, keys;  // positions of each segment
-  int cut;            // which part of the channels of v
+  int cut;            // which of all parts of the channels of v
   int turn;           // a number that changes from item to item
 };
 
@@ -85,8 +87,10 @@ INLINE Item item_of(const Arguments &a, int ticket) {
   const int items = phase_items(a, x), shift = rest / items, part = rest % items / a.cuts;
   const int line = part / axis.segments, segment = part % axis.segments;
   Item item;
-  item.image = ticket / step_items - (phase + shift) * a.lag;
-  item.exists = item.image >= 0 && item.image < a.images;
+  item.unit = ticket / step_items - (phase + shift) * a.lag;
+  item.exists = item.unit >= 0 && item.unit < a.images * a.passes;
+  item.image = item.unit / a.passes;
+  item.pass = item.unit % a.passes;
   item.first = a.before + phase + shift == 0;
   item.after = phases - 1 - phase - shift + a.after;
   item.wanted = before + shift * items;
@@ -97,7 +101,7 @@ INLINE Item item_of(const Arguments &a, int ticket) {
   item.key = (segment + shift) % axis.segments * axis.span;
   item.queries = min(axis.span, axis.length - item.query);
   item.keys = min(axis.span, axis.length - item.key);
-  item.cut = rest % a.cuts;
+  item.cut = item.pass * a.cuts + rest % a.cuts;
   item.turn = ticket;
   return item;
 }
@@ -119,14 +123,14 @@ INLINE const Item &next_item(const Arguments &a, int slot) {
   return *item;
 }
 
-// A counter of its own on a cache line for each image: blocks that wait for one do not hold up those that count another.
+// A counter of its own on a cache line for each unit: blocks that wait for one do not hold up those that count another.
 constexpr int COUNTER_STRIDE = 32;
-INLINE int *counter(const Arguments &a, int image) { return a.counters + COUNTER_STRIDE * (1 + image); }
+INLINE int *counter(const Arguments &a, int unit) { return a.counters + COUNTER_STRIDE * (1 + unit); }
 
-// Makes the block wait until the earlier phases of its image are done.
+// Makes the block wait until the earlier phases of its unit are done.
 INLINE void wait_for_earlier_phases(const Arguments &a, const Item &item) {
   if (item.wanted > 0 && threadIdx.x == 0)
-    wait_until(counter(a, item.image), item.wanted);
+    wait_until(counter(a, item.unit), item.wanted);
   block_barrier();
 }
 
@@ -134,7 +138,7 @@ INLINE void wait_for_earlier_phases(const Arguments &a, const Item &item) {
 INLINE void finish_item(const Arguments &a, const Item &item) {
   block_barrier();
   if (threadIdx.x == 0)
-    announce(counter(a, item.image));
+    announce(counter(a, item.unit));
 }
 
 // The first of a warp's `M` tiles of rows. Where a block's tiles do not divide evenly, the last of the WARPS places has

@@ -121,7 +121,11 @@ def fake_cupy(gpu):
         def __init__(self, index):
             assert 0 <= index < gpu.devices
             self.id = index
-            self.attributes = {"MaxSharedMemoryPerBlockOptin": OPTIN_LIMIT, "MultiProcessorCount": 132}
+            self.attributes = {
+                "MaxSharedMemoryPerBlockOptin": OPTIN_LIMIT,
+                "MultiProcessorCount": 132,
+                "L2CacheSize": 50 * 10**6,
+            }
 
     cupy.RawModule = RawModule
     cupy.cuda = types.SimpleNamespace(

@@ -187,7 +187,7 @@ def test_attributes_of_the_launcher_are_cupys(cache):
         with pytest.raises(AttributeError):
             setattr(kernel, name + "_", 1)
     # `Device.attributes` has the runtime's attributes, without their prefix.
-    for name in ("MaxSharedMemoryPerBlockOptin", "MultiProcessorCount"):
+    for name in ("MaxSharedMemoryPerBlockOptin", "MultiProcessorCount", "L2CacheSize"):
         assert hasattr(cupy.cuda.runtime, f"cudaDevAttr{name}")
 
 

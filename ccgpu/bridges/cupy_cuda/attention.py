@@ -106,8 +106,9 @@ class Kernels:
         limits = self._launcher.limits(device)
         launches = plan(kernel, q.dtype, shape[0], shape[2:], shape[1], v.shape[1], limits, **self._schedule)
         counters = torch.zeros((len(launches), launches[0].counters), dtype=torch.int32, device=device)
-        if launches[0].cuts > 1:
-            tensors = {**tensors, "scratch": torch.empty_like(tensors["lse"])}
+        if launches[0].scratch > 0:
+            lse = tensors["lse"]
+            tensors = {**tensors, "scratch": lse.new_empty((launches[0].scratch, *lse.shape))}
         self._launcher.launch(launches, tensors, counters, scale)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

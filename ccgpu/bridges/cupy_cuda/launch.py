@@ -111,6 +111,7 @@ class CuPyLauncher:
                 capability=torch.cuda.get_device_capability(index),
                 shared_bytes=attributes["MaxSharedMemoryPerBlockOptin"],
                 multiprocessors=attributes["MultiProcessorCount"],
+                l2_bytes=attributes["L2CacheSize"],
             )
             return limits
 

@@ -47,7 +47,7 @@ EDGES = [1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33]
 
 
 def limits(arithmetic):
-    return Limits((7, 5) if arithmetic.endswith("_fma") else (9, 0), H100.shared_bytes, H100.multiprocessors)
+    return H100._replace(capability=(7, 5)) if arithmetic.endswith("_fma") else H100
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from ccgpu.kernels.cuda import configurations, plans
 from ccgpu.kernels.cuda.plans import Pointers
 from ccgpu.layouts import NAMES
 
-LIMITS = configurations.Limits((9, 0), 227 * 1024, 132)
+LIMITS = configurations.Limits((9, 0), 227 * 1024, 132, 50 * 10**6)
 
 
 class Memory:
