@@ -145,8 +145,8 @@ def _groups(axes: list[Axis]) -> list[list[Axis]]:
 def _cuts(chosen: Configuration, group: list[Axis], images: int, channels: int, limits: Limits) -> int:
     """Return into how many items forward cuts the channels of a line: as many as the GPU has room for at once.
 
-    Each of them forms the energies again, which costs as much as one or two chunks of channels. So a call cuts only what
-    would leave blocks idle, in at most `MOST_CUTS`.
+    Each of them forms the energies again, which costs as much as one or two chunks of channels. So a call cuts only
+    what would leave blocks idle, in at most `MOST_CUTS`.
     """
     chunks = math.ceil(channels * ARITHMETICS[chosen.arithmetic].size / (UNIT * chosen.chunk_units))
     resident = chosen.blocks * limits.multiprocessors
@@ -157,14 +157,12 @@ def _cuts(chosen: Configuration, group: list[Axis], images: int, channels: int, 
     return cuts
 
 
-def _passes(
-    chosen: Configuration, launches: int, positions: int, depth: int, channels: int, limits: Limits
-) -> int:
+def _passes(chosen: Configuration, launches: int, positions: int, depth: int, channels: int, limits: Limits) -> int:
     """Return in how many passes forward goes through an image, each with a part of the channels.
 
-    One, if the L2 cache holds q, k, v and out from one phase to the next. Otherwise the second phase would read v and out
-    from memory again, and write out twice; a pass forms the energies again instead, from q and k. Launches follow each
-    other whole, so that passes would save nothing where there are several.
+    One, if the L2 cache holds q, k, v and out from one phase to the next. Otherwise the second phase would read v and
+    out from memory again, and write out twice; a pass forms the energies again instead, from q and k. Launches follow
+    each other whole, so that passes would save nothing where there are several.
     """
     size = ARITHMETICS[chosen.arithmetic].size
     chunks = math.ceil(channels * size / (UNIT * chosen.chunk_units))

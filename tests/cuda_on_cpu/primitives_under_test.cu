@@ -56,6 +56,17 @@ template <bool TRANSPOSED> INLINE void load(const Arguments &a) {
 extern "C" __global__ void load_rows(const __grid_constant__ Arguments a) { load<false>(a); }
 extern "C" __global__ void load_columns(const __grid_constant__ Arguments a) { load<true>(a); }
 
+// The reverse: each lane stores its words of four matrices, and shared memory is read lane by lane.
+extern "C" __global__ void store_rows(const __grid_constant__ Arguments a) {
+  const int lane = threadIdx.x;
+  const u32 row = shared_address(shared_memory()) + 16 * (5 * lane % 32);
+  const uint4 x = input<uint4>(a, lane);
+  const u32 r[4] = {x.x, x.y, x.z, x.w};
+  store_matrices(row, r);
+  __syncwarp();
+  output(a, lane, load_shared<uint4>(row));
+}
+
 // ---- copies: three groups; after copy_wait<1> the first two have arrived, after copy_wait<0> the third. Odd lanes
 // copy with `valid` false, from a null address.
 extern "C" __global__ void copy(const __grid_constant__ Arguments a) {
@@ -99,6 +110,15 @@ template <class T> INLINE void powers(const Arguments &a) {
   output(a, 2 * i, power2(input<T>(a, i)));
   output(a, 2 * i + 1, logarithm2(input<T>(a, i)));
 }
+template <class T> INLINE void quotients(const Arguments &a) { // of neighbours, and each number or 0
+  const int i = thread_of_grid();
+  if (i >= a.number)
+    return;
+  output(a, 2 * i, divide(input<T>(a, i), input<T>(a, (i + 1) % a.number)));
+  output(a, 2 * i + 1, at_most_zero(input<T>(a, i)));
+}
+extern "C" __global__ void quotients_float(const __grid_constant__ Arguments a) { quotients<float>(a); }
+extern "C" __global__ void quotients_double(const __grid_constant__ Arguments a) { quotients<double>(a); }
 extern "C" __global__ void powers_float(const __grid_constant__ Arguments a) { powers<float>(a); }
 extern "C" __global__ void powers_double(const __grid_constant__ Arguments a) { powers<double>(a); }
 
@@ -167,6 +187,11 @@ extern "C" __global__ void chain(const __grid_constant__ Arguments a) {
 extern "C" __global__ void uninitialised(const __grid_constant__ Arguments a) {
   output(a, blockIdx.x, load_shared<float>(shared_address(shared_memory())));
   store_shared(shared_address(shared_memory()), 1.0f);
+}
+
+// The number that lane 0 holds, in all lanes of a warp.
+extern "C" __global__ void uniform_numbers(const __grid_constant__ Arguments a) {
+  output(a, threadIdx.x, uniform(input<int>(a, threadIdx.x)));
 }
 
 extern "C" __global__ void hidden(const __grid_constant__ Arguments a) {

@@ -213,10 +213,11 @@ OVERFLOW = """
 #include "primitives.cuh"
 struct Arguments { float *x; int n; };
 extern "C" __global__ void fill(const __grid_constant__ Arguments a) {
-  store_shared(shared_memory() + 4 * threadIdx.x, 1.0f);
+  const u32 words = shared_address(shared_memory());
+  store_shared(words + 4 * threadIdx.x, 1.0f);
   __syncthreads();
   if (threadIdx.x < a.n)
-    a.x[threadIdx.x] = load_shared<float>(shared_memory() + 4 * (63 - threadIdx.x)); // past the machine's checks
+    a.x[threadIdx.x] = load_shared<float>(words + 4 * (63 - threadIdx.x)); // past the machine's checks
 }
 """
 SANITIZED = """
@@ -245,7 +246,7 @@ def test_sanitizer_catches_a_plain_overflow(cuda_on_cpu):
     right, wrong = fill(40), fill(41)
     assert right.stdout == "filled 40\n", right.stderr
     assert wrong.returncode != 0
-    assert re.search(r"heap-buffer-overflow[\s\S]*in fill .*kernels\.cu:8", wrong.stderr), wrong.stderr
+    assert re.search(r"heap-buffer-overflow[\s\S]*in fill .*kernels\.cu:9", wrong.stderr), wrong.stderr
 
 
 def test_sanitized_library_needs_its_runtime(cuda_on_cpu):

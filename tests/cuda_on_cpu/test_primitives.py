@@ -80,6 +80,28 @@ def test_matrix_loads(library):
         assert np.array_equal(turned[lane], rows[:, within : within + 2, group])
 
 
+def test_matrix_stores_are_the_reverse_of_loads(library):
+    """Only Hopper and later GPUs have them."""
+    rows = np.arange(4 * 8 * 8, dtype=np.uint16).reshape(4, 8, 8)  # matrix, row, column
+    words = run(library, "load_rows", rows, np.zeros((32, 4, 2), np.uint16), shared_bytes=512)
+    assert np.array_equal(run(library, "store_rows", words, np.zeros_like(rows), shared_bytes=512), rows)
+
+
+@pytest.mark.parametrize(("entry", "dtype"), [("quotients_float", np.float32), ("quotients_double", np.float64)])
+def test_quotients_and_numbers_above_zero(library, entry, dtype):
+    x = np.array([1, -3, 7e-5, 2.5, np.inf, -np.inf, np.nan, 0, 4, -0.0, 9], dtype)
+    found = elementwise(library, entry, x, np.full((len(x), 2), np.nan, dtype))
+    with np.errstate(all="ignore"):
+        np.testing.assert_allclose(found[:, 0], x / np.roll(x, -1), rtol=2 * np.finfo(dtype).eps)
+    np.testing.assert_array_equal(found[:, 1], np.where(x > 0, 0, x))
+
+
+def test_uniform_number_is_that_of_the_first_lane(library):
+    given = np.arange(7, 71, dtype=np.int32)
+    found = run(library, "uniform_numbers", given, np.zeros(64, np.int32), block=64)
+    assert np.array_equal(found, np.repeat([7, 39], 32))
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_copies_arrive_and_invalid_ones_are_zeros(library, order):
     given = np.arange(1, 1 + 32 * 3 * 4, dtype=np.float32).reshape(32, 3, 4)

@@ -33,13 +33,17 @@ KERNEL(copy) {
 }
 
 // The 16-byte units of a row of 128 bytes, permuted by the row's number if `swizzle` is set.
-INLINE const char *row(const Arguments &a) {
+INLINE u32 row(const Arguments &a) {
   return place(a, lane() % 8) + 16 * (a.swizzle ? (lane() / 8) ^ (lane() % 8) : lane() / 8);
 }
 KERNEL(matrices) {
   u32 r[4];
   load_matrices(r, row(a));
   load_matrices_transposed(r, row(a));
+}
+KERNEL(stored_matrices) {
+  const u32 r[4] = {};
+  store_matrices(row(a), r);
 }
 
 // `lanes` elements by 32 threads: only some threads run the last iteration; then the same in another order.

@@ -31,6 +31,8 @@ models = load_tests()
 test_multiply_is_the_product = models.test_multiply_is_the_product
 test_multiply_carries_infinities_and_nan = models.test_multiply_carries_infinities_and_nan
 test_matrix_loads = models.test_matrix_loads
+test_quotients_and_numbers_above_zero = models.test_quotients_and_numbers_above_zero
+test_uniform_number_is_that_of_the_first_lane = models.test_uniform_number_is_that_of_the_first_lane
 test_unpack_every_pattern = models.test_unpack_every_pattern
 test_pack_f16_rounds_to_nearest_even = models.test_pack_f16_rounds_to_nearest_even
 test_pack_bf16_rounds_to_nearest_even = models.test_pack_bf16_rounds_to_nearest_even
@@ -38,6 +40,14 @@ test_pack_undoes_unpack = models.test_pack_undoes_unpack
 test_tf32_rounds_to_nearest_ties_away = models.test_tf32_rounds_to_nearest_ties_away
 test_hide_changes_nothing = models.test_hide_changes_nothing
 test_blocks_wait_for_earlier_blocks = models.test_blocks_wait_for_earlier_blocks
+
+
+def test_matrix_stores_are_the_reverse_of_loads(library):
+    import cupy
+
+    if int(cupy.cuda.Device().compute_capability) < 90:
+        pytest.skip("GPUs before Hopper have no matrix stores")
+    models.test_matrix_stores_are_the_reverse_of_loads(library)
 
 
 def test_copies_arrive_and_invalid_ones_are_zeros(library):
@@ -101,6 +111,6 @@ def test_every_kernel_of_the_models_is_tried():
     tried = {
         *("multiply_f16", "multiply_bf16", "multiply_tf32", "load_rows", "load_columns", "copy", "pack_f16"),
         *("pack_bf16", "unpack_f16", "unpack_bf16", "round_to_tf32", "powers_float", "powers_double", "hidden"),
-        *("chain", "sum_block", "shuffles"),
+        *("chain", "sum_block", "shuffles", "store_rows", "quotients_float", "quotients_double", "uniform_numbers"),
     }
     assert tried | of_the_model_alone == set(models.ENTRIES)

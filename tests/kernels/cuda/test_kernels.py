@@ -19,7 +19,7 @@ from benchmarks.cases import precision
 from ccgpu.bridges.cupy_cuda.attention import Kernels
 from ccgpu.bridges.cupy_cuda.stages import Stages
 from ccgpu.kernels.cuda import configurations, plans
-from ccgpu.kernels.cuda.configurations import ARITHMETICS, Limits
+from ccgpu.kernels.cuda.configurations import ARITHMETICS
 from ccgpu.layouts import energy_dtype
 from tests.ccgpu.problems import Problem, attend_plainly, check_errors, expected, row_of, run, truth_in_float64
 from tests.ccgpu.stage_problems import criss_cross

@@ -38,7 +38,7 @@ class ReferenceLauncher:
 
     def launch(self, launches, tensors, counters, scale):
         assert counters.dtype == torch.int32
-        assert counters.shape == (len(launches), launches[0].images + 1)
+        assert counters.shape == (len(launches), launches[0].counters)
         assert not counters.any()
         kernel = launches[0].configuration.kernel
         self.launched.append(launches[0])
@@ -49,9 +49,9 @@ class ReferenceLauncher:
         memory = {}
         for name, tensor in tensors.items():
             assert tensor.data_ptr() % 16 == 0, name
-            width = columns.get(name, 1)
+            width = columns.get(name, launches[0].scratch if name == "scratch" else 1)
             assert tensor.numel() == images * positions * width, name
-            if name in ("weights", "lse", "dlse", "delta"):
+            if name in ("weights", "lse", "scratch", "dlse", "delta"):
                 assert tensor.dtype == energy_dtype(next(iter(tensors.values())).dtype), name
             elif name in columns:
                 assert width * tensor.element_size() % 16 == 0, name
@@ -358,8 +358,8 @@ def test_temporaries_of_native_calls_are_counters_and_delta():
     launcher.launch = lambda *arguments: None
     with Counting():
         Kernels(launcher).forward(q, q, v, 1.0)
-    assert sorted(sizes) == sorted([(1, 3), (2, 3, 4), (2, 16, 3, 4)])
+    assert sorted(sizes) == sorted([(1, 96), (2, 3, 4), (2, 16, 3, 4)])
     sizes.clear()
     with Counting():
         Kernels(launcher).backward(out, q, q, v, out, lse, lse, 1.0)
-    assert sorted(sizes) == sorted([(1, 3), (2, 3, 4), (2, 8, 3, 4), (2, 8, 3, 4), (2, 16, 3, 4)])
+    assert sorted(sizes) == sorted([(1, 96), (2, 3, 4), (2, 8, 3, 4), (2, 8, 3, 4), (2, 16, 3, 4)])

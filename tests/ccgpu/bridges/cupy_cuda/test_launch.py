@@ -1,6 +1,7 @@
 """The launcher on a fake GPU: what is compiled when, and what reaches the device."""
 
 import logging
+import math
 import random
 import re
 import struct
@@ -31,13 +32,13 @@ class Memory:
         return 4
 
 
-def plan(kernel="forward", sizes=(97, 97), dtype=torch.bfloat16, images=2, depth=64, channels=512):
+def plan(kernel="forward", sizes=(97, 97), dtype=torch.bfloat16, images=4, depth=64, channels=512):
     return attention.plan(kernel, dtype, images, sizes, depth, channels, LIMITS)
 
 
 def launch(launcher, launches, index=0, scale=1.0, tensors=None, counters=0x7000):
     tensors = {"q": Memory(0x1000)} if tensors is None else tensors
-    launcher.launch(launches, tensors, Memory(counters, index, (len(launches), launches[0].images + 1)), scale)
+    launcher.launch(launches, tensors, Memory(counters, index, (len(launches), launches[0].counters)), scale)
 
 
 def test_what_reaches_the_device(gpu, launcher):
@@ -50,11 +51,13 @@ def test_what_reaches_the_device(gpu, launcher):
     assert run.grid == (launches[0].blocks,)
     assert run.block == (configuration.threads,)
     assert run.shared_bytes == configuration.shared_bytes
-    # The struct `Arguments` of cuda/schedule.cuh: twelve addresses and the counters', the scale, the share of a line.
-    head = struct.unpack_from("<13Q2d", run.arguments)
-    assert head == (0x10, 0x20, 0x30, 0x40, 0x50, *[0] * 7, 0x60, 0.25, -1.0)
-    images, positions, depth, channels = struct.unpack_from("<4i", run.arguments, 15 * 8)
-    assert (images, positions, depth, channels) == (2, 97 * 97, 64, 512)
+    # The struct `Arguments` of cuda/schedule.cuh: thirteen addresses and the counters', the scale, the same times
+    # log2 e and the share of a line, both again in 32 bits. lse is its own scratch, as the channels are not cut.
+    head = struct.unpack_from("<14Q3d2f", run.arguments)
+    assert head[:15] == (0x10, 0x20, 0x30, 0x40, 0x50, 0x50, *[0] * 7, 0x60, 0.25)
+    assert head[15:] == pytest.approx((0.25 / math.log(2), -1.0, 0.25 / math.log(2), -1.0))
+    images, positions, depth, channels = struct.unpack_from("<4i", run.arguments, 18 * 8)
+    assert (images, positions, depth, channels) == (4, 97 * 97, 64, 512)
 
 
 def test_struct_has_the_members_of_the_kernels(gpu, launcher):
@@ -63,13 +66,13 @@ def test_struct_has_the_members_of_the_kernels(gpu, launcher):
     body = re.search(r"struct Arguments \{(.*?)\n\};", source, re.DOTALL).group(1)
     body = re.sub(r"//.*", "", body)
     names, size = [], 0
-    for kind, members in re.findall(r"(const void|void|int|double|Axis) ([^;]+);", body):
+    for kind, members in re.findall(r"(const void|void|int|double|float|Axis) ([^;]+);", body):
         for member in members.split(","):
             count = int((re.search(r"\[(\d)\]", member) or [0, 1])[1])
             names.append(re.sub(r"[\s*\[\d\]]", "", member))
-            size += 8 if "*" in member else count * {"int": 4, "double": 8, "Axis": 20}[kind]
-    assert tuple(names[:12]) == Pointers._fields
-    assert names[12:15] == ["counters", "scale", "share"]
+            size += 8 if "*" in member else count * {"int": 4, "float": 4, "double": 8, "Axis": 20}[kind]
+    assert tuple(names[:13]) == Pointers._fields
+    assert names[13:19] == ["counters", "scale", "scale_log", "share", "scale_log_", "share_"]
     launch(launcher, plan())
     assert len(gpu.runs[0].arguments) == size
 
@@ -78,7 +81,7 @@ def test_launches_of_a_call_have_counters_of_their_own(gpu, launcher):
     launches = plan(sizes=(16, 200), images=3)
     assert len(launches) == 2
     launch(launcher, launches, counters=0x100)
-    assert [struct.unpack_from("<Q", run.arguments, 12 * 8)[0] for run in gpu.runs] == [0x100, 0x100 + 4 * 4]
+    assert [struct.unpack_from("<Q", run.arguments, 13 * 8)[0] for run in gpu.runs] == [0x100, 0x100 + 4 * 128]
     assert [run.name for run in gpu.runs] == [x.configuration.entry for x in launches]
 
 
@@ -89,7 +92,8 @@ def test_no_compilation_for_a_new_size(gpu, launcher, kernel, dtype):
     rng = random.Random(0)
     calls = []
     for _ in range(50):
-        sizes = tuple(rng.randint(1, 300) for _ in range(rng.randint(1, 3)))
+        axes = rng.randint(1, 3)
+        sizes = tuple(rng.randint(1, 300 if axes < 3 else 100) for _ in range(axes))
         calls.append({"sizes": sizes, "images": rng.randint(1, 9), "channels": rng.randint(1, 600)})
     for call in calls:
         launch(launcher, plan(kernel, dtype=dtype, **call))
