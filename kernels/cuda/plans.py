@@ -22,7 +22,8 @@ from ccgpu.kernels.cuda.configurations import (
 
 # Two axes share a launch, and its kernel, unless that has more than this many times the tiles of the shorter axis.
 MOST_WASTE = 1.5
-MOST_PASSES = 4  # through an image, in forward
+# Passes through an image, in forward. With more of them memory is not the limit any more, but L2 and the products.
+MOST_PASSES = 2
 USABLE_L2 = 0.85  # part of the L2 cache that is taken for one image
 MOST_CUTS = 4  # items into which forward cuts the channels of a line
 LEAST_SCALE = 2.0**-126  # the least normal number in 32 bits; times any energy that matters it is 0
