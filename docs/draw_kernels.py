@@ -2,7 +2,7 @@
 
 The script reads orders, places and sizes from the sources, so that the figures cannot contradict them: the order of the
 items and the permutation of a tile's units come from kernels/cuda/*.cuh, compiled with g++ and run on the CPU, the
-sizes of shared memory from kernels/cuda/configurations.py.
+sizes of shared memory from kernels/cuda/configurations.py, the effect of the lag from benchmarks/limits/.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from matplotlib.patches import Rectangle
 
 from benchmarks.counts import CHANNELS, DEPTH, H100, N
 from benchmarks.counts import IMAGES as BATCH
+from benchmarks.limits.gpus import H100 as GPU
+from benchmarks.limits.table import traffic_of
 from ccgpu.kernels.cuda.configurations import ITEM_BYTES, TILE, Configuration, configuration
 from docs.drawing import (
     BLUE,
@@ -100,58 +102,40 @@ def draw_forward() -> None:
 
 def forward_flow(flow: Axes, used: Configuration) -> None:
     """Draw which data each step of a block's forward reads and writes."""
-    warps = used.threads // 32
+    warps, chunk = used.threads // 32, used.chunk_units * 8
     panel(flow, 10, 10.8, f"forward, one line of N = {N} (D = {DEPTH}, C = {CHANNELS}, bf16)")
+    for t in range(used.tiles):
+        box(flow, (0.1, 0.6 + 0.42 * t, 1.6, 0.42), "16 queries", BLUE, fontsize=6.5)
     for w in range(warps):
-        for m in range(used.row_tiles):
-            t = w * used.row_tiles + m
-            real = t < used.tiles
-            label = "16 queries" if real else "(repeats)"
-            box(flow, (0.1, 0.6 + 0.42 * t, 1.6, 0.42), label, BLUE if real else "white", fontsize=6.5)
-        box(flow, (1.7, 0.6 + 0.84 * w, 0.9, 0.84), f"warp {w}", "white", fontsize=7)
+        owned = min(used.row_tiles, used.tiles - w * used.row_tiles)
+        box(flow, (1.7, 0.6 + 0.84 * w, 0.9, 0.42 * owned), f"warp {w}", "white", fontsize=7)
     note(flow, 0.1, 0.3, "Q, rows of the block")
-    box(flow, (3.5, 0.5, 6.3, 0.75), f"K: {used.tiles} tiles of 16 keys, read by every warp", ORANGE)
-    box(
-        flow,
-        (3.5, 1.65, 6.3, 0.85),
-        "1. E = scale Q K$^T$ + share on the diagonal,\n16 keys at a time: row_max",
-        GREY,
-    )
-    box(
-        flow,
-        (3.5, 2.8, 6.3, 0.85),
-        "2. E again; P = exp(E - row_max), rounded, stays\nin registers, 56 a thread; row_sum",
-        GREY,
-    )
-    arrow(flow, (6.6, 1.25), (6.6, 1.65))
-    arrow(flow, (6.6, 2.5), (6.6, 2.8))
-    arrow(flow, (2.6, 2.1), (3.5, 2.1))
-    box(flow, (3.5, 4.0, 6.3, 0.75), "wait for earlier phases; merge with their lse", PURPLE)
-    arrow(flow, (6.6, 3.65), (6.6, 4.0))
-    box(flow, (0.1, 4.75, 2.5, 1.3), f"V: chunks of\n{used.chunk_units * 8} channels,\ntwo in flight", GREEN)
-    box(
-        flow,
-        (3.5, 5.1, 6.3, 0.75),
-        f"3. sums = P V: 32 x {used.chunk_units * 8} a warp,\nfloat32, 64 registers a thread",
-        GREY,
-    )
-    arrow(flow, (6.6, 4.75), (6.6, 5.1))
-    arrow(flow, (2.6, 5.5), (3.5, 5.5))
-    box(
-        flow,
-        (3.5, 6.3, 6.3, 0.95),
-        "factor sums + before out$_{before}$, rounded once, into the\nwarp's own rows of a tile in shared memory",
-        GREY,
-    )
-    arrow(flow, (6.6, 5.85), (6.6, 6.3))
-    box(flow, (0.1, 6.25, 2.5, 1.05), "out of earlier\nphases, by cp.async\n(none in the first)", PURPLE)
-    arrow(flow, (2.6, 6.8), (3.5, 6.8))
-    box(flow, (3.5, 7.7, 6.3, 0.75), "out: 16 bytes a thread, 128 bytes a row", BLUE)
-    arrow(flow, (6.6, 7.25), (6.6, 7.7))
-    flow.add_patch(Rectangle((3.25, 4.95), 6.7, 4.0, fill=False, linestyle="--", linewidth=0.8, edgecolor=INK))
-    note(flow, 9.8, 8.72, f"for each of {CHANNELS * 2 // (used.chunk_units * 16)} chunks of channels", 8, "right")
+    box(flow, (3.5, 0.5, 6.3, 0.65), f"K: {used.tiles} tiles of 16 keys, read by every warp", ORANGE)
+    text = "1. E = scale Q K$^T$ + share on the diagonal, 16 keys\nat a time: row_max and row_sum (online softmax)"
+    box(flow, (3.5, 1.45, 6.3, 0.85), text, GREY)
+    text = "2. wait for earlier phases; lse merged with theirs:\na factor for the weights, one for out$_{earlier}$"
+    box(flow, (3.5, 2.6, 6.3, 0.85), text, PURPLE)
+    held = used.row_tiles * used.tiles * 4
+    text = f"3. E again; P = factor exp(E - row_max), rounded,\nstays in registers, {held} a thread"
+    box(flow, (3.5, 3.75, 6.3, 0.85), text, GREY)
+    box(flow, (0.1, 4.55, 2.5, 1.3), f"V: chunks of\n{chunk} channels,\ntwo in flight", GREEN)
+    box(flow, (0.1, 6.1, 2.5, 1.05), "out$_{earlier}$, a chunk,\nby cp.async (none in\nthe first phase)", PURPLE)
+    half = chunk // used.row_tiles
+    size = f"{16 * used.row_tiles} x {half} a warp at a time, {used.row_tiles * half // 2} registers"
+    text = f"4. out = factor out$_{{earlier}}$ + P V, accumulated in\nfloat32: {size}"
+    box(flow, (3.5, 5.3, 6.3, 0.95), text, GREY)
+    text = "rounded once, into the warp's own rows of a tile in\nshared memory (stmatrix)"
+    box(flow, (3.5, 6.6, 6.3, 0.85), text, GREY)
+    box(flow, (3.5, 7.8, 6.3, 0.65), "out: 16 bytes a thread, 128 bytes a row", BLUE)
+    for y, end in ((1.15, 1.45), (2.3, 2.6), (3.45, 3.75), (4.6, 5.3), (6.25, 6.6), (7.45, 7.8)):
+        arrow(flow, (6.6, y), (6.6, end))
+    for start, end in ((1.9, 1.9), (5.2, 5.6), (6.6, 5.95)):
+        arrow(flow, (2.6, start), (3.5, end))
+    flow.add_patch(Rectangle((3.25, 5.0), 6.7, 3.95, fill=False, linestyle="--", linewidth=0.8, edgecolor=INK))
+    note(flow, 9.8, 8.72, f"for each of {CHANNELS // chunk} chunks of channels, in two halves", 8, "right")
     note(flow, 0.1, 9.5, "A warp owns 32 rows from the first energy to the last store: what it reads of K and V")
-    note(flow, 0.1, 9.95, "serves two tiles. The warps meet only where a chunk of V has arrived.")
+    note(flow, 0.1, 9.95, "serves two tiles. The warps meet only where a chunk of V has arrived. They take turns,")
+    note(flow, 0.1, 10.4, "from item to item, at the place with one tile.")
 
 
 def forward_memory(shared: Axes, used: Configuration) -> None:
@@ -160,14 +144,15 @@ def forward_memory(shared: Axes, used: Configuration) -> None:
     tile, chunk = rows * DEPTH * 2, rows * used.chunk_units * 16
     panel(shared, 7.4, 10.8, "shared memory, bytes")
     scale = 8.6 / used.shared_bytes
-    end = ("item", ITEM_BYTES, "white")
-    values = [("V, chunk 0, arriving", chunk, GREEN), ("(free)", chunk, "white"), end]
+    end = [("factors", rows * 4, "white"), ("item", ITEM_BYTES, "white")]
+    values = [("V, chunk 0, arriving", chunk, GREEN), ("(free)", chunk, "white"), *end]
     memory(shared, 0.2, "energies", [("Q", tile, BLUE), ("K", tile, ORANGE), *values], used.shared_bytes, scale)
-    values = [("V, even chunks", chunk, GREEN), ("V, odd chunks", chunk, GREEN), end]
+    values = [("V, even chunks", chunk, GREEN), ("V, odd chunks", chunk, GREEN), *end]
     results = [("out, even chunks\n(first phase: all)", tile, PURPLE), ("out, odd chunks", tile, PURPLE)]
     memory(shared, 4.0, "values", [*results, *values], used.shared_bytes, scale)
-    note(shared, 0.2, 9.55, f"and {ITEM_BYTES} for the item: {used.shared_bytes:,} in all;")
-    note(shared, 0.2, 10.0, f"{used.blocks} blocks of {used.threads} threads a multiprocessor")
+    note(shared, 0.2, 9.55, f"with {rows * 4} for the factors of earlier results and")
+    note(shared, 0.2, 10.0, f"{ITEM_BYTES} for the item: {used.shared_bytes:,};")
+    note(shared, 0.2, 10.45, f"{used.blocks} blocks of {used.threads} threads a multiprocessor")
 
 
 def draw_backward() -> None:
@@ -181,9 +166,11 @@ def draw_backward() -> None:
 
 def backward_flow(flow: Axes, used: Configuration) -> None:
     """Draw which data each step of a block's backward reads and writes."""
+    parts = used.chunk_units // used.half_units
+    held = used.row_tiles * used.tiles * 4
     panel(flow, 10, 11.4, "backward, transposed: rows are keys, columns queries")
     box(flow, (0.1, 0.3, 2.3, 0.7), "K, Q", ORANGE)
-    box(flow, (3.0, 0.3, 6.8, 0.7), "P$^T$ = exp(scale K Q$^T$ - lse): 56 registers", GREY)
+    box(flow, (3.0, 0.3, 6.8, 0.7), f"P$^T$ = exp(scale K Q$^T$ - lse): {held} registers", GREY)
     arrow(flow, (2.4, 0.65), (3.0, 0.65))
     box(flow, (3.0, 1.35, 6.8, 0.6), "wait for earlier phases; later ones read delta", PURPLE)
     arrow(flow, (6.4, 1.0), (6.4, 1.35))
@@ -193,12 +180,13 @@ def backward_flow(flow: Axes, used: Configuration) -> None:
     box(flow, (0.1, 2.7, 2.3, 0.7), "chunk of V", GREEN)
     box(flow, (0.1, 3.7, 2.3, 0.7), "chunk of dout", BLUE)
     box(flow, (0.1, 4.7, 2.3, 1.3), "chunk of out\n(first phase) or\nof dv (later)", PURPLE)
-    box(flow, (3.0, 2.7, 6.8, 0.7), "dP$^T$ += V dout$^T$, float32, 112 registers", GREY)
-    box(flow, (3.0, 3.7, 6.8, 0.7), "dv = P$^T$ dout (+ dv), in two halves $\\to$ memory", GREY)
+    box(flow, (3.0, 2.7, 6.8, 0.7), f"dP$^T$ += V dout$^T$, float32, {2 * held} registers", GREY)
+    box(flow, (3.0, 3.7, 6.8, 0.7), f"dv = P$^T$ dout (+ dv), in {parts} parts $\\to$ memory", GREY)
     box(
         flow,
         (3.0, 4.7, 6.8, 1.3),
-        "first phase: delta$_u$ += dout$_u$ . out$_u$, own rows:\nqueries and keys are the same\nsegment in that phase",
+        "first phase: delta$_u$ += dout$_u$ . out$_u$, own rows\n(the diagonal of dout out$^T$): "
+        "queries and keys\nare the same segment in that phase",
         GREY,
     )
     for y in (3.05, 4.05, 5.35):
@@ -252,13 +240,14 @@ def backward_memory(shared: Axes, used: Configuration) -> None:
 
 
 def draw_schedule() -> None:
-    """Draw the order of tickets, their execution on some block slots, the effect of the lag, a line's segments."""
+    """Draw the order of tickets, of parts of an image, of work on block slots, the effect of the lag, segments."""
     sizes = (3, 4)
     items = order(IMAGES_SHOWN, sizes)
     figure, axes = plt.subplot_mosaic(
-        "AAAAABBB;CCCCCDDD", figsize=(9, 7.2), height_ratios=(2.6, 3.6), layout="constrained"
+        "AAAAABBB;EEEEEBBB;CCCCCDDD", figsize=(9, 8.2), height_ratios=(1.9, 1.6, 3.9), layout="constrained"
     )
     draw_tickets(axes["A"], items, sizes)
+    draw_parts(axes["E"], sizes)
     draw_lags(axes["B"])
     draw_execution(axes["C"], items, slots=14)
     draw_segments(axes["D"])
@@ -266,36 +255,46 @@ def draw_schedule() -> None:
 
 
 def draw_tickets(ax: Axes, items: list[Item], sizes: tuple[int, int]) -> None:
-    """Draw the items of a map of `sizes` = (H, W) in the order of their tickets, a row for each step."""
-    a_step = sum(sizes)
-    steps = len(items) // a_step
-    lag = next(t // a_step for t, item in enumerate(items) if item.exists and (item.image, item.axis) == (0, 1))
-    panel(ax, 12.6, steps + 1.5, f"tickets of {IMAGES_SHOWN} images of {sizes[0]} x {sizes[1]}, lag = {lag}")
+    """Draw the items of maps of `sizes` = (H, W) in the order of their tickets, a row for each image."""
+    of_image = sum(sizes)
+    panel(ax, 12.6, IMAGES_SHOWN + 1.0, f"tickets of {IMAGES_SHOWN} images of {sizes[0]} x {sizes[1]}")
     note(ax, 2.2 + sizes[1] / 2 * 1.4, 0.4, f"phase 0: {sizes[1]} columns", 8, "center")
     note(ax, 2.7 + (sizes[1] + sizes[0] / 2) * 1.4, 0.4, f"phase 1: {sizes[0]} rows", 8, "center")
     for ticket, item in enumerate(items):
-        step, place = divmod(ticket, a_step)
+        row, place = divmod(ticket, of_image)
         x = 2.2 + place * 1.4 + 0.5 * item.axis
-        color = OF_IMAGES[item.image] if item.exists else "white"
-        hatch = "///" if item.exists and item.axis else None
-        box(ax, (x, step + 0.8, 1.4, 0.8), "" if item.exists else "none", color, hatch=hatch, fontsize=7)
-        if item.exists:
-            ax.text(x + 0.7, step + 1.2, str(item.image), ha="center", va="center", fontsize=7, bbox=LABEL)
-    for step in range(steps):
-        note(ax, 0.1, step + 1.2, f"{step * a_step} - {(step + 1) * a_step - 1}")
+        box(ax, (x, row + 0.8, 1.4, 0.8), "", OF_IMAGES[item.image], hatch="///" if item.axis else None)
+        ax.text(x + 0.7, row + 1.2, f"image {item.image}", ha="center", va="center", fontsize=6.5, bbox=LABEL)
+    for row in range(IMAGES_SHOWN):
+        note(ax, 0.1, row + 1.2, f"{row * of_image} - {(row + 1) * of_image - 1}")
 
 
-def draw_lags(ends: Axes) -> None:
-    """Plot the time until all items are done over the lag, for the block slots of an H100."""
-    for kernel, marker in (("forward", "o-"), ("backward", "s-")):
-        held = H100.multiprocessors * configuration(kernel, "bf16", 7, DEPTH, H100).blocks
-        lags = range(5)
-        last = [max(time[3] for time in simulate(order(BATCH, (N, N), other), held)) for other in lags]
-        ends.plot(lags, last, marker, markersize=4, label=f"{held} slots ({kernel})")
-        ends.axhline(2 * BATCH * N / held, color="#888888", linewidth=0.8, linestyle=":")
-    ends.set(xlabel="lag", ylabel="all done after (items)", xticks=lags, ylim=(0, None))
-    ends.set_title(f"{BATCH} images of {N} x {N}; dotted: no waiting", loc="left", fontsize=9, fontweight="bold")
-    ends.legend(fontsize=7)
+def draw_parts(ax: Axes, sizes: tuple[int, int]) -> None:
+    """Draw the items of one map of which the channels are cut, in passes and within a pass, a row for each pass."""
+    cuts, passes = 2, 2
+    items = order(1, sizes, cuts=cuts, passes=passes)
+    of_pass = len(items) // passes
+    panel(ax, 12.6, passes + 1.0, f"one such image, {passes} passes of {cuts} cuts: which part of the channels")
+    for ticket, item in enumerate(items):
+        row, place = divmod(ticket, of_pass)
+        x = 2.2 + place * 1.4 / cuts + 0.5 * item.axis
+        color = OF_IMAGES[item.cut]
+        box(ax, (x, row + 0.3, 1.4 / cuts, 0.8), "", color, hatch="///" if item.axis else None)
+        ax.text(x + 0.7 / cuts, row + 0.7, str(item.cut), ha="center", va="center", fontsize=6.5, bbox=LABEL)
+    for row in range(passes):
+        note(ax, 0.1, row + 0.7, f"{row * of_pass} - {(row + 1) * of_pass - 1}")
+
+
+def draw_lags(ax: Axes) -> None:
+    """Plot, over the lag, what the model of the L2 cache says of DRAM and of waiting on an H100."""
+    lags = range(3)
+    for kernel, color in (("forward", "#21618c"), ("backward", "#b9770e")):
+        found = [traffic_of(GPU, kernel, BATCH, (N, N), lag) for lag in lags]
+        ax.plot(lags, [x.ratio for x in found], "o-", color=color, markersize=4, label=f"{kernel}: DRAM / least")
+        ax.plot(lags, [x.idle for x in found], "s:", color=color, markersize=4, label=f"{kernel}: waiting, share")
+    ax.set(xlabel="lag", xticks=lags, ylim=(0, None))
+    ax.set_title(f"{BATCH} images of {N} x {N}, modelled", loc="left", fontsize=9, fontweight="bold")
+    ax.legend(fontsize=7, loc="center right")
 
 
 def draw_execution(gantt: Axes, items: list[Item], slots: int) -> None:

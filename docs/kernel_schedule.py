@@ -14,7 +14,7 @@ from ccgpu.kernels.cuda.configurations import FOLDER
 from ccgpu.kernels.cuda.plans import Launch, Pointers, plan
 from tests.cuda_on_cpu import device
 
-BEFORE = 0.3  # the share of an item's work that precedes its wait, an assumption of `simulate`
+BEFORE = 1 / 9  # the share of an item's work that precedes its wait in `simulate`: as much as a chunk, of eight
 
 
 class Item(NamedTuple):
@@ -26,14 +26,17 @@ class Item(NamedTuple):
     wanted: int
     query: int
     key: int
+    unit: int
+    cut: int
 
 
 KERNELS = """
 extern "C" __global__ void order(const __grid_constant__ Arguments a) {
   const Item x = item_of(a, blockIdx.x);
-  const int span = a.axis[x.axis].span, row[6] = {x.exists, x.image, x.axis, x.wanted, x.query / span, x.key / span};
-  for (int i = 0; i < 6; i++)
-    store_global<int>((int *)a.out + blockIdx.x * 6 + i, row[i]);
+  const int span = a.axis[x.axis].span, row[8] = {x.exists, x.image, x.axis, x.wanted,
+                                                  x.query / span, x.key / span, x.unit, x.cut};
+  for (int i = 0; i < 8; i++)
+    store_global<int>((int *)a.out + blockIdx.x * 8 + i, row[i]);
 }
 extern "C" __global__ void swizzle(const __grid_constant__ Arguments a) {
   for (int row = 0; row < 8; row++)
@@ -55,11 +58,10 @@ def look_up(entry: str, launch: Launch, shape: tuple[int, int]) -> np.ndarray:
     return out
 
 
-def order(images: int, sizes: tuple[int, ...], lag: int | None = None) -> list[Item]:
+def order(images: int, sizes: tuple[int, ...], lag: int = 0, cuts: int = 1, passes: int = 1) -> list[Item]:
     """Return the items of a forward call of a single launch, in the order of tickets."""
-    chosen = {} if lag is None else {"lag": lag}
-    (launch,) = plan("forward", "bf16", images, sizes, DEPTH, CHANNELS, H100, **chosen)
-    rows = look_up("order", launch, (launch.blocks, 6)).tolist()
+    (launch,) = plan("forward", "bf16", images, sizes, DEPTH, CHANNELS, H100, lag=lag, cuts=cuts, passes=passes)
+    rows = look_up("order", launch, (launch.blocks, len(Item._fields))).tolist()
     return [Item(bool(exists), *rest) for exists, *rest in rows]
 
 
@@ -83,10 +85,10 @@ def simulate(items: list[Item], slots: int) -> list[tuple[int, float, float, flo
         if not item.exists:
             times.append((slot, begin, begin, begin))
             continue
-        done = sorted(ends.setdefault(item.image, []))
+        done = sorted(ends.setdefault(item.unit, []))
         ready = done[item.wanted - 1] if item.wanted else 0.0
         resumed = max(begin + BEFORE, ready)
         free[slot] = resumed + 1 - BEFORE
-        ends[item.image].append(free[slot])
+        ends[item.unit].append(free[slot])
         times.append((slot, begin, resumed, free[slot]))
     return times
