@@ -102,14 +102,13 @@ class Launch:
         buffers: list[Buffer],
         shared_bytes: int,
         seed: int,
-        same_barrier: bool,
     ) -> None:
         missing = kernel.parameter_bytes - len(parameters)
         if not 0 <= missing < 8:  # a struct's padding at its end may be left out
             raise ValueError(f"launch: {kernel.name} takes {kernel.parameter_bytes} bytes, got {len(parameters)}")
         if math.prod(block) % WARP:
             raise ValueError(f"launch: a block must have whole warps, got {block}")
-        self.kernel, self.grid, self.block, self.same_barrier = kernel, grid, block, same_barrier
+        self.kernel, self.grid, self.block = kernel, grid, block
         self.memory, self.random = GlobalMemory(buffers), random.Random(seed)
         self.parameters = np.frombuffer(parameters + b"\xff" * missing, np.uint8)
         self.pieces, self.labels = pieces(kernel)
@@ -172,7 +171,6 @@ def run(
     seed: int = 0,
     resident: int = 3,
     lockstep: bool = True,
-    same_barrier: bool = True,
 ) -> Counts:
     """Run a kernel to its end.
 
@@ -185,14 +183,10 @@ def run(
         seed: decides the order of blocks and their turns.
         resident: blocks that run at the same time.
         lockstep: whether the warps of a block run together, or each by itself in random turns.
-        same_barrier: whether bar.sync must be the same instruction for all warps of a block, as the PTX ISA requires
-            ("barrier", .aligned), or is only counted.
 
     Raises:
         Fault: the kernel did something forbidden; the message names the kernel, the block, and the PTX line.
         PtxError: it has an instruction that the machine does not know.
     """
     with np.errstate(all="ignore"):
-        return Launch(kernel, grid, block, parameters, buffers, shared_bytes, seed, same_barrier).run(
-            resident, lockstep
-        )
+        return Launch(kernel, grid, block, parameters, buffers, shared_bytes, seed).run(resident, lockstep)

@@ -4,7 +4,6 @@ import pytest
 
 from benchmarks import nvrtc
 from tests.kernels.cuda.test_kernels import DTYPE, random_problem
-from tests.ptx.memory import Fault
 from tests.ptx.problems import check, launcher
 
 try:
@@ -25,20 +24,9 @@ def test_hot_configuration(arithmetic, generation, sizes, multiprocessors):
     if multiprocessors == 0 and generation != 90:
         pytest.skip("one generation is enough")
     problem = random_problem(DTYPE[arithmetic], 1, sizes, 64, 512, 0.25)
-    on = launcher(generation, multiprocessors, same_barrier=False)
+    on = launcher(generation, multiprocessors)
     check(problem, arithmetic, on)
     forward, backward = on.launched
     assert (forward.configuration.tiles, forward.configuration.depth) == (7, 64)
     assert backward.configuration.depth == 64
     assert (forward.cuts > 1) == (multiprocessors > 0)
-
-
-@pytest.mark.xfail(
-    strict=True,
-    raises=Fault,
-    reason="warps with fewer tiles run an instance of the code with a bar.sync of its own: undefined in the PTX ISA",
-)
-@pytest.mark.parametrize("arithmetic", ["bf16", "tf32"])
-def test_barriers_are_the_same_instruction_for_the_whole_block(arithmetic):
-    problem = random_problem(DTYPE[arithmetic], 1, (97,), 64, 64, 0.25)
-    check(problem, arithmetic, launcher(90, 0))

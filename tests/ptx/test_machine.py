@@ -219,7 +219,6 @@ def test_bar_sync_must_be_the_same_instruction_for_all_warps(lockstep):
     body = "setp.lt.u32 %p0, %thread, 32;\n@%p0 bra ELSE;\n{0}\nbra.uni END;\nELSE:\n{0}\nEND:"
     with pytest.raises(Fault, match="an aligned barrier while others wait at the one of PTX line"):
         execute(body.format("bar.sync 0;"), [], [], 64, lockstep=lockstep)
-    execute(body.format("bar.sync 0;"), [], [], 64, lockstep=lockstep, same_barrier=False)
     execute(body.format("barrier.sync 0;"), [], [], 64, lockstep=lockstep)
 
 

@@ -37,7 +37,7 @@ def results(kernel, arithmetic, change=None, seed=0, lockstep=True):
     """Return out and lse, or dq, dk, dv, of the changed kernel, and the PTX lines that were reached."""
     x = problem(arithmetic)
     saved = right("forward", arithmetic)[0] if kernel == "backward" else None
-    on = launcher(90, 0, change=change, seed=seed, lockstep=lockstep, same_barrier=False)
+    on = launcher(90, 0, change=change, seed=seed, lockstep=lockstep)
     with arithmetic_of(arithmetic, TILES):
         if kernel == "forward":
             found = Kernels(on).forward(*x.tensors, x.scale)
@@ -203,7 +203,7 @@ def test_missing_barriers_show(kernel):
     In forward it keeps results from the place of q, which bf16 has in registers by then; in backward it comes after the
     wait for other blocks, and only the warp that waits reads what they have written before the next barrier.
     """
-    lines = places(kernel, "bf16", opcode("bar", "sync"))
+    lines = places(kernel, "bf16", opcode("barrier", "sync"))
     unnoticed = [
         line
         for line in lines

@@ -231,7 +231,7 @@ class Unit:
     def _arrive(self, flow: Instruction, mask: Any, following: int) -> None:
         """Make threads wait for all others of the block at barrier 0.
 
-        An aligned barrier, and so bar.sync, is to be the same instruction for the whole block.
+        An aligned barrier, and so bar.sync, is to be the same instruction for the whole block (PTX ISA, "barrier").
         """
         words = set(flow.parts[1:])
         if "sync" not in words or words - {"cta", "sync", "aligned"} or flow.operands != (Immediate(0),):
@@ -243,7 +243,7 @@ class Unit:
             if (present.any(1) != present.all(1)).any():
                 raise self._located(flow, "an aligned barrier that a part of a warp reaches")
             other = self.slot.barrier
-            if self.slot.launch.same_barrier and other is not None and other.line != flow.line:
+            if other is not None and other.line != flow.line:
                 raise self._located(flow, f"an aligned barrier while others wait at the one of PTX line {other.line}")
         self.slot.barrier = flow
         self.at[here] = following
