@@ -3,8 +3,9 @@
 The shipped sources run on the CUDA machine of tests/cuda_on_cpu (it needs g++; the first run compiles for some
 minutes), two lines of N positions at a time. Memory accesses and operations do not depend on the values, so an item of
 work costs the same for every line, and a call costs the sum of its items. Each row of docs/results/kernels-counts.csv
-is an item: of the first phase, which only writes results, or of a later one, which adds to them. The script also
-prints them in markdown. `python -m benchmarks.limits` has what follows for the time of a whole call.
+is an item: of the first phase, which only writes results, or of a later one, which adds to them. Where an H100 goes
+through the images of the hot case in passes, it has the channels of one pass. The script also prints them in markdown.
+`python -m benchmarks.limits` has what follows for the time of a whole call.
 """
 
 from __future__ import annotations
@@ -33,14 +34,18 @@ MULTIPLY_ADDS = {"bf16": 16 * 8 * 16, "f16": 16 * 8 * 16, "tf32": 16 * 8 * 8}  #
 
 
 class Item(NamedTuple):
-    """The cost of one line in one phase. Wavefronts are cycles of shared memory, including those of bank conflicts."""
+    """The cost of one line in one phase of a pass.
+
+    Wavefronts are cycles of shared memory, including those of bank conflicts.
+    """
 
     kernel: str
     arithmetic: str
     phase: str  # "first" or "later"
     positions: int  # of the line
     depth: int  # channels of q and k
-    channels: int  # of v
+    channels: int  # of v, in all passes
+    passes: int  # through an image, each with a part of the channels
     entry: str
     threads: int
     shared_bytes: int
@@ -75,21 +80,22 @@ def arrays_of(launch: Launch, sizes: tuple[int, int], depth: int, channels: int)
     sums = {4: np.float32, 8: np.float64}[kind.sum]
     shallow, wide, scalars, weights = (*sizes, depth), (*sizes, channels), sizes, (*sizes, sum(sizes) - 1)
     fused: dict[str, tuple[int, ...]] = {"q": shallow, "k": shallow, "v": wide, "out": wide, "lse": scalars}
+    scratch = {"scratch": (launch.scratch, *scalars)} if launch.scratch else {}
     gradients = {"dout": wide, "delta": scalars, "dq": shallow, "dk": shallow, "dv": wide}
     summed: dict[str, tuple[int, ...]] = {"v": wide, "out": wide, "weights": weights}
     shapes: dict[str, dict[str, tuple[int, ...]]] = {
-        "forward": fused,
+        "forward": {**fused, **scratch},
         "backward": {**fused, **gradients},
         "affinity": {"q": shallow, "k": shallow, "weights": weights},
         "aggregate": summed,
         "aggregate_transposed": summed,
     }
-    types = dict.fromkeys(("lse", "delta", "weights"), sums)
+    types = dict.fromkeys(("lse", "scratch", "delta", "weights"), sums)
     return {name: np.zeros(shape, types.get(name, element)) for name, shape in shapes[configuration.kernel].items()}
 
 
 def minimum_bytes(kernel: str, arithmetic: str, first: bool, n: int, depth: int, channels: int) -> int:
-    """Return the bytes that a line of n positions must read and write in a phase.
+    """Return the bytes that a line of n positions must read and write in a phase, with the `channels` of a pass.
 
     In the stages a line has n^2 energies or weights, without the diagonal on all axes but the last: there the position
     itself is left out. Here that is the first phase.
@@ -109,7 +115,10 @@ def minimum_bytes(kernel: str, arithmetic: str, first: bool, n: int, depth: int,
 
 
 def multiply_adds(configuration: Configuration, first: bool, depth: int, channels: int) -> int:
-    """Return the multiply-adds of an item, including padding and, in the stages, tiles that the last warp repeats."""
+    """Return the multiply-adds of an item, including padding and, in the stages, tiles that the last warp repeats.
+
+    `channels` are those of a pass.
+    """
     rows, warps = TILE * configuration.tiles, configuration.threads // 32
     repeated = TILE * configuration.row_tiles * warps  # rows of all warps, repeated ones included
     size = ARITHMETICS[configuration.arithmetic].size
@@ -127,16 +136,22 @@ def multiply_adds(configuration: Configuration, first: bool, depth: int, channel
     }[configuration.kernel]
 
 
-def count(kernel: str, arithmetic: str, first: bool, n: int, depth: int, channels: int) -> Item:
-    """Run one phase of a kernel on two lines of n positions and return the cost of one of them.
+def passes_of(kernel: str, arithmetic: str) -> int:
+    """Return in how many passes an H100 goes through the images of the hot case."""
+    return plan(kernel, arithmetic, IMAGES, (N, N), DEPTH, CHANNELS, H100)[0].passes
+
+
+def count(kernel: str, arithmetic: str, first: bool, n: int, depth: int, channels: int, passes: int = 1) -> Item:
+    """Run one phase of a kernel on two lines of n positions and return the cost of one of them in a pass.
 
     The map is (n, 2) for the first phase and (2, n) for a later one: lines of two positions belong to another launch.
 
     Raises:
-        RuntimeError: two lines do not cost twice what one does, or the matrix instructions are not those expected.
+        RuntimeError: two lines do not cost twice what one does in each pass, or the matrix instructions are not those
+            expected.
     """
     sizes = (n, 2) if first else (2, n)
-    launches = plan(kernel, arithmetic, 1, sizes, depth, channels, H100, cuts=1)
+    launches = plan(kernel, arithmetic, 1, sizes, depth, channels, H100, cuts=1, passes=passes)
     launch = launches[0 if first else -1]
     configuration = launch.configuration
     text = source(configuration, primitives=device.HERE / "primitives.cuh")
@@ -155,10 +170,13 @@ def count(kernel: str, arithmetic: str, first: bool, n: int, depth: int, channel
     )
     shared = [getattr(counts, kind) for kind in device.KINDS]
     numbers = [counts.bytes_read, counts.bytes_written, counts.matrix_multiplies, *(x.wavefronts for x in shared)]
-    if launch.blocks != 2 or any(x % 2 for x in numbers):
-        raise RuntimeError(f"count: two lines must cost twice what one does, got {numbers} in {launch.blocks} items")
-    read, written, products, matrix_loads, loads, stores, copies = (x // 2 for x in numbers)
-    expected = multiply_adds(configuration, first, depth, channels)
+    items, part = launch.blocks, channels // passes
+    if items != 2 * passes or any(x % items for x in numbers):
+        raise RuntimeError(
+            f"count: two lines must cost {2 * passes} times what one does in a pass, got {numbers} in {items} items"
+        )
+    read, written, products, matrix_loads, loads, stores, copies = (x // items for x in numbers)
+    expected = multiply_adds(configuration, first, depth, part)
     if arithmetic in MULTIPLY_ADDS and products * MULTIPLY_ADDS[arithmetic] != expected:
         raise RuntimeError(f"count: {configuration.entry} must form {expected} products, got {products} instructions")
     return Item(
@@ -168,11 +186,12 @@ def count(kernel: str, arithmetic: str, first: bool, n: int, depth: int, channel
         n,
         depth,
         channels,
+        passes,
         configuration.entry,
         configuration.threads,
         configuration.shared_bytes,
         configuration.blocks,
-        minimum_bytes(kernel, arithmetic, first, n, depth, channels),
+        minimum_bytes(kernel, arithmetic, first, n, depth, part),
         read,
         written,
         products,
@@ -181,23 +200,23 @@ def count(kernel: str, arithmetic: str, first: bool, n: int, depth: int, channel
         loads,
         stores,
         copies,
-        sum(x.conflicts for x in shared) // 2,
+        sum(x.conflicts for x in shared) // items,
     )
 
 
 def table(items: Sequence[Item]) -> str:
     """Return a table of the items, in markdown."""
     lines = [
-        "| kernel | phase | bytes / least | read KB | written KB | matrix loads | loads | stores | copies | conflicts "
-        "| products |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| kernel | phase | passes | bytes / least | read KB | written KB | matrix loads | loads | stores | copies "
+        "| conflicts | products |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for x in items:
         products = f"{x.matrix_multiplies:,} mma" if x.matrix_multiplies else f"{x.multiply_adds / 1e6:.1f} M FMA"
         lines.append(
-            f"| {x.kernel}, {x.arithmetic} | {x.phase} | {x.bytes / x.minimum_bytes:.3f} | {x.bytes_read / 1e3:.1f} "
-            f"| {x.bytes_written / 1e3:.1f} | {x.matrix_load_wavefronts:,} | {x.load_wavefronts:,} "
-            f"| {x.store_wavefronts:,} | {x.copy_wavefronts:,} | {x.conflicts:,} | {products} |"
+            f"| {x.kernel}, {x.arithmetic} | {x.phase} | {x.passes} | {x.bytes / x.minimum_bytes:.3f} "
+            f"| {x.bytes_read / 1e3:.1f} | {x.bytes_written / 1e3:.1f} | {x.matrix_load_wavefronts:,} "
+            f"| {x.load_wavefronts:,} | {x.store_wavefronts:,} | {x.copy_wavefronts:,} | {x.conflicts:,} | {products} |"
         )
     return "\n".join(lines)
 
@@ -210,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     items = []
     for kernel, arithmetic in COUNTED:
         for first in (True, False):
-            items.append(count(kernel, arithmetic, first, N, DEPTH, CHANNELS))
+            items.append(count(kernel, arithmetic, first, N, DEPTH, CHANNELS, passes_of(kernel, arithmetic)))
             print(items[-1].entry, items[-1].phase, file=sys.stderr, flush=True)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with arguments.out.open("w", newline="", encoding="utf-8") as file:

@@ -1,8 +1,8 @@
-"""Print the limits of the CUDA kernels: `python -m benchmarks.limits [limits] [dram] [ticks]`, all by default.
+"""Print the limits of the CUDA kernels: `python -m benchmarks.limits [limits] [dram] [passes] [ticks]`, all by default.
 
 limits: the hot case on an H100, B = 8 maps of 97 x 97, D = 64, C = 512, from counts on the CPU (g++) and machine code
-(NVRTC and nvdisasm, the extra `test-cuda`). dram, ticks: the model of L2 alone. --write puts the limits of all calls
-into docs/results/kernels-limits.csv.
+(NVRTC and nvdisasm, the extra `test-cuda`). dram, passes, ticks: the model of L2 alone. --write puts the limits of all
+calls into docs/results/kernels-limits.csv.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from benchmarks.limits import table
 from benchmarks.nvrtc import CompileError, NotInstalled
 
-SECTIONS = ("limits", "dram", "ticks")
+SECTIONS = ("limits", "dram", "passes", "ticks")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 table.write(rows)
         if "dram" in sections:
             print(table.dram_table(options.lag, hints), end="\n\n", flush=True)
+        if "passes" in sections:
+            print(table.passes_table(options.lag, hints), end="\n\n", flush=True)
         if "ticks" in sections:
             print(table.ticks_table(options.lag, hints))
     except (NotInstalled, CompileError, ValueError, RuntimeError) as error:

@@ -134,10 +134,14 @@ def access(c: Cache, line: int, sectors: int, write: bool, give_up: bool) -> Non
     c.lines[line, FLAGS] = flags | HELD | sectors << VALID
 
 
-def traffic(c: Cache) -> tuple[int, int, int]:
-    """Return the bytes read from DRAM, the bytes written, all that is left included, and the least of their sum."""
+def traffic(c: Cache, lines: int | None = None) -> tuple[int, int, int]:
+    """Return the bytes read from DRAM, the bytes written, all that is left included, and the least of their sum.
+
+    The least is that of the first `lines` lines of the memory, by default of all.
+    """
     flags = c.lines[:, FLAGS]
     left, once, ever = (
-        int(sum(np.count_nonzero(flags >> kind & 1 << i) for i in range(4))) for kind in (DIRTY, READ, WRITTEN)
+        int(sum(np.count_nonzero(part >> kind & 1 << i) for i in range(4)))
+        for kind, part in ((DIRTY, flags), (READ, flags[:lines]), (WRITTEN, flags[:lines]))
     )
     return int(c.counts[FETCHED]) * SECTOR, (int(c.counts[WRITTEN_BACK]) + left) * SECTOR, (once + ever) * SECTOR

@@ -19,14 +19,15 @@ class Gpu(NamedTuple):
     l2_bytes: int  # of the L2 cache, as far as a kernel can use it
 
 
-def _gpu(name: str, target: str, multiprocessors: int, l2_megabytes: int) -> Gpu:
-    limits = registers.GPUS[target]._replace(multiprocessors=multiprocessors)
-    return Gpu(name, target, limits, l2_megabytes * 10**6)
+def _gpu(name: str, target: str, multiprocessors: int, l2_megabytes: int, usable: int | None = None) -> Gpu:
+    l2 = 10**6 * l2_megabytes
+    limits = registers.GPUS[target]._replace(multiprocessors=multiprocessors, l2_bytes=l2)
+    return Gpu(name, target, limits, l2 if usable is None else 10**6 * usable)
 
 
 # Multiprocessors and L2 from NVIDIA's data sheets. An H100 has 50 MB in two partitions, and a line may be in both: 40
 # are assumed to hold different lines.
-H100 = _gpu("H100", "sm_90", 132, 40)
+H100 = _gpu("H100", "sm_90", 132, 50, usable=40)
 GPUS = (
     H100,
     _gpu("A100", "sm_80", 108, 40),

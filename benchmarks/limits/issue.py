@@ -70,7 +70,7 @@ def chunks(configuration: Configuration, channels: int) -> int:
 
 
 def turns(kernel: Kernel, channels: int) -> dict[sass.Loop, range]:
-    """Return how often each loop may run.
+    """Return how often each loop may run in an item with so many channels of v.
 
     A loop over the chunks of channels has products, a barrier of the block and accesses to global memory, and runs once
     for each. Other loops with products, matrix loads or copies run a few times, so that the counts decide how often;
@@ -120,7 +120,7 @@ def issued(kernel: Kernel, item: Item) -> Issued:
     uneven = kernel.configuration.tiles % kernel.configuration.row_tiles != 0
     most = Marks(*(math.ceil(x / (warps - uneven)) for x in total[:4]), 0)
     most = most._replace(stores=most.stores + UNEVEN_STORES)
-    trips = turns(kernel, item.channels)
+    trips = turns(kernel, item.channels // item.passes)
     found = ways(kernel.code, trips.__getitem__, most)
     fitting = _blocks(found, total, warps, uneven)
     if not fitting:

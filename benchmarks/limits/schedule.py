@@ -26,13 +26,13 @@ class Schedule(NamedTuple):
 
 
 class Items(NamedTuple):
-    """An array element for each ticket, with the names of `Item` in schedule.cuh."""
+    """An array element for each ticket, with the names of `Item` in schedule.cuh, where `pass_number` is `pass`."""
 
     exists: np.ndarray
     first: np.ndarray
     after: np.ndarray
     image: np.ndarray
-    pass_: np.ndarray
+    pass_number: np.ndarray
     unit: np.ndarray
     wanted: np.ndarray
     axis: np.ndarray
@@ -69,14 +69,14 @@ def items_of(launch: Launch) -> Items:
     line, segment = part // segments, part % segments
     phase = (np.cumsum(axis_segments) - axis_segments)[axis] + shift
     unit = ticket // ends[-1] - phase * s.lag
-    image, pass_ = unit // s.passes, unit % s.passes
+    image, pass_number = unit // s.passes, unit % s.passes
     query, key = segment * span, (segment + shift) % segments * span
     return Items(
         exists=(unit >= 0) & (unit < s.images * s.passes),
         first=s.before + phase == 0,
         after=axis_segments.sum() - 1 - phase + s.after,
         image=image,
-        pass_=pass_,
+        pass_number=pass_number,
         unit=unit,
         wanted=(ends - axis_items)[axis] + shift * phase_items[axis],
         axis=axis,
@@ -86,5 +86,5 @@ def items_of(launch: Launch) -> Items:
         key=key,
         queries=np.minimum(span, length - query),
         keys=np.minimum(span, length - key),
-        cut=pass_ * s.cuts + rest % s.cuts,
+        cut=pass_number * s.cuts + rest % s.cuts,
     )

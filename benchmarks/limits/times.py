@@ -6,15 +6,16 @@ the model of L2. Times follow from the rates below; none is measured.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from benchmarks.counts import CHANNELS, DEPTH, IMAGES, Item, N
+from benchmarks.counts import CHANNELS, DEPTH, IMAGES, MULTIPLY_ADDS, Item, N, multiply_adds
 from benchmarks.limits.gpus import H100, resident_blocks
 from benchmarks.limits.issue import Issued
-from benchmarks.limits.l2 import simulate
+from benchmarks.limits.l2 import Traffic, simulate
+from benchmarks.limits.schedule import items_of, schedule_of
 from ccgpu.kernels.cuda.configurations import ARITHMETICS
-from ccgpu.kernels.cuda.plans import plan
+from ccgpu.kernels.cuda.plans import Launch, plan
 
 MULTIPROCESSORS = H100.limits.multiprocessors
 CLOCK = 1.755e9  # Hz
@@ -23,7 +24,7 @@ L2 = 5.5e12  # bytes/s, likewise
 SCHEDULERS = 4  # of a multiprocessor; each issues one instruction a clock
 # Clocks of a scheduler for an mma.sync, m16n8k16 in 16 bits or m16n8k8 in TF32: 64 % of the data sheet's rate.
 PRODUCT = 6.26
-MULTIPLY_ADDS = 128  # a clock and multiprocessor
+FMAS = 128  # multiply-adds a clock and multiprocessor
 
 
 class Times(NamedTuple):
@@ -36,6 +37,7 @@ class Times(NamedTuple):
     arithmetic: str
     entry: str
     blocks: int | None  # that the GPU holds
+    passes: int  # through an image
     least_mb: float  # bytes of DRAM if nothing moves twice
     dram_mb: float
     l2_mb: float
@@ -63,10 +65,39 @@ class Times(NamedTuple):
         return sum(self.parts)
 
 
+class Parts(NamedTuple):
+    """What the model of L2 alone says of a call's times, in microseconds, on an H100."""
+
+    dram: float
+    l2: float
+    products: float
+
+    @property
+    def largest(self) -> float:
+        """The time if these overlap."""
+        return max(self)
+
+
+def parts_of(launches: Sequence[Launch], traffic: Traffic) -> Parts:
+    """Return the times of a call in an arithmetic of matrix products, from its traffic."""
+    products = 0
+    for launch in launches:
+        s, items, configuration = schedule_of(launch), items_of(launch), launch.configuration
+        each = MULTIPLY_ADDS[configuration.arithmetic]
+        for first in (True, False):
+            number = int((items.exists & (items.first == first)).sum())
+            channels = s.channels // (s.cuts * s.passes)
+            products += number * multiply_adds(configuration, first, s.depth, channels) // each
+    clocks = SCHEDULERS * MULTIPROCESSORS * CLOCK
+    return Parts(traffic.dram / DRAM * 1e6, traffic.asked / L2 * 1e6, products * PRODUCT / clocks * 1e6)
+
+
 def _dram(item: Item, lag: int, cuts: int, hints: bool) -> tuple[int | None, float, float]:
     """Return resident blocks, the least bytes of DRAM and those of the model."""
     if item.kernel in ("forward", "backward"):
-        launches = plan(item.kernel, item.arithmetic, IMAGES, (N, N), DEPTH, CHANNELS, H100.limits, lag=lag, cuts=cuts)
+        launches = plan(
+            item.kernel, item.arithmetic, IMAGES, (N, N), DEPTH, CHANNELS, H100.limits, lag, cuts, item.passes
+        )
         blocks = [resident_blocks(launch.configuration, H100) for launch in launches]
         traffic = simulate(launches, H100.l2_bytes, blocks, hints)
         return blocks[0], traffic.least, traffic.dram
@@ -83,14 +114,14 @@ def times(
 
     With `cuts`, only DRAM's bytes are those of a call whose channels are cut.
     """
-    lines = IMAGES * N  # of one axis
+    lines = IMAGES * N * first.passes  # of one axis, in all passes
     blocks, least, dram = _dram(first, lag, cuts, hints)
     asked = lines * (first.bytes + later.bytes)
     clocks = MULTIPROCESSORS * CLOCK
     if first.matrix_multiplies:
         products = (first.matrix_multiplies + later.matrix_multiplies) * PRODUCT / SCHEDULERS
     else:
-        products = (first.multiply_adds + later.multiply_adds) / MULTIPLY_ADDS
+        products = (first.multiply_adds + later.multiply_adds) / FMAS
     few = lines * sum(x.least for x in issued.values()) if issued else None
     most = lines * sum(x.most for x in issued.values()) if issued else None
     return Times(
@@ -98,6 +129,7 @@ def times(
         first.arithmetic,
         first.entry,
         blocks,
+        first.passes,
         least / 1e6,
         dram / 1e6,
         asked / 1e6,

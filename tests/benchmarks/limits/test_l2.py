@@ -4,15 +4,27 @@ import pytest
 
 from benchmarks.counts import IMAGES, N
 from benchmarks.limits.gpus import H100
-from benchmarks.limits.l2 import simulate
+from benchmarks.limits.l2 import bytes_between_phases, simulate
 from ccgpu.kernels.cuda.plans import plan
 
 EVERYTHING = 10**10  # bytes: a cache that holds all tensors
 DEPTH, CHANNELS = 64, 256
 
 
-def call(kernel, images=2, sizes=(20, 33), lag=0, cuts=1, l2=EVERYTHING, slots=40, hints=True, sets=False, kind="bf16"):
-    launches = plan(kernel, kind, images, sizes, DEPTH, CHANNELS, H100.limits, lag=lag, cuts=cuts)
+def call(
+    kernel,
+    images=2,
+    sizes=(20, 33),
+    lag=0,
+    cuts=1,
+    passes=1,
+    l2=EVERYTHING,
+    slots=40,
+    hints=True,
+    sets=False,
+    kind="bf16",
+):
+    launches = plan(kernel, kind, images, sizes, DEPTH, CHANNELS, H100.limits, lag, cuts, passes)
     return simulate(launches, l2, [slots] * len(launches), hints, sets)
 
 
@@ -40,6 +52,8 @@ def test_bytes_asked_are_those_of_the_items(sizes):
     positions, d, c = 2 * sizes[0] * sizes[1], DEPTH * 2, CHANNELS * 2
     assert call("forward", sizes=sizes).asked == positions * (2 * (2 * d + c) + 3 * c + 3 * 4)
     assert call("forward", sizes=sizes, cuts=2).asked == positions * (4 * 2 * d + 2 * c + 3 * c + 4 * 4)
+    assert call("forward", sizes=sizes, passes=2).asked == positions * (4 * 2 * d + 2 * c + 3 * c + 6 * 4)
+    assert call("forward", sizes=sizes, cuts=2, passes=2).asked == positions * (8 * 2 * d + 2 * c + 3 * c + 8 * 4)
     read = 2 * (2 * d + 2 * c + 4) + c  # q, k, v, dout, lse; out
     assert call("backward", sizes=sizes).asked == positions * (read + 3 * (c + 2 * d) + 2 * 4)
 
@@ -59,6 +73,51 @@ def test_hints_change_what_stays_and_nothing_else():
     kept, given_up = (call("backward", 6, (48, 48), l2=2 * 10**6, hints=hints) for hints in (False, True))
     assert given_up.dram < 0.9 * kept.dram
     assert (given_up.asked, given_up.ticks, given_up.least) == (kept.asked, kept.ticks, kept.least)
+
+
+@pytest.mark.parametrize(("passes", "cuts"), [(1, 2), (2, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize("sizes", [(20, 33), (257, 40)])
+def test_parts_write_arrays_like_lse_besides_the_tensors(passes, cuts, sizes):
+    """A pass has two of them, of which lse is one; with one phase a pass would need but one."""
+    x, (launch, *_) = (
+        call("forward", sizes=sizes, passes=passes, cuts=cuts),
+        plan("forward", "bf16", 2, sizes, DEPTH, CHANNELS, H100.limits, 0, cuts, passes),
+    )
+    array = 2 * sizes[0] * sizes[1] * 4
+    assert x.least == call("forward", sizes=sizes).least
+    assert x.dram - x.least == pytest.approx(launch.scratch * array, abs=64 * launch.scratch)
+
+
+def test_passes_keep_an_image_in_the_cache():
+    """A cache of 0.7 of an image's q, k, v and out holds what a pass of half the channels uses."""
+    sizes = (60, 60)
+    l2 = int(0.7 * 60 * 60 * 2 * (2 * DEPTH + 2 * CHANNELS))
+    one, two = (call("forward", 6, sizes, passes=n, l2=l2, slots=20) for n in (1, 2))
+    assert one.ratio > 1.3
+    assert two.ratio < 1.1
+
+
+@pytest.mark.parametrize(("kernel", "passes", "row", "results"), [
+    ("forward", 1, 2 * 2 * DEPTH + 2 * 2 * CHANNELS + 4, 2 * CHANNELS + 4),
+    ("forward", 2, 2 * 2 * DEPTH + 2 * CHANNELS + 4, CHANNELS + 4),
+    ("backward", 1, 4 * 2 * DEPTH + 3 * 2 * CHANNELS + 2 * 4, 2 * 2 * DEPTH + 2 * CHANNELS),
+])  # fmt: skip
+def test_bytes_between_phases(kernel, passes, row, results):
+    """Two phases: without a cache the second reads everything and results are written once more."""
+    positions = 40 * 40
+    (launch,) = plan(kernel, "bf16", 3, (40, 40), DEPTH, CHANNELS, H100.limits, 0, 1, passes)
+    all_rows, units = positions * row, 3 * passes
+    assert bytes_between_phases(launch, 0) == units * positions * (row + results)
+    assert bytes_between_phases(launch, all_rows) == 0
+    assert bytes_between_phases(launch, all_rows - 1000) == pytest.approx(units * 1000, abs=units)
+    assert bytes_between_phases(launch, positions * results) == units * positions * (row - results)
+
+
+def test_no_cache_beats_the_bytes_between_phases():
+    (launch,) = plan("backward", "bf16", 3, (40, 40), DEPTH, CHANNELS, H100.limits)
+    for l2 in (10**6, 2 * 10**6, 3 * 10**6):
+        x = simulate([launch], l2, [4])
+        assert x.dram >= x.least + bytes_between_phases(launch, l2) > x.least
 
 
 def test_ticks_of_a_call_that_fits_at_once():

@@ -67,7 +67,7 @@ def code(text=TEXT):
     return parse(text, "kernel")
 
 
-def item(first=True, **changes):
+def item(passes=1, **changes):
     """Return an item of four warps of `kernel`, of which the last one copies and multiplies as much and stores less."""
     counted = {
         "matrix_multiplies": 4 * 2 * CHUNKS,
@@ -76,7 +76,8 @@ def item(first=True, **changes):
         "store_wavefronts": 3 * 6 * CHUNKS,
     }
     numbers = dict.fromkeys(Item._fields, 0) | counted | changes
-    numbers |= {"kernel": "forward", "phase": "first", "entry": KERNEL.entry, "threads": 128, "channels": 64 * CHUNKS}
+    numbers |= {"kernel": "forward", "phase": "first", "entry": KERNEL.entry, "threads": 128}
+    numbers |= {"channels": 64 * CHUNKS * passes, "passes": passes}
     return Item(**numbers)
 
 
@@ -116,6 +117,7 @@ def test_instructions_of_an_item():
     assert got.most == got.least == 4 * (3 + CHUNKS * 13 - 1 + 3) - 2 * CHUNKS
     assert got.names["HMMA"] == 4 * 2 * CHUNKS
     assert got.names["STSM"] == 3 * CHUNKS
+    assert issued(kernel, item(passes=2)) == got  # of twice the channels
     assert kernel.local_accesses == 1
     assert kernel.constant_loads == 0
 
