@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from benchmarks.counts import CHANNELS, DEPTH, H100, N
 from benchmarks.counts import IMAGES as BATCH
 from benchmarks.limits.gpus import H100 as GPU
-from benchmarks.limits.table import traffic_of
+from benchmarks.limits.table import launches_of, traffic_of
 from ccgpu.kernels.cuda.configurations import ITEM_BYTES, TILE, Configuration, configuration
 from docs.drawing import (
     BLUE,
@@ -289,7 +289,7 @@ def draw_lags(ax: Axes) -> None:
     """Plot, over the lag, what the model of the L2 cache says of DRAM and of waiting on an H100."""
     lags = range(3)
     for kernel, color in (("forward", "#21618c"), ("backward", "#b9770e")):
-        found = [traffic_of(GPU, kernel, BATCH, (N, N), lag) for lag in lags]
+        found = [traffic_of(GPU, launches_of(GPU, kernel, BATCH, (N, N), lag)) for lag in lags]
         ax.plot(lags, [x.ratio for x in found], "o-", color=color, markersize=4, label=f"{kernel}: DRAM / least")
         ax.plot(lags, [x.idle for x in found], "s:", color=color, markersize=4, label=f"{kernel}: waiting, share")
     ax.set(xlabel="lag", xticks=lags, ylim=(0, None))
