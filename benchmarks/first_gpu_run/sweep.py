@@ -41,7 +41,7 @@ class Variant(NamedTuple):
     """Macros of the kernels, and arguments of `plans.plan` in place of their defaults."""
 
     defines: tuple[str, ...] = ()
-    schedule: tuple[tuple[str, int], ...] = ()
+    schedule: tuple[tuple[str, int], ...] = ()  # numbers and switches
 
     def __str__(self) -> str:
         return " ".join([*self.defines, *(f"{name}={value}" for name, value in self.schedule)]) or "as shipped"
@@ -51,8 +51,8 @@ VARIANTS = (
     Variant(),
     *(Variant((), (("lag", lag),)) for lag in (0, 1, 2, 4)),
     *(Variant((), (("cuts", cuts),)) for cuts in (1, 2, 4)),
+    *(Variant((), (("adds", True), ("lag", lag))) for lag in (0, 1)),
     *(Variant(("CCGPU_HINTS=0",), (("lag", lag),)) for lag in (0, 1)),
-    *(Variant(("CCGPU_ADD_IN_L2=1",), (("lag", lag),)) for lag in (0, 1)),
 )
 
 

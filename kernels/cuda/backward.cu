@@ -9,8 +9,9 @@
 #include "arithmetic.cuh"
 #include "schedule.cuh"
 
-template <class A_, int TILES_, int DEPTH_, int ROW_TILES_, int CHUNK_UNITS_, int HALF_UNITS_> struct BackwardShape {
+template <class A_, int TILES_, int DEPTH_, int ROW_TILES_, int CHUNK_UNITS_, int HALF_UNITS_, bool ADDS_> struct BackwardShape {
   typedef A_ A;
+  static constexpr bool ADDS = ADDS_;          // whether later phases add in L2, instead of reading results
   static constexpr int TILES = TILES_;         // of 16 keys, and of 16 queries, that a block holds
   static constexpr int DEPTH = DEPTH_;         // channels of q and k that a tile holds
   static constexpr int ROW_TILES = ROW_TILES_; // tiles of keys of a warp
@@ -100,6 +101,7 @@ INLINE void sum_chunks(const Arguments &a, const Item &item, typename B::A::Sum 
   typedef typename B::A A;
   typedef typename A::Sum Sum;
   constexpr bool FIRST_PHASE = PHASE == FIRST;
+  constexpr bool READS = PHASE != FIRST && !B::ADDS; // the earlier phases' results, to add to them
   constexpr Use USE = use_in(PHASE);
   constexpr int TILES = B::TILES, CU = B::CU, N = B::HALF_UNITS * 16 / B::SIZE / 8;
   // Steps by which the loop over a row is unrolled: beyond them the compiler loads ahead, for which it lacks registers.
@@ -126,7 +128,8 @@ INLINE void sum_chunks(const Arguments &a, const Item &item, typename B::A::Sum 
     hide(row_place), hide(column_place), hide(value_place), hide(result_place); // as in RowCopies
     copy_wait<0>();
     block_barrier();
-    results.template load<FIRST_PHASE ? LAST_USE : USE>(B::OTHERS, FIRST_PHASE ? a.out : a.dv, dv, step, skip, rows, bytes);
+    if (FIRST_PHASE || READS)
+      results.template load<FIRST_PHASE ? LAST_USE : USE>(B::OTHERS, FIRST_PHASE ? a.out : a.dv, dv, step, skip, rows, bytes);
     copy_commit();
     if (skip + B::CHUNK_BYTES < bytes)
       load_chunk<B, USE>(a, copies, buffer ^ B::VALUE_BYTES, v, dout, step, skip + B::CHUNK_BYTES, keys, queries, bytes);
@@ -143,8 +146,8 @@ INLINE void sum_chunks(const Arguments &a, const Item &item, typename B::A::Sum 
     }
     copy_wait<1>();
     __syncwarp();
-    // In the first phase a warp's own rows of v, which are no longer needed, take the results.
-    const u32 tile = FIRST_PHASE ? B::VALUES + buffer : B::OTHERS;
+    // A warp's own rows of v, which are no longer needed, take the results, unless these are added to earlier ones.
+    const u32 tile = READS ? B::OTHERS : B::VALUES + buffer;
     if (FIRST_PHASE) {
       int same_lane = lane;
       hide(same_lane);
@@ -157,7 +160,7 @@ INLINE void sum_chunks(const Arguments &a, const Item &item, typename B::A::Sum 
 #pragma unroll 1
     for (int half = 0; half < CU; half += B::HALF_UNITS) {
       Sum x[M][N][4];
-      if (FIRST_PHASE)
+      if (!READS)
         clear(x);
       else
 #pragma unroll
@@ -171,7 +174,10 @@ INLINE void sum_chunks(const Arguments &a, const Item &item, typename B::A::Sum 
         A::template store_results<CU, N>(result_place + tile, x[m], m * 16, half);
     }
     __syncwarp();
-    results.template store<USE>(tile, a.dv, dv, step, skip, rows, bytes);
+    if constexpr (PHASE != FIRST && B::ADDS)
+      results.template add<typename A::Element>(tile, a.dv, dv, step, skip, rows, bytes);
+    else
+      results.template store<USE>(tile, a.dv, dv, step, skip, rows, bytes);
     buffer ^= B::VALUE_BYTES;
   }
   if (FIRST_PHASE) {
@@ -208,7 +214,7 @@ INLINE void gradients_of_energies(const Arguments &a, const Item &item, const ty
   for (int column = 0; column < B::DEPTH; column += B::COLUMNS) {
     const int skip = column * B::SIZE;
     auto fetch = [&](const void *x, int row, int rows, int m) {
-      if (!item.first)
+      if (!item.first && !B::ADDS)
         copies.template load<KEEP>(m * 16 * RU * 16, x, copies.at(start + row * step, step), step, skip, rows, depth_bytes);
     };
     auto write = [&](void *x, Sum(&sum)[N][4], int row, int rows, int m) {
@@ -217,10 +223,17 @@ INLINE void gradients_of_energies(const Arguments &a, const Item &item, const ty
 #pragma unroll
         for (int i = 0; i < 4; i++)
           sum[n][i] *= scale;
-      if (!item.first)
+      if (!item.first && !B::ADDS)
         A::template each_result<RU, N>(result_place, m * 16, 0, [&](int n, int i, Sum old) { sum[n][i] += old; });
       A::template store_results<RU, N>(result_place, sum, m * 16, 0);
       __syncwarp();
+      if constexpr (B::ADDS) {
+        if (!item.first) {
+          copies.template add<typename A::Element>(m * 16 * RU * 16, x, copies.at(start + row * step, step), step, skip, rows, depth_bytes);
+          __syncwarp();
+          return;
+        }
+      }
       copies.template store<KEEP>(m * 16 * RU * 16, x, copies.at(start + row * step, step), step, skip, rows, depth_bytes);
       __syncwarp();
     };

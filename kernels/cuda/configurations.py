@@ -25,6 +25,7 @@ UNIT = 16  # bytes that a thread copies at once; the rows of q, k and v must be 
 ITEM_BYTES = 64  # shared memory for a block's item
 OLDEST = (7, 5)  # compute capability that the kernels need
 MATRIX_UNITS = (8, 0)  # compute capability from which the matrix units are used
+ADDS_IN_L2 = (9, 0)  # compute capability from which 16-bit elements can be added in the L2 cache
 
 
 class Arithmetic(NamedTuple):
@@ -72,6 +73,7 @@ class Configuration(NamedTuple):
     chunk_units: int  # units of 16 bytes of a chunk of channels
     blocks: int  # blocks that a multiprocessor should hold at once, which bounds the registers
     half_units: int = 0  # units of a row of dv that backward computes at once
+    adds: bool = False  # whether later phases add to results in the L2 cache, instead of reading them
 
     @property
     def threads(self) -> int:
@@ -81,11 +83,9 @@ class Configuration(NamedTuple):
     @property
     def entry(self) -> str:
         """The kernel's name."""
-        depth = f"_d{self.depth}" if self.depth else ""
-        return (
-            f"cca_{self.kernel}_{self.arithmetic}_n{TILE * self.tiles}{depth}"
-            f"_r{self.row_tiles}c{self.chunk_units}{f'h{self.half_units}' if self.half_units else ''}b{self.blocks}"
-        )
+        depth, half = f"_d{self.depth}" if self.depth else "", f"h{self.half_units}" if self.half_units else ""
+        shape = f"r{self.row_tiles}c{self.chunk_units}{half}b{self.blocks}{'a' if self.adds else ''}"
+        return f"cca_{self.kernel}_{self.arithmetic}_n{TILE * self.tiles}{depth}_{shape}"
 
     @property
     def shared_bytes(self) -> int:
@@ -107,6 +107,7 @@ class Configuration(NamedTuple):
             numbers.insert(1, self.depth)
         if self.kernel == "backward":
             numbers.append(self.half_units)
+        numbers += [str(self.adds).lower()] if self.kernel in ("forward", "backward") else []
         stage = {"forward": "Forward", "backward": "Backward"}.get(self.kernel, "Stage")
         shape = f"{stage}Shape<{', '.join([ARITHMETICS[self.arithmetic].type, *map(str, numbers)])}>"
         return (

@@ -7,11 +7,15 @@
 //   4. out = P V + what the earlier lines have written, times its own factor, a chunk of channels at a time.
 // A warp owns up to ROW_TILES tiles of 16 queries, so that each operand it reads from shared memory is used for all of
 // them. The code for a warp's number M of tiles, and the loop of part 4 for each kind of phase, are compiled on their own.
+//
+// With ADDS, the phases add to out in the L2 cache instead of reading it. As a part must not be multiplied later, lse of
+// the whole criss-cross must be known before: an earlier launch finds it (parts 1 and 2 alone).
 #include "arithmetic.cuh"
 #include "schedule.cuh"
 
-template <class A_, int TILES_, int DEPTH_, int ROW_TILES_, int CHUNK_UNITS_> struct ForwardShape {
+template <class A_, int TILES_, int DEPTH_, int ROW_TILES_, int CHUNK_UNITS_, bool ADDS_> struct ForwardShape {
   typedef A_ A;
+  static constexpr bool ADDS = ADDS_;          // whether later phases add in L2
   static constexpr int TILES = TILES_;         // of 16 keys, and of 16 queries, that a block holds
   static constexpr int DEPTH = DEPTH_;         // channels of q and k that a tile holds
   static constexpr int ROW_TILES = ROW_TILES_; // tiles of queries of a warp
@@ -170,6 +174,24 @@ INLINE RowFactors<typename F::A::Sum, M> row_factors(const Arguments &a, const I
   return r;
 }
 
+// The same where lse of the whole criss-cross is known.
+template <class F, int M>
+INLINE RowFactors<typename F::A::Sum, M> known_factors(const Arguments &a, const Item &item, int tile0, int g) {
+  typedef typename F::A::Sum Sum;
+  RowFactors<Sum, M> r;
+#pragma unroll
+  for (int m = 0; m < M; m++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const int row = (tile0 + m) * 16 + g + 8 * h;
+      const Sum *const lse = (const Sum *)a.lse + item.start + (u64)(item.query + row) * item.inner;
+      r.max[m][h] = row < item.queries ? load_global<Sum>(lse) * (Sum)LOG2_E_DOUBLE : 0;
+      r.factor[m][h] = 1;
+    }
+  wait_for_earlier_phases(a, item);
+  return r;
+}
+
 // Part 4: the item's channels, for the M tiles of queries from tile `tile0` on.
 template <class F, int M, Phase PHASE>
 INLINE void sum_values(const Arguments &a, const Item &item, const typename F::A::Weights (&weights)[F::TILES][M],
@@ -177,6 +199,7 @@ INLINE void sum_values(const Arguments &a, const Item &item, const typename F::A
   typedef typename F::A A;
   typedef typename A::Sum Sum;
   constexpr Use USE = use_in(PHASE);
+  constexpr bool READS = PHASE != FIRST && !F::ADDS; // the earlier phases' results, to add to them
   const int tile0 = first_tile<F::WARPS, F::ROW_TILES>(item);
   constexpr int TILES = F::TILES, CU = F::CU, HALF = A::ROUNDS ? CU / M : CU, N = HALF * 16 / F::SIZE / 8;
   const int bytes = a.channels * F::SIZE, chunks = (bytes + F::CHUNK_BYTES - 1) / F::CHUNK_BYTES;
@@ -193,7 +216,7 @@ INLINE void sum_values(const Arguments &a, const Item &item, const typename F::A
   const u32 value_place = base + F::VALUES + A::template value_place<CU>(lane);
   const u32 result_place = tile + A::template result_place<CU>(lane);
   Sum before[M][2];
-  if (PHASE != FIRST)
+  if (READS)
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -201,7 +224,7 @@ INLINE void sum_values(const Arguments &a, const Item &item, const typename F::A
         before[m][h] = load_shared<Sum>(base + F::BEFORE + ((tile0 + m) * 16 + (lane >> 2) + 8 * h) * sizeof(Sum));
   int c = chunks * item.cut / parts;
   u32 buffer = 0, side = 0; // results alternate between the tiles of q and of k
-  if (PHASE != FIRST) {
+  if (READS) {
     results.template load<USE>(side, a.out, out, step, c * F::CHUNK_BYTES, rows, bytes);
     copy_commit();
   }
@@ -212,14 +235,14 @@ INLINE void sum_values(const Arguments &a, const Item &item, const typename F::A
     const int next = (c + 1) * F::CHUNK_BYTES;
     if (c + 1 < end) {
       values.template load<USE>(buffer ^ F::VALUE_BYTES, a.v, v, step, next, keys, bytes);
-      if (PHASE != FIRST)
+      if (READS)
         results.template load<USE>(side ^ F::QUERY_BYTES, a.out, out, step, next, rows, bytes);
     }
     copy_commit();
 #pragma unroll
     for (int half = 0; half < CU; half += HALF) { // fewer sums at once need fewer registers
       Sum x[M][N][4];
-      if (PHASE == FIRST)
+      if (!READS)
         clear(x);
       else
 #pragma unroll
@@ -233,11 +256,14 @@ INLINE void sum_values(const Arguments &a, const Item &item, const typename F::A
         A::template store_results<CU, N>(result_place + side, x[m], m * 16, half);
     }
     __syncwarp();
-    results.template store<USE>(side, a.out, out, step, next - F::CHUNK_BYTES, rows, bytes);
-    if (PHASE == FIRST)
-      __syncwarp();
+    if constexpr (PHASE != FIRST && F::ADDS)
+      results.template add<typename A::Element>(side, a.out, out, step, next - F::CHUNK_BYTES, rows, bytes);
     else
+      results.template store<USE>(side, a.out, out, step, next - F::CHUNK_BYTES, rows, bytes);
+    if (READS)
       side ^= F::QUERY_BYTES;
+    else
+      __syncwarp();
     buffer ^= F::VALUE_BYTES;
   }
 }
@@ -249,7 +275,13 @@ INLINE void forward_tiles(const Arguments &a, const Item &item, u32 base, int ti
   constexpr int TILES = F::TILES;
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   Queries<F, M> q(base + tile0 * 16 * F::DU * 16, lane);
-  const RowFactors<Sum, M> r = row_factors<F, M>(a, item, q, base, tile0, lane);
+  RowFactors<Sum, M> r;
+  if (!F::ADDS || a.lse_only)
+    r = row_factors<F, M>(a, item, q, base, tile0, lane);
+  else
+    r = known_factors<F, M>(a, item, tile0, g);
+  if (F::ADDS && a.lse_only)
+    return;
 
   // 3. Weights. A line's last keys may be padding, with values of zeros, whose weights must be finite only: a real
   // key's exponent is never above 0. There are no branches here: the compiler would keep all energies across them.
@@ -298,7 +330,7 @@ template <class F> INLINE void forward(const Arguments &a) {
   const u64 depth_step = (u64)item.inner * depth_bytes, depth_start = (u64)item.start * depth_bytes;
   const u32 units = value_bytes / 16, step = item.inner * units;
   const int parts = a.cuts * a.passes;
-  const bool last_cut = item.after == 0 && item.cut == parts - 1;
+  const bool lse_only = F::ADDS && a.lse_only, last_cut = item.after == 0 && item.cut == parts - 1 && !lse_only;
   load_rows<F::ROWS, F::DU, F::THREADS>(base, (const char *)a.q + depth_start + item.query * depth_step, depth_step,
                                         item.queries, depth_bytes, thread, last_cut);
   load_rows<F::ROWS, F::DU, F::THREADS>(base + F::KEYS, (const char *)a.k + depth_start + item.key * depth_step, depth_step,
@@ -306,8 +338,9 @@ template <class F> INLINE void forward(const Arguments &a) {
   copy_commit();
   const int chunks = (value_bytes + F::CHUNK_BYTES - 1) / F::CHUNK_BYTES;
   const RowCopies<F::ROWS, F::CU, F::THREADS> values(base + F::VALUES, thread);
-  values.template load<KEEP>(0, a.v, values.at(item.start * units + item.key * step, step), step,
-                             chunks * item.cut / parts * F::CHUNK_BYTES, item.keys, value_bytes);
+  if (!lse_only)
+    values.template load<KEEP>(0, a.v, values.at(item.start * units + item.key * step, step), step,
+                               chunks * item.cut / parts * F::CHUNK_BYTES, item.keys, value_bytes);
   copy_commit();
   copy_wait<1>();
   block_barrier();

@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 import struct
 from functools import lru_cache
+from itertools import product
 from typing import NamedTuple
 
 from ccgpu.kernels.cuda.configurations import (
+    ADDS_IN_L2,
     ARITHMETICS,
     TILE,
     UNIT,
@@ -62,7 +64,7 @@ class Axis(NamedTuple):
 
 
 _HEAD = struct.Struct("14Q3d2f")
-_TAIL = struct.Struct("11i15i3i3i")
+_TAIL = struct.Struct("11i15i3i3ii4x")
 ARGUMENT_BYTES = _HEAD.size + _TAIL.size
 
 
@@ -85,7 +87,7 @@ class Launch(NamedTuple):
     @property
     def scratch(self) -> int:
         """The number of arrays like lse that forward needs besides it."""
-        return 0 if self.cuts * self.passes == 1 else 2 * self.passes - 1
+        return 0 if self.configuration.adds or self.cuts * self.passes == 1 else 2 * self.passes - 1
 
     def arguments(self, pointers: Pointers, counters: int, scale: float = 1.0) -> bytes:
         """Return the struct `Arguments` that the kernel takes by value.
@@ -189,6 +191,7 @@ def plan(
     lag: int = 0,
     cuts: int | None = None,
     passes: int | None = None,
+    adds: bool = False,
 ) -> tuple[Launch, ...]:
     """Return the launches of a call, in order on one stream.
 
@@ -204,6 +207,9 @@ def plan(
         cuts: parts of a pass's channels that are items of their own, in forward. None: as many as fill the GPU.
         passes: through an image, each with a part of the channels, in forward. None: as many as the L2 cache asks for.
 
+        adds: whether later phases add to results in the L2 cache, each rounded, instead of reading them: in 16 bits on
+            Hopper and later. Forward then has launches for lse before the others. Off, as no GPU has measured it.
+
     Raises:
         ValueError: the call has more than 2^31 lines, or an array more than 64 GiB.
     """
@@ -213,6 +219,10 @@ def plan(
     crossing = sum(len(group) for group in groups)
     phases = [sum(axis.segments for axis in group) for group in groups]
     chosen = [configuration(kernel, arithmetic, max(axis.tiles for axis in group), depth, limits) for group in groups]
+    if adds:
+        if limits.capability < ADDS_IN_L2 or ARITHMETICS[arithmetic].size != 2 or stage:
+            raise ValueError(f"plan: adds must be False for {kernel} in {arithmetic} on {limits.capability}, got True")
+        chosen = [x._replace(adds=True) for x in chosen]
     if kernel != "forward":
         cuts = passes = 1
     if passes is None:
@@ -221,9 +231,11 @@ def plan(
         cuts = max(_cuts(x, group, images, channels, limits) for x, group in zip(chosen, groups, strict=True))
         cuts = max(1, cuts // passes)
     launches = []
-    for i, group in enumerate(groups):
-        items = cuts * sum(axis.segments**2 * axis.lines for axis in group)
-        blocks = (images * passes + (phases[i] - 1) * lag) * items
+    turns = [True, False] if adds and kernel == "forward" else [False]
+    for lse_only, (i, group) in product(turns, enumerate(groups)):
+        parts, rounds = (1, 1) if lse_only else (cuts, passes)
+        items = parts * sum(axis.segments**2 * axis.lines for axis in group)
+        blocks = (images * rounds + (phases[i] - 1) * lag) * items
         if blocks >= 2**31 or math.prod(sizes) >= 2**31 or images * math.prod(sizes) >= 2**32:
             raise ValueError(
                 f"plan: a call must have fewer than 2^31 lines, got {images} images of {sizes}; split the batch"
@@ -241,14 +253,15 @@ def plan(
             channels,
             sum(sizes) - len(sizes) + 1,
             lag,
-            cuts,
-            passes,
+            parts,
+            rounds,
             len(group),
             sum(phases[:i]),
             sum(phases[i + 1 :]),
             *(number for axis in padded for number in axis[:5]),
             *(axis.slot for axis in padded),
             *(axis.skips for axis in padded),
+            lse_only,
         )
-        launches.append(Launch(chosen[i], blocks, images, cuts, passes, -math.log2(crossing), numbers))
+        launches.append(Launch(chosen[i], blocks, images, parts, rounds, -math.log2(crossing), numbers))
     return tuple(launches)

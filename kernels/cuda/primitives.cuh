@@ -89,6 +89,16 @@ template <Use USE> INLINE void store_global(void *p, uint4 x) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
 }
 
+// Adds 16 bytes of elements, each rounded, to global memory, in the L2 cache: nothing is read. GPUs before Hopper cannot.
+#if __CUDA_ARCH__ >= 900
+INLINE void add_global(f16, void *p, uint4 x) {
+  asm volatile("red.global.add.noftz.v4.f16x2 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+}
+INLINE void add_global(bf16, void *p, uint4 x) {
+  asm volatile("red.global.add.noftz.v4.bf16x2 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+}
+#endif
+
 // An asynchronous copy of 16 bytes from global to shared memory, or of zeros if not `valid`. `copy_commit` closes a
 // group of copies, `copy_wait<N>` returns when at most the N newest groups of this thread are unfinished.
 template <Use USE> INLINE void copy_async(u32 to, const void *from, bool valid) {

@@ -44,6 +44,7 @@ struct Arguments {
   Axis axis[3];
   int slot[3];             // index, among a position's neighbours, of the first one on the axis
   int skips[3];            // whether the position itself is left out of the neighbours on the axis
+  int lse_only;            // whether this launch of forward is for lse alone, with which the next one adds in L2
 };
 
 INLINE float scale_log2(const Arguments &a, float) { return a.scale_log2_32; }

@@ -100,4 +100,12 @@ template <int ROWS, int U, int THREADS> struct RowCopies {
         store_global<USE>(to, x);
     });
   }
+  // Adds a chunk of the tile, of elements T, to the line.
+  template <class T> INLINE void add(u32 shift, void *array, u32 at, u32 step, int skip, int rows, int bytes) const {
+    each(shift, array, at, step, skip, rows, bytes, [&](u32 from, char *to, bool valid) {
+      const uint4 x = load_shared<uint4>(from);
+      if (valid)
+        add_global(T(), to, x);
+    });
+  }
 };

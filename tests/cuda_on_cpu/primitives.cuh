@@ -76,6 +76,17 @@ INLINE u32 pack(bf16, float low, float high) {
 INLINE float2 unpack(f16, u32 x) { return {cuda_on_cpu::widen_f16(x & 0xffff), cuda_on_cpu::widen_f16(x >> 16)}; }
 INLINE float2 unpack(bf16, u32 x) { return {cuda_on_cpu::widen_bf16(x & 0xffff), cuda_on_cpu::widen_bf16(x >> 16)}; }
 
+template <class T> INLINE void add_global(T, void *p, uint4 x, CUDA_ON_CPU_PLACE) {
+  const uint4 old = cuda_on_cpu::read_global<uint4>(p, place);
+  const u32 *const a = &old.x, *const b = &x.x;
+  u32 sums[4];
+  for (int i = 0; i < 4; i++) {
+    const float2 y = unpack(T(), a[i]), z = unpack(T(), b[i]);
+    sums[i] = pack(T(), y.x + z.x, y.y + z.y);
+  }
+  cuda_on_cpu::write_global(p, make_uint4(sums[0], sums[1], sums[2], sums[3]), place);
+}
+
 INLINE float power2(float x) { return cuda_on_cpu::exp2_flushed(x); }
 INLINE float logarithm2(float x) { return log2f(x); }
 INLINE double power2(double x) { return exp2(x); }

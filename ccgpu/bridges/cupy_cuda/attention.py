@@ -105,7 +105,8 @@ class Kernels:
         shape, device = q.shape, q.device
         limits = self._launcher.limits(device)
         launches = plan(kernel, q.dtype, shape[0], shape[2:], shape[1], v.shape[1], limits, **self._schedule)
-        counters = torch.zeros((len(launches), launches[0].counters), dtype=torch.int32, device=device)
+        most = max(launch.counters for launch in launches)
+        counters = torch.zeros((len(launches), most), dtype=torch.int32, device=device)
         if launches[0].scratch > 0:
             lse = tensors["lse"]
             tensors = {**tensors, "scratch": lse.new_empty((launches[0].scratch, *lse.shape))}

@@ -292,6 +292,25 @@ def test_cuts_of_the_channels_make_no_difference(machine, sizes):
     assert all(torch.equal(a, b) for again in results for a, b in zip(again, results[0], strict=True))
 
 
+@pytest.mark.parametrize("arithmetic", ["bf16", "f16"])
+@pytest.mark.parametrize("sizes", [(20, 18), (2, 3, 20), (40, 3)])
+def test_additions_in_the_cache(machine, arithmetic, sizes):
+    """The same results, each addition rounded; lse has launches of its own, and every run gives the same bits."""
+    problem = random_problem(DTYPE[arithmetic], 2, sizes, 16, 136)
+    with most_tiles((1, 2)):
+        launchers = [MachineLauncher(machine, order=order, block_order=order) for order in ("forward", 1)]
+        results = [attend(problem, Kernels(launcher, adds=True)) for launcher in launchers]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert all(launch.configuration.adds for launch in launchers[0].launched)
+    check(problem, arithmetic, results[0])
+
+
+def test_additions_in_the_cache_are_refused_where_there_are_none():
+    for kernel, arithmetic, gpu in (("forward", "tf32", H100), ("backward", "bf16", H100._replace(capability=(8, 9)))):
+        with pytest.raises(ValueError, match=f"plan: adds must be False for {kernel} in {arithmetic} on"):
+            plans.plan(kernel, arithmetic, 1, (5, 5), 16, 64, gpu, adds=True)
+
+
 def test_a_call_with_few_lines_cuts_its_channels():
     """As many items as blocks at once, of at least one chunk each."""
     for images, channels, cuts in ((1, 512, 4), (2, 512, 2), (4, 512, 1), (1, 128, 2), (1, 64, 1)):
