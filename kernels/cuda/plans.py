@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
@@ -28,7 +29,7 @@ MOST_WASTE = 1.5
 MOST_PASSES = 2
 USABLE_L2 = 0.85  # part of the L2 cache that is taken for one image
 MOST_CUTS = 4  # items into which forward cuts the channels of a line
-LEAST_SCALE = 2.0**-126  # the least normal number in 32 bits; times any energy that matters it is 0
+FLOAT_RANGE = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # the least and the greatest normal number in 32 bits
 COUNTER_STRIDE = 32  # int32 from a counter to the next, as in schedule.cuh
 
 
@@ -96,9 +97,11 @@ class Launch(NamedTuple):
         """
         if self.scratch == 0:
             pointers = pointers._replace(scratch=pointers.lse)
-        # Not 0, also in 32 bits: times the scale, an infinite product stands for a key beyond the line.
-        scale_log2 = math.copysign(max(abs(scale) * math.log2(math.e), LEAST_SCALE), scale)
-        head = _HEAD.pack(*pointers, counters, scale, scale_log2, self.share, scale_log2, self.share)
+        # Neither 0 nor infinite: times the scale, an infinite product stands for a key beyond the line.
+        log2, (least, most) = abs(scale) * math.log2(math.e), FLOAT_RANGE
+        wide = math.copysign(max(log2, sys.float_info.min), scale)
+        narrow = math.copysign(min(max(log2, least), most), scale)
+        head = _HEAD.pack(*pointers, counters, scale, wide, self.share, narrow, self.share)
         return head + self.numbers
 
 

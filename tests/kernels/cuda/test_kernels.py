@@ -333,6 +333,17 @@ def test_scales_of_any_size_and_sign(machine, arithmetic, scale):
     check(problem, arithmetic, attend(problem, Kernels(MachineLauncher(machine, limits(arithmetic)))))
 
 
+@pytest.mark.parametrize("scale", [1e-45, -1e-45, 1e45])
+def test_scales_beyond_float32_in_float64(machine, scale):
+    problem = random_problem(torch.float64, 1, (5, 17), 8, 8, scale=scale)
+    q, k = (x * abs(scale) ** -0.5 for x in problem.tensors[:2])
+    problem = problem._replace(tensors=(q, k, problem.tensors[2]))
+    out, lse = Kernels(MachineLauncher(machine, limits("f64"))).forward(*problem.tensors, scale)
+    truth = expected(problem)
+    torch.testing.assert_close(out, truth[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(lse, truth[1], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_nan_and_infinity_stay_on_their_lines(machine, which, bad):
