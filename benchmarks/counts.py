@@ -59,7 +59,10 @@ class Item(NamedTuple):
     load_wavefronts: int
     store_wavefronts: int
     copy_wavefronts: int
-    conflicts: int
+    matrix_load_conflicts: int  # of these wavefronts, those that bank conflicts add
+    load_conflicts: int
+    store_conflicts: int
+    copy_conflicts: int
 
     @property
     def bytes(self) -> int:
@@ -70,6 +73,11 @@ class Item(NamedTuple):
     def wavefronts(self) -> int:
         """Cycles of shared memory."""
         return self.matrix_load_wavefronts + self.load_wavefronts + self.store_wavefronts + self.copy_wavefronts
+
+    @property
+    def conflicts(self) -> int:
+        """Of these, those that bank conflicts add."""
+        return self.matrix_load_conflicts + self.load_conflicts + self.store_conflicts + self.copy_conflicts
 
 
 def arrays_of(launch: Launch, sizes: tuple[int, int], depth: int, channels: int) -> dict[str, np.ndarray]:
@@ -169,13 +177,14 @@ def count(kernel: str, arithmetic: str, first: bool, n: int, depth: int, channel
         check_races=False,
     )
     shared = [getattr(counts, kind) for kind in device.KINDS]
-    numbers = [counts.bytes_read, counts.bytes_written, counts.matrix_multiplies, *(x.wavefronts for x in shared)]
+    numbers = [counts.bytes_read, counts.bytes_written, counts.matrix_multiplies]
+    numbers += [*(x.wavefronts for x in shared), *(x.conflicts for x in shared)]
     items, part = launch.blocks, channels // passes
     if items != 2 * passes or any(x % items for x in numbers):
         raise RuntimeError(
             f"count: two lines must cost {2 * passes} times what one does in a pass, got {numbers} in {items} items"
         )
-    read, written, products, matrix_loads, loads, stores, copies = (x // items for x in numbers)
+    read, written, products, *accesses = (x // items for x in numbers)
     expected = multiply_adds(configuration, first, depth, part)
     if arithmetic in MULTIPLY_ADDS and products * MULTIPLY_ADDS[arithmetic] != expected:
         raise RuntimeError(f"count: {configuration.entry} must form {expected} products, got {products} instructions")
@@ -196,11 +205,7 @@ def count(kernel: str, arithmetic: str, first: bool, n: int, depth: int, channel
         written,
         products,
         expected,
-        matrix_loads,
-        loads,
-        stores,
-        copies,
-        sum(x.conflicts for x in shared) // items,
+        *accesses,
     )
 
 

@@ -93,15 +93,13 @@ def turns(kernel: Kernel, channels: int) -> dict[sass.Loop, range]:
 
 
 def counted(item: Item) -> Marks:
-    """Return the operations of an item.
-
-    Raises:
-        ValueError: the item has bank conflicts, which count as operations.
-    """
-    if item.conflicts:
-        raise ValueError(f"counted: {item.entry} must have no bank conflicts, got {item.conflicts}")
+    """Return the operations of an item."""
     return Marks(
-        item.matrix_multiplies, item.matrix_load_wavefronts, item.copy_wavefronts, item.store_wavefronts, atomics=0
+        item.matrix_multiplies,
+        item.matrix_load_wavefronts - item.matrix_load_conflicts,
+        item.copy_wavefronts - item.copy_conflicts,
+        item.store_wavefronts - item.store_conflicts,
+        atomics=0,
     )
 
 

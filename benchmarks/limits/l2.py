@@ -287,10 +287,15 @@ def simulate(
         slots: for each launch, the blocks that the GPU holds at once.
         hints: last uses give up their lines.
         sets: 16-way sets in the place of one queue.
+
+    Raises:
+        ValueError: the launches are of a stage, or add to results in L2, which the model does not know.
     """
     configuration = launches[0].configuration
     if configuration.kernel not in ("forward", "backward"):
         raise ValueError(f"simulate: launches must be of forward or backward, got {configuration.kernel}")
+    if configuration.adds:
+        raise ValueError(f"simulate: launches must not add in L2, got {configuration.entry}; plan them without adds")
     kind = ARITHMETICS[configuration.arithmetic]
     at, lines = _memory(launches[0], kind.size, kind.sum)
     c = cache(lines, l2_bytes, sets)

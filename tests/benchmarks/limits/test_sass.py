@@ -128,9 +128,14 @@ def test_other_counts_are_an_error(changed):
         issued(Kernel(KERNEL, code(), 168, 0, 0), item(**{changed: getattr(item(), changed) + 4}))
 
 
-def test_bank_conflicts_and_other_kernels_are_refused():
-    with pytest.raises(ValueError, match="no bank conflicts, got 3"):
-        issued(Kernel(KERNEL, code(), 168, 0, 0), item(conflicts=3))
+@pytest.mark.parametrize("kind", ["matrix_load", "store", "copy"])
+def test_bank_conflicts_are_no_instructions(kind):
+    kernel = Kernel(KERNEL, code(), 168, 0, 0)
+    some = getattr(item(), f"{kind}_wavefronts")
+    assert issued(kernel, item(**{f"{kind}_wavefronts": some + 40, f"{kind}_conflicts": 40})) == issued(kernel, item())
+
+
+def test_other_kernels_are_refused():
     with pytest.raises(ValueError, match="item must be of cca_forward_bf16_n80"):
         issued(Kernel(KERNEL._replace(tiles=5), code(), 168, 0, 0), item())
 
