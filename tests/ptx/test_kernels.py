@@ -32,6 +32,7 @@ CASES = [
     ("bf16", 90, 1, (3, 33), 5, 72, (1,), {"seed": 1}),
     ("bf16", 90, 1, (2, 50), 16, 200, None, {"seed": 2, "multiprocessors": 0}),
     ("bf16", 100, 1, (2, 3, 18), 16, 65, None, WARPS),
+    ("bf16", 80, 1, (75,), 8, 24, None, WARPS),
     ("f16", 80, 1, (4, 18), 8, 24, None, {"seed": 3}),
     ("f16", 90, 1, (33,), 3, 8, (1,), WARPS),
     ("f16", 100, 1, (2, 17), 16, 72, None, {}),
@@ -62,6 +63,8 @@ def test_kernels_match_reference(arithmetic, generation, batch, sizes, depth, ch
     [
         ("bf16", 80, (3, 18), None),
         ("bf16", 90, (17,), (1,)),
+        ("bf16", 100, (75,), None),
+        ("f16", 80, (97,), None),
         ("f16", 90, (2, 2, 3), None),
         ("tf32", 90, (2, 18), None),
         ("f32", 75, (17,), (1,)),

@@ -26,17 +26,16 @@ KERNELS = ("forward", "backward")
 
 
 TILES = (2,)  # of a block, which then has two warps
+TWO_PHASES, THREE_PHASES = 33, 65  # positions of a line; only with three is one neither the first nor the last
 
 
-def problem(arithmetic):
-    """A line in two segments, whose items wait for each other, with several chunks of channels."""
-    return random_problem(DTYPE[arithmetic], 1, (33,), 16, 192)
+def results(kernel, arithmetic, change=None, seed=0, lockstep=True, length=TWO_PHASES):
+    """Return out and lse, or dq, dk, dv, of the changed kernel, and the PTX lines that were reached.
 
-
-def results(kernel, arithmetic, change=None, seed=0, lockstep=True):
-    """Return out and lse, or dq, dk, dv, of the changed kernel, and the PTX lines that were reached."""
-    x = problem(arithmetic)
-    saved = right("forward", arithmetic)[0] if kernel == "backward" else None
+    The map is a line in segments, whose items wait for each other, with several chunks of channels.
+    """
+    x = random_problem(DTYPE[arithmetic], 1, (length,), 16, 192)
+    saved = right("forward", arithmetic, length)[0] if kernel == "backward" else None
     on = launcher(90, 0, change=change, seed=seed, lockstep=lockstep)
     with arithmetic_of(arithmetic, TILES):
         if kernel == "forward":
@@ -47,25 +46,25 @@ def results(kernel, arithmetic, change=None, seed=0, lockstep=True):
 
 
 @functools.cache
-def right(kernel, arithmetic):
-    return results(kernel, arithmetic)
+def right(kernel, arithmetic, length=TWO_PHASES):
+    return results(kernel, arithmetic, length=length)
 
 
-def noticed(kernel, arithmetic, change, seeds=1):
+def noticed(kernel, arithmetic, change, seeds=1, length=TWO_PHASES):
     """Return how a mistake shows: the machine's message or the largest error; None if it does not."""
     for seed in range(seeds):
         try:
-            wrong, _ = results(kernel, arithmetic, change, seed, lockstep=seeds == 1)
+            wrong, _ = results(kernel, arithmetic, change, seed, seeds == 1, length)
         except Fault as fault:
             return str(fault)
-        for a, b in zip(wrong, right(kernel, arithmetic)[0], strict=True):
+        for a, b in zip(wrong, right(kernel, arithmetic, length)[0], strict=True):
             error = float((a.double() - b.double()).abs().max() / b.double().abs().max())
             if not error < WRONG:
                 return error
     return None
 
 
-def places(kernel, arithmetic, wanted):
+def places(kernel, arithmetic, wanted, length=TWO_PHASES):
     """Return the lines of the instructions that `wanted` picks, of those that are reached."""
     found = []
 
@@ -73,8 +72,14 @@ def places(kernel, arithmetic, wanted):
         found.extend(i.line for i in ptx.instructions if wanted(i))
         return ptx
 
-    _, reached = results(kernel, arithmetic, look)
+    _, reached = results(kernel, arithmetic, look, length=length)
     return sorted(reached.intersection(found))
+
+
+def places_in_middle_phase(kernel, arithmetic, wanted):
+    """Return the lines of those instructions that only a phase between the first and the last reaches."""
+    others = places(kernel, arithmetic, wanted)
+    return sorted(set(places(kernel, arithmetic, wanted, THREE_PHASES)).difference(others))
 
 
 def changing(wanted, change):
@@ -175,6 +180,26 @@ def test_every_weakened_wait_for_copies_is_reported(kernel, arithmetic):
     for line in lines:
         change = changing(lambda i, at=line: i.line == at, weaker)
         assert "an asynchronous copy may still be writing" in str(noticed(kernel, arithmetic, change)), line
+
+
+MIDDLE_PHASE = {
+    "exchanged registers of A": (opcode("mma"), lambda i: exchanged_registers(i, 1, 1, 2)),
+    "exchanged registers of a store": (opcode("st", "global"), lambda i: exchanged_registers(i, 1, 0, 1)),
+    "a weakened wait": (opcode("cp", "async", "wait_group"), weaker),
+    "a missing barrier": (opcode("barrier", "sync"), nothing),
+    "a missing copy": (opcode("cp", "async", "cg"), nothing),
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("mistake", MIDDLE_PHASE)
+def test_mistakes_in_a_middle_phase_show(kernel, mistake):
+    """The loop of phases that are neither the first nor the last is code of its own."""
+    wanted, change = MIDDLE_PHASE[mistake]
+    lines = places_in_middle_phase(kernel, "bf16", wanted)
+    assert lines
+    seeds = SEEDS if mistake == "a missing barrier" else 1
+    assert noticed(kernel, "bf16", changing(lambda i: i.line in lines, change), seeds, THREE_PHASES) is not None
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
