@@ -42,12 +42,12 @@ TABLED_DEPTH, TABLED_GPU = 64, "sm_90"  # the table has every GPU at this depth,
 # Compute capability, the shared memory that a block may have (CUDA C++ Programming Guide, "Technical specifications per
 # compute capability"), multiprocessors and L2 cache, of a well-known GPU each.
 GPUS = {
-    "sm_75": Limits((7, 5), 64 * 1024, 40, 4 * 10**6),  # T4
-    "sm_80": Limits((8, 0), 163 * 1024, 108, 40 * 10**6),  # A100
-    "sm_86": Limits((8, 6), 99 * 1024, 82, 6 * 10**6),  # RTX 3090
-    "sm_89": Limits((8, 9), 99 * 1024, 128, 72 * 10**6),  # RTX 4090
-    "sm_90": Limits((9, 0), 227 * 1024, 132, 50 * 10**6),  # H100
-    "sm_100": Limits((10, 0), 227 * 1024, 148, 126 * 10**6),  # B200
+    "sm_75": Limits((7, 5), 64 * 1024, 40, 4 * 2**20),  # T4
+    "sm_80": Limits((8, 0), 163 * 1024, 108, 40 * 2**20),  # A100
+    "sm_86": Limits((8, 6), 99 * 1024, 82, 6 * 2**20),  # RTX 3090
+    "sm_89": Limits((8, 9), 99 * 1024, 128, 72 * 2**20),  # RTX 4090
+    "sm_90": Limits((9, 0), 227 * 1024, 132, 50 * 2**20),  # H100
+    "sm_100": Limits((10, 0), 227 * 1024, 148, 126 * 2**20),  # B200
 }
 # The options that CuPy adds to those of a RawModule, so that the table is about the machine code that runs.
 CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")

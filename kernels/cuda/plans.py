@@ -27,7 +27,7 @@ from ccgpu.kernels.cuda.configurations import (
 MOST_WASTE = 1.5
 # Passes through an image, in forward. With more of them memory is not the limit any more, but L2 and the products.
 MOST_PASSES = 2
-USABLE_L2 = 0.85  # part of the L2 cache that is taken for one image
+USABLE_L2 = 0.8  # part of the L2 cache that is taken for one image
 MOST_CUTS = 4  # items into which forward cuts the channels of a line
 FLOAT_RANGE = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # the least and the greatest normal number in 32 bits
 COUNTER_STRIDE = 32  # int32 from a counter to the next, as in schedule.cuh

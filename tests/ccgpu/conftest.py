@@ -124,7 +124,7 @@ def fake_cupy(gpu):
             self.attributes = {
                 "MaxSharedMemoryPerBlockOptin": OPTIN_LIMIT,
                 "MultiProcessorCount": 132,
-                "L2CacheSize": 50 * 10**6,
+                "L2CacheSize": 50 * 2**20,
             }
 
     cupy.RawModule = RawModule

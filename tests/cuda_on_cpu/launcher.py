@@ -9,7 +9,7 @@ from ccgpu.kernels.cuda import configurations
 from ccgpu.kernels.cuda.configurations import Limits
 from ccgpu.kernels.cuda.plans import Pointers
 
-H100 = Limits((9, 0), 227 * 1024, 132, 50 * 10**6)
+H100 = Limits((9, 0), 227 * 1024, 132, 50 * 2**20)
 WRITTEN = {
     "forward": ("out", "lse", "scratch"),
     "backward": ("delta", "dq", "dk", "dv"),

@@ -31,7 +31,7 @@ class ReferenceLauncher:
 
     def __init__(self, capability=(9, 0)):
         self.launched = []
-        self._limits = Limits(capability, 227 * 1024, 132, 50 * 10**6)
+        self._limits = Limits(capability, 227 * 1024, 132, 50 * 2**20)
 
     def limits(self, device):
         return self._limits

@@ -16,7 +16,7 @@ from ccgpu.kernels.cuda import configurations, plans
 from ccgpu.kernels.cuda.plans import Pointers
 from ccgpu.layouts import NAMES
 
-LIMITS = configurations.Limits((9, 0), 227 * 1024, 132, 50 * 10**6)
+LIMITS = configurations.Limits((9, 0), 227 * 1024, 132, 50 * 2**20)
 
 
 class Memory:
