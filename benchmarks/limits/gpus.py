@@ -19,21 +19,20 @@ class Gpu(NamedTuple):
     l2_bytes: int  # of the L2 cache, as far as a kernel can use it
 
 
-def _gpu(name: str, target: str, multiprocessors: int, l2_megabytes: int, usable: int | None = None) -> Gpu:
-    l2 = 10**6 * l2_megabytes
-    limits = registers.GPUS[target]._replace(multiprocessors=multiprocessors, l2_bytes=l2)
-    return Gpu(name, target, limits, l2 if usable is None else 10**6 * usable)
+def _gpu(name: str, target: str, multiprocessors: int, l2: int, usable: int) -> Gpu:
+    limits = registers.GPUS[target]._replace(multiprocessors=multiprocessors, l2_bytes=l2 * 2**20)
+    return Gpu(name, target, limits, usable * 10**6)
 
 
-# Multiprocessors and L2 from NVIDIA's data sheets. An H100 has 50 MB in two partitions, and a line may be in both: 40
-# are assumed to hold different lines.
+# Multiprocessors and L2 in MiB from NVIDIA's data sheets; in the models a kernel can use as many MB. An H100 has two
+# partitions, and a line may be in both: 40 MB are assumed to hold different lines.
 H100 = _gpu("H100", "sm_90", 132, 50, usable=40)
 GPUS = (
     H100,
-    _gpu("A100", "sm_80", 108, 40),
-    _gpu("RTX 4090", "sm_89", 128, 72),
-    _gpu("L4", "sm_89", 58, 48),
-    _gpu("T4", "sm_75", 40, 4),
+    _gpu("A100", "sm_80", 108, 40, usable=40),
+    _gpu("RTX 4090", "sm_89", 128, 72, usable=72),
+    _gpu("L4", "sm_89", 58, 48, usable=48),
+    _gpu("T4", "sm_75", 40, 4, usable=4),
 )
 
 
