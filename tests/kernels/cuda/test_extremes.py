@@ -50,7 +50,7 @@ def test_gradients_of_any_size(cuda_on_cpu, arithmetic, magnitude):
 
 # Offsets --------------------------------------------------------------------------------------------------------------
 
-DEPTH, CHANNELS = 16, 8192
+DEPTH = CHANNELS = 256
 CHANNELS_OF = dict.fromkeys(("q", "k", "dq", "dk"), DEPTH)
 CHANNELS_OF |= dict.fromkeys(("v", "out", "dout", "dv"), CHANNELS)
 CHANNELS_OF |= dict.fromkeys(("lse", "dlse", "delta"), 1)
@@ -60,7 +60,7 @@ MOST_POSITIONS = (64 * 2**30 - 1) // (4 * CHANNELS)
 
 
 def results_at(machine, folder, kernel, images, sizes, positions, ticket, items):
-    """Run items from a ticket on; return the results at `positions`, where alone the arrays, sparse files, have data."""
+    """Run items from a ticket on; return the results at `positions`. Only there the arrays, sparse files, have data."""
     (launch, *_) = plans.plan(kernel, "f32", images, sizes, DEPTH, CHANNELS, H100, cuts=1, passes=1)
     configuration, library = build(machine, launch.configuration)
     draw, arrays = np.random.default_rng(0), {}
@@ -84,10 +84,11 @@ def results_at(machine, folder, kernel, images, sizes, positions, ticket, items)
 
 @pytest.mark.parametrize("kernel", ["forward", "backward"])
 def test_the_last_line_of_nearly_64_gib(cuda_on_cpu, tmp_path, kernel):
-    """Two positions on a line, 32 GiB apart, and the last image of many, as in small arrays, to the bit."""
-    rows = MOST_POSITIONS // 2
-    far = results_at(cuda_on_cpu, tmp_path, kernel, 1, (2, rows), (rows - 1, 2 * rows - 1), rows - 1, 1)
-    near = results_at(cuda_on_cpu, tmp_path, kernel, 1, (2, 2), (1, 3), 1, 1)
+    """A line of five positions, 12 GiB apart, and the last image of many give the bits of small arrays."""
+    side, line = math.isqrt(MOST_POSITIONS // 5), np.arange(1, 6)
+    rows = side**2
+    far = results_at(cuda_on_cpu, tmp_path, kernel, 1, (5, side, side), rows * line - 1, rows - 1, 1)
+    near = results_at(cuda_on_cpu, tmp_path, kernel, 1, (5, 2, 2), 4 * line - 1, 3, 1)
     images = MOST_POSITIONS // 4
     last = results_at(cuda_on_cpu, tmp_path, kernel, images, (4,), range(4 * images - 4, 4 * images), images - 1, 1)
     first = results_at(cuda_on_cpu, tmp_path, kernel, 1, (4,), range(4), 0, 1)
