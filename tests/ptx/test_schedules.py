@@ -53,7 +53,7 @@ def test_few_resident_blocks_and_staggered_images_do_not_hang(lag, resident):
 
 
 @pytest.mark.parametrize("scale", [0.0, -2.0])
-@pytest.mark.parametrize(("arithmetic", "generation"), [("bf16", 90), ("tf32", 80), ("f32", 75), ("f64", 90)])
+@pytest.mark.parametrize(("arithmetic", "generation"), [("bf16", 90), ("tf32", 80)])
 def test_scales_that_are_not_positive(arithmetic, generation, scale):
     problem = random_problem(DTYPE[arithmetic], 1, (2, 17), 8, 8, scale)
     with arithmetic_of(arithmetic):
