@@ -123,12 +123,8 @@ def minimum_bytes(kernel: str, arithmetic: str, first: bool, n: int, depth: int,
 
 
 def multiply_adds(configuration: Configuration, first: bool, depth: int, channels: int) -> int:
-    """Return the multiply-adds of an item, including padding and, in the stages, tiles that the last warp repeats.
-
-    `channels` are those of a pass.
-    """
-    rows, warps = TILE * configuration.tiles, configuration.threads // 32
-    repeated = TILE * configuration.row_tiles * warps  # rows of all warps, repeated ones included
+    """Return the multiply-adds of an item, including padding; `channels` are those of a pass."""
+    rows = TILE * configuration.tiles
     size = ARITHMETICS[configuration.arithmetic].size
     chunk = configuration.chunk_units * 16 // size
     # In 16 bits, delta in the first phase is the diagonals of products of tiles.
@@ -138,9 +134,9 @@ def multiply_adds(configuration: Configuration, first: bool, depth: int, channel
         "forward": rows * rows * (2 * configuration.depth + wide),  # energies twice, values
         # energies, dk, dq, dP and dv
         "backward": rows * rows * (3 * configuration.depth + 2 * wide) + diagonals * rows * TILE * wide,
-        "affinity": repeated * rows * shallow,
-        "aggregate": repeated * rows * wide,
-        "aggregate_transposed": repeated * rows * wide,
+        "affinity": rows * rows * shallow,
+        "aggregate": rows * rows * wide,
+        "aggregate_transposed": rows * rows * wide,
     }[configuration.kernel]
 
 
