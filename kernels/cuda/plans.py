@@ -25,8 +25,9 @@ from ccgpu.kernels.cuda.configurations import (
 
 # Two axes share a launch, and its kernel, unless that has more than this many times the tiles of the shorter axis.
 MOST_WASTE = 1.5
-# Passes through an image, in forward. With more of them memory is not the limit any more, but L2 and the products.
-MOST_PASSES = 2
+# Passes through an image that the L2 cache does not hold, in forward. With more of them memory is not the limit any
+# more, but L2 and the products.
+PASSES = 2
 USABLE_L2 = 0.8  # part of the L2 cache that is taken for one image
 MOST_CUTS = 4  # items into which forward cuts the channels of a line
 FLOAT_RANGE = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # the least and the greatest normal number in 32 bits
@@ -148,38 +149,40 @@ def _groups(axes: list[Axis]) -> list[list[Axis]]:
     return groups
 
 
+def _chunks(chosen: Configuration, channels: int) -> int:
+    """Return the number of chunks of a line's channels."""
+    return math.ceil(channels * ARITHMETICS[chosen.arithmetic].size / (UNIT * chosen.chunk_units))
+
+
 def _cuts(chosen: Configuration, group: list[Axis], images: int, channels: int, limits: Limits) -> int:
     """Return into how many items forward cuts the channels of a line: as many as the GPU has room for at once.
 
     Each of them forms the energies again, which costs as much as one or two chunks of channels. So a call cuts only
     what would leave blocks idle, in at most `MOST_CUTS`.
     """
-    chunks = math.ceil(channels * ARITHMETICS[chosen.arithmetic].size / (UNIT * chosen.chunk_units))
     resident = chosen.blocks * limits.multiprocessors
     together = images * max(axis.segments * axis.lines for axis in group)
     cuts = 1
-    while 2 * cuts <= min(MOST_CUTS, chunks) and 2 * cuts * together <= resident:
+    while 2 * cuts <= min(MOST_CUTS, _chunks(chosen, channels)) and 2 * cuts * together <= resident:
         cuts *= 2
     return cuts
 
 
-def _passes(chosen: Configuration, launches: int, positions: int, depth: int, channels: int, limits: Limits) -> int:
+def _passes(
+    chosen: Configuration, groups: list[list[Axis]], positions: int, depth: int, channels: int, limits: Limits
+) -> int:
     """Return in how many passes forward goes through an image, each with a part of the channels.
 
-    One, if the L2 cache holds q, k, v and out from one phase to the next. Otherwise the second phase would read v and
-    out from memory again, and write out twice; a pass forms the energies again instead, from q and k. Launches follow
-    each other whole, so that passes would save nothing where there are several.
+    One, if the L2 cache holds q, k, v and out from one phase to the next. Otherwise a later phase would read v and out
+    from memory again, and write out once more; a pass forms the energies again instead, from q and k. The model of the
+    L2 cache (benchmarks.limits) says that this pays where lines are cut into segments, which makes more phases, and in
+    TF32; multiply-adds are never limited by memory. Launches follow each other whole, so that passes would save nothing where there are several.
     """
     size = ARITHMETICS[chosen.arithmetic].size
-    chunks = math.ceil(channels * size / (UNIT * chosen.chunk_units))
-    passes = 1
-    while (
-        launches == 1
-        and 2 * passes <= min(MOST_PASSES, chunks)
-        and positions * size * (2 * depth + 2 * channels / passes) > USABLE_L2 * limits.l2_bytes
-    ):
-        passes *= 2
-    return passes
+    segmented = any(axis.segments > 1 for group in groups for axis in group)
+    pays = len(groups) == 1 and (chosen.arithmetic == "tf32" or (segmented and chosen.arithmetic in ("bf16", "f16")))
+    held = positions * size * 2 * (depth + channels) <= USABLE_L2 * limits.l2_bytes
+    return 1 if held or not pays else min(PASSES, _chunks(chosen, channels))
 
 
 @lru_cache(maxsize=4096)
@@ -209,12 +212,12 @@ def plan(
         lag: steps by which a phase of an image follows the one before it; 0: image after image.
         cuts: parts of a pass's channels that are items of their own, in forward. None: as many as fill the GPU.
         passes: through an image, each with a part of the channels, in forward. None: as many as the L2 cache asks for.
-
         adds: whether later phases add to results in the L2 cache, each rounded, instead of reading them: in 16 bits on
             Hopper and later. Forward then has launches for lse before the others. Off, as no GPU has measured it.
 
     Raises:
-        ValueError: the call has more than 2^31 lines, or an array more than 64 GiB.
+        ValueError: the call has more than 2^31 lines or 2^26 images, an array more than 64 GiB, or `cuts` and `passes`
+            more parts than the channels have chunks.
     """
     stage = kernel not in ("forward", "backward")
     held = classes(kernel, arithmetic, depth, limits)
@@ -226,13 +229,18 @@ def plan(
         if limits.capability < ADDS_IN_L2 or ARITHMETICS[arithmetic].size != 2 or stage:
             raise ValueError(f"plan: adds must be False for {kernel} in {arithmetic} on {limits.capability}, got True")
         chosen = [x._replace(adds=True) for x in chosen]
+    fewest = min(_chunks(x, channels) for x in chosen)
     if kernel != "forward":
         cuts = passes = 1
     if passes is None:
-        passes = _passes(chosen[0], len(groups), math.prod(sizes), depth, channels, limits)
+        passes = _passes(chosen[0], groups, math.prod(sizes), depth, channels, limits)
     if cuts is None:
         cuts = max(_cuts(x, group, images, channels, limits) for x, group in zip(chosen, groups, strict=True))
-        cuts = max(1, cuts // passes)
+        cuts = max(1, min(cuts, fewest) // passes)
+    if kernel == "forward" and cuts * passes > fewest:
+        raise ValueError(f"plan: every part of the channels must have a chunk, got {cuts} cuts and {passes} passes")
+    if images * passes >= 2**26:
+        raise ValueError(f"plan: a call must have fewer than 2^26 images, got {images}; split the batch")
     launches = []
     turns = [True, False] if adds and kernel == "forward" else [False]
     for lse_only, (i, group) in product(turns, enumerate(groups)):

@@ -320,6 +320,18 @@ def test_a_call_with_few_lines_cuts_its_channels():
         assert plans.plan("backward", "bf16", images, (97, 97), 64, 512, H100)[0].cuts == 1
 
 
+def test_parts_without_a_chunk_are_refused():
+    assert plans.plan("forward", "bf16", 1, (5, 5), 16, 128, H100, cuts=2)[0].cuts == 2
+    for parts in ({"cuts": 3}, {"cuts": 2, "passes": 2}):
+        with pytest.raises(ValueError, match="plan: every part of the channels must have a chunk, got"):
+            plans.plan("forward", "bf16", 1, (5, 5), 16, 128, H100, **parts)
+
+
+def test_too_many_images_are_refused():
+    with pytest.raises(ValueError, match=r"plan: a call must have fewer than 2\^26 images, got 67108864; split"):
+        plans.plan("backward", "bf16", 2**26, (1, 1), 16, 16, H100)
+
+
 def test_arrays_of_64_gib_are_refused():
     with pytest.raises(ValueError, match="plan: an array must have fewer than 64 GiB, got 8 images of"):
         plans.plan("forward", "bf16", 8, (4096, 1024), 64, 1024, H100)
