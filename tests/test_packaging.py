@@ -123,7 +123,8 @@ def test_the_wheel_has_what_is_read_beside_the_modules(environment):
         "from ccgpu.kernels.cuda import configurations\n"
         "from ccgpu.train import attention\n"
         "print(len(configurations.source(configurations.configuration('forward', 'f32', 1, 64, "
-        "configurations.Limits((9, 0), 227 * 1024, 132, 50 * 2**20)))) > 1000, '__DATA__' in attention.PAGE.read_text())\n"
+        "configurations.Limits((9, 0), 227 * 1024, 132, 50 * 2**20)))) > 1000, "
+        "'__DATA__' in attention.PAGE.read_text())\n"
     )
     assert answer.split() == ["True", "True"]
 

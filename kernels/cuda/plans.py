@@ -176,7 +176,8 @@ def _passes(
     One, if the L2 cache holds q, k, v and out from one phase to the next. Otherwise a later phase would read v and out
     from memory again, and write out once more; a pass forms the energies again instead, from q and k. The model of the
     L2 cache (benchmarks.limits) says that this pays where lines are cut into segments, which makes more phases, and in
-    TF32; multiply-adds are never limited by memory. Launches follow each other whole, so that passes would save nothing where there are several.
+    TF32; multiply-adds are never limited by memory. Launches follow each other whole, so that passes would save nothing
+    where there are several.
     """
     size = ARITHMETICS[chosen.arithmetic].size
     segmented = any(axis.segments > 1 for group in groups for axis in group)
