@@ -174,14 +174,11 @@ def _passes(
     """Return in how many passes forward goes through an image, each with a part of the channels.
 
     One, if the L2 cache holds q, k, v and out from one phase to the next. Otherwise a later phase would read v and out
-    from memory again, and write out once more; a pass forms the energies again instead, from q and k. The model of the
-    L2 cache (benchmarks.limits) says that this pays where lines are cut into segments, which makes more phases, and in
-    TF32; multiply-adds are never limited by memory. Launches follow each other whole, so that passes would save nothing
-    where there are several.
+    from memory again, and write out once more; a pass forms the energies again instead, from q and k. Multiply-adds are
+    never limited by memory, and where there are several launches they follow each other whole: there is one pass.
     """
     size = ARITHMETICS[chosen.arithmetic].size
-    segmented = any(axis.segments > 1 for group in groups for axis in group)
-    pays = len(groups) == 1 and (chosen.arithmetic == "tf32" or (segmented and chosen.arithmetic in ("bf16", "f16")))
+    pays = len(groups) == 1 and chosen.arithmetic in ("bf16", "f16", "tf32")
     held = positions * size * 2 * (depth + channels) <= USABLE_L2 * limits.l2_bytes
     return 1 if held or not pays else min(PASSES, _chunks(chosen, channels))
 

@@ -92,13 +92,13 @@ def test_dram_of_large_maps(kernel, sizes):
     assert x.dram <= LARGE[kernel, sizes] * (x.least + bytes_between_phases(launch, H100.l2_bytes))
 
 
-@pytest.mark.parametrize("sizes", LARGE_MAPS)
+@pytest.mark.parametrize("sizes", [*LARGE_MAPS, (129, 129), (161, 161)])
 def test_passes_are_those_with_the_least_time(sizes):
     """More passes move fewer bytes of DRAM, but form the energies again, and ask more of L2."""
     (chosen,) = {launch.passes for launch in traffic("forward", sizes)[0]}
     found = {passes: traffic("forward", sizes, passes) for passes in table.PASSES}
     assert min(found, key=lambda passes: parts_of(*found[passes]).largest) == chosen
-    assert found[4][1].ratio < found[2][1].ratio < found[1][1].ratio
+    assert chosen == 1 or found[4][1].ratio < found[2][1].ratio < found[1][1].ratio
 
 
 @pytest.mark.parametrize(("kernel", "arithmetic"), table.HOT)
