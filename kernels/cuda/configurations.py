@@ -102,14 +102,15 @@ class Configuration(NamedTuple):
 
     def instantiation(self) -> str:
         """Return the lines of C++ that instantiate the kernel."""
-        numbers = [self.tiles, self.row_tiles, self.chunk_units]
-        if self.kernel in ("forward", "backward"):
-            numbers.insert(1, self.depth)
+        numbers = [str(n) for n in (self.tiles, self.depth, self.row_tiles, self.chunk_units)]
         if self.kernel == "backward":
-            numbers.append(self.half_units)
-        numbers += [str(self.adds).lower()] if self.kernel in ("forward", "backward") else []
+            numbers.append(str(self.half_units))
+        if self.kernel in ("forward", "backward"):
+            numbers.append(str(self.adds).lower())
+        else:
+            del numbers[1]  # the stages hold no channels of q and k
         stage = {"forward": "Forward", "backward": "Backward"}.get(self.kernel, "Stage")
-        shape = f"{stage}Shape<{', '.join([ARITHMETICS[self.arithmetic].type, *map(str, numbers)])}>"
+        shape = f"{stage}Shape<{', '.join([ARITHMETICS[self.arithmetic].type, *numbers])}>"
         return (
             f'extern "C" __global__ void __launch_bounds__({self.threads}, {self.blocks}) '
             f"{self.entry}(const __grid_constant__ Arguments a) {{\n"
