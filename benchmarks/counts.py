@@ -19,14 +19,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ccgpu.kernels.cuda.configurations import ARITHMETICS, KERNELS, TILE, Configuration, Limits, source
+from benchmarks.registers import GPUS
+from ccgpu.kernels.cuda.configurations import ARITHMETICS, KERNELS, TILE, Configuration, source
 from ccgpu.kernels.cuda.plans import Launch, Pointers, plan
 from tests.cuda_on_cpu import device
 
 RECORD = Path(__file__).resolve().parents[1] / "docs" / "results" / "kernels-counts.csv"
 
 N, DEPTH, CHANNELS, IMAGES = 97, 64, 512, 8  # CCNet's training: crops of 769 pixels, features at an eighth, batch 8
-H100 = Limits((9, 0), 227 * 1024, 132, 50 * 2**20)
+H100 = GPUS["sm_90"]
 COUNTED = [(kernel, arithmetic) for arithmetic in ("bf16", "tf32", "f32") for kernel in ("forward", "backward")]
 COUNTED += [(kernel, "bf16") for kernel in KERNELS[2:]]
 

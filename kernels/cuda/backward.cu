@@ -323,7 +323,6 @@ template <class B, int M> INLINE void backward_tiles(const Arguments &a, const I
 
 template <class B> INLINE void backward(const Arguments &a) {
   typedef typename B::A::Sum Sum;
-  constexpr int M = B::ROW_TILES, REST = B::TILES % M;
   const u32 base = shared_address(shared_memory());
   const Item &item = next_item(a, B::ITEM);
   if (!item.exists)
@@ -348,10 +347,6 @@ template <class B> INLINE void backward(const Arguments &a) {
   copy_wait<1>();
   block_barrier();
 
-  const int tile0 = first_tile<B::WARPS, M>(item);
-  if (REST == 0 || tile0 + M <= B::TILES)
-    backward_tiles<B, M>(a, item, base, tile0);
-  else
-    backward_tiles<B, REST ? REST : M>(a, item, base, tile0);
+  with_tiles<B>(item, [&](auto tiles, int tile0) { backward_tiles<B, tiles.number>(a, item, base, tile0); });
   finish_item(a, item);
 }

@@ -321,7 +321,6 @@ INLINE void forward_tiles(const Arguments &a, const Item &item, u32 base, int ti
 }
 
 template <class F> INLINE void forward(const Arguments &a) {
-  constexpr int M = F::ROW_TILES, REST = F::TILES % M;
   const u32 base = shared_address(shared_memory());
   const Item &item = next_item(a, F::ITEM);
   if (!item.exists)
@@ -345,10 +344,6 @@ template <class F> INLINE void forward(const Arguments &a) {
   copy_wait<1>();
   block_barrier();
 
-  const int tile0 = first_tile<F::WARPS, M>(item);
-  if (REST == 0 || tile0 + M <= F::TILES)
-    forward_tiles<F, M>(a, item, base, tile0);
-  else
-    forward_tiles<F, REST ? REST : M>(a, item, base, tile0);
+  with_tiles<F>(item, [&](auto tiles, int tile0) { forward_tiles<F, tiles.number>(a, item, base, tile0); });
   finish_item(a, item);
 }

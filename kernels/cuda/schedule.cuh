@@ -149,3 +149,17 @@ template <int WARPS, int M> INLINE int first_tile(const Item &item) {
   hide(thread); // computed again where it is needed again
   return (uniform(thread >> 5) + item.turn) % WARPS * M;
 }
+
+// Calls f(tiles, tile0) for a warp's tiles, from tile0 on: `tiles.number` of them, a constant, so that f is compiled for a
+// full number and, where a block's tiles do not divide evenly, for the rest.
+template <int N> struct Tiles {
+  static constexpr int number = N;
+};
+template <class Shape, class F> INLINE void with_tiles(const Item &item, F f) {
+  constexpr int M = Shape::ROW_TILES, REST = Shape::TILES % M;
+  const int tile0 = first_tile<Shape::WARPS, M>(item);
+  if (REST == 0 || tile0 + M <= Shape::TILES)
+    f(Tiles<M>(), tile0);
+  else
+    f(Tiles<REST ? REST : M>(), tile0);
+}

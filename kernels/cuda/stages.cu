@@ -163,28 +163,18 @@ template <class S, int M, bool TRANSPOSED> INLINE void sum_tiles(const Arguments
 }
 
 template <class S, bool TRANSPOSED> INLINE void sum_values(const Arguments &a) {
-  constexpr int M = S::ROW_TILES, REST = S::TILES % M;
   const Item &item = next_item(a, S::SHARED - ITEM_BYTES);
   if (!item.exists)
     return;
-  const int tile0 = first_tile<S::WARPS, M>(item);
-  if (REST == 0 || tile0 + M <= S::TILES)
-    sum_tiles<S, M, TRANSPOSED>(a, item, tile0);
-  else
-    sum_tiles<S, REST ? REST : M, TRANSPOSED>(a, item, tile0);
+  with_tiles<S>(item, [&](auto tiles, int tile0) { sum_tiles<S, tiles.number, TRANSPOSED>(a, item, tile0); });
   finish_item(a, item);
 }
 template <class S> INLINE void aggregate(const Arguments &a) { sum_values<S, false>(a); }
 template <class S> INLINE void aggregate_transposed(const Arguments &a) { sum_values<S, true>(a); }
 
 template <class S> INLINE void affinity(const Arguments &a) {
-  constexpr int M = S::ROW_TILES, REST = S::TILES % M;
   const Item &item = next_item(a, S::SHARED - ITEM_BYTES);
   if (!item.exists)
     return;
-  const int tile0 = first_tile<S::WARPS, M>(item);
-  if (REST == 0 || tile0 + M <= S::TILES)
-    affinity_tiles<S, M>(a, item, tile0);
-  else
-    affinity_tiles<S, REST ? REST : M>(a, item, tile0);
+  with_tiles<S>(item, [&](auto tiles, int tile0) { affinity_tiles<S, tiles.number>(a, item, tile0); });
 }

@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from benchmarks.registers import GPUS
 from ccgpu.kernels.cuda import configurations
-from ccgpu.kernels.cuda.configurations import Limits
 from ccgpu.kernels.cuda.plans import Pointers
 
-H100 = Limits((9, 0), 227 * 1024, 132, 50 * 2**20)
+H100 = GPUS["sm_90"]
 WRITTEN = {
     "forward": ("out", "lse", "scratch"),
     "backward": ("delta", "dq", "dk", "dv"),

@@ -42,7 +42,7 @@ class Launcher(Protocol):
         """Return the device's limits, on which the choice of a configuration depends."""
 
     def launch(self, launches: tuple[Launch, ...], tensors: dict[str, Tensor], counters: Tensor, scale: float) -> None:
-        """Run the launches in order; counters (launches, images + 1) are zeros, a row for each launch."""
+        """Run the launches in order; counters (launches, `Launch.counters`) are zeros, a row for each."""
 
 
 class _Stream(NamedTuple):
