@@ -29,8 +29,8 @@ from ccgpu.models.published import recognise, translate
 from ccgpu.models.weights import check_tensors, differences, read_content, write_atomically
 
 # Versions of the two formats, increased whenever a key changes its meaning; files of another version are refused.
-FORMAT = 2  # of `Header`
-RUN_FORMAT = 4  # of `RunCheckpoint`
+FORMAT = 3  # of `Header`
+RUN_FORMAT = 5  # of `RunCheckpoint`
 OWN = "a CCNet of ccgpu"
 FUNCTION = "CCNet.from_checkpoint"
 
@@ -44,11 +44,14 @@ class Description(TypedDict):
             "ids" and "void"; None where the classes are not known.
         prediction: how images are resized to the size that the network was trained for, and which classes are swapped
             when an image is flipped: any of {"short_side": N, "fit": [H, W], "flip_pairs": [[class, class], ...]}.
+        value_range: [low, high]: the values of images of more than 8 bits that the network saw as 0 and 255; None:
+            such images are read as `models.image_files` reads them without a range.
     """
 
     network: dict[str, Any]
     labels: dict[str, Any] | None
     prediction: dict[str, Any]
+    value_range: list[float] | None
 
 
 class Header(Description):
@@ -102,6 +105,7 @@ class Checkpoint:
         weights: state dict of that network; for a file of a backbone alone, the backbone's entries of it.
         labels: the classes, see `Description`; None where the file does not say.
         prediction: size of the images and swapped classes, see `Description`.
+        value_range: (low, high) of images of more than 8 bits, see `Description`; None where the file does not say.
         source: text that names the layout of the file.
         notes: texts, one for each value that was assumed because the file does not hold it.
         run: "iteration", "dataset" and "settings" of a `RunCheckpoint`, None for other files. `write` leaves it out.
@@ -111,6 +115,7 @@ class Checkpoint:
     weights: dict[str, Tensor] = field(repr=False)
     labels: dict[str, Any] | None = None
     prediction: dict[str, Any] = field(default_factory=dict)
+    value_range: tuple[float, float] | None = None
     source: str = OWN
     notes: tuple[str, ...] = ()
     run: Mapping[str, Any] | None = field(default=None, repr=False)
@@ -184,6 +189,7 @@ def write(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
         network=checkpoint.network,
         labels=checkpoint.labels,
         prediction=checkpoint.prediction,
+        value_range=None if checkpoint.value_range is None else list(checkpoint.value_range),
         source=checkpoint.source,
         notes=list(checkpoint.notes),
     )
@@ -234,18 +240,44 @@ def _described(
 ) -> Checkpoint:
     """Return the network of either kind of our own files."""
     network = {**description["network"], **changes}
+    _check_description(path, description)
     weights = check_tensors(FUNCTION, path, state)
     problems = differences(weights, _skeleton(path, network))
     if problems:
         raise _misfit(path, OWN, problems)
+    value_range = description.get("value_range")
     return Checkpoint(
         network,
         weights,
         description.get("labels"),
         dict(description.get("prediction", {})),
+        None if value_range is None else (float(value_range[0]), float(value_range[1])),
         description.get("source", OWN),
         tuple(description.get("notes", ())),
     )
+
+
+def _check_description(path: str | os.PathLike[str], description: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the keys beside the weights have the types that `Description` and `Header` name."""
+    labels, value_range = description.get("labels"), description.get("value_range")
+    notes = description.get("notes", [])
+    right = {
+        "labels": labels is None or (isinstance(labels, Mapping) and _is_list(labels.get("names"), str)),
+        "prediction": isinstance(description.get("prediction", {}), Mapping),
+        "value_range": value_range is None or (_is_list(value_range, (int, float)) and len(value_range) == 2),
+        "source": isinstance(description.get("source", OWN), str),
+        "notes": _is_list(notes, str),
+    }
+    wrong = [f"{name} {description.get(name)!r:.80}" for name, is_right in right.items() if not is_right]
+    if wrong:
+        raise ValueError(
+            f"{FUNCTION}: {os.fspath(path)!r} must describe its network by values of the right types, got "
+            f"{', '.join(wrong)}; the file is damaged or was changed: write it again."
+        )
+
+
+def _is_list(values: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(values, (list, tuple)) and all(isinstance(value, kind) for value in values)
 
 
 def _skeleton(path: str | os.PathLike[str], network: Mapping[str, Any]) -> dict[str, Tensor]:

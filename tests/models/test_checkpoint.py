@@ -25,12 +25,10 @@ def test_converted_file_is_the_same_network(
     target = tmp_path / f"converted{ending}"
     found = checkpoint.read(original)
     net = checkpoint.build(found)
-    checkpoint.write(
-        target,
-        checkpoint.Checkpoint(net.config, net.state_dict(), {"names": ["x"]}, source=found.source, notes=found.notes),
-    )
+    known = {"labels": {"names": ["x"]}, "value_range": (0.0, 4095.0), "source": found.source, "notes": found.notes}
+    checkpoint.write(target, checkpoint.Checkpoint(net.config, net.state_dict(), **known))
     again = checkpoint.read(target)
-    assert (again.labels, again.source, again.notes) == ({"names": ["x"]}, found.source, found.notes)
+    assert {name: getattr(again, name) for name in known} == known
     other = CCNet.from_checkpoint(target)
     assert other.config == net.config
     images = random_images(24, 33)

@@ -87,6 +87,7 @@ class TrainingRun:
         checkpoints.check_finite(self.net, iteration)
         if not is_main():
             return
+        value_range = self.settings.get("value_range")
         content = RunCheckpoint(
             format=RUN_FORMAT,
             iteration=iteration,
@@ -95,6 +96,7 @@ class TrainingRun:
             network=self.net.config,
             labels=self.dataset.labels.as_plain(),
             prediction=self.predict.preparation(),
+            value_range=None if value_range is None else list(value_range),
             settings=dict(self.settings),
             data=self.data_digest,
             model=self.net.state_dict(),

@@ -44,6 +44,7 @@ def checkpoint(iteration: int = 7, net: nn.Module | None = None, optimiser: Any 
         "dataset": "cityscapes",
         "network": {"backbone": "resnet18"},
         "prediction": {},
+        "value_range": None,
         "labels": {"names": ["road"], "colours": [[1, 2, 3]], "ids": [7], "void": []},
         "settings": {"lr": 0.1, "crop": (33, 33), "data": None},
         "data": "digest",
@@ -171,7 +172,7 @@ def test_read_checkpoint_refuses_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(checkpoints.CheckpointError, match="other contents"):
         checkpoints.read_checkpoint(path)
     torch.save({**checkpoint(), "format": 99}, path)
-    with pytest.raises(checkpoints.CheckpointError, match="format 4, got 99"):
+    with pytest.raises(checkpoints.CheckpointError, match="format 5, got 99"):
         checkpoints.read_checkpoint(path)
     with pytest.raises(FileNotFoundError, match=r"absent\.pt"):
         checkpoints.read_checkpoint(tmp_path / "absent.pt")
