@@ -1,20 +1,22 @@
 """From a network to class scores of a whole image: sliding windows, several scales and flipped images, averaged.
 
 `Prediction` is the evaluation that papers report (multi-scale and flip); `predict_classes` predicts images of any size
-in bounded memory.
+in bounded memory, from a tensor or from a decoded file (`models/network_input.py`).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ccgpu.models.network_input import NetworkInput, TensorInput, resize
 
 Network = Callable[[Tensor], Tensor]
 MULTI_SCALE = (0.75, 1.0, 1.25)  # Huang et al., TPAMI 2020, section 4.2
@@ -153,7 +155,7 @@ class Prediction:
         base = self._base_size(*size)
         total: Tensor | None = None
         for scale in self.scales:
-            seen = _resize(images, [max(1, round(scale * side)) for side in base], antialias=True)
+            seen = resize(images, [max(1, round(scale * side)) for side in base], antialias=True)
             for flipped in (False, True) if self.flip else (False,):
                 scores = self._pass(net, seen, size, flipped)
                 # Copied, because the network may still use the tensor that it returned.
@@ -173,7 +175,7 @@ class Prediction:
             logits = self._exchange(self._logits(net, seen.flip(-1)).flip(-1))
         else:
             logits = self._logits(net, seen)
-        full = _resize(logits, size)
+        full = resize(logits, size)
         return full.softmax(dim=1) if self.average == "probabilities" else full
 
     def _base_size(self, height: int, width: int) -> tuple[float, float]:
@@ -204,9 +206,47 @@ class Prediction:
         return scores[:, order]
 
 
+class NonFiniteScores(RuntimeError):
+    """The network returned NaN or infinite scores; the message says what to do."""
+
+
+def require_finite(scores: Tensor, of: str) -> None:
+    """Raise NonFiniteScores, naming `of`, if a score is NaN or infinite; this waits for the scores' device."""
+    if scores.numel() and not torch.stack(torch.aminmax(scores)).isfinite().all():  # aminmax passes NaN on
+        raise NonFiniteScores(
+            f"the network's scores of {of} must be finite, got NaN or infinity; with --amp fp16, values above 65504 "
+            "overflow: use --amp bf16 or off; otherwise its weights are damaged or diverged: use another checkpoint"
+        )
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window of an image: where it lies, and the part of it that gives the classes.
+
+    Attributes:
+        top, left: its first row and column.
+        rows, columns: rows and columns of the image that take their class from this window.
+    """
+
+    top: int
+    left: int
+    rows: slice
+    columns: slice
+
+
+def _all_windows(windows: Sequence[Window]) -> Iterable[Window]:
+    return windows
+
+
 @torch.no_grad()
 def predict_classes(
-    net: Network, image: Tensor, prediction: Prediction, *, window: int = 0, overlap: int = 0
+    net: Network,
+    image: Tensor | NetworkInput,
+    prediction: Prediction,
+    *,
+    window: int = 0,
+    overlap: int = 0,
+    progress: Callable[[Sequence[Window]], Iterable[Window]] = _all_windows,
 ) -> Tensor:
     """Return the class of every pixel of one image of any size, in memory that does not grow with the image.
 
@@ -220,37 +260,89 @@ def predict_classes(
 
     Args:
         net: as for `Prediction`.
-        image: (1, 3, H, W), normalised.
+        image: (1, 3, H, W), normalised; or a `NetworkInput`, which makes such windows when they are needed.
         prediction: how each window is predicted.
         window: side of a window in pixels; 0 for no windows.
         overlap: pixels, 0 or more and less than window.
+        progress: returns the windows of a large image, for example `tqdm.tqdm`; it may raise to stop between two.
 
     Returns:
-        (H, W), int64 on the CPU.
+        (H, W) on the CPU, uint8; int64 for a network with more than 256 classes.
 
     Raises:
         ValueError: overlap is out of its range.
+        NonFiniteScores: the network returns NaN or infinity.
     """
-    height, width = image.shape[-2:]
-    if window == 0 or height * width <= 2 * window**2:
-        return prediction(net, image)[0].argmax(dim=0).cpu()
+    source = TensorInput(image) if isinstance(image, Tensor) else image
+    height, width = source.size
+    if not _is_large(source, window):
+        return _classes(prediction(net, whole_input(source, prediction, window)))
     if not 0 <= overlap < window:
         raise ValueError(
             f"predict_classes: overlap must be in 0..{window - 1}, got {overlap}; lower it or enlarge the window."
         )
-    if prediction.short_side is not None or prediction.fit is not None:
-        share = window * math.sqrt(2 / (height * width))
-        small = _resize(image, [max(1, int(side * share)) for side in (height, width)], antialias=True)
-        found = prediction(net, small)[0].argmax(dim=0)
-        return F.interpolate(found[None, None].double(), (height, width), mode="nearest-exact")[0, 0].long().cpu()
-    classes = torch.empty(height, width, dtype=torch.int64)
-    for top, rows in _cells(height, window, overlap):
-        for left, columns in _cells(width, window, overlap):
-            seen = image[..., top : top + window, left : left + window]
-            found = prediction(net, seen)[0].argmax(dim=0).cpu()
-            inner = (slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left))
-            classes[rows, columns] = found[inner]
+    if _sees_whole_images(prediction):
+        found = _classes(prediction(net, whole_input(source, prediction, window)))
+        rows, columns = map(_nearest, source.size, found.shape)
+        return found[rows][:, columns]
+    windows = [
+        Window(top, left, rows, columns)
+        for top, rows in _cells(height, window, overlap)
+        for left, columns in _cells(width, window, overlap)
+    ]
+    classes: Tensor | None = None
+    for at in progress(windows):
+        bottom, right = min(at.top + window, height), min(at.left + window, width)
+        found = _classes(prediction(net, source.crop(slice(at.top, bottom), slice(at.left, right))))
+        if classes is None:
+            classes = torch.empty(height, width, dtype=found.dtype)
+        inner = (
+            slice(at.rows.start - at.top, at.rows.stop - at.top),
+            slice(at.columns.start - at.left, at.columns.stop - at.left),
+        )
+        classes[at.rows, at.columns] = found[inner]
+    assert classes is not None  # a large image has windows
     return classes
+
+
+def whole_input(source: NetworkInput, prediction: Prediction, window: int) -> Tensor:
+    """Return a whole image as `predict_classes` gives it to a prediction, (1, 3, h, w), normalised.
+
+    That is the image itself; but if it has more than 2 window^2 pixels, window is not 0 and the prediction has a
+    short_side or fit, it is shrunk to so many pixels.
+    """
+    height, width = source.size
+    if not (_is_large(source, window) and _sees_whole_images(prediction)):
+        return source.crop(slice(0, height), slice(0, width))
+    share = window * math.sqrt(2 / (height * width))
+    return source.shrink(max(1, int(height * share)), max(1, int(width * share)))
+
+
+def _is_large(source: NetworkInput, window: int) -> bool:
+    height, width = source.size
+    return window > 0 and height * width > 2 * window**2
+
+
+def _sees_whole_images(prediction: Prediction) -> bool:
+    return prediction.short_side is not None or prediction.fit is not None
+
+
+def _classes(scores: Tensor) -> Tensor:
+    """Return the classes (H, W) of one image's scores, on the CPU, in one byte where that holds them.
+
+    Raises:
+        NonFiniteScores: a score is NaN or infinite.
+    """
+    kind = torch.uint8 if scores.shape[1] <= 256 else torch.int64
+    classes = scores[0].argmax(dim=0).to(kind).cpu()
+    # After the copy, for which the device has finished anyway, so that this check waits for nothing.
+    require_finite(scores, "an image")
+    return classes
+
+
+def _nearest(full: int, small: int) -> Tensor:
+    """Return floor((i + 1/2) small / full), i = 0 .. full - 1: of `small` pixels, the one nearest to each of `full`."""
+    return ((2 * torch.arange(full) + 1) * small) // (2 * full)
 
 
 def _cells(size: int, window: int, overlap: int) -> list[tuple[int, slice]]:
@@ -292,17 +384,3 @@ def _sliding_logits(net: Network, images: Tensor, crop: tuple[int, int], stride:
             count[window] += 1
     assert total is not None  # window_starts is never empty
     return total.div_(count)[..., :height, :width]
-
-
-def _resize(maps: Tensor, size: Sequence[int], *, antialias: bool = False) -> Tensor:
-    """Resize the last two axes bilinearly with aligned edges; every image, channel and frame by itself."""
-    if maps.shape[-2:] == tuple(size):
-        return maps
-    if antialias and size[1] == 1 and maps.shape[-2] != size[0]:
-        # torch 2.13 on the CPU gives wrong rows where the new width is 1, so the height is resized in a second,
-        # transposed step.
-        narrow = _resize(maps, (maps.shape[-2], 1), antialias=True)
-        return _resize(narrow.transpose(-2, -1), (1, size[0]), antialias=True).transpose(-2, -1)
-    # F.interpolate needs four axes: a clip's frames are merged with its channels.
-    flat = F.interpolate(maps.flatten(1, -3), tuple(size), mode="bilinear", align_corners=False, antialias=antialias)
-    return flat.unflatten(1, maps.shape[1:-2])

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from ccgpu.models.prediction import Prediction, predict_classes
+from ccgpu.models.network_input import PixelInput, TensorInput
+from ccgpu.models.normalisation import Normalise
+from ccgpu.models.prediction import NonFiniteScores, Prediction, Window, predict_classes
 
 
 def local(images: Tensor) -> Tensor:
@@ -26,7 +33,8 @@ def test_windows_give_what_the_whole_image_gives_a_network_that_looks_less_far(s
         return local(images)
 
     whole = predict_classes(local, image, Prediction())
-    assert torch.equal(whole, local(image)[0].argmax(0))
+    assert whole.dtype == torch.uint8
+    assert torch.equal(whole, local(image)[0].argmax(0).byte())
     windows = predict_classes(net, image, Prediction(), window=32, overlap=8)
     assert torch.equal(windows, whole)
     assert max(max(side) for side in seen) == 32
@@ -59,3 +67,112 @@ def test_large_images_of_a_network_with_a_size_of_its_own_are_shrunk_first() -> 
     assert classes.shape == (100, 200)
     assert not classes[:, :95].any()
     assert classes[:, 105:].all()
+
+
+# Decoded files
+
+
+def photo(height: int, width: int, seed: int = 3) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 7 + 1, width // 7 + 1, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def normalised(pixels: np.ndarray) -> Tensor:
+    return Normalise()(pixels)[None]
+
+
+@pytest.mark.parametrize("window", [0, 32, 64])
+@pytest.mark.parametrize("prediction", [Prediction(), Prediction(scales=(0.75, 1.25), flip=True)])
+def test_a_decoded_file_gives_what_its_tensor_gives(window: int, prediction: Prediction) -> None:
+    image = photo(90, 131)
+    tensor = normalised(np.asarray(image))
+    overlap = window // 4
+    expected = predict_classes(local, tensor, prediction, window=window, overlap=overlap)
+    found = predict_classes(local, PixelInput(image, normalised), prediction, window=window, overlap=overlap)
+    assert torch.equal(found, expected)
+    assert len(found.unique()) > 2
+
+
+@pytest.mark.parametrize("size", [(45, 60), (30, 131), (89, 1), (1, 1), (7, 9)])
+def test_a_file_is_shrunk_like_its_tensor_within_the_rounding_of_pixels(size: tuple[int, int]) -> None:
+    image = photo(90, 131)
+
+    def plain(pixels: np.ndarray) -> Tensor:
+        return Normalise((0, 0, 0), (1, 1, 1))(pixels)[None]
+
+    found = PixelInput(image, plain).shrink(*size)
+    expected = TensorInput(plain(np.asarray(image))).shrink(*size)
+    assert found.shape == expected.shape == (1, 3, *size)
+    assert (found - expected).abs().max() <= 1.0 + 1e-3
+
+
+def test_a_large_file_of_a_network_with_a_size_of_its_own_is_shrunk() -> None:
+    image = photo(100, 203)
+    sizes = []
+
+    def net(images: Tensor) -> Tensor:
+        sizes.append(tuple(images.shape[-2:]))
+        return local(images)
+
+    prediction = Prediction(short_side=24)
+    expected = predict_classes(net, normalised(np.asarray(image)), prediction, window=32)
+    found = predict_classes(net, PixelInput(image, normalised), prediction, window=32)
+    assert sizes[0] == sizes[1]
+    assert found.shape == (100, 203)
+    assert (found == expected).float().mean() > 0.97  # the others differ by the rounding of the small image
+
+
+def test_memory_holds_windows_and_one_byte_a_pixel() -> None:
+    """numpy's and Pillow's memory are counted; a float32 copy of the image would be 12 bytes a pixel."""
+    height, width = 1500, 2000
+    source = PixelInput(Image.new("RGB", (width, height), (90, 30, 200)), normalised)
+
+    def net(images: Tensor) -> Tensor:
+        assert images.shape[-2:] == (64, 64)
+        return images
+
+    tracemalloc.start()
+    predict_classes(net, source, Prediction(), window=64, overlap=16)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * height * width
+
+
+def test_progress_gets_the_windows_of_large_images_alone_and_may_stop() -> None:
+    seen: list[int] = []
+
+    class Stopped(Exception):
+        pass
+
+    def progress(windows: Sequence[Window]) -> Iterator[Window]:
+        for number, window in enumerate(windows):
+            if number == 3:
+                raise Stopped
+            seen.append(len(windows))
+            yield window
+
+    predict_classes(local, torch.randn(1, 3, 32, 64), Prediction(), window=32, overlap=8, progress=progress)
+    assert not seen
+    with pytest.raises(Stopped):
+        predict_classes(local, torch.randn(1, 3, 80, 80), Prediction(), window=32, overlap=8, progress=progress)
+    assert seen == [9, 9, 9]
+
+
+# Scores
+
+
+@pytest.mark.parametrize("window", [0, 32])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_scores_that_are_not_finite_are_refused(window: int, value: float) -> None:
+    image = torch.randn(1, 3, 80, 80)
+    image[0, 1, 70, 75] = value
+    with pytest.raises(NonFiniteScores, match="scores of an image must be finite, got NaN or infinity; with --amp"):
+        predict_classes(lambda images: images, image, Prediction(), window=window, overlap=8 if window else 0)
+
+
+def test_many_classes_need_more_than_a_byte() -> None:
+    scores = torch.zeros(1, 300, 2, 2)
+    scores[0, 299] = 1
+    found = predict_classes(lambda images: scores, torch.zeros(1, 3, 2, 2), Prediction())
+    assert found.dtype == torch.int64
+    assert found.unique().tolist() == [299]
