@@ -20,13 +20,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.published import recognise, translate
-from ccgpu.models.weights import check_tensors, differences, read_content, write_atomically
+from ccgpu.models.weights import (
+    check_tensors,
+    check_weights,
+    differences,
+    listed,
+    read_content,
+    safetensors_bytes,
+    write_atomically,
+)
 
 # Versions of the two formats, increased whenever a key changes its meaning; files of another version are refused.
 FORMAT = 3  # of `Header`
@@ -123,17 +130,27 @@ class Checkpoint:
 
 def read(path: str | os.PathLike[str], **changes: Any) -> Checkpoint:
     """Read a file of any layout of `ccgpu.models.published`, or of our own; see `CCNet.from_checkpoint` for errors."""
+    found = _read(path, changes)
+    check_weights(FUNCTION, path, found.weights)
+    return found
+
+
+def _read(path: str | os.PathLike[str], changes: Mapping[str, Any]) -> Checkpoint:
     content, metadata = read_content(FUNCTION, path)
     if "ccgpu" in metadata:
-        return _own(path, json.loads(metadata["ccgpu"]), content, changes)
+        return _own(path, _header(metadata["ccgpu"]), content, changes)
     if isinstance(content, Mapping) and "ccgpu" in content:
         return _own(path, content["ccgpu"], content.get("state_dict"), changes)
     if isinstance(content, Mapping) and {"model", "network", "iteration"} <= set(content):
         _check_format(path, content, RUN_FORMAT)
+        problems = run_problems(content)
+        if problems:
+            raise ValueError(
+                f"{FUNCTION}: {os.fspath(path)!r} must have the keys of a run's checkpoint, got {listed(problems)}; "
+                "the file is damaged or was changed: name another checkpoint of the run."
+            )
         found = _described(path, content, content["model"], changes)
-        return dataclasses.replace(
-            found, run={name: content.get(name) for name in ("iteration", "dataset", "settings")}
-        )
+        return dataclasses.replace(found, run={name: content[name] for name in ("iteration", "dataset", "settings")})
     meta: Mapping[str, Any] = {}
     if isinstance(content, Mapping):
         meta = content.get("meta", {}) if isinstance(content.get("meta"), Mapping) else {}
@@ -207,15 +224,22 @@ def write_backbone(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None
 
 
 def _write_tensors(path: Path, weights: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    # safetensors takes only contiguous tensors that do not share memory.
-    own = {name: value.detach().contiguous().clone() for name, value in weights.items()}
     if path.suffix == ".safetensors":
-        write_atomically(path, safetensors.torch.save(own, metadata=dict(header)))
+        write_atomically(path, safetensors_bytes(weights, header))
     elif path.suffix in (".pt", ".pth"):
+        own = {name: value.detach().contiguous().clone() for name, value in weights.items()}
         content = {**header, "state_dict": own} if header else own
         write_atomically(path, lambda file: torch.save(content, file))
     else:
         raise ValueError(f"write: path must end in .safetensors, .pt or .pth, got {str(path)!r}; choose one of these.")
+
+
+def _header(text: str) -> Any:
+    """Return the header of a safetensors file of ours; anything else gives a value that `_own` refuses."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None
 
 
 def _own(path: str | os.PathLike[str], header: Any, state: Any, changes: Mapping[str, Any]) -> Checkpoint:
@@ -259,6 +283,32 @@ def _described(
 
 def _check_description(path: str | os.PathLike[str], description: Mapping[str, Any]) -> None:
     """Raise ValueError unless the keys beside the weights have the types that `Description` and `Header` name."""
+    wrong = _wrong_types(description)
+    if wrong:
+        raise ValueError(
+            f"{FUNCTION}: {os.fspath(path)!r} must describe its network by values of the right types, got "
+            f"{', '.join(wrong)}; the file is damaged or was changed: write it again."
+        )
+
+
+def run_problems(content: Mapping[str, Any]) -> list[str]:
+    """Return a line for each key of a run's checkpoint that is missing, surplus or of a wrong type."""
+    missing = [f"no {name}" for name in RunCheckpoint.__annotations__ if name not in content]
+    surplus = [f"a key {name!r}" for name in content if name not in RunCheckpoint.__annotations__]
+    if missing or surplus:
+        return missing + surplus
+    kinds: dict[str, type] = {
+        **dict.fromkeys(("iteration", "position"), int),
+        **dict.fromkeys(("dataset", "data"), str),
+        **dict.fromkeys(("network", "settings", "model", "optimiser", "scaler", "random"), Mapping),
+    }
+    wrong = [f"{name} of type {type(content[name]).__name__}" for name in kinds if not _is(content[name], kinds[name])]
+    counts = {name: content[name] for name in ("iteration", "position") if _is(content[name], int)}
+    return wrong + [f"{name} {count}" for name, count in counts.items() if count < 0] + _wrong_types(content)
+
+
+def _wrong_types(description: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a `Header`, or those of a `Description` alone, whose values are of a wrong type."""
     labels, value_range = description.get("labels"), description.get("value_range")
     notes = description.get("notes", [])
     right = {
@@ -268,12 +318,11 @@ def _check_description(path: str | os.PathLike[str], description: Mapping[str, A
         "source": isinstance(description.get("source", OWN), str),
         "notes": _is_list(notes, str),
     }
-    wrong = [f"{name} {description.get(name)!r:.80}" for name, is_right in right.items() if not is_right]
-    if wrong:
-        raise ValueError(
-            f"{FUNCTION}: {os.fspath(path)!r} must describe its network by values of the right types, got "
-            f"{', '.join(wrong)}; the file is damaged or was changed: write it again."
-        )
+    return [f"{name} {description.get(name)!r:.80}" for name, is_right in right.items() if not is_right]
+
+
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _is_list(values: Any, kind: type | tuple[type, ...]) -> bool:

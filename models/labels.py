@@ -6,6 +6,7 @@ class names. A pixel without a class has the train id 255 and counts neither in 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,3 +120,65 @@ class Labels:
     def num_classes(self) -> int:
         """K, the number of classes."""
         return len(self.names)
+
+
+def class_differences(saved: Mapping[str, Any], labels: Labels, *, exact: bool) -> str:
+    """Return how the classes that a network was trained on differ from a dataset's: both lists where they differ.
+
+    Two spellings of a class can differ without being two classes: mmsegmentation writes "bed " and "television
+    receiver" for ADE20K's "bed" and "television". So unless `exact`, a pair of names is taken for one class if they
+    are equal up to case and punctuation, or if one has all words of the other and neither names another class of the
+    other list ("screen" and "screen door" are two classes of ADE20K, which must not be swapped).
+
+    Args:
+        saved: plain values of `Labels`; "ids" and "void" are compared only where they are given.
+        labels: the dataset's classes.
+        exact: whether names, ids and void ids must be equal; otherwise names alone are compared, as told above.
+
+    Returns:
+        One line; empty where the classes agree.
+    """
+    theirs, ours = [*map(str, saved["names"])], [*labels.names]
+    ids = [int(value) for value in saved["ids"]] if exact and "ids" in saved else None
+    places = range(max(len(theirs), len(ours)))
+    renamed = [i for i in places if theirs[i : i + 1] != ours[i : i + 1]]
+    if not exact:
+        renamed = [i for i in renamed if i >= len(theirs) or i >= len(ours) or not _one_class(theirs, ours, i)]
+    moved = [] if ids is None else [i for i in places if ids[i : i + 1] != [*labels.ids[i : i + 1]]]
+    void = sorted(int(value) for value in saved["void"]) if exact and "void" in saved else sorted(labels.void)
+    if not (renamed or moved or void != sorted(labels.void)):
+        return ""
+    if len(theirs) != len(ours):
+        kind = f"{len(ours)} classes instead of {len(theirs)}"
+    elif renamed:
+        once, now = [*map(_words, theirs)], [*map(_words, ours)]
+        kind = "another spelling" if once == now else "other names"
+        kind = "the same names in another order" if once != now and sorted(once) == sorted(now) else kind
+    else:
+        kind = "other label ids" if moved else f"the void ids {sorted(labels.void)} instead of {void}"
+    shown = sorted({*renamed, *moved})
+    rows = [
+        f"class {i}: {_shown(theirs, ids, i)} -> {_shown(ours, None if ids is None else [*labels.ids], i)}"
+        for i in shown[:10]
+    ]
+    more = [f"and {len(shown) - 10} more"] if len(shown) > 10 else []
+    return f"{kind} ({'; '.join([*rows, *more])})" if shown else kind
+
+
+def _one_class(theirs: list[str], ours: list[str], place: int) -> bool:
+    """Return whether the two names at a place may be two spellings of one class."""
+    one, other = _words(theirs[place]), _words(ours[place])
+    if one == other:
+        return True
+    elsewhere = [*map(_words, theirs)].count(other) + [*map(_words, ours)].count(one)
+    return not elsewhere and (set(one) <= set(other) or set(other) <= set(one))
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[^\W_]+", name.casefold()) or [name]
+
+
+def _shown(names: list[str], ids: list[int] | None, place: int) -> str:
+    if place >= len(names):
+        return "none"
+    return repr(names[place]) if ids is None or place >= len(ids) else f"{names[place]!r} (id {ids[place]})"

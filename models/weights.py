@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import pickle
 import re
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+
+# The key of a safetensors file's metadata that holds the digest of the rest of the file.
+DIGEST = "ccgpu.sha256"
 
 
 def read_content(function: str, path: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]:
@@ -37,7 +44,7 @@ def read_content(function: str, path: str | os.PathLike[str]) -> tuple[Any, dict
             # A safetensors file begins with the length of its header, 8 bytes, and the header's brace.
             if start[8:] == b"{":
                 return _read_safetensors(path)
-            return torch.load(file, map_location="cpu", weights_only=True), {}
+            return load_pickled(file), {}
         # torch.load raises almost any exception for a truncated or damaged file: ten kinds were seen, from RuntimeError
         # and UnpicklingError to OSError, struct.error, UnicodeDecodeError and AssertionError.
         except Exception as error:
@@ -54,9 +61,59 @@ def read_content(function: str, path: str | os.PathLike[str]) -> tuple[Any, dict
             ) from error
 
 
+def load_pickled(file: BinaryIO) -> Any:
+    """Return the content of an open file of `torch.save`, on the CPU; only tensors and plain values are unpickled.
+
+    torch does not look at the checksums that it writes, so they are compared first: any change of a byte of a record
+    is found. Records without one (`torch.serialization.set_crc32_options(False)`) and files of torch before 1.6 are
+    taken as they are.
+
+    Raises:
+        zipfile.BadZipFile: the file is damaged; torch.load adds some ten kinds of errors of its own.
+    """
+    start = file.read(4)
+    file.seek(0)
+    if start == b"PK\x03\x04":  # as torch tells its zip files from those of torch before 1.6
+        with zipfile.ZipFile(file) as archive:
+            for record in archive.infolist():
+                if record.CRC == 0:
+                    continue
+                with archive.open(record) as content:
+                    while content.read(2**20):  # reading to the end raises if the checksum differs
+                        pass
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
 def _read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = dict(file.metadata() or {})
+    digest = metadata.pop(DIGEST, None)
+    # Files of other programs have no digest. Ours all do, so that one without it has lost it.
+    if digest != _digest(tensors, metadata) and (digest is not None or "ccgpu" in metadata):
+        raise ValueError("the digest of weights and header differs")
+    return tensors, metadata
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return a safetensors file of tensors and metadata, with a digest of both that `read_content` compares.
+
+    safetensors has no checksum of its own, and a changed bit of a weight is a valid weight.
+    """
+    # safetensors takes only contiguous tensors that do not share memory.
+    own = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
+    return safetensors.torch.save(own, metadata={**metadata, DIGEST: _digest(own, metadata)})
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Return the SHA-256 of names, dtypes, shapes and bytes of tensors, and of metadata, each in the order of names."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(json.dumps([name, str(value.dtype), [*value.shape]]).encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
@@ -69,7 +126,13 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], obj
     Raises:
         OSError: the file cannot be written; the former one stays.
     """
-    os.replace(write_partial(path, content), path)
+    partial = write_partial(path, content)
+    try:
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def write_partial(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> Path:
@@ -122,6 +185,36 @@ def check_tensors(function: str, path: str | os.PathLike[str], content: Any) -> 
     return dict(content)
 
 
+def broken_weights(state: Mapping[str, Tensor]) -> list[str]:
+    """Return a line for each entry that no trained network has: NaN or infinity, or a negative running variance."""
+    problems = []
+    for name, value in state.items():
+        if not value.is_floating_point():
+            continue
+        wrong = int((~torch.isfinite(value)).sum())
+        if wrong:
+            problems.append(f"{name} has {wrong} of {value.numel()} values NaN or infinite")
+        elif name.endswith("running_var") and bool((value < 0).any()):
+            problems.append(f"{name} has negative variances")
+    return problems
+
+
+def check_weights(function: str, path: str | os.PathLike[str], state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if a file's weights are broken (`broken_weights`); the message begins with `function`."""
+    problems = broken_weights(state)
+    if problems:
+        raise ValueError(
+            f"{function}: {os.fspath(path)!r} must hold finite weights, got {listed(problems)}; training diverged, or "
+            "the file is damaged: use an earlier checkpoint, or fetch the file again."
+        )
+
+
+def listed(problems: Sequence[str], most: int = 10) -> str:
+    """Return problems as one text: the first ones, then how many more there are."""
+    more = len(problems) - most
+    return "; ".join(problems[:most]) + (f"; and {more} more" if more > 0 else "")
+
+
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Return the tensors of a file of ImageNet weights, on the CPU; errors as in `read_content` and `check_tensors`."""
     return check_tensors("load_imagenet", path, read_content("load_imagenet", path)[0])
@@ -140,7 +233,8 @@ def fill(network: nn.Module, loaded: Mapping[str, Tensor], path: str | os.PathLi
         wanted: description of the network, for messages.
 
     Raises:
-        ValueError: entries are missing, surplus or of another shape or kind; all of these entries are listed.
+        ValueError: entries are missing, surplus or of another shape or kind; all of these entries are listed. Or
+            weights are not finite.
     """
     expected = network.state_dict()
     problems = differences(loaded, expected)
@@ -151,6 +245,7 @@ def fill(network: nn.Module, loaded: Mapping[str, Tensor], path: str | os.PathLi
             + "\n  ".join(problems)
             + "\npass a file for this network."
         )
+    check_weights("load_imagenet", path, loaded)
     network.load_state_dict({**expected, **loaded})
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ccgpu.models.labels import class_differences
 from ccgpu.models.normalisation import Normalise
 from ccgpu.train import distributed, engine
 from ccgpu.train.dataset import Dataset
@@ -42,11 +43,7 @@ def main(dataset: Dataset, argv: Sequence[str] | None = None) -> int:
     parser = command_parser(dataset.name, f"Train and evaluate CCNet. {dataset.source} --data is {dataset.layout}")
     try:
         plan = read_plan(parser, argv, Settings, presets(dataset), lambda settings: default_out(settings, dataset))
-        if plan.checkpoint is not None and plan.checkpoint["dataset"] != dataset.name:
-            raise ValueError(
-                f"--resume must name a run of {dataset.name}, got one of {plan.checkpoint['dataset']} in "
-                f"{plan.checkpoint_path}; continue it with the command that began it."
-            )
+        check_resumed(plan, dataset)
         device = distributed.choose_device(plan.settings.device)
         check_settings(plan.settings, dataset, distributed.launched_world_size(), device)
     except BAD_INPUT as error:
@@ -62,6 +59,24 @@ def main(dataset: Dataset, argv: Sequence[str] | None = None) -> int:
             stopped="stopped at once; --resume continues from the last checkpoint, if any",
             explained={checkpoints.CheckpointError: 1, engine.NonFiniteLoss: 1},
             everywhere=True,
+        )
+
+
+def check_resumed(plan: Plan[Settings], dataset: Dataset) -> None:
+    """Raise ValueError if the run that a plan continues was trained on another dataset, or on other classes."""
+    saved = plan.checkpoint
+    if saved is None:
+        return
+    if saved["dataset"] != dataset.name:
+        raise ValueError(
+            f"--resume must name a run of {dataset.name}, got one of {saved['dataset']} in "
+            f"{plan.checkpoint_path}; continue it with the command that began it."
+        )
+    changed = "" if saved["labels"] is None else class_differences(saved["labels"], dataset.labels, exact=True)
+    if changed:
+        raise ValueError(
+            f"--resume must go on with the classes of {plan.checkpoint_path}, got {dataset.name} with {changed}; "
+            "write the dataset's classes as the checkpoint has them, or start a new run in another --out."
         )
 
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from ccgpu.models import checkpoint
-from ccgpu.models.labels import Labels
+from ccgpu.models.labels import class_differences
 from ccgpu.models.published import RESNET
 from ccgpu.train.dataset import find_dataset
 from ccgpu.train.distributed import say
 from ccgpu.train.runs.errors import BAD_FILE, fail
 from ccgpu.train.runs.flags import command_parser
+from ccgpu.train.runs.setup import dataset_of_network
 
 # Number of classes -> the dataset that a published network with so many classes was trained on.
 BY_CLASSES = {19: "cityscapes", 150: "ade20k"}
@@ -97,11 +98,11 @@ def find_labels(found: checkpoint.Checkpoint, dataset: str | None) -> tuple[dict
         The classes as in `checkpoint.Description`, or None; and notes on what was assumed about them.
 
     Raises:
-        ValueError: there is no such dataset, or the network has another number of classes.
+        ValueError: there is no such dataset, or the network was trained on other classes.
     """
     number = found.network["num_classes"]
     if dataset is not None:
-        return find_dataset(dataset, number).labels.as_plain(), ()
+        return dataset_of_network(found, dataset).labels.as_plain(), ()
     if found.labels is not None and "ids" in found.labels:
         return found.labels, ()
     name = BY_CLASSES.get(number)
@@ -111,14 +112,9 @@ def find_labels(found: checkpoint.Checkpoint, dataset: str | None) -> tuple[dict
     if found.labels is None and known is not None:
         return known.as_plain(), (f"the file does not name its {number} classes: those of {name} were taken",)
     # The file has names and colours but no label ids: a known dataset with the same names adds them.
-    if known is not None and found.labels is not None and _same_names(known, found.labels["names"]):
+    if known is not None and found.labels is not None and not class_differences(found.labels, known, exact=False):
         return known.as_plain(), ()
     return found.labels, ()
-
-
-def _same_names(known: Labels, names: Sequence[str]) -> bool:
-    ours, theirs = (["".join(name.lower().split()) for name in each] for each in (known.names, names))
-    return ours == theirs
 
 
 def describe(found: checkpoint.Checkpoint) -> str:

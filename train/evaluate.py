@@ -28,7 +28,7 @@ from ccgpu.train import distributed, engine
 from ccgpu.train.data.clips import Clip, evaluation_clips
 from ccgpu.train.data.pairs import check_pairs
 from ccgpu.train.data.submission import save_prediction
-from ccgpu.train.dataset import Dataset, find_dataset
+from ccgpu.train.dataset import Dataset
 from ccgpu.train.distributed import say
 from ccgpu.train.metrics import results_table, scores_line
 from ccgpu.train.runs import records
@@ -36,7 +36,7 @@ from ccgpu.train.runs.errors import fail, run_command
 from ccgpu.train.runs.flags import add_checkpoint, add_device, add_scales, chosen_scales, command_parser
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.settings import Settings, prediction
-from ccgpu.train.runs.setup import load_evaluation, place_network, read_network
+from ccgpu.train.runs.setup import dataset_of_network, load_evaluation, place_network, read_network
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
     if flags.unlabelled and flags.record is not None:
         raise ValueError("--record must not come with --unlabelled: without labels there are no scores to record")
     found = read_network(flags.checkpoint)
-    dataset = dataset_of(found, flags)
+    dataset = dataset_of_network(found, flags.dataset)
     run = found.run
     settings = evaluation_settings(recipe_of(found, dataset) if run is None else run["settings"], flags)
     predict = prediction(settings, dataset)
@@ -140,22 +140,6 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
     say(f"{flags.checkpoint}, {origin}: {dataset.name}, {len(clips)} {what}, {describe(predict)}")
     precision = engine.Precision(device, settings.amp, settings.channels_last)
     return Evaluation(iteration, settings, dataset, net, loader, precision, predict)
-
-
-def dataset_of(found: checkpoint.Checkpoint, flags: argparse.Namespace) -> Dataset:
-    """Return --dataset, or the dataset that the run was trained on.
-
-    Raises:
-        ValueError: there is neither, or the network has another number of classes.
-    """
-    name = flags.dataset
-    if name is None and found.run is None:
-        raise ValueError(
-            f"--dataset must be given for {flags.checkpoint}, which is not a run's checkpoint: cityscapes, for example"
-        )
-    if name is None and found.run is not None:
-        name = found.run["dataset"]
-    return find_dataset(name, found.network["num_classes"])
 
 
 def recipe_of(found: checkpoint.Checkpoint, dataset: Dataset) -> dict[str, Any]:

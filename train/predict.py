@@ -32,12 +32,12 @@ from ccgpu.train import distributed, engine
 from ccgpu.train.data.inputs import Input, find_inputs
 from ccgpu.train.data.submission import save_prediction
 from ccgpu.train.data.video import Video, VideoWriter
-from ccgpu.train.dataset import check_classes, find_dataset
+from ccgpu.train.dataset import check_classes
 from ccgpu.train.distributed import say
 from ccgpu.train.runs.errors import BAD_FILE, fail, run_command
 from ccgpu.train.runs.flags import add_checkpoint, add_device, add_scales, chosen_scales, command_parser
 from ccgpu.train.runs.interrupts import DeferredInterrupts
-from ccgpu.train.runs.setup import read_network
+from ccgpu.train.runs.setup import dataset_of_network, read_network
 from ccgpu.train.visualise import contact_sheet, thumbnail
 
 KINDS = ("masks", "overlays", "ids")
@@ -149,11 +149,11 @@ def labels_of(found: checkpoint.Checkpoint, dataset: str | None) -> Labels:
     """Return the classes of a checkpoint's network: from --dataset, else from the file, else numbered ones.
 
     Raises:
-        ValueError: there is no such dataset, or the network has another number of classes.
+        ValueError: there is no such dataset, or the network was trained on other classes.
     """
     number = found.network["num_classes"]
     if dataset is not None:
-        return find_dataset(dataset, number).labels
+        return dataset_of_network(found, dataset).labels
     if found.labels is None:
         return Labels.numbered(number)
     labels = Labels.from_plain(found.labels)

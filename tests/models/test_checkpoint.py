@@ -11,8 +11,26 @@ import torch
 
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
+from ccgpu.models.weights import safetensors_bytes
 from tests.models.problems import random_images
 from tests.models.published_files import State, saved, without
+
+
+def run_checkpoint(net: CCNet, **changes: Any) -> dict[str, Any]:
+    """Return the content of a run's checkpoint of a network."""
+    content: dict[str, Any] = {
+        **{"format": checkpoint.RUN_FORMAT, "iteration": 1, "position": 2, "dataset": "lip", "network": net.config},
+        **{
+            "labels": None,
+            "prediction": {},
+            "value_range": None,
+            "settings": {},
+            "data": "",
+            "model": net.state_dict(),
+        },
+        **{"optimiser": {}, "scaler": {}, "random": {}},
+    }
+    return {**content, **changes}
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pt"])
@@ -39,7 +57,7 @@ def test_converted_file_is_the_same_network(
 def test_a_run_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
     """Its keys had other names: read as today's, it would have no dataset."""
     net = CCNet("resnet18", 3, head_channels=16)
-    content = {"format": checkpoint.RUN_FORMAT, "iteration": 1, "network": net.config, "model": net.state_dict()}
+    content = run_checkpoint(net)
     torch.save(content, tmp_path / "last.pt")
     assert checkpoint.read(tmp_path / "last.pt").network == net.config
     torch.save({**content, "format": 3, "data_set": "lip"}, tmp_path / "last.pt")
@@ -81,6 +99,59 @@ def test_files_cut_short_are_refused(ending: str, share: float, tmp_path: Path) 
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(ValueError, match="cannot be read as one"):
         CCNet.from_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"iteration": "7"}, "got iteration of type str"),
+        ({"iteration": -7}, "got iteration -7"),
+        ({"settings": ["lr"], "dataset": None}, "got dataset of type NoneType; settings of type list"),
+        ({"labels": {"names": 3}}, "got labels {'names': 3}"),
+        ({"value_range": [1]}, r"got value_range \[1\]"),
+        ({"wings": 2}, "got a key 'wings'"),
+        ({"model": [1, 2]}, "got model of type list"),
+        ({"model": {"a": 3}}, "must map names to tensors and nothing else, got other entries: a"),
+    ],
+)
+def test_a_run_checkpoint_with_values_of_wrong_types_is_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    net = CCNet("resnet18", 2, head_channels=8, auxiliary=False)
+    with pytest.raises(ValueError, match=message):
+        checkpoint.read(saved(run_checkpoint(net, **changes), tmp_path, "last.pt"))
+
+
+@pytest.mark.parametrize("header", ["", "{", "3", "{}", '{"format": 3}', '{"format": 3, "network": 2}'])
+def test_a_safetensors_file_with_another_header_is_refused(header: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(safetensors_bytes({"a": torch.zeros(2)}, {"ccgpu": header}))
+    with pytest.raises(ValueError, match=r"net\.safetensors' must have format 3 with a network's arguments"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["run", "file", "safetensors", "mmsegmentation"])
+def test_weights_that_are_not_finite_are_refused(
+    kind: str, value: float, mmsegmentation: State, tmp_path: Path
+) -> None:
+    """Whoever reads such a file gets NaN for every image, and classes of NaN are class 0."""
+    net = CCNet("resnet18", 2, head_channels=8, auxiliary=False)
+    names = ["head.bottleneck.3.bias", "backbone.bn1.running_var"]
+    with torch.no_grad():
+        for name in names:
+            net.state_dict()[name][0] = value
+    if kind == "run":
+        path = saved(run_checkpoint(net), tmp_path, "last.pt")
+    elif kind == "mmsegmentation":
+        broken = {**mmsegmentation, "decode_head.conv_seg.bias": torch.tensor([0.0, value, *[1.0] * 5])}
+        path, names = saved({"state_dict": broken}, tmp_path, "mm.pth"), ["head.bottleneck.3.bias"]
+    else:
+        path = tmp_path / ("net.pt" if kind == "file" else "net.safetensors")
+        checkpoint.write(path, checkpoint.Checkpoint(net.config, net.state_dict()))
+    with pytest.raises(ValueError, match="must hold finite weights, got") as caught:
+        CCNet.from_checkpoint(path)
+    assert all(f"{name} has 1 of " in str(caught.value) for name in names)
 
 
 def test_files_run_no_code(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ccgpu.models.labels import IGNORE, Labels
+from ccgpu.models.labels import IGNORE, Labels, class_differences
+from ccgpu.train.data.ade20k_labels import LABELS as ADE20K
 
 
 def some_labels(**changes: Any) -> Labels:
@@ -40,3 +41,65 @@ def test_labels_look_up_both_ways() -> None:
 def test_labels_refuse_a_table_that_does_not_fit(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         some_labels(**changes)
+
+
+SAVED = {"names": ["background", "pond"], "ids": [0, 1], "void": [255]}
+
+
+def now(names: tuple[str, ...], ids: tuple[int, ...], void: tuple[int, ...] = (255,)) -> Labels:
+    return Labels(names, np.zeros((len(names), 3), np.uint8), ids, void)
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (now(("background", "pond"), (0, 1)), ""),
+        (
+            now(("pond", "background"), (1, 0)),
+            "the same names in another order (class 0: 'background' (id 0) -> 'pond' (id 1); "
+            "class 1: 'pond' (id 1) -> 'background' (id 0))",
+        ),
+        (
+            now(("background", "pond"), (1, 0)),
+            "other label ids (class 0: 'background' (id 0) -> 'background' (id 1); "
+            "class 1: 'pond' (id 1) -> 'pond' (id 0))",
+        ),
+        (now(("background", "lake"), (0, 1)), "other names (class 1: 'pond' (id 1) -> 'lake' (id 1))"),
+        (now(("background", "Pond"), (0, 1)), "another spelling (class 1: 'pond' (id 1) -> 'Pond' (id 1))"),
+        (now(("background", "pond"), (0, 1), ()), "the void ids [] instead of [255]"),
+        (now(("background",), (0,)), "1 classes instead of 2 (class 1: 'pond' (id 1) -> none)"),
+    ],
+)
+def test_class_differences_show_both_lists_where_they_differ(labels: Labels, told: str) -> None:
+    assert class_differences(SAVED, labels, exact=True) == told
+
+
+def test_class_differences_shows_ten_of_many() -> None:
+    saved = {"names": [f"a{i}" for i in range(30)]}
+    labels = now(tuple(f"b{i}" for i in range(30)), tuple(range(30)))
+    found = class_differences(saved, labels, exact=True)
+    assert found.endswith("class 9: 'a9' -> 'b9'; and 20 more)")
+
+
+def test_class_differences_takes_other_spellings_and_ids_of_another_dataset() -> None:
+    def differ(*names: str) -> bool:
+        labels = now(("screen", "screen door", "bed", "television"), (4, 5, 6, 7))
+        return bool(class_differences({"names": names, "ids": [0, 1, 2, 3]}, labels, exact=False))
+
+    assert not differ("screen", "screen door", "bed ", "television receiver")
+    assert not differ("SCREEN", "screen-door", "bed", "Television")
+    assert differ("screen door", "screen", "bed", "television")
+    assert differ("screen", "screen door", "television", "bed")
+    assert differ("screen", "screen door", "bed", "radio")
+    assert differ("screen", "screen door", "bed")
+
+
+def test_mmsegmentations_spellings_are_those_of_our_datasets() -> None:
+    spelled = {"bed": "bed ", "television": "television receiver"}
+    names = [spelled.get(name, name) for name in ADE20K.names]
+    assert class_differences({"names": names}, ADE20K, exact=False) == ""
+    for first, second in ((0, 1), (7, 89), (58, 130), (82, 136)):
+        swapped = names.copy()
+        swapped[first], swapped[second] = names[second], names[first]
+        found = class_differences({"names": swapped}, ADE20K, exact=False)
+        assert f"class {first}: {names[second]!r} -> {ADE20K.names[first]!r}" in found

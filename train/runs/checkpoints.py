@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ccgpu.models.checkpoint import RUN_FORMAT, RunCheckpoint
-from ccgpu.models.weights import differences, partial_path, write_partial
+from ccgpu.models.checkpoint import RUN_FORMAT, RunCheckpoint, run_problems
+from ccgpu.models.weights import broken_weights, differences, listed, load_pickled, partial_path, write_partial
 
 KEYS = frozenset(RunCheckpoint.__required_keys__)
 LAST, PREVIOUS, ABANDONED = "last.pt", "previous.pt", "abandoned.pt"
@@ -110,13 +111,15 @@ def save_checkpoint(folder: Path, checkpoint: RunCheckpoint) -> Path:
         raise ValueError(f"save_checkpoint: checkpoint must have the keys {sorted(KEYS)}, got {tuple(checkpoint)}.")
     last = folder / LAST
     try:
-        partial = write_partial(last, lambda file: torch.save(checkpoint, file))
-        if last.exists():
-            os.replace(last, folder / PREVIOUS)
-        os.replace(partial, last)
+        try:
+            partial = write_partial(last, lambda file: torch.save(checkpoint, file))
+            if last.exists():
+                os.replace(last, folder / PREVIOUS)
+            os.replace(partial, last)
+        finally:
+            remove_partial(folder)
         sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError of its own
-        remove_partial(folder)
         kept = find_checkpoint(folder)
         have = f"{kept} is kept" if kept is not None else "there is no earlier checkpoint"
         raise CheckpointError(
@@ -152,14 +155,16 @@ def read_checkpoint(path: Path) -> RunCheckpoint:
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the file is truncated, damaged, of another kind or of another format version.
+        CheckpointError: the file is truncated, damaged, of another kind or of another format version, or keys are
+            missing or of a wrong type.
     """
     if not path.is_file():
         raise FileNotFoundError(
             f"read_checkpoint: path must be a checkpoint file, got {path}, which is none; name a run's {LAST}."
         )
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            checkpoint = load_pickled(file)
     except Exception as error:  # for a damaged file the unpickler can raise anything
         raise CheckpointError(
             f"read_checkpoint: {path} must be a whole checkpoint of this program, got a truncated, damaged "
@@ -170,10 +175,16 @@ def read_checkpoint(path: Path) -> RunCheckpoint:
             f"read_checkpoint: {path} must be a checkpoint of a run, got a file of other contents (weights "
             f"alone?); {_other_choice(path)}"
         )
-    if checkpoint["format"] != RUN_FORMAT or set(checkpoint) != KEYS:
+    if checkpoint["format"] != RUN_FORMAT:
         raise CheckpointError(
             f"read_checkpoint: {path} must have checkpoint format {RUN_FORMAT}, got {checkpoint['format']}; "
             "continue it with the version of ccgpu that wrote it."
+        )
+    problems = run_problems(checkpoint)
+    if problems:
+        raise CheckpointError(
+            f"read_checkpoint: {path} must have the keys of a run's checkpoint, got {listed(problems)}; "
+            f"{_other_choice(path)}"
         )
     return RunCheckpoint(**checkpoint)  # type: ignore[typeddict-item]  # the keys were checked above
 
@@ -189,17 +200,40 @@ def load_weights(checkpoint: RunCheckpoint, path: Path, net: nn.Module) -> None:
     """Copy a checkpoint's weights into `net`; names, shapes and dtypes are compared before anything is copied.
 
     Raises:
-        CheckpointError: the checkpoint is of another network or number of classes.
+        CheckpointError: the checkpoint is of another network or number of classes, or its weights are not finite.
     """
     own, saved = net.state_dict(), checkpoint["model"]
-    found = differences(saved, own)
+    strangers = [f"{name} is no tensor" for name, value in saved.items() if not torch.is_tensor(value)]
+    found = strangers or differences(saved, own)
     if found:
-        shown = "; ".join(found[:5]) + ("; ..." if len(found) > 5 else "")
         raise CheckpointError(
-            f"load_weights: {path} must hold this network, got {len(found)} difference(s): {shown}; "
+            f"load_weights: {path} must hold this network, got {len(found)} difference(s): {listed(found, 5)}; "
             "use the backbone, head and number of classes the run was started with."
         )
+    broken = broken_weights(saved)
+    if broken:
+        raise CheckpointError(
+            f"load_weights: {path} must hold finite weights, got {listed(broken, 5)}; {_other_choice(path)}"
+        )
     net.load_state_dict({**own, **saved})
+
+
+def _check_optimiser(saved: Mapping[str, Any], path: Path, optimiser: torch.optim.Optimizer) -> None:
+    """Raise CheckpointError unless an optimiser's state fits the parameters, which torch checks in number alone."""
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    state = saved.get("state")
+    problems = [] if isinstance(state, Mapping) else ["no state of the parameters"]
+    for index, values in state.items() if isinstance(state, Mapping) else ():
+        shape = parameters[index].shape if isinstance(index, int) and 0 <= index < len(parameters) else None
+        momentum = values.get("momentum_buffer") if isinstance(values, Mapping) else values
+        if shape is None or not (momentum is None or (torch.is_tensor(momentum) and momentum.shape == shape)):
+            problems.append(f"another state for parameter {index}")
+        elif momentum is not None and not bool(torch.isfinite(momentum).all()):
+            problems.append(f"NaN or infinity in the momentum of parameter {index}")
+    if problems:
+        raise CheckpointError(
+            f"restore: {path} must hold the optimiser of this network, got {listed(problems, 5)}; {_other_choice(path)}"
+        )
 
 
 def restore(
@@ -230,22 +264,32 @@ def restore(
             "same --data and --train-split, or start a new run in another --out."
         )
     load_weights(checkpoint, path, net)
-    optimiser.load_state_dict(checkpoint["optimiser"])
-    if scaler.is_enabled():
-        scaler.load_state_dict(checkpoint["scaler"])
-    set_random_state(checkpoint["random"])
+    _check_optimiser(checkpoint["optimiser"], path, optimiser)
+    part = "optimiser"
+    try:
+        optimiser.load_state_dict(checkpoint["optimiser"])
+        part = "gradient scaler"
+        if scaler.is_enabled():
+            scaler.load_state_dict(checkpoint["scaler"])
+        part = "random generators"
+        set_random_state(checkpoint["random"])
+    # What torch, NumPy and Python raise for states of another kind is not documented.
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"restore: {path} must hold the state of the run's {part}, got another one "
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); {_other_choice(path)}"
+        ) from error
 
 
 def check_finite(net: nn.Module, iteration: int) -> None:
     """Raise if weights are not finite, so that a broken checkpoint never replaces a good one.
 
     Raises:
-        CheckpointError: a parameter or buffer contains infinity or NaN.
+        CheckpointError: a parameter or buffer contains infinity or NaN, or a variance is negative.
     """
-    for name, value in net.state_dict().items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise CheckpointError(
-                f"check_finite: weights must be finite, got infinity or NaN in {name} after iteration "
-                f"{iteration}; nothing was saved. Continue from the last checkpoint with a lower --lr in a "
-                "new run, or --amp off."
-            )
+    broken = broken_weights(net.state_dict())
+    if broken:
+        raise CheckpointError(
+            f"check_finite: weights must be finite, got {listed(broken, 3)} after iteration {iteration}; nothing was "
+            "saved. Continue from the last checkpoint with a lower --lr in a new run, or --amp off."
+        )

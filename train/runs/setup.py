@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from ccgpu.models import checkpoint
 from ccgpu.models.backbones import load_imagenet
 from ccgpu.models.ccnet import EMBEDDING_CHANNELS, CCNet
+from ccgpu.models.labels import class_differences
 from ccgpu.models.normalisation import Normalise
 from ccgpu.models.published import RESNET
 from ccgpu.train import distributed, engine
@@ -18,7 +19,7 @@ from ccgpu.train.data.clips import Clip, evaluation_clips, training_clips
 from ccgpu.train.data.pairs import check_pairs
 from ccgpu.train.data.samples import EvaluationSet, StreamSampler, TrainStream, evaluation_indices
 from ccgpu.train.data.transforms import EvaluationTransform, TrainTransform
-from ccgpu.train.dataset import Dataset
+from ccgpu.train.dataset import Dataset, find_dataset
 from ccgpu.train.distributed import is_main, say
 from ccgpu.train.runs.settings import Settings
 
@@ -35,6 +36,40 @@ def read_network(path: Path) -> checkpoint.Checkpoint:
     if found.source == RESNET:
         raise ValueError(f"--checkpoint must hold a whole network, got {path} with a backbone alone")
     return found
+
+
+def dataset_of_network(found: checkpoint.Checkpoint, name: str | None) -> Dataset:
+    """Return the dataset with a network's classes: the one that --dataset names, else the one that it was trained on.
+
+    The run's own dataset must have the names and label ids that the run was trained on. Another one must have the same
+    classes in the same order; label ids belong to its label files, and so may differ, which is printed.
+
+    Args:
+        found: the network's file; a file without names of classes is compared by their number alone.
+        name: the value of --dataset; None: the run's dataset, for a file of a run.
+
+    Raises:
+        ValueError: no dataset is named, there is no such dataset, or it has other classes.
+    """
+    trained_on = None if found.run is None else found.run["dataset"]
+    chosen = trained_on if name is None else name
+    if chosen is None:
+        raise ValueError("--dataset must be given for a file that is not a run's checkpoint: cityscapes, for example")
+    dataset = find_dataset(chosen, found.network["num_classes"])
+    if found.labels is None:
+        return dataset
+    own = dataset.name == trained_on
+    # Void ids decide which label files are refused, and no score: a dataset may add some after training.
+    known = {key: value for key, value in found.labels.items() if key != "void"}
+    difference = class_differences(known, dataset.labels, exact=own)
+    if difference:
+        raise ValueError(
+            f"--dataset must have the classes that the network was trained on, got {dataset.name} with {difference}; "
+            "write the dataset's classes as the network has them, or train a network on these."
+        )
+    if not own and known.get("ids", [*dataset.labels.ids]) != [*dataset.labels.ids]:
+        say(f"note: label ids are those of {dataset.name}, others than those that the network was trained on")
+    return dataset
 
 
 def build_network(settings: Settings, dataset: Dataset, device: torch.device, *, pretrained: bool) -> CCNet:

@@ -240,5 +240,84 @@ def test_check_finite_refuses_broken_weights(value: float) -> None:
     checkpoints.check_finite(net, 4)
     with torch.no_grad():
         net.state_dict()["1.running_var"][2] = value
-    with pytest.raises(checkpoints.CheckpointError, match=r"1\.running_var after iteration 4"):
+    with pytest.raises(checkpoints.CheckpointError, match=r"1\.running_var has 1 of 4 values .* after iteration 4"):
         checkpoints.check_finite(net, 4)
+
+
+def broken(*path: Any, value: Any) -> RunCheckpoint:
+    """Return a checkpoint with one value in its depth replaced, or removed where value is KeyError."""
+    content = inner = checkpoint()
+    for key in path[:-1]:
+        inner = inner[key]
+    if value is KeyError:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("iteration",), "7", "got iteration of type str"),
+        (("iteration",), True, "got iteration of type bool"),
+        (("position",), -8, "got position -8"),
+        (("model",), [1, 2], "got model of type list"),
+        (("settings",), None, "got settings of type NoneType"),
+        (("network",), 3, "got network of type int"),
+        (("labels",), {"names": [3]}, r"got labels \{'names': \[3\]\}"),
+        (("random",), KeyError, "got no random"),
+        (("model", "0.weight"), 3, "0.weight is no tensor"),
+        (("model", "0.bias"), torch.tensor([1.0, float("nan"), 0, 0]), "0.bias has 1 of 4 values NaN"),
+        (("optimiser", "state"), KeyError, "got no state of the parameters"),
+        (("optimiser", "state"), {0: {"momentum_buffer": torch.zeros(2)}}, "got another state for parameter 0"),
+        (("optimiser", "state"), {"a": {}}, "got another state for parameter a"),
+        (
+            ("optimiser", "state"),
+            {0: {"momentum_buffer": torch.full((4, 3, 3, 3), torch.inf)}},
+            "NaN or infinity in the",
+        ),
+        (("optimiser", "param_groups"), KeyError, r"the run's optimiser, got another one \(KeyError"),
+        (("optimiser", "param_groups"), [], r"the run's optimiser, got another one \(ValueError"),
+        (("random",), {}, r"random generators, got another one \(KeyError"),
+        (("random", "torch"), torch.zeros(3), r"random generators, got another one \(TypeError"),
+        (("random", "numpy"), [], r"random generators, got another one \(TypeError"),
+        (("random", "python"), (3,), r"random generators, got another one \(ValueError"),
+    ],
+)
+def test_sections_of_another_kind_are_told(tmp_path: Path, path: tuple[Any, ...], value: Any, message: str) -> None:
+    file = tmp_path / "last.pt"
+    torch.save(broken(*path, value=value), file)
+    net, optimiser = trained()
+    before = checkpoints.random_state()
+    try:
+        with pytest.raises(checkpoints.CheckpointError, match=rf"last\.pt must hold.*{message}|must have.*{message}"):
+            checkpoints.restore(checkpoints.read_checkpoint(file), file, "digest", net, optimiser, scaler())
+    finally:
+        checkpoints.set_random_state(before)
+
+
+def test_a_changed_bit_of_a_checkpoint_is_found(tmp_path: Path) -> None:
+    """Unlike its settings and weights, torch's archive of them has a checksum of every record."""
+    path, draw = checkpoints.save_checkpoint(tmp_path, checkpoint()), random.Random(3)
+    content = path.read_bytes()
+    whole = repr(checkpoints.read_checkpoint(path))
+    found = 0
+    for _ in range(300):
+        changed = bytearray(content)
+        changed[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(changed)
+        try:
+            assert repr(checkpoints.read_checkpoint(path)) == whole
+        except checkpoints.CheckpointError:
+            found += 1
+    assert found > 100
+
+
+def test_nothing_is_left_where_a_checkpoint_cannot_be_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints.save_checkpoint(tmp_path, checkpoint(1))
+    for error in (PermissionError(13, "Permission denied"), KeyboardInterrupt()):
+        monkeypatch.setattr(os, "replace", lambda *_, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises((checkpoints.CheckpointError, KeyboardInterrupt)):
+            checkpoints.save_checkpoint(tmp_path, checkpoint(2))
+        assert files(tmp_path) == {"last.pt"}
