@@ -1,16 +1,14 @@
-"""Reading users' own image files, of any common format and depth, as upright 8-bit RGB.
-
-An EXIF orientation is applied. (`train/data/pairs.py` reads the images of datasets and does not apply it, because label
-maps belong to the pixels as stored.)
-"""
+"""Reading image files of any common format and depth as 8-bit RGB: for training, evaluation and prediction alike."""
 
 from __future__ import annotations
 
+import stat
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile
 
 # Formats that are accepted. Pillow knows more, but runs another program for some of them, such as EPS.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
@@ -18,59 +16,219 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"),
     *(".pbm", ".pnm", ".jp2", ".j2k", ".avif"),
 )
+EXIF = ("stored", "upright")
+"""What is done with an EXIF orientation: nothing, or the image is turned upright."""
+MAX_PIXELS = 178_956_970
+"""Default of the largest image that is read, in pixels: the size from which Pillow suspects a decompression bomb."""
 # Pillow raises any of these for a broken file, depending on where it is broken.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
 _BACKGROUND = (255, 255, 255)  # shows through transparent pixels
+_ORIENTATION = 0x0112  # EXIF's tag
+# EXIF orientation -> what turns the stored image upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_INVERSE = {**_TURNS, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 
 
 class BadImage(ValueError):
     """An image, label map or video that cannot be used; the message names the file and says what to do."""
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Return an image file of any of `FORMATS` as uint8 (H, W, 3) RGB, upright.
+def read_image(
+    path: Path,
+    *,
+    exif: str = "upright",
+    value_range: tuple[float, float] | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+    """Return an image file of any of `FORMATS` as uint8 (H, W, 3) RGB; arguments and errors are `open_image`'s."""
+    return np.asarray(open_image(path, exif=exif, value_range=value_range, max_pixels=max_pixels))
 
-    Grey, palette and CMYK images become RGB. 16-bit values are reduced to their high byte. Transparent pixels become
-    white. An EXIF orientation is applied. A file of several pages or frames gives the first.
+
+def open_image(
+    path: Path,
+    *,
+    exif: str = "upright",
+    value_range: tuple[float, float] | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
+    """Return an image file of any of `FORMATS` as a decoded Pillow image of mode RGB.
+
+    Grey, palette and CMYK images become RGB; transparent pixels become white. A file of several pages or frames gives
+    the first. Images of more than 8 bits become
+
+        round(255 (value - low) / (high - low)), clipped to 0..255,    with value_range = (low, high)
+
+    and without `value_range` those of 16 bits keep their high byte.
+
+    Args:
+        path: a regular file.
+        exif: "upright" turns the image by its EXIF orientation; "stored" leaves the pixels where they are stored.
+        value_range: the values that become 0 and 255, for images of more than 8 bits; None: 0 and 65535.
+        max_pixels: largest number of pixels, 1 or more.
 
     Raises:
         FileNotFoundError: there is no such file.
-        BadImage: the file cannot be decoded: it is truncated, damaged or no image, has more than twice Pillow's
-            limit of 89 million pixels, or has 32-bit values, whose range is unknown. The message names the file.
+        BadImage: the file is no regular file, cannot be decoded (truncated, damaged, no image), has more than
+            `max_pixels` pixels, or has values of 32 bits and no `value_range` is given. The message names the file.
+        ValueError: exif or value_range is out of its range.
     """
-    Image.init()
+    if exif not in EXIF:
+        raise ValueError(f"open_image: exif must be one of {EXIF}, got {exif!r}.")
+    image, orientation = open_stored(path, value_range=value_range, max_pixels=max_pixels)
+    return image if exif == "stored" else upright(image, orientation)
+
+
+def open_stored(
+    path: Path, *, value_range: tuple[float, float] | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, int]:
+    """Return an image as it is stored, as a Pillow image of mode RGB, and its EXIF orientation, 1..8.
+
+    Arguments and errors are `open_image`'s.
+    """
+    if value_range is not None and not value_range[0] < value_range[1]:
+        raise ValueError(f"open_image: value_range must be (low, high) with low < high, got {value_range}.")
+    check_regular(path)
     try:
-        with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as file:
-            file.load()
-            image = ImageOps.exif_transpose(file)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"read_image: path must be an image, got no file {path}; name another.") from None
+        with path.open("rb") as file:
+            image = open_header(file, FORMATS)
+            if image.width * image.height > max_pixels:
+                raise BadImage(too_large(path, image.size, max_pixels))
+            if value_range is not None and is_deep_colour(image):
+                raise BadImage(
+                    f"read_image: image must be grey for --value-range, got {path} with 16 bits of each colour, of "
+                    "which only the high byte is read; convert it to 8 bits."
+                )
+            orientation, is_turned = orientation_of(image), image.format == "TIFF"  # Pillow turns TIFF files itself
+            image.load()
+    except BadImage:
+        raise
     except DECODE_ERRORS as error:
         raise BadImage(
             f"read_image: path must be a whole image of {', '.join(FORMATS)}, got {path}, which does not decode "
             f"({error}); copy or convert it again."
         ) from error
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
-            raise BadImage(_unknown_range(path, image.mode))
-        return grey_from_16_bits(values)
-    if image.mode == "F":
-        raise BadImage(_unknown_range(path, image.mode))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        transparent = image.convert("RGBA")
-        background = Image.new("RGBA", transparent.size, (*_BACKGROUND, 255))
-        image = Image.alpha_composite(background, transparent)
-    return np.asarray(image.convert("RGB"))
+    rgb = _rgb(path, image, value_range)
+    return (rgb.transpose(_INVERSE[orientation]) if is_turned and orientation != 1 else rgb), orientation
 
 
-def grey_from_16_bits(values: np.ndarray) -> np.ndarray:
-    """Return the high byte of 16-bit grey values (H, W) as uint8 (H, W, 3); Pillow's conversion would clip at 255."""
-    return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Return a stored image turned by its EXIF orientation, 1..8."""
+    return image if orientation == 1 else image.transpose(_TURNS[orientation])
 
 
-def _unknown_range(path: Path, mode: str) -> str:
+def check_regular(path: Path) -> None:
+    """Raise unless `path` is a regular file: opening a named pipe would wait for ever.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BadImage: it is a folder, a pipe, a device or a socket.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"read_image: path must be an image, got no file {path}; put it back or name another."
+        ) from None
+    if not stat.S_ISREG(mode):
+        raise BadImage(
+            f"read_image: path must be a regular file, got {kind_of_file(mode)} {path}; remove or replace it."
+        )
+
+
+def kind_of_file(mode: int) -> str:
+    """Return what a file of this `st_mode`, which is no regular file, is."""
+    kinds = {stat.S_ISDIR: "the folder", stat.S_ISFIFO: "the named pipe", stat.S_ISSOCK: "the socket"}
+    return next((name for test, name in kinds.items() if test(mode)), "the device")
+
+
+def open_header(file: BinaryIO, formats: tuple[str, ...]) -> ImageFile.ImageFile:
+    """Return the image of an open file, not decoded yet, like `Image.open` without its fixed limit of pixels.
+
+    Raises:
+        Any of `DECODE_ERRORS`: the file is of none of the formats, or its header is damaged.
+    """
+    Image.init()
+    prefix = file.read(16)
+    for name in formats:
+        if name not in Image.OPEN:
+            continue
+        factory, accept = Image.OPEN[name]
+        if accept is None or accept(prefix) is True:
+            file.seek(0)
+            return factory(file, "")
+    raise Image.UnidentifiedImageError("empty file" if not prefix else f"not a file of {', '.join(formats)}")
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image, 1..8; 1 too where there is none or the EXIF data cannot be read."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except DECODE_ERRORS:  # every viewer shows such an image as it is stored
+        return 1
+    return found if found in _TURNS else 1
+
+
+def too_large(path: Path, size: tuple[int, int], max_pixels: int) -> str:
+    """Return the message for an image of too many pixels."""
     return (
-        f"read_image: image must have 8 or 16 bits per channel, got {path} with mode {mode}, whose range is "
-        "unknown; convert it to 8 bits."
+        f"read_image: image must have at most {max_pixels} pixels, got {size[0]}x{size[1]} = {size[0] * size[1]} in "
+        f"{path}; if the file is what it should be, allow more with --max-pixels."
     )
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Return whether an image has one channel of more than 8 bits."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def has_16_bits(image: Image.Image) -> bool:
+    """Return whether the values of an image that `is_deep` are in 0..65535."""
+    # Pillow reads 16-bit PNG and PPM files as 32-bit integers in some of its versions.
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def is_deep_colour(image: ImageFile.ImageFile) -> bool:
+    """Return whether an image that is not loaded yet has several channels of 16 bits, which Pillow cuts to 8."""
+    return not is_deep(image) and any(";16" in str(tile[3]) for tile in image.tile)
+
+
+def _rgb(path: Path, image: Image.Image, value_range: tuple[float, float] | None) -> Image.Image:
+    if is_deep(image):
+        return Image.merge("RGB", [Image.fromarray(_eight_bits(path, image, value_range))] * 3)
+    if image.has_transparency_data:
+        transparent = image.convert("RGBA")
+        if transparent.getextrema()[3] == (255, 255):
+            return transparent.convert("RGB")
+        background = Image.new("RGBA", transparent.size, (*_BACKGROUND, 255))
+        return Image.alpha_composite(background, transparent).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(path: Path, image: Image.Image, value_range: tuple[float, float] | None) -> np.ndarray:
+    """Return the values of a deep grey image as uint8 (H, W)."""
+    values = np.asarray(image)
+    if value_range is None and not has_16_bits(image):
+        raise BadImage(
+            f"read_image: image must have 8 or 16 bits per channel, got {path} with mode {image.mode}, whose range is "
+            "unknown; name the values that become black and white with --value-range LOW HIGH."
+        )
+    if value_range is None:
+        return (values >> 8).astype(np.uint8)
+    if has_16_bits(image):
+        return _to_bytes(np.arange(1 << 16), value_range)[values]
+    return _to_bytes(values, value_range)
+
+
+def _to_bytes(values: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+    """Return the values as bytes, low..high as 0..255; NaN becomes 0."""
+    low, high = value_range
+    scaled = np.rint((values.astype(np.float64) - low) * (255 / (high - low)))
+    return np.nan_to_num(np.clip(scaled, 0, 255), nan=0.0).astype(np.uint8)

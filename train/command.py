@@ -121,7 +121,7 @@ def prepare(
         checkpoints.restore(plan.checkpoint, plan.checkpoint_path, digest, net, optimiser, scaler)
     normalise = Normalise(net.backbone.mean, net.backbone.std)
     batches = load_training(settings, dataset, training, normalise, plan.start, device)
-    val_set, val_loader = load_evaluation(evaluation, dataset, normalise, settings.clip, settings.workers, device)
+    val_set, val_loader = load_evaluation(evaluation, dataset, normalise, settings, settings.workers, device)
     announce(plan, dataset, device, len(training), sum(len(clip) - first for clip, first in evaluation))
     # The run folder comes last, so that nothing is written for a run that cannot start.
     locks.enter_context(only_writer(out))

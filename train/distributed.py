@@ -8,7 +8,8 @@ a single one.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +18,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
+
+_SIGN_OF_LIFE = 60.0  # seconds between two signs of life to processes that wait
 
 
 def rank() -> int:
@@ -92,6 +95,44 @@ def wait_for_all() -> None:
     """Wait until every process has called this."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def let_first_process(work: Callable[[], Iterable[None]]) -> None:
+    """Let the first process do a piece of work while the others wait for it; an error ends the waiting of all.
+
+    Args:
+        work: a generator function, run in the first process alone. Where it takes minutes it yields now and then, since
+            a process that waits for more than ten minutes without a sign of life gives up.
+
+    Raises:
+        ValueError: `work` failed in the first process with an exception, which that process itself raises as it was.
+    """
+    if not is_main():
+        while True:
+            finished, problem = _from_first(None)
+            if problem is not None:
+                raise ValueError(problem)
+            if finished:
+                return
+    said = time.monotonic()
+    try:
+        for _ in work():
+            if time.monotonic() - said > _SIGN_OF_LIFE:
+                _from_first((False, None))
+                said = time.monotonic()
+    except BaseException as error:
+        _from_first((True, str(error)))
+        raise
+    _from_first((True, None))
+
+
+def _from_first(value: Any) -> Any:
+    """Return the first process's value in all processes."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def sum_over_processes(value: torch.Tensor) -> torch.Tensor:

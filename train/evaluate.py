@@ -22,21 +22,29 @@ from tqdm import tqdm
 
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
+from ccgpu.models.image_files import EXIF
 from ccgpu.models.normalisation import Normalise
 from ccgpu.models.prediction import AVERAGES, MODES, Prediction
 from ccgpu.train import distributed, engine
 from ccgpu.train.data.clips import Clip, evaluation_clips
-from ccgpu.train.data.pairs import check_pairs
 from ccgpu.train.data.submission import save_prediction
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.distributed import say
 from ccgpu.train.metrics import results_table, scores_line
 from ccgpu.train.runs import records
+from ccgpu.train.runs.data_check import check_data
 from ccgpu.train.runs.errors import fail, run_command
 from ccgpu.train.runs.flags import add_checkpoint, add_device, add_scales, chosen_scales, command_parser
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.settings import Settings, prediction
-from ccgpu.train.runs.setup import dataset_of_network, load_evaluation, place_network, read_network
+from ccgpu.train.runs.setup import (
+    UNCHECKED,
+    dataset_of_network,
+    load_evaluation,
+    place_network,
+    read_network,
+    reading_of,
+)
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,16 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--amp", choices=tuple(engine.AMP_DTYPES), help="autocast (default: the run's)")
     add("--channels-last", action=argparse.BooleanOptionalAction, help="NHWC memory format (default: the run's)")
     add("--compile", action=argparse.BooleanOptionalAction, help="compile with torch.compile (default: the run's)")
+    add("--exif", choices=EXIF, help="leave pixels as stored, or turn images upright (default: the run's)")
+    add(
+        "--value-range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values that become black and white in images of more than 8 bits (default: the run's)",
+    )
+    add("--max-pixels", type=int, metavar="N", help="largest image that is read (default: the run's)")
+    add("--check", action=argparse.BooleanOptionalAction, help="decode every file first (default: the run's)")
     add_device(parser)
     add("--workers", type=int, default=4, help="loader processes (default: 4)")
     return parser.parse_args(argv)
@@ -125,7 +143,7 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
     net = place_network(checkpoint.build(found), settings, device)
     clips = find_clips(flags, settings, dataset)
     normalise = Normalise(net.backbone.mean, net.backbone.std)
-    _, loader = load_evaluation(clips, dataset, normalise, settings.clip, flags.workers, device)
+    _, loader = load_evaluation(clips, dataset, normalise, settings, flags.workers, device)
     if distributed.is_main():
         # Made before the evaluation, which may take hours, so that a path that cannot be written fails now.
         if flags.save_predictions is not None:
@@ -168,7 +186,10 @@ def find_clips(flags: argparse.Namespace, settings: Settings, dataset: Dataset) 
     root = data_folder(flags, settings)
     found = [dataset.find_pairs(root, split, not flags.unlabelled) for split in dict.fromkeys(settings.val_split)]
     pairs = [pair for split in found for pair in split]
-    check_pairs(pairs)
+    if settings.check:
+        check_data(root, [], pairs, dataset.labels, reading_of(settings), flags.workers)
+    else:
+        say(UNCHECKED)
     names = Counter(pair.name for pair in pairs)
     if flags.save_predictions is not None and len(names) < len(pairs):
         raise ValueError(
@@ -242,6 +263,10 @@ def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace) -> Set
         "amp": flags.amp,
         "channels_last": flags.channels_last,
         "compile": flags.compile,
+        "exif": flags.exif,
+        "value_range": None if flags.value_range is None else tuple(flags.value_range),
+        "max_pixels": flags.max_pixels,
+        "check": flags.check,
     }
     settings = Settings(**{**saved, **{name: value for name, value in changes.items() if value is not None}})
     if settings.eval != "sliding" and (flags.crop is not None or flags.stride is not None):

@@ -147,8 +147,8 @@ def test_an_image_that_vanishes_in_a_loaders_process_is_named(
 ) -> None:
     data, out = tmp_path / "data", tmp_path / "run"
     shutil.copytree(tiny_data, data)
-    monkeypatch.setattr(setup, "check_pairs", lambda pairs: shutil.rmtree(data / "leftImg8bit" / "train"))
+    monkeypatch.setattr(setup, "check_data", lambda *_: shutil.rmtree(data / "leftImg8bit" / "train"))
     assert cityscapes.main([*TINY, "--data", str(data), "--workers", "1", "--out", str(out)]) == 1
     line = told(capsys, "cityscapes")
-    assert line.startswith("cityscapes: read_pair: file must exist, got no ")
-    assert line.endswith(f"put it back. Then continue with --resume --out {out}")
+    assert line.startswith("cityscapes: read_image: path must be an image, got no file ")
+    assert line.endswith(f"put it back or name another. Then continue with --resume --out {out}")

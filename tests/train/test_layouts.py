@@ -10,7 +10,7 @@ from PIL import Image
 
 from ccgpu.train import ade20k, camvid, cityscapes, lip
 from ccgpu.train.data.clips import evaluation_clips, training_clips
-from ccgpu.train.data.pairs import check_pairs, read_pair
+from ccgpu.train.data.reading import read_pair
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 

@@ -11,7 +11,8 @@ from PIL import Image
 from ccgpu.models.labels import IGNORE
 from ccgpu.train import ade20k, camvid, cityscapes, lip
 from ccgpu.train.data.clips import training_clips
-from ccgpu.train.data.pairs import Pair, check_pairs, read_pair
+from ccgpu.train.data.pairs import Pair
+from ccgpu.train.data.reading import read_pair
 
 MODULES = [ade20k, camvid, cityscapes, lip]
 

@@ -16,19 +16,22 @@ from torch.utils.data import Dataset, Sampler
 from ccgpu.models.image_files import BadImage
 from ccgpu.models.labels import Labels
 from ccgpu.train.data.clips import Clip
-from ccgpu.train.data.pairs import read_pair
+from ccgpu.train.data.reading import Reading, read_pair
 
 TrainFunction = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[torch.Tensor, torch.Tensor]]
 EvaluationFunction = Callable[[np.ndarray, np.ndarray], tuple[torch.Tensor, torch.Tensor]]
 
 
-def read_clip(clip: Clip, labels: Labels, *, video: bool) -> tuple[np.ndarray, np.ndarray]:
+def read_clip(
+    clip: Clip, labels: Labels, *, video: bool, reading: Reading | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the frames of a clip and their label maps.
 
     Args:
         clip: the frames, of one size; a single one unless `video`.
         labels: the classes, and the ids that the label files may contain.
         video: whether the result has an axis T.
+        reading: how the files are read; None: the defaults of `Reading`.
 
     Returns:
         RGB uint8 (H, W, 3) and train ids uint8 (H, W), or (T, H, W, 3) and (T, H, W).
@@ -41,8 +44,8 @@ def read_clip(clip: Clip, labels: Labels, *, video: bool) -> tuple[np.ndarray, n
     if not video:
         if len(clip) != 1:
             raise ValueError(f"read_clip: clip must be one image, got {len(clip)} frames; pass video=True.")
-        return read_pair(clip[0], labels)
-    frames, frame_labels = zip(*(read_pair(pair, labels) for pair in clip), strict=True)
+        return read_pair(clip[0], labels, reading)
+    frames, frame_labels = zip(*(read_pair(pair, labels, reading) for pair in clip), strict=True)
     for pair, frame in zip(clip, frames, strict=True):
         if frame.shape != frames[0].shape:
             raise BadImage(
@@ -69,6 +72,7 @@ class TrainStream(Dataset[dict[str, Any]]):
         seed: 0 or more.
         length: number of positions, 0 or more: iterations x global batch.
         video: whether samples have an axis T.
+        reading: how the files are read; None: the defaults of `Reading`.
 
     A sample is a dict: `image` float32 (3, H, W) or (3, T, H, W), `label` int64 (H, W) or (T, H, W), and `names`, a
     tuple of the names of the T frames.
@@ -86,6 +90,7 @@ class TrainStream(Dataset[dict[str, Any]]):
         length: int,
         *,
         video: bool = False,
+        reading: Reading | None = None,
     ) -> None:
         for name, value, least in (("clips", len(clips), 1), ("seed", seed, 0), ("length", length, 0)):
             if value < least:
@@ -96,6 +101,7 @@ class TrainStream(Dataset[dict[str, Any]]):
         self.seed = seed
         self.length = length
         self.video = video
+        self.reading = reading
 
     def __len__(self) -> int:
         return self.length
@@ -112,7 +118,7 @@ class TrainStream(Dataset[dict[str, Any]]):
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         clip = self.clip_at(position)
-        pixels = read_clip(clip, self.labels, video=self.video)
+        pixels = read_clip(clip, self.labels, video=self.video, reading=self.reading)
         image, label = self.transform(*pixels, np.random.default_rng((self.seed, position)))
         return {"image": image, "label": label, "names": tuple(pair.name for pair in clip)}
 
@@ -167,6 +173,7 @@ class EvaluationSet(Dataset[dict[str, Any]]):
         labels: the classes, and the ids that the label files may contain.
         transform: (image, label) -> (image tensor, label tensor), such as `EvaluationTransform`.
         video: whether samples have an axis T.
+        reading: how the files are read; None: the defaults of `Reading`.
 
     A sample is a dict as in `TrainStream`, and has `first`, an int, too. Clips may differ in length.
     """
@@ -178,18 +185,20 @@ class EvaluationSet(Dataset[dict[str, Any]]):
         transform: EvaluationFunction,
         *,
         video: bool = False,
+        reading: Reading | None = None,
     ) -> None:
         self.clips = list(clips)
         self.labels = labels
         self.transform = transform
         self.video = video
+        self.reading = reading
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         clip, first = self.clips[index]
-        image, label = self.transform(*read_clip(clip, self.labels, video=self.video))
+        image, label = self.transform(*read_clip(clip, self.labels, video=self.video, reading=self.reading))
         return {"image": image, "label": label, "names": tuple(pair.name for pair in clip), "first": first}
 
 

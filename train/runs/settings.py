@@ -14,6 +14,7 @@ import torch
 
 from ccgpu.models.backbones import BACKBONES
 from ccgpu.models.context import CONTEXTS
+from ccgpu.models.image_files import EXIF, MAX_PIXELS
 from ccgpu.models.prediction import AVERAGES, MODES, Prediction
 from ccgpu.models.resnet import STEMS
 from ccgpu.train import engine
@@ -48,6 +49,23 @@ class Settings:
     scenes_size: tuple[int, int] = option(
         (512, 1024), "size of synthetic images in pixels, H W", kind=int, count="size", least=SMALLEST
     )
+    exif: str | None = option(
+        None,
+        "EXIF orientations: stored leaves pixels where they are, upright turns images; without it, an image that its "
+        "label file does not follow is an error",
+        choices=EXIF,
+    )
+    value_range: tuple[float, float] | None = option(
+        None,
+        "values that become black and white in images of more than 8 bits; without it: 0 65535",
+        kind=float,
+        count=2,
+        metavar=("LOW", "HIGH"),
+    )
+    max_pixels: int = option(
+        MAX_PIXELS, "largest image that is read, in pixels", kind=int, metavar="N", decides="nothing", least=1
+    )
+    check: bool = option(True, "decode every image and label file before the first step", kind=bool, decides="nothing")
     clip: int = option(1, "frames of a clip, neighbours in a video; 1 for single images", kind=int, least=1)
     # Network.
     backbone: str = option("resnet101", f"one of {', '.join(BACKBONES)}", metavar="NAME")
@@ -198,6 +216,8 @@ def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.
         problems.append(f"--gamma must come with --context rcca or nonlocal, got {s.context}")
     if s.nonlocal_form != "sdpa" and s.context != "nonlocal":
         problems.append(f"--nonlocal-form must come with --context nonlocal, got {s.context}")
+    if s.value_range is not None and not s.value_range[0] < s.value_range[1]:
+        problems.append(f"--value-range must be LOW HIGH with LOW < HIGH, got {s.value_range[0]} {s.value_range[1]}")
     if s.ohem is not None and not (0 < s.ohem[0] <= 1 and float(s.ohem[1]).is_integer()):
         problems.append(f"--ohem must be a probability and a number of pixels, got {s.ohem[0]} {s.ohem[1]}")
     if s.ccl_margins[0] > s.ccl_margins[1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,15 +16,18 @@ from ccgpu.models.labels import class_differences
 from ccgpu.models.normalisation import Normalise
 from ccgpu.models.published import RESNET
 from ccgpu.train import distributed, engine
+from ccgpu.train.data.census import check_number
 from ccgpu.train.data.clips import Clip, evaluation_clips, training_clips
-from ccgpu.train.data.pairs import check_pairs
+from ccgpu.train.data.reading import Reading
 from ccgpu.train.data.samples import EvaluationSet, StreamSampler, TrainStream, evaluation_indices
 from ccgpu.train.data.transforms import EvaluationTransform, TrainTransform
 from ccgpu.train.dataset import Dataset, find_dataset
-from ccgpu.train.distributed import is_main, say
+from ccgpu.train.distributed import say
+from ccgpu.train.runs.data_check import check_data
 from ccgpu.train.runs.settings import Settings
 
 Batches: TypeAlias = DataLoader[dict[str, Any]]
+UNCHECKED = "files are not checked (--no-check): one that cannot be used ends the command when its turn comes"
 
 
 def read_network(path: Path) -> checkpoint.Checkpoint:
@@ -120,23 +124,41 @@ def open_data(settings: Settings, dataset: Dataset, out: Path) -> tuple[list[Cli
     """Return the checked clips to train and evaluate on, single images as clips of one.
 
     Without --data, synthetic images are written to out/scenes first. All frames of a clip are from one split.
+
+    Raises:
+        ValueError, OSError: files are missing or unusable, or nothing can be learned from their labels.
     """
+    check_number(dataset.labels)
     root = out / "scenes" if settings.data is None else Path(settings.data)
-    if settings.data is None and dataset.write_synthetic is not None:
-        if is_main():
-            train, val = settings.scenes
-            say(f"no --data: writing synthetic images to {root}, {train} to train and {val} to evaluate on")
-            out.mkdir(parents=True, exist_ok=True)
-            (train_split, *_), (val_split, *_) = settings.train_split, settings.val_split
-            dataset.write_synthetic(root, {train_split: train, val_split: val}, settings.scenes_size, settings.seed)
-        distributed.wait_for_all()
+    if settings.data is None:
+        distributed.let_first_process(lambda: _write_scenes(settings, dataset, root))
     training = {split: dataset.find_pairs(root, split, True) for split in settings.train_split}
     evaluation = {split: dataset.find_pairs(root, split, True) for split in settings.val_split}
-    check_pairs([pair for pairs in ({**training, **evaluation}).values() for pair in pairs])
+    if settings.check:
+        both = [[pair for pairs in split.values() for pair in pairs] for split in (training, evaluation)]
+        check_data(root, *both, dataset.labels, reading_of(settings), settings.workers)
+    else:
+        say(UNCHECKED)
     return (
         [clip for pairs in training.values() for clip in training_clips(pairs, settings.clip, dataset.frame_of)],
         [clip for pairs in evaluation.values() for clip in evaluation_clips(pairs, settings.clip, dataset.frame_of)],
     )
+
+
+def _write_scenes(settings: Settings, dataset: Dataset, root: Path) -> Iterator[None]:
+    """Write the synthetic images of a run without --data."""
+    if dataset.write_synthetic is not None:
+        train, val = settings.scenes
+        say(f"no --data: writing synthetic images to {root}, {train} to train and {val} to evaluate on")
+        root.parent.mkdir(parents=True, exist_ok=True)
+        yield
+        (train_split, *_), (val_split, *_) = settings.train_split, settings.val_split
+        dataset.write_synthetic(root, {train_split: train, val_split: val}, settings.scenes_size, settings.seed)
+
+
+def reading_of(settings: Settings) -> Reading:
+    """Return how the settings ask to read the files of a dataset."""
+    return Reading(settings.exif, settings.value_range, settings.max_pixels)
 
 
 def load_training(
@@ -164,6 +186,7 @@ def load_training(
         settings.seed,
         settings.iterations * settings.batch,
         video=settings.clip > 1,
+        reading=reading_of(settings),
     )
     rank, processes = distributed.rank(), distributed.world_size()
     order = StreamSampler(start, settings.iterations, settings.batch, rank, processes)
@@ -174,12 +197,14 @@ def load_evaluation(
     clips: list[tuple[Clip, int]],
     dataset: Dataset,
     normalise: Normalise,
-    clip: int,
+    settings: Settings,
     workers: int,
     device: torch.device,
 ) -> tuple[EvaluationSet, Batches]:
     """Return the evaluation set and this process's share of it."""
-    val_set = EvaluationSet(clips, dataset.labels, EvaluationTransform(normalise), video=clip > 1)
+    val_set = EvaluationSet(
+        clips, dataset.labels, EvaluationTransform(normalise), video=settings.clip > 1, reading=reading_of(settings)
+    )
     # One image or clip a batch: a dataset's images may differ in size.
     share = [[index] for index in evaluation_indices(len(val_set), distributed.rank(), distributed.world_size())]
     return val_set, engine.load_batches(val_set, batches=share, workers=workers, device=device, again=True)

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from ccgpu.models.image_files import BadImage
 from ccgpu.models.labels import Labels
 from ccgpu.train.data.clips import evaluation_clips, training_clips
-from ccgpu.train.data.pairs import Pair, read_pair
+from ccgpu.train.data.pairs import Pair
+from ccgpu.train.data.reading import read_pair
 from ccgpu.train.data.samples import EvaluationSet, StreamSampler, TrainStream, evaluation_indices, read_clip
 from ccgpu.train.data.transforms import EvaluationTransform, TrainTransform
 

@@ -1,0 +1,146 @@
+"""Checking the files of a dataset before anything is computed with them: every problem in one error, and what is odd.
+
+The files are decoded by `facts.facts_of`; here their facts are judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ccgpu.models.labels import Labels
+from ccgpu.train.data.facts import Facts
+from ccgpu.train.data.pairs import Pair, listing
+from ccgpu.train.data.reading import EXIF_ADVICE, LABEL_KIND, Reading, conflict, ranges, times
+
+File = tuple[Path, bool]
+"""A file, and whether it is a label file."""
+
+_LISTED = 10  # most values that a message lists
+# Highest values of cameras and sensors of 8, 10, 12 and 14 bits.
+_RANGES = (255, 1023, 4095, 16383)
+
+
+def files_of(pairs: Sequence[Pair]) -> list[File]:
+    """Return each file of the pairs once."""
+    found = {(pair.image, False): None for pair in pairs}
+    found |= {(pair.label, True): None for pair in pairs if pair.label is not None}
+    return list(found)
+
+
+def check_pairs(pairs: Sequence[Pair], facts: Mapping[File, Facts], labels: Labels, reading: Reading) -> None:
+    """Raise unless all files of a dataset can be used.
+
+    A file must be whole, an image of a known range of values and of a size that is read; a label file a PNG of 8-bit
+    grey or a palette, of the size and EXIF orientation of its image, without values that are no ids.
+
+    Args:
+        pairs: from `pairs.find_by_name`.
+        facts: what the files are; of all `files_of(pairs)`.
+        labels: the classes, and the ids that the label files may contain.
+        reading: how the files are read.
+
+    Raises:
+        ValueError: files cannot be used. One error lists the first ten problems and counts the rest.
+    """
+    problems = [problem for pair in pairs for problem in _pair_problems(pair, facts, labels, reading)]
+    conflicts = [pair for pair in pairs if reading.exif is None and _differ(pair, facts)]
+    if not problems and not conflicts:
+        return
+    about_labels = any(pair.label is not None and _label_problems(pair.label, facts, labels) for pair in pairs)
+    problems += [conflict(pair, *_orientations(pair, facts)) for pair in conflicts]
+    more = [f"label files: {labels.hint}."] if about_labels else []
+    more += [f"EXIF orientation: {EXIF_ADVICE}{_fitting(conflicts, facts)}."] if conflicts else []
+    raise ValueError(
+        f"check_pairs: pairs must be whole image files that belong together, got {len(problems)} problems in "
+        f"{len(pairs)} pairs; copy or convert these files again:\n" + "\n".join([listing(problems), *more])
+    )
+
+
+def _pair_problems(pair: Pair, facts: Mapping[File, Facts], labels: Labels, reading: Reading) -> Iterator[str]:
+    files = [(pair.image, False)] + ([] if pair.label is None else [(pair.label, True)])
+    whole = True
+    for path, is_label in files:
+        found = facts[path, is_label]
+        if found.problem is not None:
+            yield f"{path}: {found.problem}"
+        elif not found.decoded:
+            yield f"{path}: {times(found.size)} pixels, more than {reading.max_pixels}; allow more with --max-pixels"
+        whole = whole and found.problem is None and found.decoded
+    image = facts[pair.image, False]
+    if image.bits == 32 and reading.value_range is None:
+        yield f"{pair.image}: values of 32 bits, whose range is unknown; name it with --value-range LOW HIGH"
+    if image.colour and reading.value_range is not None:
+        yield f"{pair.image}: 16 bits of each colour, to which --value-range cannot be applied; convert it to 8 bits"
+    if pair.label is None:
+        return
+    yield from _label_problems(pair.label, facts, labels)
+    if whole and not (reading.exif is None and _differ(pair, facts)):
+        sizes = [_turned(facts[file], reading) for file in files]
+        if sizes[0] != sizes[1]:
+            yield f"{pair.label}: {times(sizes[1])} pixels, but the image has {times(sizes[0])}"
+
+
+def _label_problems(label: Path, facts: Mapping[File, Facts], labels: Labels) -> list[str]:
+    """Return a line if a label file is of another kind, or holds values that are no ids."""
+    found = facts[label, True]
+    if found.problem is not None or not found.decoded:
+        return []
+    if found.wrong_kind is not None:
+        return [f"{label}: {found.wrong_kind}, not {LABEL_KIND}"]
+    unknown = np.setdiff1d(np.flatnonzero(found.counts), labels.known)
+    if unknown.size:
+        shown = ", ".join(map(str, unknown[:_LISTED])) + (", ..." if unknown.size > _LISTED else "")
+        return [f"{label}: holds the values {shown}, but the ids are {ranges(labels.known)}"]
+    return []
+
+
+def _orientations(pair: Pair, facts: Mapping[File, Facts]) -> tuple[int, int]:
+    """Return the EXIF orientations of image and label file; equal where they do not matter."""
+    image = facts[pair.image, False].orientation
+    return image, image if pair.label is None else facts[pair.label, True].orientation
+
+
+def _differ(pair: Pair, facts: Mapping[File, Facts]) -> bool:
+    image, label = _orientations(pair, facts)
+    return image != label
+
+
+def _turned(found: Facts, reading: Reading) -> tuple[int, int]:
+    """Return a file's size as it is read."""
+    return found.size[::-1] if reading.exif != "stored" and found.orientation >= 5 else found.size
+
+
+def _fitting(conflicts: Sequence[Pair], facts: Mapping[File, Facts]) -> str:
+    """Return which of the two choices the sizes of images and label files speak for."""
+    fits = {"stored": 0, "upright": 0}
+    for pair in conflicts:
+        if pair.label is None:
+            continue
+        image, label = facts[pair.image, False], facts[pair.label, True]
+        sizes = {exif: _turned(image, Reading(exif)) == _turned(label, Reading(exif)) for exif in fits}
+        for exif, equal in sizes.items():
+            fits[exif] += equal and not all(sizes.values())
+    said = [f"{number} label files have the size for {exif}" for exif, number in fits.items() if number]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def notes(pairs: Sequence[Pair], facts: Mapping[File, Facts], reading: Reading) -> list[str]:
+    """Return a line for each thing that is allowed but may surprise: transparent pixels, unused range of 16 bits."""
+    lines = []
+    transparent = [pair.image for pair in pairs if facts[pair.image, False].transparent]
+    if transparent:
+        lines.append(
+            f"note: {len(transparent)} images have transparent pixels, read as white, such as {transparent[0]}"
+        )
+    deep = [pair.image for pair in pairs if facts[pair.image, False].bits == 16]
+    highest = max((facts[path, False].highest for path in deep), default=0)
+    limit = next((limit for limit in _RANGES if highest <= limit), None)
+    if deep and reading.value_range is None and limit is not None:
+        lines.append(
+            f"warning: the {len(deep)} images of 16 bits, such as {deep[0]}, have no value above {limit}, so that "
+            f"they are read as 0..{limit >> 8} of 255; name their range with --value-range 0 {limit}"
+        )
+    return lines

@@ -1,0 +1,134 @@
+"""What a file of a dataset is, found by decoding it once: size, kind, orientation, values, and what is wrong with it.
+
+These are facts about a file alone, so they can be stored. What they mean for a dataset and its classes is decided in
+`checking.py` and `census.py`.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import ImageFile
+
+from ccgpu.models.image_files import (
+    DECODE_ERRORS,
+    FORMATS,
+    MAX_PIXELS,
+    has_16_bits,
+    is_deep,
+    is_deep_colour,
+    kind_of_file,
+    open_header,
+    orientation_of,
+)
+from ccgpu.train.data.jpeg import is_cut
+from ccgpu.train.data.reading import wrong_kind
+
+_JPEGS = ("JPEG", "MPO")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an image or label file is.
+
+    Attributes:
+        problem: why the file cannot be decoded; None if it can. The other attributes mean nothing where it cannot.
+        size: width and height of the image as it is stored, in pixels.
+        decoded: whether the pixels were decoded; False for an image that is larger than was allowed.
+        orientation: its EXIF orientation, 1..8.
+        wrong_kind: what the file is, if it cannot be a label file; None if it can.
+        transparent: whether it has pixels that are not opaque.
+        bits: bits of a value: 8, 16, or 32 for integers and floats whose range is unknown.
+        colour: whether an image of 16 bits has several channels.
+        highest: the highest value of an image of 16 bits; of several channels, that value with its low byte set to 255.
+        counts: pixels of each value 0..255, for a file that can be a label file; else empty.
+    """
+
+    problem: str | None = None
+    size: tuple[int, int] = (0, 0)
+    decoded: bool = True
+    orientation: int = 1
+    wrong_kind: str | None = None
+    transparent: bool = False
+    bits: int = 8
+    colour: bool = False
+    highest: int = 0
+    counts: tuple[int, ...] = ()
+
+
+def facts_of(path: Path, *, is_label: bool, max_pixels: int = MAX_PIXELS) -> Facts:
+    """Return what a file is, after decoding all of it.
+
+    Args:
+        path: the file.
+        is_label: whether it is a label file, whose values are counted, or an image.
+        max_pixels: largest image that is decoded.
+    """
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            return Facts(problem=f"{kind_of_file(mode)}, not a regular file".removeprefix("the "))
+        content = path.read_bytes()
+    except OSError as error:
+        return Facts(problem=error.strerror or str(error))
+    if not content:
+        return Facts(problem="empty file")
+    try:
+        image = open_header(io.BytesIO(content), FORMATS)
+    except DECODE_ERRORS as error:
+        return Facts(problem=_reason(content, error))
+    if image.width * image.height > max_pixels:
+        return Facts(size=image.size, decoded=False)
+    kind = str(image.format)
+    try:
+        if kind == "PNG":
+            open_header(io.BytesIO(content), ("PNG",)).verify()  # the checksums of all chunks
+        found = _pixels(image, is_label)
+        if kind in _JPEGS and is_cut(content):
+            return Facts(problem=f"truncated {kind} file: pixels are missing before its end marker")
+    except DECODE_ERRORS as error:
+        return Facts(problem=f"truncated or damaged {kind} file ({error})")
+    return found
+
+
+def _reason(content: bytes, error: Exception) -> str:
+    """Return why the header of a file cannot be read."""
+    signatures = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff", "TIFF": b"II*\0", "WEBP": b"RIFF"}
+    kind = next((kind for kind, start in signatures.items() if content.startswith(start)), None)
+    if kind is None:
+        return f"no image file of {', '.join(FORMATS)}"
+    return f"truncated or damaged {kind} file ({error})"
+
+
+def _pixels(image: ImageFile.ImageFile, is_label: bool) -> Facts:
+    """Return the facts of an image that is open but not loaded, by loading it."""
+    wrong, colour, orientation = wrong_kind(image), is_deep_colour(image), orientation_of(image)
+    size = image.size
+    if image.format == "TIFF" and orientation >= 5:  # Pillow turns TIFF files itself, their size already now
+        size = size[::-1]
+    image.load()
+    counted = is_label and wrong is None
+    bits, highest = 8, 0
+    if colour:
+        bits, highest = 16, int(np.asarray(image.convert("RGB")).max(initial=0)) * 256 + 255
+    elif is_deep(image):
+        bits, highest = (16, int(np.asarray(image).max(initial=0))) if has_16_bits(image) else (32, 0)
+    return Facts(
+        size=size,
+        orientation=orientation,
+        wrong_kind=wrong,
+        transparent=image.has_transparency_data and _is_transparent(image),
+        bits=bits,
+        colour=colour,
+        highest=highest,
+        counts=tuple(np.bincount(np.asarray(image).ravel(), minlength=256).tolist()) if counted else (),
+    )
+
+
+def _is_transparent(image: ImageFile.ImageFile) -> bool:
+    lowest, _ = image.convert("RGBA").getchannel("A").getextrema()
+    return not isinstance(lowest, tuple) and lowest < 255

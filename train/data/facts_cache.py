@@ -1,0 +1,120 @@
+"""The cache of what the files of datasets are: a file of JSON for each dataset, in the user's cache folder.
+
+An entry holds while size and times of its file stay the same. Files with a problem are not cached, because the problem
+may be the machine's, such as a missing library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ccgpu.models.weights import write_partial
+from ccgpu.train.data.checking import File
+from ccgpu.train.data.facts import Facts
+
+FOLDER = "CCGPU_CACHE_DIR"
+"""Environment variable that names the folder of the caches."""
+
+_VERSION = 1  # of the facts; increase it when a file would give others
+
+Stamp = tuple[int, int, int]
+
+
+def cache_path(root: Path) -> Path:
+    """Return the cache file of the dataset in `root`: in $CCGPU_CACHE_DIR, or in ccgpu/ of the user's cache folder."""
+    folder = os.environ.get(FOLDER)
+    if folder is None:
+        user = os.environ.get("XDG_CACHE_HOME")
+        folder = os.path.join(user if user else os.path.expanduser("~/.cache"), "ccgpu")
+    digest = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()
+    return Path(folder) / "datasets" / f"{digest[:32]}.json"
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """Return size, time of the last change and time of the last change of the entry, in ns; None without the file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def read_cache(path: Path, stamps: Mapping[File, Stamp | None]) -> dict[File, Facts]:
+    """Return the facts of those files that have not changed since they were cached; none if there is no cache.
+
+    Raises:
+        OSError, ValueError: the cache cannot be read, or is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    if not isinstance(content, dict) or content.get("version") != _VERSION:
+        raise ValueError("a file of another version")
+    try:
+        entries = content["files"]
+        return {
+            file: _from_plain(entry[3:])
+            for file, stamp in stamps.items()
+            if stamp is not None and (entry := entries.get(_key(file))) is not None and entry[:3] == [*stamp]
+        }
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"damaged: {error!r}") from error
+
+
+def write_cache(path: Path, facts: Mapping[File, Facts], stamps: Mapping[File, Stamp | None]) -> None:
+    """Add facts to a cache, atomically; entries of other files stay. A damaged cache is replaced.
+
+    Args:
+        path: from `cache_path`.
+        facts: facts to store; those of files with a problem are left out.
+        stamps: from `stamp_of`, before the files were read.
+
+    Raises:
+        OSError: the cache cannot be written; the former one stays.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entries = content["files"] if content["version"] == _VERSION else {}
+        entries.update(_entries(facts, stamps))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        entries = dict(_entries(facts, stamps))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"version": _VERSION, "files": entries}, separators=(",", ":"))
+    # Another name for each process: two that check one dataset at once write two files.
+    partial = write_partial(path.with_name(f"{path.name}.{os.getpid()}"), text)
+    os.replace(partial, path)
+
+
+def _entries(facts: Mapping[File, Facts], stamps: Mapping[File, Stamp | None]) -> Iterable[tuple[str, list[object]]]:
+    for file, found in facts.items():
+        stamp = stamps[file]
+        if stamp is not None and found.decoded and found.problem is None:
+            yield _key(file), [*stamp, *_to_plain(found)]
+
+
+def _key(file: File) -> str:
+    path, is_label = file
+    return f"{'label' if is_label else 'image'}:{path.absolute()}"
+
+
+def _to_plain(found: Facts) -> list[object]:
+    """Return all facts as plain values, the counts as pairs (value, pixels) of the values that occur."""
+    values = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    counts = [[value, number] for value, number in enumerate(found.counts) if number]
+    return [*({**values, "counts": counts}.values()), len(found.counts)]
+
+
+def _from_plain(values: list[object]) -> Facts:
+    *plain, length = values
+    names = [field.name for field in dataclasses.fields(Facts)]
+    known = dict(zip(names, plain, strict=True))
+    counts = [0] * length
+    for value, number in known["counts"]:
+        counts[value] = number
+    return Facts(**{**known, "size": tuple(known["size"]), "counts": tuple(counts)})

@@ -1,0 +1,159 @@
+"""Reading an image and its label file as training, evaluation and the check of the files see them.
+
+A label file is a PNG with one channel of 8 bits, or with a palette of any depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from ccgpu.models.image_files import (
+    DECODE_ERRORS,
+    FORMATS,
+    MAX_PIXELS,
+    BadImage,
+    check_regular,
+    open_header,
+    open_stored,
+    orientation_of,
+    too_large,
+    upright,
+)
+from ccgpu.models.labels import IGNORE, Labels
+from ccgpu.train.data.pairs import Pair
+
+LABEL_KIND = "a PNG of 8-bit grey or a palette"
+_LISTED = 10  # most values that a message lists
+# Mode of a PNG of 8 bits -> what it is.
+_KINDS = {"LA": "grey with alpha", "RGB": "RGB", "RGBA": "RGBA"}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the files of a dataset are read; the settings of the same names.
+
+    Attributes:
+        exif: "stored" leaves all pixels where they are stored, "upright" turns image and label file each by its own
+            EXIF orientation; None does so too, but refuses a pair whose orientations differ.
+        value_range: values that become 0 and 255 in images of more than 8 bits; None: 0 and 65535.
+        max_pixels: largest image that is read, in pixels.
+    """
+
+    exif: str | None = None
+    value_range: tuple[float, float] | None = None
+    max_pixels: int = MAX_PIXELS
+
+
+def read_pair(pair: Pair, labels: Labels, reading: Reading | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image and its label map.
+
+    Args:
+        pair: the files.
+        labels: the classes and the ids that the label file may contain.
+        reading: how the files are read; None: the defaults of `Reading`.
+
+    Returns:
+        uint8 (H, W, 3) RGB as from `models.image_files.read_image`, and train ids uint8 (H, W): 0..K-1, or 255 for
+        pixels without a class and, where the pair has no label file, for all.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        BadImage: a file cannot be decoded, sizes or EXIF orientations differ, the label is not single-channel or
+            contains a value that is not in `labels`. The message names the file.
+    """
+    how = Reading() if reading is None else reading
+    image, orientation = open_stored(pair.image, value_range=how.value_range, max_pixels=how.max_pixels)
+    if pair.label is None:
+        pixels = np.asarray(image if how.exif == "stored" else upright(image, orientation))
+        return pixels, np.full(pixels.shape[:2], IGNORE, dtype=np.uint8)
+    label, label_orientation = _open_label(pair.label, how.max_pixels, labels)
+    if how.exif != "stored":
+        if how.exif is None and orientation != label_orientation:
+            raise BadImage(f"read_pair: {conflict(pair, orientation, label_orientation)}; {EXIF_ADVICE}.")
+        image, label = upright(image, orientation), upright(label, label_orientation)
+    if image.size != label.size:
+        raise BadImage(
+            f"read_pair: label must have its image's size {times(image.size)}, got {times(label.size)} in "
+            f"{pair.label}; copy both files again."
+        )
+    ids = np.asarray(label)
+    unknown = np.setdiff1d(np.flatnonzero(np.bincount(ids.ravel())), labels.known)
+    if unknown.size:
+        raise BadImage(
+            f"read_pair: label must hold the ids {ranges(labels.known)}, got "
+            f"{unknown[:_LISTED].tolist()} in {pair.label}; {labels.hint}."
+        )
+    return np.asarray(image), labels.to_train[ids]
+
+
+EXIF_ADVICE = (
+    "take --exif stored if the label files were drawn on the pixels as they are stored, --exif upright if they were "
+    "drawn on the images as a viewer shows them"
+)
+
+
+def conflict(pair: Pair, orientation: int, label_orientation: int) -> str:
+    """Return what the EXIF orientations of a pair, which differ, are."""
+    of_label = "has none" if label_orientation == 1 else f"has {label_orientation}"
+    return (
+        f"EXIF orientation must be that of the label file, got {orientation} in {pair.image}, while {pair.label} "
+        f"{of_label}"
+    )
+
+
+def _open_label(path: Path, max_pixels: int, labels: Labels) -> tuple[Image.Image, int]:
+    """Return a label file's decoded image and its EXIF orientation."""
+    check_regular(path)
+    try:
+        with path.open("rb") as file:
+            image = open_header(file, FORMATS)
+            if image.width * image.height > max_pixels:
+                raise BadImage(too_large(path, image.size, max_pixels))
+            wrong = wrong_kind(image)
+            if wrong is not None:
+                raise BadImage(f"read_pair: label must be {LABEL_KIND}, got {wrong} in {path}; {labels.hint}.")
+            orientation = orientation_of(image)
+            image.load()
+            return image, orientation
+    except BadImage:
+        raise
+    except DECODE_ERRORS as error:
+        raise BadImage(
+            f"read_pair: label must be a whole PNG image, got {path}, which does not decode ({error}); copy it again."
+        ) from error
+
+
+def wrong_kind(image: ImageFile.ImageFile) -> str | None:
+    """Return what an image that is open but not loaded is, if it cannot be a label file; None if it can.
+
+    The values of grey images of 1, 2 or 4 bits cannot be ids, because Pillow scales them to 0..255.
+    """
+    if image.format != "PNG":
+        return f"a {image.format} file"
+    coding = str(image.tile[0][3]) if image.tile else image.mode
+    if image.mode == "P" or (image.mode, coding) == ("L", "L"):
+        return None
+    if image.mode == "1":
+        return "a 1-bit PNG"
+    if image.mode == "L":
+        return f"a PNG of {coding.partition(';')[2]}-bit grey"
+    if image.mode.startswith("I"):
+        return "a PNG of 16-bit grey"
+    kind = "grey with alpha" if coding.startswith("LA") else _KINDS.get(image.mode, image.mode)
+    return f"a PNG of {'16-bit ' if ';16' in coding else ''}{kind}"
+
+
+def ranges(values: np.ndarray) -> str:
+    """Return ascending integers as text: [0, 1, 2, 255] -> "0..2, 255"."""
+    runs = np.split(values, np.flatnonzero(np.diff(values) != 1) + 1)
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
+
+
+def times(size: Sequence[int]) -> str:
+    """Return a size as text: (8, 6) -> "8x6"."""
+    return "x".join(str(side) for side in size)

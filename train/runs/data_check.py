@@ -1,0 +1,171 @@
+"""Checking a dataset before a command computes anything: decode each file once, or take from the cache what it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from ccgpu.models.labels import Labels
+from ccgpu.train import engine
+from ccgpu.train.data.census import Census, census_table, census_warnings, check_census
+from ccgpu.train.data.checking import File, check_pairs, files_of, notes
+from ccgpu.train.data.facts import Facts, facts_of
+from ccgpu.train.data.facts_cache import FOLDER, Stamp, cache_path, read_cache, stamp_of, write_cache
+from ccgpu.train.data.pairs import Pair
+from ccgpu.train.data.reading import Reading
+from ccgpu.train.distributed import let_first_process, say
+
+# Seconds after which processes help to decode, because they take some to start, and what they must be able to save.
+_ALONE, _WORTH_PROCESSES = 3.0, 10.0
+_WORTH_CACHING = 1.0  # seconds of decoding; a smaller set is decoded anew each time
+_SHARE = 16  # files that a process decodes at once
+
+
+def check_data(
+    root: Path,
+    training: Sequence[Pair],
+    evaluation: Sequence[Pair],
+    labels: Labels,
+    reading: Reading,
+    workers: int,
+) -> None:
+    """Check all files of a dataset, say what is odd about it, and, for training, print the census of its classes.
+
+    The first of several processes works, the others wait.
+
+    Args:
+        root: the dataset's folder, which its cache belongs to.
+        training: the images to train on; none for an evaluation alone.
+        evaluation: the images to evaluate on.
+        labels: the classes, and the ids that the label files may contain.
+        reading: how the files are read.
+        workers: processes that help with a large dataset; 0: none.
+
+    Raises:
+        ValueError: files cannot be used, or their labels teach or score nothing; see `check_pairs`, `check_census`.
+    """
+    let_first_process(lambda: _check(root, training, evaluation, labels, reading, workers))
+
+
+def _check(
+    root: Path,
+    training: Sequence[Pair],
+    evaluation: Sequence[Pair],
+    labels: Labels,
+    reading: Reading,
+    workers: int,
+) -> Iterator[None]:
+    pairs = [*dict.fromkeys([*training, *evaluation])]
+    files = files_of(pairs)
+    path, stamps = cache_path(root), {file: stamp_of(file[0]) for file in files}
+    yield
+    facts = _cached(path, stamps, reading)
+    missing = [file for file in files if file not in facts]
+    begun, decoded = time.monotonic(), {}
+    for file, found in _decode(missing, reading.max_pixels, workers):
+        decoded[file] = found
+        yield
+    if time.monotonic() - begun > _WORTH_CACHING:
+        _store(path, decoded, stamps)
+    facts |= decoded
+    check_pairs(pairs, facts, labels, reading)
+    for line in notes(pairs, facts, reading):
+        say(line)
+    _take_census(training, evaluation, facts, labels)
+
+
+def _take_census(
+    training: Sequence[Pair], evaluation: Sequence[Pair], facts: Mapping[File, Facts], labels: Labels
+) -> None:
+    censuses = [
+        Census.of(purpose, (facts[pair.label, True] for pair in pairs if pair.label is not None))
+        for purpose, pairs in (("training", training), ("evaluation", evaluation))
+        if any(pair.label is not None for pair in pairs)
+    ]
+    if training:
+        say(census_table(censuses, labels))
+    for census in censuses:
+        for line in census_warnings(census, labels):
+            say(line)
+    for census in censuses:
+        check_census(census, labels)
+
+
+def _cached(path: Path, stamps: Mapping[File, Stamp | None], reading: Reading) -> dict[File, Facts]:
+    """Return the facts that are cached; those of images that are too large now are left out."""
+    try:
+        facts = read_cache(path, stamps)
+    except (OSError, ValueError) as error:
+        say(f"note: the cache {path} cannot be read ({error}); all files are decoded")
+        return {}
+    return {file: found for file, found in facts.items() if found.size[0] * found.size[1] <= reading.max_pixels}
+
+
+def _store(path: Path, facts: Mapping[File, Facts], stamps: Mapping[File, Stamp | None]) -> None:
+    try:
+        write_cache(path, facts, stamps)
+    except OSError as error:
+        say(
+            f"note: the cache {path} cannot be written ({error.strerror}); the next check decodes all files again; "
+            f"name another folder in {FOLDER}"
+        )
+
+
+def _decode(files: Sequence[File], max_pixels: int, workers: int) -> Iterator[tuple[File, Facts]]:
+    """Yield what each file is, in order: in this process, and with others from when they save time."""
+    bar = tqdm(
+        total=len(files),
+        desc="checking files",
+        unit="file",
+        delay=1.0,  # seconds
+        mininterval=0.2 if sys.stderr.isatty() else 10.0,  # seconds; a log file needs few lines
+    )
+    begun = time.monotonic()
+    with bar:
+        for number, file in enumerate(files):
+            passed = time.monotonic() - begun
+            if workers > 0 and passed > _ALONE and passed / number * (len(files) - number) > _WORTH_PROCESSES:
+                rest = _FileSet(files[number:], max_pixels)
+                for index, found in enumerate(_decode_in_processes(rest, workers)):
+                    bar.update()
+                    yield rest.files[index], found
+                return
+            found = facts_of(file[0], is_label=file[1], max_pixels=max_pixels)
+            bar.update()
+            yield file, found
+
+
+class _FileSet(Dataset[dict[str, Any]]):
+    """Files for torch's DataLoader; a sample holds the facts as text, because batches are made of tensors or texts."""
+
+    def __init__(self, files: Sequence[File], max_pixels: int) -> None:
+        self.files = files
+        self.max_pixels = max_pixels
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path, is_label = self.files[index]
+        found = facts_of(path, is_label=is_label, max_pixels=self.max_pixels)
+        return {"facts": json.dumps(dataclasses.asdict(found))}
+
+
+def _decode_in_processes(files: _FileSet, workers: int) -> Iterator[Facts]:
+    shares = [[*range(begin, min(begin + _SHARE, len(files)))] for begin in range(0, len(files), _SHARE)]
+    number = min(max(workers, os.cpu_count() or 1), len(shares))
+    loader = engine.load_batches(files, batches=shares, workers=number, device=torch.device("cpu"))
+    for batch in loader:
+        for text in batch["facts"]:
+            plain = json.loads(text)
+            yield Facts(**{**plain, "size": tuple(plain["size"]), "counts": tuple(plain["counts"])})
