@@ -106,8 +106,7 @@ def open_stored(
                     f"read_image: image must be grey for --value-range, got {path} with 16 bits of each colour, of "
                     "which only the high byte is read; convert it to 8 bits."
                 )
-            orientation, is_turned = orientation_of(image), image.format == "TIFF"  # Pillow turns TIFF files itself
-            image.load()
+            orientation = load_image(image)
     except BadImage:
         raise
     except DECODE_ERRORS as error:
@@ -116,7 +115,8 @@ def open_stored(
             f"({error}); copy or convert it again."
         ) from error
     rgb = _rgb(path, image, value_range)
-    return (rgb.transpose(_INVERSE[orientation]) if is_turned and orientation != 1 else rgb), orientation
+    is_turned = image.format == "TIFF" and orientation != 1  # Pillow turns TIFF files itself
+    return (rgb.transpose(_INVERSE[orientation]) if is_turned else rgb), orientation
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
@@ -167,11 +167,24 @@ def open_header(file: BinaryIO, formats: tuple[str, ...]) -> ImageFile.ImageFile
     raise Image.UnidentifiedImageError("empty file" if not prefix else f"not a file of {', '.join(formats)}")
 
 
-def orientation_of(image: Image.Image) -> int:
-    """Return the EXIF orientation of an image, 1..8; 1 too where there is none or the EXIF data cannot be read."""
+def load_image(image: ImageFile.ImageFile) -> int:
+    """Decode an image that is open, and return its EXIF orientation, 1..8: 1 too where there is none.
+
+    Raises:
+        Any of `DECODE_ERRORS`: the file is truncated or damaged.
+    """
+    if image.format == "TIFF":  # Pillow forgets the orientation when it has turned the image
+        orientation = _orientation(image)
+        image.load()
+        return orientation
+    image.load()  # first, because the EXIF data of a PNG may follow its pixels
+    return _orientation(image)
+
+
+def _orientation(image: Image.Image) -> int:
     try:
         found = image.getexif().get(_ORIENTATION, 1)
-    except DECODE_ERRORS:  # every viewer shows such an image as it is stored
+    except DECODE_ERRORS:  # EXIF data that cannot be read says nothing; viewers show such an image as it is stored
         return 1
     return found if found in _TURNS else 1
 

@@ -11,6 +11,7 @@ from PIL import Image
 from ccgpu.train import ade20k, camvid, cityscapes, lip
 from ccgpu.train.data.clips import evaluation_clips, training_clips
 from ccgpu.train.data.reading import read_pair
+from tests.train.dataset_files import check
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -104,7 +105,7 @@ def test_real_files_are_found_checked_and_read(module: ModuleType, folder: str, 
     labels = module.DATASET.labels
     for split, number in sizes.items():
         pairs = module.find_pairs(real(folder), split)
-        check_pairs(pairs)
+        check(pairs, labels)
         assert len(pairs) == number
         for pair in pairs[:3]:
             image, label = read_pair(pair, labels)

@@ -13,6 +13,7 @@ from ccgpu.train import ade20k, camvid, cityscapes, lip
 from ccgpu.train.data.clips import training_clips
 from ccgpu.train.data.pairs import Pair
 from ccgpu.train.data.reading import read_pair
+from tests.train.dataset_files import check
 
 MODULES = [ade20k, camvid, cityscapes, lip]
 
@@ -28,7 +29,7 @@ def synthetic_pairs(module: ModuleType, root: Path, number: int, size: tuple[int
     """Write a synthetic split and return its images, checked."""
     split = module.DATASET.recipe.get("train_split", ("train",))[0]
     pairs = module.find_pairs(module.DATASET.write_synthetic(root, {split: number}, size, 3), split)
-    check_pairs(pairs)
+    check(pairs, module.DATASET.labels)
     assert len(pairs) == number
     return pairs
 

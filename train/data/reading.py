@@ -18,9 +18,9 @@ from ccgpu.models.image_files import (
     MAX_PIXELS,
     BadImage,
     check_regular,
+    load_image,
     open_header,
     open_stored,
-    orientation_of,
     too_large,
     upright,
 )
@@ -117,8 +117,7 @@ def _open_label(path: Path, max_pixels: int, labels: Labels) -> tuple[Image.Imag
             wrong = wrong_kind(image)
             if wrong is not None:
                 raise BadImage(f"read_pair: label must be {LABEL_KIND}, got {wrong} in {path}; {labels.hint}.")
-            orientation = orientation_of(image)
-            image.load()
+            orientation = load_image(image)
             return image, orientation
     except BadImage:
         raise
