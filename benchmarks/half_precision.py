@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
     parser.add_argument("--record", type=Path, metavar="FILE", help="append the shares to this file of JSON lines")
     flags = parser.parse_args(argv)
-    images = [read_image(entry.path) for entry in find_inputs(flags.inputs)]
+    images = [read_image(entry.path) for entry in find_inputs(flags.inputs)[0]]
     common = ["--checkpoint", flags.checkpoint, "--device", flags.device, "--out", "", *flags.inputs]
     predictors = {amp: predict.Predictor(predict.read_flags([*common, "--amp", amp])) for amp in ("off", *HALVES)}
     shares = kept_shares(predictors, images)

@@ -9,10 +9,10 @@ shows the first images. A video becomes a folder of frames in each of masks, ove
 from __future__ import annotations
 
 import argparse
-import io
-import json
+import errno
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,35 +22,41 @@ from PIL import Image
 from tqdm import tqdm
 
 from ccgpu.models import checkpoint
-from ccgpu.models.colouring import class_overlay, colour_mask
-from ccgpu.models.image_files import BadImage, read_image
+from ccgpu.models.image_files import BadImage, open_image
 from ccgpu.models.labels import Labels
+from ccgpu.models.network_input import PixelInput
 from ccgpu.models.normalisation import Normalise
-from ccgpu.models.prediction import Prediction, predict_classes
-from ccgpu.models.weights import write_atomically
+from ccgpu.models.prediction import NonFiniteScores, Prediction, Window, predict_classes
 from ccgpu.train import distributed, engine
 from ccgpu.train.data.inputs import Input, find_inputs
-from ccgpu.train.data.submission import save_prediction
 from ccgpu.train.data.video import Video, VideoWriter
 from ccgpu.train.dataset import check_classes
 from ccgpu.train.distributed import say
-from ccgpu.train.runs.errors import BAD_FILE, fail, run_command
-from ccgpu.train.runs.flags import add_checkpoint, add_device, add_scales, chosen_scales, command_parser
+from ccgpu.train.prediction_files import KINDS, PredictionFiles, result_paths
+from ccgpu.train.runs.errors import BAD_FILE, fail, is_out_of_memory, run_command
+from ccgpu.train.runs.flags import (
+    add_checkpoint,
+    add_device,
+    add_max_pixels,
+    add_scales,
+    chosen_scales,
+    command_parser,
+    flag,
+)
 from ccgpu.train.runs.interrupts import DeferredInterrupts
+from ccgpu.train.runs.outputs import add_overwrite, check_outputs
 from ccgpu.train.runs.setup import dataset_of_network, read_network
-from ccgpu.train.visualise import contact_sheet, thumbnail
 
-KINDS = ("masks", "overlays", "ids")
 WINDOW = 1024  # pixels: two windows side by side are an image of Cityscapes
-SHEET, SHEET_COLUMNS, SHEET_SIDE = 24, 4, 240  # cells and columns of the contact sheet, pixels of a cell's longer side
-RECORDS = "predictions.jsonl"
-JPEG_QUALITY = 92
+MANY_WINDOWS = 8  # from so many windows an image is worth a progress bar
+# What stops writing for all inputs: a disk that is full, over its quota, or read-only.
+NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status.
 
-    0: all images were predicted. 1: some were not, each named on stderr. 2: bad flags, checkpoint or inputs.
+    0: all inputs were predicted. 1: some were not, each named on stderr. 2: bad flags, checkpoint or inputs.
     130, 143: stopped by Ctrl-C, SIGTERM.
     """
     flags = read_flags(argv)
@@ -86,6 +92,8 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--every", type=int, default=1, metavar="N", help="predict every N-th frame of a video (default: 1)")
     add("--dataset", metavar="MODULE", help="dataset that defines the network's classes (default: the checkpoint's)")
     add("--amp", choices=tuple(engine.AMP_DTYPES), default="off", help="autocast (default: off)")
+    add_max_pixels(parser)
+    add_overwrite(parser, "results that exist in DIR")
     add_device(parser)
     return parser.parse_args(argv)
 
@@ -96,15 +104,25 @@ def prepare(flags: argparse.Namespace) -> tuple[Predictor, list[Input]]:
     Raises:
         ValueError, OSError, ImportError, TypeError: flags, inputs or a checkpoint that cannot be used.
     """
+    if problems := engine.amp_problems(flags.amp, distributed.choose_device(flags.device)):
+        raise ValueError(problems[0])
+    if flags.out.exists() and not flags.out.is_dir():
+        raise ValueError(f"--out must be a folder, got the file {flags.out}; name another.")
+    inputs, left_out = find_inputs(flags.inputs, flags.out)
+    if not inputs:
+        raise ValueError(f"INPUT must name other files than the results in --out, got {len(left_out)} of these alone.")
+    files = result_paths(flags.out, flags.write, inputs)
+    check_outputs("--out", files, [entry.path for entry in inputs] + [flags.checkpoint], overwrite=flags.overwrite)
     predictor = Predictor(flags)
-    inputs = find_inputs(flags.inputs)
+    if left_out:
+        say(f"note: the files below --out are results, not inputs: {len(left_out)} are left out")
     for kind in flags.write:
         (flags.out / kind).mkdir(parents=True, exist_ok=True)
     return predictor, inputs
 
 
 class Predictor:
-    """A network as a function of images, uint8 RGB of any size, that returns their classes.
+    """A network as a function of images of any size that returns their classes.
 
     A network for clips gets each image, or each frame, as a clip of one.
 
@@ -113,13 +131,14 @@ class Predictor:
     """
 
     def __init__(self, flags: argparse.Namespace) -> None:
-        for name, least in (("window", 0), ("every", 1)):
+        for name, least in (("window", 0), ("every", 1), ("max_pixels", 1)):
             if getattr(flags, name) < least:
-                raise ValueError(f"--{name} must be {least} or more, got {getattr(flags, name)}")
+                raise ValueError(f"{flag(name)} must be {least} or more, got {getattr(flags, name)}")
         if not 0 <= flags.opacity <= 1:
             raise ValueError(f"--opacity must be from 0 to 1, got {flags.opacity}")
         device = distributed.choose_device(flags.device)
         found = read_network(flags.checkpoint)
+        self.value_range = found.value_range
         self.labels = labels_of(found, flags.dataset)
         size = {} if flags.short_side is None else {"short_side": flags.short_side, "fit": None}
         self.prediction = Prediction(
@@ -132,14 +151,18 @@ class Predictor:
         self.precision = engine.Precision(device, flags.amp)
         self.window = flags.window
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Return the classes, uint8 (H, W), of an image, uint8 (H, W, 3)."""
-        pixels = self.precision.images(self.normalise(image)[None])
+    def __call__(self, image: Image.Image, progress: Callable[[Sequence[Window]], Iterator[Window]]) -> np.ndarray:
+        """Return the classes, uint8 (H, W), of an image of mode RGB; `progress` is that of `predict_classes`.
+
+        Raises:
+            NonFiniteScores: the network returns NaN or infinity.
+        """
+        source = PixelInput(image, lambda pixels: self.precision.images(self.normalise(pixels)[None]))
         with self.precision.autocast():
             classes = predict_classes(
-                self._logits, pixels, self.prediction, window=self.window, overlap=self.window // 4
+                self._logits, source, self.prediction, window=self.window, overlap=self.window // 4, progress=progress
             )
-        return classes.numpy().astype(np.uint8)
+        return classes.numpy()
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         return self.net(images[:, :, None])[:, :, 0] if self.net.dims == 3 else self.net(images)
@@ -163,29 +186,89 @@ def labels_of(found: checkpoint.Checkpoint, dataset: str | None) -> Labels:
 
 def predict_all(flags: argparse.Namespace, predictor: Predictor, inputs: Sequence[Input]) -> int:
     """Predict all inputs and return the exit status; an input that fails is reported and does not stop the others."""
-    files = PredictionFiles(flags, predictor.labels)
+    files = PredictionFiles(flags.out, flags.write, predictor.labels, flags.opacity)
     failed = 0
-    bar = tqdm(inputs, unit="input", mininterval=0.2 if sys.stderr.isatty() else 10.0)  # seconds
+    bar = tqdm(inputs, unit="input", mininterval=_mininterval())
     with DeferredInterrupts() as interrupts, bar:
         for entry in bar:
             bar.set_postfix_str(entry.name, refresh=False)
             try:
-                if entry.is_video:
-                    predict_video(flags, predictor, files, entry, interrupts)
-                else:
-                    image = read_image(entry.path)
-                    files.write(entry.name, str(entry.path), image, predictor(image))
-            except (BadImage, FileNotFoundError, PermissionError, IsADirectoryError, ModuleNotFoundError) as error:
+                predict_one = predict_video if entry.is_video else predict_image
+                predict_one(flags, predictor, files, entry, interrupts)
+            except engine.Interrupted:
+                break
+            except Exception as error:
                 failed += 1
-                bar.write(f"predict: {error}", file=sys.stderr)
+                bar.write(f"predict: {why_failed(error, entry.path)}", file=sys.stderr)
             if interrupts():
                 break
     files.finish()
     if interrupts():
         return fail("predict", "stopped", interrupts.exit_status)
+    if failed == len(inputs):
+        return fail("predict", f"{'the input' if failed == 1 else f'all {failed} inputs'} failed, see above", 1)
     if failed:
         return fail("predict", f"{failed} of {len(inputs)} inputs failed, see above; the others are in {flags.out}", 1)
     return 0
+
+
+def _mininterval() -> float:
+    """Return the seconds between two prints of a progress bar; a log file needs few."""
+    return 0.2 if sys.stderr.isatty() else 10.0
+
+
+def follow(windows: Sequence[Window], interrupts: DeferredInterrupts) -> Iterator[Window]:
+    """Yield the windows of an image, with a progress bar where there are many.
+
+    Raises:
+        engine.Interrupted: the command was asked to stop; the image is left without results.
+    """
+    few = len(windows) < MANY_WINDOWS
+    for window in tqdm(windows, unit="window", leave=False, disable=few, mininterval=_mininterval()):
+        if interrupts():
+            raise engine.Interrupted("predict: stopped between two windows")
+        yield window
+
+
+def why_failed(error: Exception, path: Path) -> str:
+    """Return why an input failed: in one line, or with the traceback where it may be a mistake of this program.
+
+    Raises:
+        OSError, RuntimeError: `error` itself, if every other input would fail by it: the disk takes no more files, or
+            the device is lost.
+    """
+    if (isinstance(error, OSError) and error.errno in NO_DISK) or str(error).startswith("CUDA error"):
+        raise error
+    if is_out_of_memory(error):
+        # The traceback's frames hold the tensors of the image that failed.
+        traceback.clear_frames(error.__traceback__)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        first = str(error).partition("\n")[0] or type(error).__name__
+        return f"{path}: out of memory ({first}); use a smaller --window or --short-side"
+    if isinstance(error, (BadImage, FileNotFoundError, ModuleNotFoundError)):
+        return str(error)
+    if isinstance(error, (NonFiniteScores, OSError)):
+        return f"{path}: {error}"
+    lines = "".join(traceback.format_exception(error)).rstrip()
+    return f"{path}: unexpected {type(error).__name__}: {error}; please report it with what follows\n{lines}"
+
+
+def predict_image(
+    flags: argparse.Namespace,
+    predictor: Predictor,
+    files: PredictionFiles,
+    entry: Input,
+    interrupts: DeferredInterrupts,
+) -> None:
+    """Predict an image and write its files.
+
+    Raises:
+        BadImage, FileNotFoundError: the image cannot be read.
+    """
+    image = open_image(entry.path, value_range=predictor.value_range, max_pixels=flags.max_pixels)
+    classes = predictor(image, lambda windows: follow(windows, interrupts))
+    files.write(entry.name, str(entry.path), image, classes)
 
 
 def predict_video(
@@ -198,89 +281,35 @@ def predict_video(
     """Predict the frames of a video: write files NAME/000000 ..., counted from 0, and a video of the overlays.
 
     Raises:
-        BadImage, ModuleNotFoundError: the video cannot be read to its end; the files of earlier frames stay.
+        BadImage: the video cannot be read to its end; the files of earlier frames stay.
+        ModuleNotFoundError: the package that reads videos is not installed.
     """
-    with ExitStack() as stack:
-        video = stack.enter_context(Video(entry.path))
-        writer: VideoWriter | None = None
-        if "overlays" in flags.write:
-            writer = stack.enter_context(
-                VideoWriter(flags.out / "overlays" / f"{entry.name}.mp4", video.rate / flags.every)
-            )
-        bar = tqdm(video, total=video.frames, unit="frame", desc=entry.path.name, leave=False, mininterval=1.0)
-        for number, frame in enumerate(stack.enter_context(bar)):
-            if number % flags.every:
-                continue
-            classes = predictor(frame)
-            files.write(f"{entry.name}/{number:06d}", f"{entry.path}#{number}", frame, classes)
-            if writer is not None:
-                writer.add(class_overlay(frame, classes, predictor.labels.colours, flags.opacity))
-            if interrupts():
-                return
-
-
-class PredictionFiles:
-    """Writes the files of predicted images, a line of predictions.jsonl for each, and the contact sheet at the end."""
-
-    def __init__(self, flags: argparse.Namespace, labels: Labels) -> None:
-        self.out: Path = flags.out
-        self.kinds: list[str] = flags.write
-        self.opacity: float = flags.opacity
-        self.labels = labels
-        self._cells: list[tuple[str, Image.Image]] = []
-        self._seen = np.zeros(labels.num_classes, dtype=np.int64)
-        write_atomically(self.out / RECORDS, "")
-
-    def write(self, name: str, source: str, image: np.ndarray, classes: np.ndarray) -> None:
-        """Write the files of one image, each atomically.
-
-        Raises:
-            OSError: a file cannot be written.
-        """
-        overlay = class_overlay(image, classes, self.labels.colours, self.opacity)
-        for kind in self.kinds:
-            target = self.out / kind / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if kind == "ids":
-                save_prediction(target.parent, target.name, classes, self.labels)
-            elif kind == "masks":
-                _save(target.with_name(f"{target.name}.png"), colour_mask(classes, self.labels.colours))
-            else:
-                _save(target.with_name(f"{target.name}.jpg"), overlay)
-        counts = np.bincount(classes.ravel(), minlength=self.labels.num_classes)
-        shares = {
-            self.labels.names[index]: round(counts[index] / classes.size, 6)
-            for index in np.argsort(-counts, kind="stable")
-            if counts[index]
-        }
-        record = {"input": source, "name": name, "height": image.shape[0], "width": image.shape[1], "shares": shares}
-        with (self.out / RECORDS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        if len(self._cells) < SHEET:
-            self._cells.append((name, thumbnail(overlay, SHEET_SIDE)))
-            self._seen += counts
-
-    def finish(self) -> None:
-        """Write the contact sheet and print where the files are; do nothing if no image was predicted."""
-        if not self._cells:
-            return
-        shown = [
-            (self.labels.names[index], self.labels.colours[index].tolist())
-            for index in np.argsort(-self._seen, kind="stable")
-            if self._seen[index]
-        ]
-        _save(self.out / "sheet.jpg", np.asarray(contact_sheet(self._cells, shown, SHEET_COLUMNS)))
-        say(f"{', '.join(str(self.out / kind) for kind in self.kinds)}; the first: {self.out / 'sheet.jpg'}")
-
-
-def _save(path: Path, image: np.ndarray) -> None:
-    """Write uint8 (H, W, 3) as PNG or JPEG, atomically."""
-    content = io.BytesIO()
-    if path.suffix == ".png":
-        Image.fromarray(image).save(content, format="PNG")
-    else:
-        Image.fromarray(image).save(content, format="JPEG", quality=JPEG_QUALITY)
-    write_atomically(path, content.getvalue())
+    written = 0
+    writer: VideoWriter | None = None
+    try:
+        with ExitStack() as stack:
+            video = stack.enter_context(Video(entry.path))
+            if "overlays" in flags.write:
+                path = flags.out / "overlays" / f"{entry.name}.mp4"
+                writer = stack.enter_context(VideoWriter(path, video.rate / flags.every))
+            bar = tqdm(video, total=video.frames, unit="frame", desc=entry.path.name, leave=False, mininterval=1.0)
+            for number, frame in enumerate(stack.enter_context(bar)):
+                if number % flags.every:
+                    continue
+                image = Image.fromarray(frame)
+                classes = predictor(image, lambda windows: follow(windows, interrupts))
+                files.write(f"{entry.name}/{number:06d}", f"{entry.path}#{number}", image, classes)
+                written += 1
+                if writer is not None:
+                    writer.add(np.asarray(image))  # the overlay
+                if interrupts():
+                    break
+        if writer is not None:
+            files.add(writer.path)
+    except BadImage as error:
+        if not written:
+            raise
+        raise BadImage(f"{error} The files of {written} frames are in {flags.out}.") from error
 
 
 if __name__ == "__main__":

@@ -56,11 +56,12 @@ def side_by_side(
     return sheet
 
 
-def thumbnail(image: np.ndarray, side: int) -> Image.Image:
-    """Return an image, uint8 (H, W, 3), shrunk to at most side x side pixels; smaller ones keep their size."""
-    small = Image.fromarray(image)
-    small.thumbnail((side, side))
-    return small
+def thumbnail(image: Image.Image, side: int) -> Image.Image:
+    """Return a copy of an image, shrunk to at most side x side pixels; smaller ones keep their size."""
+    share = min(1.0, side / max(image.size))
+    size = (max(1, round(share * image.width)), max(1, round(share * image.height)))
+    # Reduced by whole numbers first, which takes the time and memory of the small image.
+    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
 def contact_sheet(

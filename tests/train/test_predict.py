@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import struct
+import tracemalloc
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from ccgpu.models.ccnet import CCNet
 from ccgpu.models.image_files import read_image
 from ccgpu.models.prediction import Prediction
 from ccgpu.train import camvid, lip, predict
+from ccgpu.train.prediction_files import PredictionFiles
 from ccgpu.train.visualise import contact_sheet
 from tests.train.networks import write_network
 
@@ -162,7 +166,7 @@ def test_videos_become_frames_and_a_video(tmp_path: Path, file: Path) -> None:
     assert np.abs(frames[2] - shown).mean() < 25
     (tmp_path / "broken.mp4").write_bytes((tmp_path / "video.mp4").read_bytes()[:100])
     (tmp_path / "text.avi").write_text("no video")
-    assert run("--checkpoint", file, "--out", out, tmp_path / "broken.mp4", tmp_path / "text.avi") == 1
+    assert run("--checkpoint", file, "--out", tmp_path / "2", tmp_path / "broken.mp4", tmp_path / "text.avi") == 1
 
 
 @pytest.mark.parametrize(
@@ -172,6 +176,7 @@ def test_videos_become_frames_and_a_video(tmp_path: Path, file: Path) -> None:
         (["IMAGE", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
         (["IMAGE", "--window", "-1"], "--window must be 0 or more"),
         (["IMAGE", "--every", "0"], "--every must be 1 or more"),
+        (["IMAGE", "--max-pixels", "0"], "--max-pixels must be 1 or more"),
         (["IMAGE", "--opacity", "2"], "--opacity must be from 0 to 1"),
         (["IMAGE", "--short-side", "0"], "short_side"),
         (["IMAGE", "--ms", "-1"], "scales must be"),
@@ -199,6 +204,261 @@ def test_a_backbone_alone_cannot_predict(tmp_path: Path, capsys: pytest.CaptureF
     source = save(tmp_path / "a.png", image())
     assert run("--checkpoint", tmp_path / "resnet18.pth", "--out", tmp_path / "out", source) == 2
     assert "backbone alone" in capsys.readouterr().err
+
+
+# What exists already
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_results_are_replaced_only_when_asked(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = [save(tmp_path / name, image(seed=seed)) for seed, name in enumerate(["a.png", "b.png"])]
+    out = tmp_path / "out"
+    given = ("--checkpoint", file, "--out", out)
+    assert run(*given, *photos) == 0
+    before = contents(out)
+    assert run(*given, photos[0]) == 2
+    error = capsys.readouterr().err
+    assert "--out must be new, got existing results" in error
+    assert "predictions.jsonl" in error
+    assert "--overwrite" in error
+    assert contents(out) == before
+    # The results of b.png stay, but nothing takes them for results of this run, and they are named.
+    assert run(*given, photos[0], "--overwrite", "--opacity", "0.2") == 0
+    shown = capsys.readouterr().out
+    assert "holds 3 files that this run did not write, such as" in shown
+    (record,) = (json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines())
+    assert record["name"] == "a"
+    assert contents(out)["ids/b.png"] == before["ids/b.png"]
+    assert contents(out)["overlays/a.jpg"] != before["overlays/a.jpg"]
+    assert contents(out)["sheet.jpg"] != before["sheet.jpg"]
+    # A file of one kind alone is a result too.
+    (tmp_path / "other" / "ids").mkdir(parents=True)
+    (tmp_path / "other" / "ids" / "a.png").write_text("kept")
+    assert run("--checkpoint", file, "--out", tmp_path / "other", photos[0]) == 2
+    assert contents(tmp_path / "other") == {"ids/a.png": b"kept"}
+
+
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+def test_an_input_is_never_replaced(
+    overwrite: tuple[str, ...], file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    source = save(out / "masks" / "ok.png", image())
+    before = contents(out)
+    assert run("--checkpoint", file, source, "--out", out, *overwrite) == 2
+    assert "--out must not replace what the command reads, got" in capsys.readouterr().err
+    assert run("--checkpoint", file, out, "--out", out, *overwrite) == 2
+    assert "--out must be another folder than the inputs'" in capsys.readouterr().err
+    assert contents(out) == before
+    assert run("--checkpoint", file, source, "--out", source, *overwrite) == 2
+    assert "--out must be a folder, got the file" in capsys.readouterr().err
+
+
+def test_results_inside_the_folder_of_inputs_are_no_inputs(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    save(photos / "a.png", image())
+    given = ("--checkpoint", file, photos, "--out", photos / "out", "--overwrite")
+    assert run(*given) == 0
+    capsys.readouterr()
+    assert run(*given) == 0
+    assert "the files below --out are results, not inputs: 4 are left out" in capsys.readouterr().out
+    assert len((photos / "out" / "predictions.jsonl").read_text().splitlines()) == 1
+    assert run("--checkpoint", file, photos / "*" / "ids" / "*", "--out", photos / "out") == 2
+    assert "INPUT must name other files than the results in --out" in capsys.readouterr().err
+
+
+# Inputs that fail
+
+
+def test_nothing_is_said_of_others_where_no_input_was_predicted(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_text("no image")
+    assert run("--checkpoint", file, "--out", tmp_path / "out", tmp_path / "a.png") == 1
+    assert "predict: the input failed, see above" in capsys.readouterr().err
+    assert run("--checkpoint", file, "--out", tmp_path / "2", tmp_path / "a.png", tmp_path / "b.png") == 1
+    error = capsys.readouterr().err
+    assert "predict: all 2 inputs failed, see above" in error
+    assert "the others are in" not in error
+
+
+@pytest.mark.parametrize(
+    ("failure", "told", "traceback"),
+    [
+        (MemoryError(), "out of memory (MemoryError); use a smaller --window", False),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "out of memory (CUDA out of memory. Tried)", False),
+        (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate"), "out of memory ([enforce]", False),
+        (OSError(36, "File name too long"), "[Errno 36] File name too long", False),
+        (struct.error("unpack requires 4 bytes"), "unexpected error: unpack requires 4 bytes; please report", True),
+        (TypeError("a mistake"), "unexpected TypeError: a mistake", True),
+    ],
+)
+def test_an_input_that_fails_does_not_stop_the_others(
+    failure: Exception,
+    told: str,
+    traceback: bool,
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in "abc":
+        save(tmp_path / "photos" / f"{name}.png", image(8, 4 if name == "b" else 12))
+    original = predict.Predictor.__call__
+
+    def call(self: predict.Predictor, picture: Image.Image, progress: Any) -> np.ndarray:
+        if picture.width == 4:
+            raise failure
+        return original(self, picture, progress)
+
+    monkeypatch.setattr(predict.Predictor, "__call__", call)
+    assert run("--checkpoint", file, "--out", tmp_path / "out", tmp_path / "photos") == 1
+    error = capsys.readouterr().err
+    assert f"b.png: {told}" in error
+    assert ("Traceback" in error) == traceback
+    assert "1 of 3 inputs failed" in error
+    assert sorted(path.name for path in (tmp_path / "out" / "ids").iterdir()) == ["a.png", "c.png"]
+
+
+def test_a_full_disk_stops_the_command(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        save(tmp_path / "photos" / f"{name}.png", image())
+
+    def full_disk(path: Path, content: object) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("ccgpu.train.data.submission.write_atomically", full_disk)
+    assert run("--checkpoint", file, "--out", tmp_path / "out", tmp_path / "photos") == 1
+    error = capsys.readouterr().err
+    assert error.count("No space left on device") == 1
+    assert error.splitlines()[-1].endswith("make room or give access, then run the command again")
+
+
+def test_scores_that_are_not_finite_fail_their_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Normalised, white is 0 and black -1e38 here: the first convolution of a black image overflows."""
+    write_network(tmp_path / "net.pt", mean=(255, 255, 255), std=(1e-36, 1e-36, 1e-36))
+    save(tmp_path / "black.png", np.zeros((24, 24, 3), np.uint8))
+    save(tmp_path / "white.png", np.full((24, 24, 3), 255, np.uint8))
+    out = tmp_path / "out"
+    given = ("--checkpoint", tmp_path / "net.pt", tmp_path / "black.png", tmp_path / "white.png")
+    assert run(*given, "--out", out) == 1
+    error = capsys.readouterr().err
+    assert "black.png: the network's scores of an image must be finite" in error
+    assert "--amp bf16 or off" in error
+    assert [path.name for path in (out / "ids").iterdir()] == ["white.png"]
+
+
+def test_half_a_video_fails_and_keeps_its_frames(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    av = pytest.importorskip("av")
+    whole = tmp_path / "whole.avi"
+    with av.open(str(whole), mode="w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        frames = [av.VideoFrame.from_ndarray(image(48, 64, seed=seed), format="rgb24") for seed in range(12)]
+        for packet in [*(packet for frame in frames for packet in stream.encode(frame)), *stream.encode()]:
+            container.mux(packet)
+    content = whole.read_bytes()
+    (tmp_path / "half.avi").write_bytes(content[: (content.index(b"movi") + content.index(b"idx1")) // 2])
+    save(tmp_path / "a.png", image())
+    given = ("--checkpoint", file, tmp_path / "half.avi", tmp_path / "a.png", "--short-side", "24")
+    assert run(*given, "--out", tmp_path / "out") == 1
+    error = capsys.readouterr().err
+    found = sorted(path.name for path in (tmp_path / "out" / "ids" / "half").iterdir())
+    assert f"which ends after {len(found)} of 12 frames" in error
+    assert f"The files of {len(found)} frames are in" in error
+    assert 0 < len(found) < 12
+    assert (tmp_path / "out" / "ids" / "a.png").exists()
+
+
+def test_ctrl_c_while_the_network_is_read_is_no_error(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "read_network", interrupted)
+    source = save(tmp_path / "a.png", image())
+    assert run("--checkpoint", file, "--out", tmp_path / "out", source) == 130
+    assert capsys.readouterr().err == "predict: stopped\n"
+    assert not (tmp_path / "out").exists()
+
+
+# Large images
+
+
+def test_max_pixels_is_a_limit_that_the_message_names(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = save(tmp_path / "a.png", image(40, 56))
+    given = ("--checkpoint", file, source)
+    assert run(*given, "--out", tmp_path / "1", "--max-pixels", "2239") == 1
+    assert "--max-pixels" in capsys.readouterr().err
+    assert run(*given, "--out", tmp_path / "2", "--max-pixels", "2240") == 0
+
+
+def test_windows_show_their_progress_and_stop_at_ctrl_c(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = save(tmp_path / "a.png", image(80, 100))
+    given = ("--checkpoint", file, source, "--window", "32")
+    assert run(*given, "--out", tmp_path / "1") == 0
+    assert "/12 [" in capsys.readouterr().err, "3 x 4 windows"
+    seen = []
+
+    def logits(self: predict.Predictor, images: torch.Tensor) -> torch.Tensor:
+        seen.append(images.shape)
+        if len(seen) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return images
+
+    monkeypatch.setattr(predict.Predictor, "_logits", logits)
+    assert run(*given, "--out", tmp_path / "2") == 130
+    assert len(seen) == 3
+    assert not list((tmp_path / "2" / "ids").iterdir())
+
+
+def test_an_overlay_too_wide_for_jpeg_is_a_png(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def one_class(self: predict.Predictor, picture: Image.Image, progress: Any) -> np.ndarray:
+        return np.zeros((picture.height, picture.width), np.uint8)
+
+    monkeypatch.setattr(predict.Predictor, "__call__", one_class)
+    pixels = np.tile(image(8, 100), (1, 656, 1))
+    source = save(tmp_path / "a.png", pixels)
+    assert run("--checkpoint", file, "--out", tmp_path / "out", source, "--opacity", "0") == 0
+    assert "because JPEG ends at 65500 pixels a side" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out" / "overlays").iterdir()] == ["a.png"]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "overlays" / "a.png")), pixels)
+
+
+def test_memory_of_a_large_image_is_that_of_its_pixels(tmp_path: Path) -> None:
+    """What numpy and zlib take beside Pillow's image; a float32 copy or int64 classes alone are 8 bytes a pixel."""
+    height, width = 3000, 3000
+    labels = camvid.LABELS
+    picture = Image.new("RGB", (width, height), (200, 30, 90))
+    classes = np.zeros((height, width), np.uint8)
+    classes[: height // 2] = 3
+    for kind in predict.KINDS:
+        (tmp_path / kind).mkdir()
+    tracemalloc.start()
+    files = PredictionFiles(tmp_path, predict.KINDS, labels, 0.5)
+    files.write("a", "a.jpg", picture, classes)
+    files.finish()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 6 * height * width
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "masks" / "a.png")), labels.colours[classes])
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data with real images")

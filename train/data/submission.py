@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ccgpu.models.labels import Labels
+from ccgpu.models.png_files import strips, write_png
 from ccgpu.models.weights import write_atomically
 
 
@@ -43,7 +42,6 @@ def save_prediction(folder: Path, name: str, classes: torch.Tensor | np.ndarray,
             f"{values.shape} with values {held} for {name}; pass one image's logits.argmax over the classes."
         )
     path = folder / f"{name}.png"
-    image = io.BytesIO()
-    Image.fromarray(labels.to_file[values]).save(image, format="PNG")
-    write_atomically(path, image.getvalue())
+    rows = (labels.to_file[values[part]] for part in strips(*values.shape))
+    write_atomically(path, lambda file: write_png(file, *values.shape, rows))
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -12,10 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from ccgpu.models.image_files import BadImage
+from ccgpu.models.image_files import BadImage, check_regular
 
 # In order of preference: the first one that PyAV was built with is used. Browsers play H.264, which libx264 writes.
 CODECS = ("libx264", "mpeg4")
+# A file is taken as cut off if it lacks more than these frames of those that its header announces. Files that FFmpeg
+# writes as mp4, mov, avi, mkv, webm, flv, wmv, mpg and ts, with sound and without, lack none.
+MISSING_FRAMES, MISSING_SHARE = 1, 0.01
+MICROSECONDS = 1_000_000  # FFmpeg's unit of a container's time
 
 
 def _av() -> ModuleType:
@@ -39,11 +42,14 @@ class Video:
 
     Raises:
         ModuleNotFoundError: PyAV is not installed.
-        BadImage: the file is no video, or, during iteration, cannot be decoded any further. The message names the file.
+        FileNotFoundError: there is no such file.
+        BadImage: the file is no video, or, during iteration, cannot be decoded any further, or has ended before the
+            end that its header announces, or without a frame. The message names the file.
     """
 
     def __init__(self, path: Path) -> None:
         av = _av()
+        check_regular(path)
         self.path = path
         self._errors = av.error.FFmpegError
         try:
@@ -62,9 +68,12 @@ class Video:
         self._container.close()
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        seen = 0
+        seen, first, end = 0, 0.0, 0.0
         try:
             for frame in self._container.decode(self._stream):
+                if frame.time is not None:
+                    first = frame.time if seen == 0 else min(first, frame.time)
+                    end = max(end, frame.time)
                 pixels = frame.to_ndarray(format="rgb24")
                 # Phones store frames in the orientation of the sensor, along with the rotation in degrees that turns
                 # them upright.
@@ -76,6 +85,30 @@ class Video:
                 f"Video: file must be a whole video, got {self.path}, which does not decode after {seen} frames "
                 f"({error}); copy it again."
             ) from error
+        announced = self._announced()
+        # A file may hold fewer frames than it counts, without being cut: a recording stores none where nothing changes.
+        # Its last frame then lies where its header says that it ends.
+        reached = round((end - first) * self.rate) + 1
+        missing = announced - max(seen, reached)
+        if seen == 0 or missing > MISSING_FRAMES + MISSING_SHARE * announced:
+            raise BadImage(
+                f"Video: file must be a whole video, got {self.path}, which ends after {seen} of "
+                f"{announced or 'an unknown number of'} frames; copy it again."
+            )
+
+    def _announced(self) -> int:
+        """Return how many frames the header announces, as a number or by their time; 0: it does not say."""
+        if self._stream.frames and "avi" in self._container.format.name:
+            return self._stream.frames  # FFmpeg shortens an AVI's time to the file's size
+        time = 0.0
+        if self._stream.duration is not None:
+            time = float(self._stream.duration * self._stream.time_base)
+        elif "DURATION" in self._stream.metadata:  # of Matroska and WebM, as hours:minutes:seconds
+            for part in self._stream.metadata["DURATION"].split(":"):
+                time = 60 * time + float(part)
+        elif len(self._container.streams) == 1 and self._container.duration is not None:
+            time = self._container.duration / MICROSECONDS
+        return round(time * self.rate)
 
 
 class VideoWriter:
@@ -112,13 +145,13 @@ class VideoWriter:
         if self._container is None:
             return
         try:
-            if kind is None:
-                for packet in self._stream.encode():
-                    self._container.mux(packet)
-        finally:
-            self._container.close()
+            try:
+                if kind is None:
+                    for packet in self._stream.encode():
+                        self._container.mux(packet)
+            finally:
+                self._container.close()
             if kind is None:
                 os.replace(self._partial, self.path)
-            else:
-                with contextlib.suppress(OSError):
-                    self._partial.unlink()
+        finally:
+            self._partial.unlink(missing_ok=True)  # where anything above failed

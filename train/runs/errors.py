@@ -75,6 +75,11 @@ def fail(command: str, message: str, status: int, *, everywhere: bool = False) -
     return status
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory ran out, of the CPU or of a device; torch has no exception class for the former."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
 def failure(error: Exception, *, again: str, smaller: str) -> str:
     """Return in one line why a command failed while it ran, and what to do.
 
@@ -93,7 +98,7 @@ def failure(error: Exception, *, again: str, smaller: str) -> str:
         traceback.clear_frames(error.__traceback__)
     # Some of these are recognised by their text, because torch has no exception class for them.
     first = text.partition("\n")[0]
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in text:
+    if is_out_of_memory(error):
         return f"out of memory ({first}); {smaller}"
     if isinstance(error, (BadImage, OSError)):
         return f"{text} Then {again}" if text.endswith(".") else f"{text}; make room or give access, then {again}"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from ccgpu.models.image_files import MAX_PIXELS
 from ccgpu.models.prediction import MULTI_SCALE
 
 S = TypeVar("S")
@@ -35,6 +36,17 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add --device."""
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default: auto)")
+
+
+def add_max_pixels(parser: argparse.ArgumentParser) -> None:
+    """Add --max-pixels, the largest image that is read."""
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        metavar="N",
+        help=f"largest image that is read, in pixels (default: {MAX_PIXELS})",
+    )
 
 
 def add_scales(parser: argparse.ArgumentParser, default: str) -> None:

@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def found(*given: object) -> list[tuple[str, str]]:
-    return [(entry.path.name, entry.name) for entry in find_inputs([str(argument) for argument in given])]
+    return [(entry.path.name, entry.name) for entry in find_inputs([str(argument) for argument in given])[0]]
 
 
 def test_folders_keep_their_subfolders_and_leave_out_what_is_hidden_or_no_image(folder: Path) -> None:
@@ -52,7 +52,7 @@ def test_files_are_taken_whatever_their_ending(folder: Path) -> None:
 def test_patterns_are_expanded(folder: Path) -> None:
     assert found(folder / "*" / "1.*") == [("1.jpg", "1"), ("1.png", "1-2")]
     assert found(folder / "**" / "1.jpg") == [("1.jpg", "1"), ("1.jpg", "1-2")]
-    assert [entry.is_video for entry in find_inputs([str(folder / "b" / "*")])] == [False, True]
+    assert [entry.is_video for entry in find_inputs([str(folder / "b" / "*")])[0]] == [False, True]
 
 
 def test_names_differ_and_files_count_once(folder: Path) -> None:
@@ -73,3 +73,37 @@ def test_arguments_that_give_no_file_are_named(argument: str, tmp_path: Path) ->
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="there is none"):
         find_inputs([str(tmp_path / argument)])
+
+
+@pytest.mark.parametrize("argument", ["", "*/*", "**/*", "a/*/../*"])
+def test_results_inside_of_a_folder_are_no_inputs(argument: str, folder: Path) -> None:
+    out = folder / "a" / "out"
+    touched = [out / "masks" / "1.png", out / "sheet.jpg"]
+    for path in touched:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for given in (str(folder / argument), str(folder / "a")):
+        inputs, left_out = find_inputs([given], out)
+        assert inputs
+        assert not [entry for entry in inputs if out in entry.path.resolve().parents]
+        assert {path.resolve() for path in left_out} <= set(touched)
+    assert left_out
+    assert find_inputs([str(folder / "a")])[1] == []
+    # Named by itself a result is an input.
+    inputs, left_out = find_inputs([str(touched[0])], out)
+    assert (len(inputs), left_out) == (1, [])
+    # A folder of inputs that lies in the folder of results holds no results.
+    inputs, left_out = find_inputs([str(folder / "a" / "deep")], folder / "a")
+    assert (len(inputs), left_out) == (1, [])
+
+
+def test_the_folder_of_results_is_no_folder_of_inputs(folder: Path) -> None:
+    with pytest.raises(ValueError, match="--out must be another folder than the inputs'"):
+        find_inputs([str(folder / "a")], folder / "b" / ".." / "a")
+
+
+def test_the_frames_of_a_video_have_a_folder_of_their_own(tmp_path: Path) -> None:
+    for name in ("Walk.mp4", "walk/000000.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert found(tmp_path) == [("Walk.mp4", "Walk-2"), ("000000.jpg", "walk/000000")]

@@ -1,0 +1,60 @@
+"""PNG files written strip by strip: what Pillow reads back, and the memory that they take."""
+
+from __future__ import annotations
+
+import io
+import tracemalloc
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ccgpu.models import png_files
+from ccgpu.models.png_files import strips, write_png
+
+
+@pytest.mark.parametrize("channels", [(), (3,)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (37, 53)])
+def test_pillow_reads_back_what_was_written(
+    size: tuple[int, int], channels: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(png_files, "STRIP", 160)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, *channels), dtype=np.uint8)
+    file = io.BytesIO()
+    write_png(file, *size, (pixels[rows] for rows in strips(*size)))
+    found = Image.open(file)
+    assert found.mode == ("RGB" if channels else "L")
+    assert np.array_equal(np.asarray(found), pixels)
+
+
+def test_strips_hold_every_row_once() -> None:
+    for height, width in ((1, 1), (5, 3 * png_files.STRIP), (3000, 4000)):
+        rows = [row for part in strips(height, width) for row in range(height)[part]]
+        assert rows == list(range(height))
+    assert len(list(strips(3000, 4000))) > 10
+
+
+def test_memory_is_that_of_strips() -> None:
+    height, width = 4000, 5000
+
+    def rows() -> Iterator[np.ndarray]:
+        for part in strips(height, width):
+            yield np.zeros((part.stop - part.start, width, 3), np.uint8)
+
+    file = io.BytesIO()
+    tracemalloc.start()
+    write_png(file, height, width, rows())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < height * width
+    assert Image.open(file).size == (width, height)
+
+
+@pytest.mark.parametrize(
+    "strip",
+    [np.zeros((2, 3), np.int64), np.zeros((2, 4), np.uint8), np.zeros((2, 3, 4), np.uint8), np.zeros((1, 3), "u1")],
+)
+def test_strips_that_do_not_fit_are_refused(strip: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="write_png: rows must be"):
+        write_png(io.BytesIO(), 2, 3, [strip])

@@ -1,0 +1,172 @@
+"""The files of predicted images: masks, overlays, label ids, their records and the contact sheet.
+
+Large images are written strip by strip, and an overlay is blended into the image's own memory: beside the image and
+its classes, memory does not grow with the image.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from ccgpu.models.colouring import class_overlay, colour_mask
+from ccgpu.models.labels import Labels
+from ccgpu.models.png_files import strips, write_png
+from ccgpu.models.weights import write_atomically
+from ccgpu.train.data.inputs import Input
+from ccgpu.train.data.submission import save_prediction
+from ccgpu.train.distributed import say
+from ccgpu.train.visualise import contact_sheet, thumbnail
+
+KINDS = ("masks", "overlays", "ids")
+RECORDS, SHEET = "predictions.jsonl", "sheet.jpg"
+CELLS, COLUMNS, CELL_SIDE = 24, 4, 240  # cells and columns of the contact sheet, pixels of a cell's longer side
+JPEG_QUALITY = 92
+JPEG_SIDE = 65500  # pixels; libjpeg's limit
+
+
+def result_paths(out: Path, kinds: Sequence[str], inputs: Sequence[Input]) -> list[Path]:
+    """Return the files that predicting the inputs may write; a folder stands for the frames of a video."""
+    endings = {"masks": (".png",), "overlays": (".jpg", ".png"), "ids": (".png",)}
+    paths = [out / RECORDS, out / SHEET]
+    for entry in inputs:
+        for kind in kinds:
+            target = out / kind / entry.name
+            if entry.is_video:
+                paths.append(target)
+            names = (".mp4",) * (kind == "overlays") if entry.is_video else endings[kind]
+            paths += [_with_ending(target, ending) for ending in names]
+    return paths
+
+
+class PredictionFiles:
+    """Writes the files of predicted images, a line of predictions.jsonl for each, and the contact sheet at the end.
+
+    A new object begins a new predictions.jsonl and removes the sheet of an earlier run.
+
+    Args:
+        out: the folder; it exists.
+        kinds: which of `KINDS` to write.
+        labels: the classes.
+        opacity: of overlays, 0 to 1.
+    """
+
+    def __init__(self, out: Path, kinds: Sequence[str], labels: Labels, opacity: float) -> None:
+        self.out = out
+        self.kinds = kinds
+        self.labels = labels
+        self.opacity = opacity
+        self._cells: list[tuple[str, Image.Image]] = []
+        self._seen = np.zeros(labels.num_classes, dtype=np.int64)
+        self._written: set[Path] = set()
+        write_atomically(out / RECORDS, "")
+        (out / SHEET).unlink(missing_ok=True)
+
+    def write(self, name: str, source: str, image: Image.Image, classes: np.ndarray) -> None:
+        """Write the files of one image, each atomically, and leave the overlay in the image.
+
+        Args:
+            name: the results' path without ending, relative to the folder of their kind.
+            source: the input, for the record.
+            image: of mode RGB; where an overlay is asked for or shown on the sheet, it becomes the overlay.
+            classes: uint8 (H, W).
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        height, width = classes.shape
+        for kind in self.kinds:
+            (self.out / kind / name).parent.mkdir(parents=True, exist_ok=True)
+        if "ids" in self.kinds:
+            target = self.out / "ids" / name
+            self._written.add(save_prediction(target.parent, target.name, classes, self.labels))
+        if "masks" in self.kinds:
+            colours = self.labels.colours
+            masks = (colour_mask(classes[rows], colours) for rows in strips(height, width))
+            self._write_png(self.out / "masks" / name, height, width, masks)
+        if "overlays" in self.kinds or len(self._cells) < CELLS:
+            blend(image, classes, self.labels.colours, self.opacity)
+        if "overlays" in self.kinds:
+            self._write_overlay(self.out / "overlays" / name, image)
+        counts = np.zeros(self.labels.num_classes, dtype=np.int64)
+        for rows in strips(height, width):
+            counts += np.bincount(classes[rows].ravel(), minlength=len(counts))
+        self._record(name, source, image.size, counts)
+        if len(self._cells) < CELLS:
+            self._cells.append((name, thumbnail(image, CELL_SIDE)))
+            self._seen += counts
+
+    def add(self, path: Path) -> None:
+        """Note another file of this run, written by the caller."""
+        self._written.add(path)
+
+    def finish(self) -> None:
+        """Write the contact sheet, and print where the files are and how many others lie beside them."""
+        if self._cells:
+            shown = [
+                (self.labels.names[index], self.labels.colours[index].tolist())
+                for index in np.argsort(-self._seen, kind="stable")
+                if self._seen[index]
+            ]
+            _save_jpeg(self.out / SHEET, contact_sheet(self._cells, shown, COLUMNS))
+            say(f"{', '.join(str(self.out / kind) for kind in self.kinds)}; the first: {self.out / SHEET}")
+        others = [path for kind in KINDS for path in sorted((self.out / kind).rglob("*")) if path.is_file()]
+        others = [path for path in others if path not in self._written]
+        if others:
+            say(
+                f"note: {self.out} also holds {len(others)} files that this run did not write, such as {others[0]}; "
+                f"{self.out / RECORDS} lists this run's images alone"
+            )
+
+    def _write_overlay(self, target: Path, image: Image.Image) -> None:
+        if max(image.size) <= JPEG_SIDE:
+            path = _with_ending(target, ".jpg")
+            _save_jpeg(path, image)
+            self._written.add(path)
+            return
+        say(f"{_with_ending(target, '.png')}: a PNG, because JPEG ends at {JPEG_SIDE} pixels a side")
+        self._write_png(target, image.height, image.width, pixel_strips(image))
+
+    def _write_png(self, target: Path, height: int, width: int, rows: Iterator[np.ndarray]) -> None:
+        path = _with_ending(target, ".png")
+        write_atomically(path, lambda file: write_png(file, height, width, rows))
+        self._written.add(path)
+
+    def _record(self, name: str, source: str, size: tuple[int, int], counts: np.ndarray) -> None:
+        width, height = size
+        shares = {
+            self.labels.names[index]: round(counts[index] / (height * width), 6)
+            for index in np.argsort(-counts, kind="stable")
+            if counts[index]
+        }
+        record = {"input": source, "name": name, "height": height, "width": width, "shares": shares}
+        with (self.out / RECORDS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def blend(image: Image.Image, classes: np.ndarray, colours: np.ndarray, opacity: float) -> None:
+    """Blend the colours of the classes into an image of mode RGB, in its own memory; arguments as `class_overlay`'s."""
+    for rows, pixels in zip(strips(*classes.shape), pixel_strips(image), strict=True):
+        image.paste(Image.fromarray(class_overlay(pixels, classes[rows], colours, opacity)), (0, rows.start))
+
+
+def pixel_strips(image: Image.Image) -> Iterator[np.ndarray]:
+    """Yield an image of mode RGB as uint8 (h, W, 3), strip by strip."""
+    for rows in strips(image.height, image.width):
+        yield np.asarray(image.crop((0, rows.start, image.width, rows.stop)))
+
+
+def _with_ending(target: Path, ending: str) -> Path:
+    return target.with_name(target.name + ending)  # not with_suffix: a name may hold dots
+
+
+def _save_jpeg(path: Path, image: Image.Image) -> None:
+    def save(file: BinaryIO) -> None:
+        image.save(file, format="JPEG", quality=JPEG_QUALITY)
+
+    write_atomically(path, save)
