@@ -38,6 +38,8 @@ _LABEL_IDS = by_id(
     {thing: LABELS.ids[LABELS.names.index(name)] for thing, name in _CLASS_OF.items()}, LABELS.void[0]
 ).astype(np.uint8)
 
+_FULL = ("ADE20K_2021_17_01", "ADE20K_2016_07_26")  # folders of the full dataset's archives
+
 
 def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
     """Return the images of a split ("training", "validation"), sorted by name.
@@ -50,7 +52,20 @@ def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
     """
     unpacked = Path(root) / "ADEChallengeData2016"
     root = unpacked if unpacked.is_dir() else Path(root)
+    if not (root / "annotations").is_dir():
+        _refuse_full_dataset(root)
     return find_by_name("find_pairs", root / "images" / split, root / "annotations" / split if labelled else None)
+
+
+def _refuse_full_dataset(root: Path) -> None:
+    """Raise FileNotFoundError if a folder holds the full ADE20K, whose label files are of other classes and colours."""
+    for folder in (root, *(root / name for name in _FULL)):
+        if (folder / "images" / "ADE").is_dir() or any(folder.glob("index_ade20k.*")):
+            raise FileNotFoundError(
+                f"find_pairs: --data must be ADEChallengeData2016 (SceneParse150), got the full ADE20K in {folder}, "
+                "whose label files have thousands of classes; download ADEChallengeData2016.zip, with images/ and "
+                "annotations/ of 150 classes."
+            )
 
 
 def write_scenes(root: str | Path, splits: Mapping[str, int], size: tuple[int, int], seed: int) -> Path:

@@ -6,11 +6,14 @@ These are facts about a file alone, so they can be stored. What they mean for a 
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import stat
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ImageFile
@@ -59,6 +62,24 @@ class Facts:
     colour: bool = False
     highest: int = 0
     counts: tuple[int, ...] = ()
+
+    def as_plain(self) -> dict[str, Any]:
+        """Return the facts as values that JSON can hold; of the counts only those that are not zero."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        sparse = {str(value): number for value, number in enumerate(self.counts) if number}
+        return {**values, "size": list(self.size), "counts": sparse if self.counts else None}
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Facts:
+        """Return the facts with these plain values: the inverse of `as_plain`.
+
+        Raises:
+            TypeError, ValueError, KeyError, AttributeError: the values are no facts.
+        """
+        width, height = values["size"]
+        sparse = values["counts"]
+        counts = () if sparse is None else tuple(int(sparse.get(str(value), 0)) for value in range(256))
+        return cls(**{**values, "size": (int(width), int(height)), "counts": counts})
 
 
 def facts_of(path: Path, *, is_label: bool, max_pixels: int = MAX_PIXELS) -> Facts:

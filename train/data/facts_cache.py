@@ -6,12 +6,12 @@ may be the machine's, such as a missing library.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ccgpu.models.weights import write_partial
 from ccgpu.train.data.checking import File
@@ -51,20 +51,21 @@ def read_cache(path: Path, stamps: Mapping[File, Stamp | None]) -> dict[File, Fa
         OSError, ValueError: the cache cannot be read, or is damaged.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return {}
-    if not isinstance(content, dict) or content.get("version") != _VERSION:
-        raise ValueError("a file of another version")
     try:
+        content = json.loads(text)
+        if content["version"] != _VERSION:
+            raise ValueError(f"version {content['version']}")
         entries = content["files"]
         return {
-            file: _from_plain(entry[3:])
+            file: Facts.from_plain(entry["facts"])
             for file, stamp in stamps.items()
-            if stamp is not None and (entry := entries.get(_key(file))) is not None and entry[:3] == [*stamp]
+            if stamp is not None and (entry := entries.get(_key(file))) is not None and entry["stamp"] == [*stamp]
         }
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"damaged: {error!r}") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"damaged, or of another version: {error!r}") from error
 
 
 def write_cache(path: Path, facts: Mapping[File, Facts], stamps: Mapping[File, Stamp | None]) -> None:
@@ -91,30 +92,13 @@ def write_cache(path: Path, facts: Mapping[File, Facts], stamps: Mapping[File, S
     os.replace(partial, path)
 
 
-def _entries(facts: Mapping[File, Facts], stamps: Mapping[File, Stamp | None]) -> Iterable[tuple[str, list[object]]]:
+def _entries(facts: Mapping[File, Facts], stamps: Mapping[File, Stamp | None]) -> Iterable[tuple[str, dict[str, Any]]]:
     for file, found in facts.items():
         stamp = stamps[file]
         if stamp is not None and found.decoded and found.problem is None:
-            yield _key(file), [*stamp, *_to_plain(found)]
+            yield _key(file), {"stamp": [*stamp], "facts": found.as_plain()}
 
 
 def _key(file: File) -> str:
     path, is_label = file
     return f"{'label' if is_label else 'image'}:{path.absolute()}"
-
-
-def _to_plain(found: Facts) -> list[object]:
-    """Return all facts as plain values, the counts as pairs (value, pixels) of the values that occur."""
-    values = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
-    counts = [[value, number] for value, number in enumerate(found.counts) if number]
-    return [*({**values, "counts": counts}.values()), len(found.counts)]
-
-
-def _from_plain(values: list[object]) -> Facts:
-    *plain, length = values
-    names = [field.name for field in dataclasses.fields(Facts)]
-    known = dict(zip(names, plain, strict=True))
-    counts = [0] * length
-    for value, number in known["counts"]:
-        counts[value] = number
-    return Facts(**{**known, "size": tuple(known["size"]), "counts": tuple(counts)})

@@ -103,7 +103,7 @@ def _near_misses(name: str, folder: Path, entries: Sequence[Path]) -> str:
         if len(rest) < len(path.name) and not rest[:1].isalnum():
             found.append(path.name if path.parent == folder else str(path))
     more = f" and {len(found) - _NEAR} more" if len(found) > _NEAR else ""
-    return f", but {', '.join(found[:_NEAR])}{more}" if found else ""
+    return f", but there is {', '.join(found[:_NEAR])}{more}" if found else ""
 
 
 def _files_by_name(

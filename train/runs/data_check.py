@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
@@ -158,7 +157,7 @@ class _FileSet(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         path, is_label = self.files[index]
         found = facts_of(path, is_label=is_label, max_pixels=self.max_pixels)
-        return {"facts": json.dumps(dataclasses.asdict(found))}
+        return {"facts": json.dumps(found.as_plain())}
 
 
 def _decode_in_processes(files: _FileSet, workers: int) -> Iterator[Facts]:
@@ -167,5 +166,4 @@ def _decode_in_processes(files: _FileSet, workers: int) -> Iterator[Facts]:
     loader = engine.load_batches(files, batches=shares, workers=number, device=torch.device("cpu"))
     for batch in loader:
         for text in batch["facts"]:
-            plain = json.loads(text)
-            yield Facts(**{**plain, "size": tuple(plain["size"]), "counts": tuple(plain["counts"])})
+            yield Facts.from_plain(json.loads(text))

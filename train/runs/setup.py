@@ -135,8 +135,10 @@ def open_data(settings: Settings, dataset: Dataset, out: Path) -> tuple[list[Cli
     training = {split: dataset.find_pairs(root, split, True) for split in settings.train_split}
     evaluation = {split: dataset.find_pairs(root, split, True) for split in settings.val_split}
     if settings.check:
-        both = [[pair for pairs in split.values() for pair in pairs] for split in (training, evaluation)]
-        check_data(root, *both, dataset.labels, reading_of(settings), settings.workers)
+        to_train, to_evaluate = (
+            [pair for pairs in split.values() for pair in pairs] for split in (training, evaluation)
+        )
+        check_data(root, to_train, to_evaluate, dataset.labels, reading_of(settings), settings.workers)
     else:
         say(UNCHECKED)
     return (
@@ -153,7 +155,7 @@ def _write_scenes(settings: Settings, dataset: Dataset, root: Path) -> Iterator[
         root.parent.mkdir(parents=True, exist_ok=True)
         yield
         (train_split, *_), (val_split, *_) = settings.train_split, settings.val_split
-        dataset.write_synthetic(root, {train_split: train, val_split: val}, settings.scenes_size, settings.seed)
+        dataset.write_synthetic(root, {val_split: val, train_split: train}, settings.scenes_size, settings.seed)
 
 
 def reading_of(settings: Settings) -> Reading:

@@ -4,19 +4,23 @@
 layouts.
 """
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 
 SETTINGS_FILE = "synthetic.json"
 
 _VERSION = 1  # of the drawing code; increase it when the same seed gives other images
+_LOCK = "lock"  # held while a partial folder is written
 _SMALLEST = 32  # pixels per side; in smaller images a person ahead is less than a pixel wide
 
 Key = tuple[int, int]
@@ -38,7 +42,7 @@ def write_synthetic(
     """Write a synthetic dataset.
 
     The folder is written atomically: under another name beside `root`, and renamed at the end. A `root` that already
-    contains the images of the same settings is left unchanged.
+    contains the images of the same settings is left unchanged. What a killed process left beside `root` is removed.
 
     Args:
         root: the folder to write; it does not exist, is empty or holds the same images.
@@ -74,22 +78,38 @@ def write_synthetic(
         "size": [int(side) for side in size],
         "seed": int(seed),
     }
+    _remove_leftovers(root)
     if _holds(root, settings):
         return root
     unfinished = root.with_name(f".{root.name}.{os.getpid()}.partial")
+    lock = filelock.FileLock(file_in(unfinished, _LOCK))
     try:
+        lock.acquire()
         for split, number in splits.items():
             for index in range(number):
                 write(unfinished, split, index, size, (seed, zlib.crc32(split.encode())))
         (unfinished / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+        lock.release()
+        (unfinished / _LOCK).unlink(missing_ok=True)
         try:
             unfinished.rename(root)
         except OSError:
             if not _holds(root, settings):  # another process may have written the same images meanwhile
                 raise
     finally:
+        lock.release()
         shutil.rmtree(unfinished, ignore_errors=True)
     return root
+
+
+def _remove_leftovers(root: Path) -> None:
+    """Remove the partial folders of processes that were killed: their locks are free, those of live ones are not."""
+    pattern = re.compile(rf"\.{re.escape(root.name)}\.[0-9]+\.partial")
+    for folder in [*root.parent.iterdir()] if root.parent.is_dir() else []:
+        if pattern.fullmatch(folder.name) and (folder / _LOCK).exists():
+            lock = filelock.FileLock(folder / _LOCK, timeout=0)
+            with contextlib.suppress(filelock.Timeout, OSError), lock:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _holds(root: Path, settings: dict[str, Any]) -> bool:

@@ -85,3 +85,42 @@ def test_find_by_name_refuses_two_files_of_one_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="label files must have different names"):
         find(tmp_path)
     assert find(tmp_path, labelled=False) == [Pair(pair.image, None, "a")]
+
+
+def test_find_by_name_names_the_file_it_looked_for_and_near_misses(tmp_path: Path) -> None:
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    for file in ("images/0.jpg", "images/1.jpg", "images/2.jpg", "images/a.jpg", "images/10.jpg"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    labels.mkdir()
+    for name in ("0.tif", "1_mask.png", "1_mask.txt", "1.jpg", "1.gif", "1.bmp", "A.png", "100.png"):
+        (labels / name).touch()
+    with pytest.raises(FileNotFoundError) as caught:
+        find(tmp_path)
+    lines = str(caught.value).splitlines()[1:]
+    assert lines == [
+        f"  {images}/0.jpg has no label file {labels}/0.png, but there is 0.tif",
+        f"  {images}/1.jpg has no label file {labels}/1.png, but there is 1.bmp, 1.gif, 1.jpg and 2 more",
+        f"  {images}/10.jpg has no label file {labels}/10.png",
+        f"  {images}/2.jpg has no label file {labels}/2.png",
+        f"  {images}/a.jpg has no label file {labels}/a.png, but there is A.png",
+        f"  {labels}/100.png has no image {images}/100.*",
+        f"  {labels}/1_mask.png has no image {images}/1_mask.*",
+        f"  {labels}/A.png has no image {images}/A.*, but there is a.jpg",
+    ]
+
+
+def test_find_by_name_finds_near_misses_in_other_folders(tmp_path: Path) -> None:
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    for file in ("images/ulm/u_i.png", "images/bonn/b_i.png", "labels/bonn/u_ids.png", "labels/bonn/b_trainIds.png"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    (labels / "ulm").mkdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        find_by_name("f", images, labels, ("_i.png",), "_ids.png", depth=1)
+    lines = str(caught.value).splitlines()[1:]
+    assert lines == [
+        f"  {images}/bonn/b_i.png has no label file {labels}/bonn/b_ids.png, but there is b_trainIds.png",
+        f"  {images}/ulm/u_i.png has no label file {labels}/ulm/u_ids.png, but there is {labels}/bonn/u_ids.png",
+        f"  {labels}/bonn/u_ids.png has no image {images}/bonn/u_i.png, but there is {images}/ulm/u_i.png",
+    ]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pytest
 
@@ -81,6 +82,42 @@ def test_two_processes_may_write_the_same_dataset(tmp_path: Path) -> None:
     root = write_synthetic(tmp_path / "synthetic", {"train": 1}, SMALL, 0, layout="numbers", write=overtaken)
     assert len(files_of(root)) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "synthetic"]
+
+
+def test_write_synthetic_removes_what_killed_processes_left(tmp_path: Path) -> None:
+    root = tmp_path / "synthetic"
+    dead, alive, another = (tmp_path / f".{name}.partial" for name in ("synthetic.11", "synthetic.12", "others.13"))
+    for folder in (dead, alive, another):
+        file_in(folder / "train", "0.txt").touch()
+        file_in(folder, "lock").touch()
+    with filelock.FileLock(alive / "lock"):
+        write_numbers(root, {"train": 1})
+        assert sorted(path.name for path in tmp_path.iterdir()) == [another.name, alive.name, "synthetic"]
+    assert sorted(files_of(root)) == ["synthetic.json", "train/0.txt"]
+    write_numbers(root, {"train": 1})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [another.name, "synthetic"]
+
+
+def test_write_synthetic_is_locked_while_it_writes(tmp_path: Path) -> None:
+    def look(root: Path, split: str, index: int, size: tuple[int, int], key: tuple[int, int]) -> None:
+        write_number(root, split, index, size, key)
+        (partial,) = tmp_path.iterdir()
+        with pytest.raises(filelock.Timeout):
+            filelock.FileLock(partial / "lock", timeout=0).acquire()
+
+    write_synthetic(tmp_path / "synthetic", {"train": 1}, SMALL, 0, layout="numbers", write=look)
+
+
+def test_write_synthetic_leaves_nothing_where_it_cannot_be_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> Path:
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="Permission denied"):
+        write_numbers(tmp_path / "synthetic", {"train": 1})
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
