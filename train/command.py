@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from ccgpu.models.labels import class_differences
 from ccgpu.models.normalisation import Normalise
 from ccgpu.train import distributed, engine
+from ccgpu.train.data.clips import Clip
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.distributed import is_main, say
 from ccgpu.train.runs import checkpoints, records
@@ -55,7 +57,7 @@ def main(dataset: Dataset, argv: Sequence[str] | None = None) -> int:
             lambda: prepare(plan, dataset, device, locks),
             lambda prepared: train_and_evaluate(plan, *prepared),
             again=f"continue with --resume --out {plan.out}",
-            smaller="lower --batch or --crop, or use --amp bf16",
+            smaller="lower --batch or --crop, or use --amp bf16 (a run with a checkpoint keeps them: in another --out)",
             stopped="stopped at once; --resume continues from the last checkpoint, if any",
             explained={checkpoints.CheckpointError: 1, engine.NonFiniteLoss: 1},
             everywhere=True,
@@ -116,12 +118,13 @@ def prepare(
     # The images; a run continues only on the training images that it began with.
     training, evaluation = open_data(settings, dataset, out)
     names = "\n".join(pair.name for clip in training for pair in clip)
-    digest = hashlib.sha256(names.encode()).hexdigest()
+    digest = hashlib.sha256(os.fsencode(names)).hexdigest()
     if plan.checkpoint is not None and plan.checkpoint_path is not None:
         checkpoints.restore(plan.checkpoint, plan.checkpoint_path, digest, net, optimiser, scaler)
     normalise = Normalise(net.backbone.mean, net.backbone.std)
     batches = load_training(settings, dataset, training, normalise, plan.start, device)
     val_set, val_loader = load_evaluation(evaluation, dataset, normalise, settings, settings.workers, device)
+    warn_of_shared_images(training, evaluation)
     announce(plan, dataset, device, len(training), sum(len(clip) - first for clip, first in evaluation))
     # The run folder comes last, so that nothing is written for a run that cannot start.
     locks.enter_context(only_writer(out))
@@ -151,7 +154,7 @@ def train_and_evaluate(plan: Plan[Settings], run: TrainingRun, batches: Batches,
     settings = plan.settings
     steps = engine.train(
         distributed.wrap(run.net, run.precision.device),
-        batches,
+        saving(batches, run, settings, plan.start),
         run.optimiser,
         run.scaler,
         precision=run.precision,
@@ -208,12 +211,42 @@ def follow(steps: Iterator[engine.Step], run: TrainingRun, settings: Settings, s
     return True
 
 
+def saving(batches: Batches, run: TrainingRun, settings: Settings, start: int) -> Iterator[dict[str, Any]]:
+    """Yield the training batches; where one cannot be read, write a checkpoint of the last step before the error.
+
+    Nothing was computed with such a batch, so network, optimiser and random states are those after that step. The first
+    of several processes writes the checkpoint only if its own batch cannot be read: else it is amid the next step.
+    """
+    done = start
+    try:
+        for batch in batches:
+            yield batch
+            done += 1
+    except Exception:
+        saved = done == start or done % settings.save_every == 0 or evaluation_due(settings, done)
+        if not saved:
+            run.save(done)
+            say(f"a batch cannot be read: saved the state after step {done}")
+        raise
+
+
 def evaluation_due(settings: Settings, iteration: int) -> bool:
     """Return whether the network is evaluated after `iteration` steps."""
     if iteration == 0:
         return settings.baselines
     periodic = settings.eval_every > 0 and iteration % settings.eval_every == 0
     return periodic or iteration == settings.iterations
+
+
+def warn_of_shared_images(training: Sequence[Clip], evaluation: Sequence[tuple[Clip, int]]) -> None:
+    """Print a warning where images are trained and evaluated on, as those of --val-split train are."""
+    evaluated = {pair.image for clip, _ in evaluation for pair in clip}
+    shared = sorted(evaluated & {pair.image for clip in training for pair in clip})
+    if shared:
+        say(
+            f"warning: {len(shared)} of {len(evaluated)} images for evaluation are training images too, such as "
+            f"{shared[0]}: the scores do not tell how well other images are predicted"
+        )
 
 
 def announce(plan: Plan[Settings], dataset: Dataset, device: torch.device, training: int, evaluation: int) -> None:

@@ -96,7 +96,29 @@ def losses(rank, world):
     return saved
 
 
+def waited(work):
+    said = []
+    try:
+        distributed.let_first_process(lambda: work(said))
+    except Exception as error:
+        said.append(f"{type(error).__name__}: {error}")
+    return said
+
+
+def succeed(said):
+    for step in range(3):
+        said.append(step)
+        yield
+
+
+def fail(said):
+    said.append("begun")
+    yield
+    raise OSError("a file is broken")
+
+
 def main(path):
+    distributed._SIGN_OF_LIFE = 0.0
     with distributed.processes(torch.device("cpu")):
         rank, world = distributed.rank(), distributed.world_size()
         net = distributed.convert_for_global_batch(network())
@@ -128,6 +150,7 @@ def main(path):
             "steps": steps, "weights": net.state_dict(), "draw": torch.rand(2), "matrix": confusion.matrix,
             "seen": sum(int((s["label"] != 255).sum()) for s in samples), "world": world, "main": distributed.is_main(),
             "kinds": [type(module).__name__ for module in net], "losses": losses(rank, world),
+            "waited": [waited(work) for work in (succeed, fail, succeed)],
         }
         torch.save(saved, f"{path}/{world}-{rank}.pt")
 
@@ -194,6 +217,12 @@ def test_a_stop_asked_of_one_process_reaches_all_of_them(results: dict[str, dict
     for saved in results.values():
         assert all(interrupted for _, interrupted in saved["steps"])
     assert [results[key]["main"] for key in ("1-0", "2-0", "2-1")] == [True, True, False]
+
+
+def test_work_of_the_first_process_ends_the_waiting_of_all(results: dict[str, dict]) -> None:
+    for name in ("1-0", "2-0"):
+        assert results[name]["waited"] == [[0, 1, 2], ["begun", "OSError: a file is broken"], [0, 1, 2]]
+    assert results["2-1"]["waited"] == [[], ["ValueError: a file is broken"], []]
 
 
 def test_two_processes_have_the_losses_and_gradients_of_one(results: dict[str, dict]) -> None:

@@ -133,7 +133,8 @@ def _decode(files: Sequence[File], max_pixels: int, workers: int) -> Iterator[tu
     with bar:
         for number, file in enumerate(files):
             passed = time.monotonic() - begun
-            if workers > 0 and passed > _ALONE and passed / number * (len(files) - number) > _WORTH_PROCESSES:
+            left = passed / max(number, 1) * (len(files) - number)  # seconds in this process alone
+            if workers > 0 and passed > _ALONE and left > _WORTH_PROCESSES:
                 rest = _FileSet(files[number:], max_pixels)
                 for index, found in enumerate(_decode_in_processes(rest, workers)):
                     bar.update()
