@@ -8,6 +8,7 @@ a single one.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -38,9 +39,13 @@ def is_main() -> bool:
 
 
 def say(text: str) -> None:
-    """Print a line in the first process alone, above its progress bar if there is one."""
+    """Print a line in the first process alone, above its progress bar if there is one.
+
+    Characters that the console cannot show, in names of classes or files, are written as escapes.
+    """
     if is_main():
-        tqdm.write(text)
+        encoding = sys.stdout.encoding or "utf-8"
+        tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def launched_world_size() -> int:

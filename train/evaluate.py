@@ -34,9 +34,9 @@ from ccgpu.train.metrics import results_table, scores_line
 from ccgpu.train.runs import records
 from ccgpu.train.runs.data_check import check_data
 from ccgpu.train.runs.errors import fail, run_command
-from ccgpu.train.runs.flags import add_checkpoint, add_device, add_scales, chosen_scales, command_parser
+from ccgpu.train.runs.flags import add_checkpoint, add_device, add_scales, chosen_scales, command_parser, saved_values
 from ccgpu.train.runs.interrupts import DeferredInterrupts
-from ccgpu.train.runs.settings import Settings, prediction
+from ccgpu.train.runs.settings import MOST_WORKERS, Settings, prediction
 from ccgpu.train.runs.setup import (
     UNCHECKED,
     dataset_of_network,
@@ -129,8 +129,8 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
     Raises:
         ValueError, OSError, ImportError: flags, data or a checkpoint that cannot be used.
     """
-    if flags.workers < 0:
-        raise ValueError(f"--workers must be 0 or more, got {flags.workers}")
+    if not 0 <= flags.workers <= MOST_WORKERS:
+        raise ValueError(f"--workers must be from 0 to {MOST_WORKERS}, got {flags.workers}")
     if flags.unlabelled and flags.save_predictions is None:
         raise ValueError("--unlabelled must come with --save-predictions DIR: without labels there is nothing to score")
     if flags.unlabelled and flags.record is not None:
@@ -139,6 +139,8 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
     dataset = dataset_of_network(found, flags.dataset)
     run = found.run
     settings = evaluation_settings(recipe_of(found, dataset) if run is None else run["settings"], flags)
+    if problems := engine.amp_problems(settings.amp, device):
+        raise ValueError(problems[0])
     predict = prediction(settings, dataset)
     net = place_network(checkpoint.build(found), settings, device)
     clips = find_clips(flags, settings, dataset)
@@ -246,12 +248,7 @@ def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace) -> Set
     Raises:
         ValueError: the settings are of another version, or a flag is out of its range or without effect.
     """
-    known = {field.name for field in dataclasses.fields(Settings)}
-    if set(saved) != known:
-        raise ValueError(
-            f"--checkpoint must have this version's settings, got a difference in "
-            f"{sorted(set(saved) ^ known)}; evaluate it with the version of ccgpu that wrote it."
-        )
+    values = saved_values(Settings, saved, "--checkpoint")
     changes: dict[str, Any] = {
         "val_split": None if flags.split is None else tuple(flags.split),
         "eval": flags.mode,
@@ -268,7 +265,7 @@ def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace) -> Set
         "max_pixels": flags.max_pixels,
         "check": flags.check,
     }
-    settings = Settings(**{**saved, **{name: value for name, value in changes.items() if value is not None}})
+    settings = Settings(**{**values, **{name: value for name, value in changes.items() if value is not None}})
     if settings.eval != "sliding" and (flags.crop is not None or flags.stride is not None):
         raise ValueError(
             f"--crop and --stride must come with sliding windows, got mode {settings.eval}; add --mode sliding."

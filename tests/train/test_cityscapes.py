@@ -254,11 +254,28 @@ def test_a_new_run_never_overwrites_one(alone: Path, tiny_data: Path, capsys: py
         (["--lr", "0"], "--lr must be more than 0"),
         (["--lr", "inf"], "--lr must be"),
         (["--lr", "fast"], "invalid float value: 'fast'"),
-        (["--momentum", "1.5"], "--momentum must be 0 or more and at most 1, got 1.5"),
+        (["--momentum", "1.5"], "--momentum must be at most 1, got 1.5"),
         (["--dropout", "-0.1"], "--dropout must be"),
         (["--crop", "8"], "--crop must be 16 or more, got 8 8"),
         (["--crop", "32", "32", "3"], "expected H W, or N for a square, got 3 numbers"),
-        (["--scale", "2", "0.5"], "--scale must be LOW HIGH with 0 < LOW <= HIGH, got 2.0 0.5"),
+        (["--scale", "2", "0.5"], "--scale must be LOW HIGH with LOW <= HIGH, got 2.0 0.5"),
+        (["--scale", "1e9", "1e9"], "--scale must be at most 20.0, got 1000000000.0 1000000000.0"),
+        (["--batch", "9" * 20], "--batch must be at most 65536, got 99999999999999999999"),
+        (["--iterations", "9" * 20], "--iterations must be at most 1000000000"),
+        (["--seed", "9" * 26], "--seed must be at most 9223372036854775807"),
+        (["--seed", "9" * 5000], "invalid int value"),
+        (["--workers", "10000"], "--workers must be at most 256, got 10000"),
+        (["--dropout", "1"], "--dropout and --momentum must be less than 1, got 1.0 and 0.9"),
+        (["--momentum", "1"], "--dropout and --momentum must be less than 1, got 0.1 and 1.0"),
+        (["--crop", "100000"], "--crop must be at most 32768, got 100000 100000"),
+        (["--eval-crop", "100000"], "--eval-crop must be at most 32768"),
+        (["--scenes-size", "100000"], "--scenes-size must be at most 32768"),
+        (["--scenes", "1", "9" * 20], "--scenes must be at most 10000000"),
+        (["--head-channels", "9" * 10], "--head-channels must be at most 65536"),
+        (["--recurrence", "1000"], "--recurrence must be at most 64"),
+        (["--batch", "9" * 400], "--batch must be at most 65536"),
+        (["--ohem", "0.7", "1e300"], "--ohem must be a probability and a number of pixels up to 1099511627776"),
+        (["--batch-size", "4"], "unrecognized arguments: --batch-size 4; did you mean --batch?"),
         (["--eval-crop", "32", "--eval-stride", "33"], "--eval-stride must be at most --eval-crop (32, 32)"),
         (["--recurrence", "-1"], "--recurrence must be 0 or more"),
         (["--workers", "-1"], "--workers must be 0 or more"),
@@ -274,7 +291,8 @@ def test_a_new_run_never_overwrites_one(alone: Path, tiny_data: Path, capsys: py
         (["--ohem", "2", "100"], "--ohem must be a probability and a number of pixels"),
         (["--clip", "5"], "--clip must be 1 for cityscapes, whose images are no videos"),
         (["--fit", "--short-sides", "300"], "--fit and --short-sides exclude each other"),
-        (["--eval-scales", "0"], "--eval-scales must be more than 0"),
+        (["--eval-scales", "0"], "--eval-scales must be 0.01 or more, got 0.0"),
+        (["--eval-scales", "1e9"], "--eval-scales must be at most 20.0, got 1000000000.0"),
         (["--amp", "fp16", "--device", "cpu"], "--amp fp16 needs a CUDA device"),
         (["--val-split", "nowhere"], "'nowhere'"),
         (["--data", "/nowhere"], "/nowhere"),
@@ -327,10 +345,10 @@ def test_an_image_that_does_not_decode_is_named(
         content[middle : middle + 200] = bytes(200)
         path.write_bytes(content)
     out = tmp_path / "run"
-    flags = ["--data", str(data), *TINY, "--workers", str(workers), "--out", str(out)]
+    flags = ["--data", str(data), *TINY, "--no-check", "--workers", str(workers), "--out", str(out)]
     assert cityscapes.main(flags) == 1
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("cityscapes: read_pair: file must be a whole PNG or JPEG image, got ")
+    assert line.startswith("cityscapes: read_image: path must be a whole image of PNG, ")
     assert "_leftImg8bit.png" in line
     assert line.endswith(f"continue with --resume --out {out}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,29 @@ DEVICES = ("auto", "cpu", "cuda")
 
 def command_parser(name: str, text: str | None) -> argparse.ArgumentParser:
     """Return the parser of a command; its description is the first line of `text`, the module's docstring."""
-    return argparse.ArgumentParser(prog=name, description=(text or "").partition("\n")[0], allow_abbrev=False)
+    return _Parser(prog=name, description=(text or "").partition("\n")[0], allow_abbrev=False)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that proposes the flags that an unknown one may stand for."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the flags; an error ends the process with status 2, as argparse does."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            words = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+            near = [name for word in words for name in self._near(word)]
+            hint = f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else "; --help lists all flags"
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return found
+
+    def _near(self, word: str) -> list[str]:
+        """Return the flags that are spelled like a word or, if there are none, those whose help names it."""
+        flags = [name for action in self._actions for name in action.option_strings]
+        spelled = difflib.get_close_matches(word, flags, n=1)
+        phrase = word.strip("-").replace("-", " ").replace("_", " ")
+        named = [a.option_strings[0] for a in self._actions if a.option_strings and phrase and phrase in (a.help or "")]
+        return spelled or named[:2]
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -177,11 +200,14 @@ def range_problems(settings: Any) -> list[str]:
         numbers = value if isinstance(value, tuple) else () if value is None else (value,)
         if field.metadata["kind"] not in (int, float):
             continue
-        low, high = -math.inf if least is None else least, math.inf if most is None else most
-        if not all(math.isfinite(number) and low <= number <= high for number in numbers):
-            bounds = [f"{least} or more"] * (least is not None) + [f"at most {most}"] * (most is not None)
-            wanted = " and ".join(bounds) if bounds else "finite"
-            problems.append(f"{flag(field.name)} must be {wanted}, got {_shown(value)}")
+        too_low = least is not None and not all(number >= least for number in numbers)
+        too_high = most is not None and not all(number <= most for number in numbers)
+        bounds = [f"{least} or more"] * too_low + [f"at most {most}"] * too_high
+        # Compared instead of passed to math.isfinite, which refuses large ints.
+        if not bounds and not all(abs(number) < math.inf for number in numbers):
+            bounds = ["finite"]
+        if bounds:
+            problems.append(f"{flag(field.name)} must be {' and '.join(bounds)}, got {_shown(value)}")
     return problems
 
 
@@ -190,13 +216,67 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def saved_values(settings: type, saved: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the settings that a run saved by name, with lists as tuples, as JSON has no others.
+
+    Args:
+        settings: the dataclass.
+        saved: the values in a checkpoint or in settings.json.
+        source: where they come from, for the message.
+
+    Raises:
+        ValueError: there are other settings than this version's, or values of a wrong type.
+    """
+    known = {field.name: field for field in dataclasses.fields(settings)}
+    if set(saved) != set(known):
+        raise ValueError(
+            f"{source} must have this version's settings, got a difference in {sorted(set(saved) ^ set(known))}; use "
+            "the version of ccgpu that wrote it."
+        )
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+    wrong = [f"{flag(name)} {value!r:.60}" for name, value in values.items() if not _is_value(known[name], value)]
+    if wrong:
+        raise ValueError(
+            f"{source} must hold settings of the right types, got {', '.join(wrong)}; the file was changed."
+        )
+    return values
+
+
+def _is_value(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Return whether a saved value is one that the setting's flag could have given."""
+    m = field.metadata
+    if value is None:
+        return field.default is None
+    if (m["count"] is not None) != isinstance(value, tuple):
+        return False
+    kinds: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float)}
+    for part in value if isinstance(value, tuple) else (value,):
+        if type(part) not in kinds.get(m["kind"], (str,)):  # not isinstance: True is an int
+            return False
+        if m["choices"] is not None and part not in m["choices"]:
+            return False
+    return True
+
+
+def changed_settings(
+    settings: type, old: Mapping[str, Any], new: Mapping[str, Any], kept: Sequence[Decides]
+) -> list[str]:
+    """Return a line for each of the settings in `new` that differs from `old` and decides what must be kept."""
+    decides = {field.name: field.metadata["decides"] for field in dataclasses.fields(settings)}
+    return [
+        f"{flag(name)} was {_shown(old[name])}, is {_shown(value)}"
+        for name, value in new.items()
+        if decides[name] in kept and old[name] != value
+    ]
+
+
 def combine(
     settings: type[S],
     *,
     preset: Mapping[str, Any],
     saved: Mapping[str, Any] | None,
     flags: Mapping[str, Any],
-    elsewhere: bool = False,
+    kept: Sequence[Decides] = ("result", "records"),
 ) -> S:
     """Return the settings of a run: saved settings override the preset's, flags override both.
 
@@ -205,30 +285,19 @@ def combine(
         preset: values of the preset chosen; empty without one.
         saved: all settings of the run to continue; None for a new run.
         flags: values of the flags the user gave.
-        elsewhere: whether the saved run continues in a folder other than its own.
+        kept: which of the saved settings a flag may not change, by what they decide.
 
     Raises:
-        ValueError: the saved run has settings of other names (another version), or a flag differs from a saved setting
-            that must not change; all such flags are listed, with old and new value.
+        ValueError: the saved run has settings of other names (another version) or types, or a flag differs from a saved
+            setting that must not change; all such flags are listed, with old and new value.
     """
     if saved is None:
         return settings(**{**preset, **flags})
-    known = {field.name: field for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
-    saved = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-    if set(saved) != set(known):
-        raise ValueError(
-            f"resume: the saved run must have this version's settings, got a difference in "
-            f"{sorted(set(saved) ^ set(known))}; continue it with the version of ccgpu that wrote it."
-        )
-    kept = ("result",) if elsewhere else ("result", "records")
-    differing = [
-        f"{flag(name)} was {_shown(saved[name])}, is {_shown(value)}"
-        for name, value in flags.items()
-        if known[name].metadata["decides"] in kept and saved[name] != value
-    ]
+    values = saved_values(settings, saved, "resume: the saved run")
+    differing = changed_settings(settings, values, flags, kept)
     if differing:
         raise ValueError(
             f"resume: flags must equal the settings the run was started with, got: {'; '.join(differing)}; "
             "leave these flags out to continue the run, or start a new one in another --out."
         )
-    return settings(**{**saved, **flags})
+    return settings(**{**values, **flags})

@@ -16,12 +16,15 @@ import torch
 from ccgpu.models.checkpoint import RunCheckpoint
 from ccgpu.train import distributed
 from ccgpu.train.runs import checkpoints, records
-from ccgpu.train.runs.flags import add_flags, combine
+from ccgpu.train.runs.flags import Decides, add_flags, changed_settings, combine, saved_values
 
 S = TypeVar("S")
 LOCK = "run.lock"
 # Longest wait for the lock, because the loader processes of a killed run outlive it a little and still hold it.
 LOCK_SECONDS = 10.0
+SCENES = "scenes"  # folder of a run's synthetic images
+# What a run may have written, beside settings.json, before its first checkpoint.
+RUN_FILES = (records.METRICS, "images", "tensorboard")
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Plan(Generic[S]):
     Attributes:
         settings: all settings.
         out: the run folder.
-        resume: whether --resume was given; even then a run without a checkpoint starts from the beginning.
+        resume: whether --resume was given; even then a run without a checkpoint starts from the beginning, and so its
+            flags are free.
         checkpoint_path: file of `checkpoint`; None without one.
         checkpoint: the checkpoint to continue from; None starts from the beginning.
     """
@@ -67,7 +71,7 @@ def read_plan(
     Raises:
         ValueError: flags contradict the saved run, or it is of another version.
         FileNotFoundError: --resume names no file.
-        FileExistsError: the folder of a new run is not empty.
+        FileExistsError: the folder of a new run holds a checkpoint or other files.
         checkpoints.CheckpointError: the checkpoint is damaged.
     """
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: in runs/)")
@@ -87,21 +91,57 @@ def read_plan(
     elif out is None:
         out = default_out(combine(settings, preset=preset, saved=None, flags=flags))
     elsewhere = bool(resume) and Path(resume).resolve().parent != out.resolve()
-    if (resume is None or elsewhere) and out.exists() and (not out.is_dir() or {*out.iterdir()} - {out / LOCK}):
-        raise FileExistsError(
-            f"--out must be a new or empty folder, got {out}, which already holds files; continue the run in "
-            "it with --resume, or name another folder."
-        )
+    if resume is None or elsewhere:
+        _check_new(out)
     path = Path(resume) if resume else checkpoints.find_checkpoint(out) if resume is not None else None
     checkpoint = None if path is None else checkpoints.read_checkpoint(path)
-    saved = records.read_settings(out) if checkpoint is None else checkpoint["settings"]
+    saved = records.read_settings(out) if resume is not None and not elsewhere else None
+    kept: Sequence[Decides] = ()
+    if checkpoint is not None:
+        if saved is not None:
+            _check_same_run(settings, saved, checkpoint["settings"], path, out)
+        saved = checkpoint["settings"]
+        kept = ("result",) if elsewhere else ("result", "records")
     return Plan(
-        combine(settings, preset=preset, saved=saved, flags=flags, elsewhere=elsewhere),
+        combine(settings, preset=preset, saved=saved, flags=flags, kept=kept),
         out,
         resume is not None,
         path,
         checkpoint,
     )
+
+
+def _check_new(out: Path) -> None:
+    """Raise FileExistsError unless a new run may begin in a folder: one of a run without a checkpoint, or an empty one.
+
+    A run that failed before its first checkpoint, for example because it ran out of memory, has nothing to lose: it is
+    begun again in the same folder, with other flags if need be.
+    """
+    if not out.exists():
+        return
+    names = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+    left = {LOCK, SCENES, *((*RUN_FILES, records.SETTINGS) if records.SETTINGS in names else ())}
+    if not out.is_dir() or not {name for name in names if not name.endswith(".partial")} <= left:
+        raise FileExistsError(
+            f"--out must be a new or empty folder, got {out}, which already holds files; continue the run in "
+            "it with --resume, or name another folder."
+        )
+    records.read_settings(out)  # raises where the file is not one of a run
+
+
+def _check_same_run(
+    settings: type[S], folder: Mapping[str, Any], saved: Mapping[str, Any], path: Any, out: Path
+) -> None:
+    """Raise ValueError unless a checkpoint has the settings of the run in whose folder it lies."""
+    ours = saved_values(settings, folder, f"resume: {out / records.SETTINGS}")
+    theirs = saved_values(settings, saved, f"resume: {path}")
+    differing = changed_settings(settings, ours, theirs, ("result", "records"))
+    if differing:
+        raise ValueError(
+            f"resume: {path} must be a checkpoint of the run in {out}, got one whose settings differ from "
+            f"{out / records.SETTINGS}: {'; '.join(differing)}; put the run's own file back, or continue the "
+            "checkpoint in another --out."
+        )
 
 
 @contextlib.contextmanager
@@ -132,12 +172,20 @@ def only_writer(out: Path) -> Iterator[None]:
 
 
 def open_run_folder(plan: Plan[Any], device: torch.device) -> set[int]:
-    """Prepare the run folder for a new or continued run; return the iterations whose evaluation is recorded in it."""
+    """Prepare the run folder for a new or continued run; return the iterations whose evaluation is recorded in it.
+
+    Raises:
+        FileExistsError: another command wrote a checkpoint since the plan was made, which found none.
+    """
+    if plan.checkpoint is None and distributed.is_main() and checkpoints.find_checkpoint(plan.out) is not None:
+        raise FileExistsError(f"--out must be a folder without a checkpoint, got {plan.out}, where one now is")
     metrics = plan.out / records.METRICS
     if distributed.is_main():
         plan.out.mkdir(parents=True, exist_ok=True)
         checkpoints.remove_partial(plan.out)
         checkpoints.set_aside_newer(plan.out, plan.checkpoint_path)
+        if plan.checkpoint is None:
+            metrics.unlink(missing_ok=True)  # of a start that came to no checkpoint, maybe with other settings
         records.cut_records(metrics, plan.start)
         values = dataclasses.asdict(plan.settings)
         records.write_settings(plan.out, values, device, distributed.world_size())

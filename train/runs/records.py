@@ -20,6 +20,7 @@ from ccgpu.train.metrics import SCORES, ConfusionMatrix
 from ccgpu.version import __version__
 
 METRICS, SETTINGS = "metrics.jsonl", "settings.json"
+KINDS = ("training", "evaluation")  # of the records of a run
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
@@ -35,25 +36,35 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     An incomplete last line, which a killed run leaves, is ignored.
 
     Raises:
-        ValueError: a complete line is not JSON.
+        ValueError: a complete line is not a record.
     """
     if not path.exists():
         return []
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            record = json.loads(line)
+        except ValueError:  # no JSON, or not UTF-8
+            record = None
+        if not isinstance(record, dict):
             raise ValueError(
-                f"read_records: every line of {path} must be JSON, got something else in line {number} "
-                f"({error.msg}); remove that line."
-            ) from error
+                f"read_records: every line of {path} must be a record in JSON, got something else in line {number}; "
+                "remove that line."
+            )
+        records.append(record)
     return records
 
 
 def cut_records(path: Path, iteration: int) -> list[dict[str, Any]]:
     """Remove the records after `iteration`, which a resumed run writes again; return the remaining ones."""
-    kept = [record for record in read_records(path) if record["iteration"] <= iteration]
+    found = read_records(path)
+    for number, record in enumerate(found, start=1):
+        if not isinstance(record.get("iteration"), int) or record.get("kind") not in KINDS:
+            raise ValueError(
+                f"cut_records: every record of {path} must have a kind and an iteration, got others in line {number}; "
+                "remove that line."
+            )
+    kept = [record for record in found if record["iteration"] <= iteration]
     if path.exists():
         write_atomically(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in kept))
     return kept
@@ -101,7 +112,7 @@ def circumstances(device: torch.device) -> dict[str, Any]:
 def write_settings(folder: Path, settings: Mapping[str, Any], device: torch.device, processes: int) -> None:
     """Write settings.json: the settings, and time, flags, processes and machine of the first start and every resume."""
     path = folder / SETTINGS
-    starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.exists() else []
+    starts = _read_run(path)["starts"] if path.exists() else []
     starts.append(
         {
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -114,9 +125,30 @@ def write_settings(folder: Path, settings: Mapping[str, Any], device: torch.devi
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """Return the settings of the run in `folder`, or None without a run there."""
+    """Return the settings of the run in `folder`, or None without a run there.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     path = folder / SETTINGS
-    return json.loads(path.read_text(encoding="utf-8"))["settings"] if path.exists() else None
+    return _read_run(path)["settings"] if path.exists() else None
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    """Return the content of settings.json."""
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:  # no JSON, or not UTF-8
+        found = None
+    if not (
+        isinstance(found, dict) and isinstance(found.get("settings"), dict) and isinstance(found.get("starts"), list)
+    ):
+        raise ValueError(
+            f"read_settings: {path} must hold the settings and the starts of a run, got something else; the file is "
+            "damaged: remove it. A checkpoint beside it holds the settings too, so that --resume continues; without "
+            "one, start the run again."
+        )
+    return found
 
 
 def commit() -> str | None:

@@ -6,7 +6,6 @@ replaces some of them (`Dataset.recipe`).
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import torch
 from ccgpu.models.backbones import BACKBONES
 from ccgpu.models.context import CONTEXTS
 from ccgpu.models.image_files import EXIF, MAX_PIXELS
-from ccgpu.models.prediction import AVERAGES, MODES, Prediction
+from ccgpu.models.prediction import AVERAGES, LARGEST_SIDE, MODES, SCALES, Prediction
 from ccgpu.models.resnet import STEMS
 from ccgpu.train import engine
 from ccgpu.train.consistency import FORMS
@@ -25,6 +24,13 @@ from ccgpu.train.runs.flags import DEVICES, option, range_problems
 
 # Smallest side in pixels: two feature positions at output stride 8, because batch norm fails on a single one.
 SMALLEST = 16
+# Largest values: far above any use, and below what overflows, fills the memory or starts more processes than a machine
+# can hold, so that a mistyped number is told before the run begins.
+MOST_ITERATIONS, MOST_BATCH, MOST_FRAMES, MOST_CHANNELS, MOST_LOOPS = 10**9, 2**16, 256, 2**16, 64
+MOST_IMAGES = 10**7  # synthetic ones
+MOST_WORKERS = 256  # loader processes of one training process
+MOST_SEED = 2**63 - 1  # torch takes no larger ones
+MOST_KEPT = 2**40  # pixels of a step
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,21 @@ class Settings:
     train_split: tuple[str, ...] = option(("train",), "splits to train on", count="+", metavar="NAME")
     val_split: tuple[str, ...] = option(("val",), "splits to evaluate on", count="+", metavar="NAME", decides="records")
     scenes: tuple[int, int] = option(
-        (400, 60), "synthetic images for training and evaluation", kind=int, count=2, metavar=("TRAIN", "VAL"), least=1
+        (400, 60),
+        "synthetic images for training and evaluation",
+        kind=int,
+        count=2,
+        metavar=("TRAIN", "VAL"),
+        least=1,
+        most=MOST_IMAGES,
     )
     scenes_size: tuple[int, int] = option(
-        (512, 1024), "size of synthetic images in pixels, H W", kind=int, count="size", least=SMALLEST
+        (512, 1024),
+        "size of synthetic images in pixels, H W",
+        kind=int,
+        count="size",
+        least=SMALLEST,
+        most=LARGEST_SIDE,
     )
     exif: str | None = option(
         None,
@@ -66,7 +83,9 @@ class Settings:
         MAX_PIXELS, "largest image that is read, in pixels", kind=int, metavar="N", decides="nothing", least=1
     )
     check: bool = option(True, "decode every image and label file before the first step", kind=bool, decides="nothing")
-    clip: int = option(1, "frames of a clip, neighbours in a video; 1 for single images", kind=int, least=1)
+    clip: int = option(
+        1, "frames of a clip, neighbours in a video; 1 for single images", kind=int, least=1, most=MOST_FRAMES
+    )
     # Network.
     backbone: str = option("resnet101", f"one of {', '.join(BACKBONES)}", metavar="NAME")
     stem: str | None = option(
@@ -82,12 +101,16 @@ class Settings:
     )
     context: str = option("rcca", "context module of the head", choices=CONTEXTS)
     recurrence: int | None = option(
-        None, "loops R of the criss-cross attention, 0 for no attention; without it: 2, for clips 3", kind=int, least=0
+        None,
+        "loops R of the criss-cross attention, 0 for no attention; without it: 2, for clips 3",
+        kind=int,
+        least=0,
+        most=MOST_LOOPS,
     )
     gamma: float = option(0.0, "initial value of the attention's gamma; 1 for a short run", kind=float)
     recompute: bool = option(False, "save only each loop's input, recompute the rest in backward", kind=bool)
     nonlocal_form: str = option("sdpa", "how non-local attention is computed", choices=("sdpa", "materialised"))
-    head_channels: int = option(512, "channels of the head", kind=int, least=1)
+    head_channels: int = option(512, "channels of the head", kind=int, least=1, most=MOST_CHANNELS)
     dropout: float = option(0.1, "probability that the heads drop a channel", kind=float, least=0, most=1)
     # Loss.
     auxiliary_weight: float = option(AUXILIARY_WEIGHT, "weight of the auxiliary loss", kind=float, least=0)
@@ -121,7 +144,9 @@ class Settings:
         "piecewise", "phi of the category consistent loss for distances above delta_d", choices=FORMS
     )
     # Augmentation.
-    crop: tuple[int, int] = option((769, 769), "training crop in pixels", kind=int, count="size", least=SMALLEST)
+    crop: tuple[int, int] = option(
+        (769, 769), "training crop in pixels", kind=int, count="size", least=SMALLEST, most=LARGEST_SIDE
+    )
     short_sides: tuple[int, ...] = option(
         (),
         "choose the image's short side at random from these, in pixels",
@@ -129,38 +154,59 @@ class Settings:
         count="*",
         metavar="N",
         least=SMALLEST,
+        most=LARGEST_SIDE,
     )
     fit: bool = option(False, "first resize the image to the largest size that fits into the crop", kind=bool)
     scale: tuple[float, float] = option(
-        (0.75, 2.0), "range of the random scale", kind=float, count=2, metavar=("LOW", "HIGH")
+        (0.75, 2.0),
+        "range of the random scale",
+        kind=float,
+        count=2,
+        metavar=("LOW", "HIGH"),
+        least=SCALES[0],
+        most=SCALES[1],
     )
     flip: bool = option(True, "flip half of the training images", kind=bool)
     # Optimisation.
-    iterations: int = option(60000, "optimiser steps", kind=int, least=1)
-    batch: int = option(8, "images or clips per step, over all processes", kind=int, least=1)
+    iterations: int = option(60000, "optimiser steps", kind=int, least=1, most=MOST_ITERATIONS)
+    batch: int = option(8, "images or clips per step, over all processes", kind=int, least=1, most=MOST_BATCH)
     lr: float = option(1e-2, "learning rate of SGD at the start", kind=float, least=0)
     momentum: float = option(0.9, "momentum of SGD", kind=float, least=0, most=1)
-    weight_decay: float = option(1e-4, "weight decay of SGD", kind=float, least=0)
-    power: float = option(0.9, "power of the poly schedule", kind=float, least=0)
-    seed: int = option(0, "seed of weights, order, augmentation, dropout and synthetic images", kind=int, least=0)
+    weight_decay: float = option(1e-4, "weight decay of SGD", kind=float, least=0, most=1)
+    power: float = option(0.9, "power of the poly schedule", kind=float, least=0, most=100)
+    seed: int = option(
+        0, "seed of weights, order, augmentation, dropout and synthetic images", kind=int, least=0, most=MOST_SEED
+    )
     amp: str = option("off", "autocast; fp16 scales the loss and needs CUDA", choices=tuple(engine.AMP_DTYPES))
     channels_last: bool = option(False, "NHWC memory format, faster with amp on CUDA", kind=bool)
     compile: bool = option(False, "compile the network with torch.compile", kind=bool)
     # Evaluation.
     eval: str = option("sliding", "predict sliding windows or whole images", choices=MODES, decides="records")
     eval_crop: tuple[int, int] = option(
-        (769, 769), "window in pixels", kind=int, count="size", least=SMALLEST, decides="records"
+        (769, 769), "window in pixels", kind=int, count="size", least=SMALLEST, most=LARGEST_SIDE, decides="records"
     )
     eval_stride: tuple[int, int] = option(
-        (513, 513), "window step in pixels", kind=int, count="size", least=1, decides="records"
+        (513, 513), "window step in pixels", kind=int, count="size", least=1, most=LARGEST_SIDE, decides="records"
     )
     eval_scales: tuple[float, ...] = option(
-        (1.0,), "scales to average over", kind=float, count="+", metavar="S", decides="records"
+        (1.0,),
+        "scales to average over",
+        kind=float,
+        count="+",
+        metavar="S",
+        decides="records",
+        least=SCALES[0],
+        most=SCALES[1],
     )
     eval_flip: bool = option(False, "average with the flipped image", kind=bool, decides="records")
     eval_average: str = option("logits", "average logits or probabilities", choices=AVERAGES, decides="records")
     eval_short_side: int | None = option(
-        None, "resize images to this short side, in pixels", kind=int, least=SMALLEST, decides="records"
+        None,
+        "resize images to this short side, in pixels",
+        kind=int,
+        least=SMALLEST,
+        most=LARGEST_SIDE,
+        decides="records",
     )
     eval_fit: tuple[int, int] | None = option(
         None,
@@ -168,6 +214,7 @@ class Settings:
         kind=int,
         count="size",
         least=SMALLEST,
+        most=LARGEST_SIDE,
         decides="records",
     )
     baselines: bool = option(False, "evaluate the untrained network and 'everything is class 0' too", kind=bool)
@@ -179,7 +226,9 @@ class Settings:
     log_every: int = option(50, "steps between records of the loss", kind=int, decides="nothing", least=1)
     tensorboard: bool = option(True, "write TensorBoard files", kind=bool, decides="nothing")
     device: str = option("auto", "where to run", choices=DEVICES, decides="nothing")
-    workers: int = option(4, "loader processes for each training process", kind=int, decides="nothing", least=0)
+    workers: int = option(
+        4, "loader processes for each training process", kind=int, decides="nothing", least=0, most=MOST_WORKERS
+    )
 
     @property
     def loops(self) -> int:
@@ -198,12 +247,12 @@ def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.
     problems = range_problems(s)
     if s.lr == 0:
         problems.append(f"--lr must be more than 0, got {s.lr}")
-    if not 0 < s.scale[0] <= s.scale[1] < math.inf:
-        problems.append(f"--scale must be LOW HIGH with 0 < LOW <= HIGH, got {s.scale[0]} {s.scale[1]}")
+    if s.dropout == 1 or s.momentum == 1:
+        problems.append(f"--dropout and --momentum must be less than 1, got {s.dropout} and {s.momentum}")
+    if s.scale[0] > s.scale[1]:
+        problems.append(f"--scale must be LOW HIGH with LOW <= HIGH, got {s.scale[0]} {s.scale[1]}")
     if any(step > side for step, side in zip(s.eval_stride, s.eval_crop, strict=True)):
         problems.append(f"--eval-stride must be at most --eval-crop {s.eval_crop}, got {s.eval_stride}")
-    if not all(0 < scale < math.inf for scale in s.eval_scales):
-        problems.append(f"--eval-scales must be more than 0, got {' '.join(map(str, s.eval_scales))}")
     if s.eval_short_side is not None and s.eval_fit is not None:
         problems.append("--eval-short-side and --eval-fit exclude each other")
     if s.fit and s.short_sides:
@@ -218,8 +267,10 @@ def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.
         problems.append(f"--nonlocal-form must come with --context nonlocal, got {s.context}")
     if s.value_range is not None and not s.value_range[0] < s.value_range[1]:
         problems.append(f"--value-range must be LOW HIGH with LOW < HIGH, got {s.value_range[0]} {s.value_range[1]}")
-    if s.ohem is not None and not (0 < s.ohem[0] <= 1 and float(s.ohem[1]).is_integer()):
-        problems.append(f"--ohem must be a probability and a number of pixels, got {s.ohem[0]} {s.ohem[1]}")
+    if s.ohem is not None and not (0 < s.ohem[0] <= 1 and s.ohem[1] <= MOST_KEPT and float(s.ohem[1]).is_integer()):
+        problems.append(
+            f"--ohem must be a probability and a number of pixels up to {MOST_KEPT}, got {s.ohem[0]} {s.ohem[1]}"
+        )
     if s.ccl_margins[0] > s.ccl_margins[1]:
         problems.append(f"--ccl-margins must be V D with V <= D, got {s.ccl_margins[0]} {s.ccl_margins[1]}")
     if s.clip > 1 and dataset.frame_of is None:
@@ -228,8 +279,7 @@ def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.
         problems.append(f"--batch must be a multiple of the {processes} processes, got {s.batch}")
     if s.context in ("psp", "aspp") and s.batch * s.clip < 2:
         problems.append(f"--batch must be 2 or more for --context {s.context}, which normalises one value an image")
-    if s.amp == "fp16" and device.type == "cpu":
-        problems.append("--amp fp16 needs a CUDA device, got the CPU; use --amp bf16 or off")
+    problems += engine.amp_problems(s.amp, device)
     if s.preset is not None and not dataset.demo:
         problems.append(f"--preset must be left out for {dataset.name}, which has no demo, got {s.preset}")
     if s.data is None and dataset.write_synthetic is None:

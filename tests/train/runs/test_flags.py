@@ -40,9 +40,9 @@ def test_settings_of_the_records_are_free_in_another_folder() -> None:
     saved = {"lr": 3.0, "size": [5, 6], "workers": 2, "split": "val"}
     with pytest.raises(ValueError, match=r"--split was val, is train"):
         combine(Recorded, preset={}, saved=saved, flags={"split": "train"})
-    assert combine(Recorded, preset={}, saved=saved, flags={"split": "train"}, elsewhere=True).split == "train"
+    assert combine(Recorded, preset={}, saved=saved, flags={"split": "train"}, kept=("result",)).split == "train"
     with pytest.raises(ValueError, match=r"--lr was 3\.0, is 2\.0"):
-        combine(Recorded, preset={}, saved=saved, flags={"lr": 2.0}, elsewhere=True)
+        combine(Recorded, preset={}, saved=saved, flags={"lr": 2.0}, kept=("result",))
 
 
 def test_range_problems_names_each_setting_once() -> None:
@@ -52,3 +52,5 @@ def test_range_problems_names_each_setting_once() -> None:
         "--size must be 2 or more and at most 9, got 1 10",
     ]
     assert range_problems(Some(lr=float("nan"))) == ["--lr must be 0 or more, got nan"]
+    assert range_problems(Some(size=(5, 10**400))) == [f"--size must be at most 9, got 5 {10**400}"]
+    assert range_problems(Some(lr=float("inf"))) == ["--lr must be finite, got inf"]

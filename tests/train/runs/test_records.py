@@ -11,7 +11,7 @@ def test_records_are_cut_back_and_a_broken_last_line_is_dropped(tmp_path: Path) 
     path = tmp_path / "metrics.jsonl"
     assert records.read_records(path) == []
     for iteration in range(1, 5):
-        records.append_record(path, {"iteration": iteration, "loss": 0.1 * iteration})
+        records.append_record(path, {"kind": "training", "iteration": iteration, "loss": 0.1 * iteration})
     whole = records.read_records(path)
     with open(path, "a") as file:
         file.write('{"iteration": 5, "lo')

@@ -20,6 +20,10 @@ DEFAULTS: dict[str, Any] = {
     "val_split": ("val",),
     "scenes": (400, 60),
     "scenes_size": (512, 1024),
+    "exif": None,
+    "value_range": None,
+    "max_pixels": 178956970,  # Pillow's own limit
+    "check": True,
     "clip": 1,
     "backbone": "resnet101",
     "stem": None,
