@@ -154,7 +154,7 @@ def train_and_evaluate(plan: Plan[Settings], run: TrainingRun, batches: Batches,
     settings = plan.settings
     steps = engine.train(
         distributed.wrap(run.net, run.precision.device),
-        batches,
+        saving(batches, run, settings, plan.start),
         run.optimiser,
         run.scaler,
         precision=run.precision,
@@ -209,6 +209,25 @@ def follow(steps: Iterator[engine.Step], run: TrainingRun, settings: Settings, s
                 run.evaluate(now)
             clock += time.perf_counter() - pause  # images/s is the speed of training alone
     return True
+
+
+def saving(batches: Batches, run: TrainingRun, settings: Settings, start: int) -> Iterator[dict[str, Any]]:
+    """Yield the training batches; where one cannot be read, write a checkpoint of the last step before the error.
+
+    Nothing was computed with such a batch, so network, optimiser and random states are those after that step. The first
+    of several processes writes the checkpoint only if its own batch cannot be read: else it is amid the next step.
+    """
+    done = start
+    try:
+        for batch in batches:
+            yield batch
+            done += 1
+    except Exception:
+        saved = done == start or done % settings.save_every == 0 or evaluation_due(settings, done)
+        if not saved:
+            run.save(done)
+            say(f"a batch cannot be read: saved the state after step {done}")
+        raise
 
 
 def evaluation_due(settings: Settings, iteration: int) -> bool:
