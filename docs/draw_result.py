@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ccgpu.models import checkpoint
+from ccgpu.models.ccnet import CCNet
 from ccgpu.models.colouring import colour_mask
 from ccgpu.models.image_files import read_image
 from ccgpu.models.normalisation import Normalise
@@ -37,10 +38,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = parser.parse_args(argv)
     scene = flags.run / "scenes" / "leftImg8bit" / "val" / "synthetic" / f"{flags.scene}_leftImg8bit.png"
     image = read_image(scene)
-    classes, maps = predict_and_attend(flags.run / "last.pt", image, tuple(flags.at))
+    net = checkpoint.build(checkpoint.read(flags.run / "last.pt")).eval()
+    classes, maps = predict_and_attend(net, image, tuple(flags.at))
     panels = {"image": image, "predicted classes": colour_mask(classes, CITYSCAPES.colours)}
     for loops, attention in enumerate(maps, 1):
-        overlay = np.asarray(attention_overlay(image, attention, tuple(flags.at)))
+        overlay = np.asarray(attention_overlay(image, attention, tuple(flags.at), align_corners=net.align_corners))
         panels[f"attention of a pixel, R = {loops}"] = overlay
     shares = np.bincount(classes.ravel(), minlength=CITYSCAPES.num_classes) / classes.size
     draw(panels, np.flatnonzero(shares >= NAMED).tolist(), flags.out)
@@ -48,16 +50,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @torch.no_grad()
 def predict_and_attend(
-    network: Path, image: np.ndarray, at: tuple[int, int]
+    net: CCNet, image: np.ndarray, at: tuple[int, int]
 ) -> tuple[np.ndarray, tuple[torch.Tensor, torch.Tensor]]:
     """Return an image's predicted classes (H, W) and the attention maps (h, w) of a pixel for R = 1 and R = 2.
 
     Args:
-        network: a checkpoint of CCNet with criss-cross attention.
+        net: a network with criss-cross attention.
         image: uint8 (H, W, 3), RGB.
         at: the pixel, (y, x).
     """
-    net = checkpoint.build(checkpoint.read(network)).eval()
     images = Normalise(net.backbone.mean, net.backbone.std)(image)[None]
     classes = predict_classes(net, images, Prediction()).numpy()
     one, two = (net.attention_map(images, at, recurrence=loops)[0] for loops in (1, 2))

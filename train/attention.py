@@ -13,9 +13,8 @@ import gzip
 import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,14 +22,16 @@ from PIL import Image
 
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
-from ccgpu.models.image_files import read_image
+from ccgpu.models.image_files import open_image
+from ccgpu.models.network_input import PixelInput, resize
 from ccgpu.models.normalisation import Normalise
-from ccgpu.models.prediction import Prediction
+from ccgpu.models.prediction import WINDOW, NonFiniteScores, Prediction, whole_input
 from ccgpu.models.weights import write_atomically
 from ccgpu.train import distributed
 from ccgpu.train.distributed import say
 from ccgpu.train.runs.errors import BAD_FILE, run_command
-from ccgpu.train.runs.flags import add_checkpoint, add_device, command_parser
+from ccgpu.train.runs.flags import add_checkpoint, add_device, add_max_pixels, command_parser
+from ccgpu.train.runs.outputs import add_overwrite, check_output_file
 from ccgpu.train.runs.setup import read_network
 from ccgpu.train.visualise import HEAT, HEAT_OPACITY, attention_overlay, contact_sheet
 
@@ -52,7 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         again="run the command again",
         smaller="use a smaller --short-side",
         refused=BAD_FILE,
-        explained={ValueError: 2},  # a feature map too large for a page is found only after forward
     )
 
 
@@ -73,19 +73,33 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, metavar="FILE.png", help="image file for the maps")
     add("--html", type=Path, metavar="FILE.html", help="file for a page that shows the maps of any clicked pixel")
     add("--short-side", type=int, metavar="N", help="resize the image to this short side for the network, in pixels")
+    add_max_pixels(parser)
+    add_overwrite(parser, "the files of --out and --html where they exist")
     add_device(parser)
-    return parser.parse_args(argv)
+    return parser.parse_args(_joined(sys.argv[1:] if argv is None else argv))
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """Return a command line with --at joined to its value, because argparse takes the -1,0 of --at -1,0 for a flag."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--at":
+            joined[-1] = f"--at={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _pixel(text: str) -> Pixel:
-    y, comma, x = text.partition(",")
-    if not comma:
-        raise argparse.ArgumentTypeError(f"must be Y,X, got {text!r}")
-    return int(y), int(x)
+    try:
+        y, x = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be Y,X, a row and a column in pixels, got {text!r}") from None
+    return y, x
 
 
-def prepare(flags: argparse.Namespace) -> tuple[CCNet, np.ndarray, list[tuple[Pixel, Pixel]]]:
-    """Return the network on its device, the image resized for it, and the chosen pixels: (in that image, in the file).
+def prepare(flags: argparse.Namespace) -> tuple[CCNet, torch.Tensor, list[tuple[Pixel, Pixel]]]:
+    """Return the network on its device, its input, and the chosen pixels: (in that input, in the file).
 
     Raises:
         ValueError, OSError, ImportError, TypeError: a checkpoint, image or flags that cannot be used.
@@ -95,44 +109,69 @@ def prepare(flags: argparse.Namespace) -> tuple[CCNet, np.ndarray, list[tuple[Pi
     device = distributed.choose_device(flags.device)
     if min(flags.loops) < 1:
         raise ValueError(f"--loops must be 1 or more, got {' '.join(map(str, flags.loops))}")
+    outputs = [(name, path) for name, path in (("--out", flags.out), ("--html", flags.html)) if path is not None]
+    for name, path in outputs:
+        check_output_file(name, path, [flags.image, flags.checkpoint], overwrite=flags.overwrite)
+    if len({path.resolve() for _, path in outputs}) < len(outputs):
+        raise ValueError(f"--html must be another file than --out, got {flags.html} for both; name another.")
     found = read_network(flags.checkpoint)
     net = checkpoint.build(found).to(device)
     if net.head.cca is None:
         raise ValueError(f"--checkpoint must hold a network with criss-cross attention, got {flags.checkpoint} without")
-    image = read_image(flags.image)
-    height, width = image.shape[:2]
+    image = open_image(flags.image, value_range=found.value_range, max_pixels=flags.max_pixels)
+    height, width = image.height, image.width
     pixels = [(height // 2, width // 2)] if flags.at is None else flags.at
     for y, x in pixels:
         if not (0 <= y < height and 0 <= x < width):
             raise ValueError(f"--at must be a pixel Y,X of {height} x {width}, counted from 0, got {y},{x}")
-    image = resized(image, found.prediction if flags.short_side is None else {"short_side": flags.short_side})
-    seen = [
-        ((2 * y + 1) * image.shape[0] // (2 * height), (2 * x + 1) * image.shape[1] // (2 * width)) for y, x in pixels
-    ]
-    return net, image, list(zip(seen, pixels, strict=True))
+    size = found.prediction if flags.short_side is None else {"short_side": flags.short_side}
+    images = seen_images(net, image, Prediction(**size))
+    rows, columns = images.shape[-2:]
+    if flags.html is not None:
+        check_page(net, rows, columns)
+    seen = [((2 * y + 1) * rows // (2 * height), (2 * x + 1) * columns // (2 * width)) for y, x in pixels]
+    return net, images, list(zip(seen, pixels, strict=True))
 
 
-def resized(image: np.ndarray, prediction: Mapping[str, Any]) -> np.ndarray:
-    """Return an image resized as the checkpoint's `Description.prediction` asks for, or unchanged."""
-    size = Prediction(**prediction).seen_size(*image.shape[:2])
-    if size == image.shape[:2]:
-        return image
-    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+def seen_images(net: CCNet, image: Image.Image, prediction: Prediction) -> torch.Tensor:
+    """Return the image as the network sees it when it predicts at scale 1: (1, 3, h, w), normalised, on its device.
+
+    An image without a size to resize it to is seen whole here, whereas `train.predict` cuts large ones into windows.
+    """
+    normalise = Normalise(net.backbone.mean, net.backbone.std)
+    source = PixelInput(image, lambda pixels: normalise(pixels)[None])
+    images = resize(whole_input(source, prediction, WINDOW), prediction.seen_size(*source.size), antialias=True)
+    return images.to(next(net.parameters()).device)
+
+
+def check_page(net: CCNet, height: int, width: int) -> None:
+    """Raise ValueError if the feature map of images of this size has too many positions for a page.
+
+    The backbone runs on torch's device "meta", where only shapes are computed.
+    """
+    state = (*net.backbone.named_parameters(), *net.backbone.named_buffers())
+    images = torch.empty(1, 3, height, width, device="meta")
+    _, last = torch.func.functional_call(net.backbone, {name: value.to("meta") for name, value in state}, (images,))
+    rows, columns = last.shape[-2:]
+    if rows * columns > MOST_POSITIONS:
+        raise ValueError(
+            f"--html holds at most {MOST_POSITIONS} positions of the feature map, got {rows} x {columns}; add "
+            "--short-side with a smaller number of pixels."
+        )
 
 
 def draw(
     flags: argparse.Namespace,
     net: CCNet,
-    image: np.ndarray,
+    images: torch.Tensor,
     chosen: Sequence[tuple[Pixel, Pixel]],
 ) -> int:
     """Write the files that the flags ask for, each atomically; return the exit status.
 
     Raises:
-        ValueError: the feature map has too many positions for a page.
+        NonFiniteScores: attention weights are NaN.
     """
-    device = next(net.parameters()).device
-    images = Normalise(net.backbone.mean, net.backbone.std)(image)[None].to(device)
+    image = Normalise(net.backbone.mean, net.backbone.std).denormalise(images[0])
     if net.dims == 3:
         images = images[:, :, None]
     loops = net.head.cca.recurrence if net.head.cca is not None else 0
@@ -143,43 +182,48 @@ def draw(
             at = (0, *seen) if net.dims == 3 else seen
             for recurrence in flags.loops:
                 attention = net.attention_map(images, at, recurrence=recurrence)[0]
-                overlay = attention_overlay(image, attention[0] if net.dims == 3 else attention, seen)
+                check_finite(attention, flags.image)
+                attention = attention[0] if net.dims == 3 else attention
+                overlay = attention_overlay(image, attention, seen, align_corners=net.align_corners)
                 cells.append((f"pixel {pixel[0]},{pixel[1]}  R = {recurrence}", overlay))
         content = io.BytesIO()
         contact_sheet(cells, [], len(flags.loops)).save(content, format="PNG")
         write_atomically(flags.out, content.getvalue())
         say(f"maps: {flags.out}")
     if flags.html is not None:
-        text = page(net, images, image, chosen[0][0], max(flags.loops))
+        weights = net.attention_weights(images, recurrence=max(flags.loops))
+        for loop in weights:
+            check_finite(loop, flags.image)
+        text = page(net, weights, image, chosen[0][0])
         write_atomically(flags.html, text)
         say(f"page: {flags.html}, {len(text) / 1e6:.1f} MB; open it in a browser and click")
     return 0
 
 
-def page(net: CCNet, images: torch.Tensor, image: np.ndarray, at: Pixel, loops: int) -> str:
+def check_finite(attention: torch.Tensor, path: Path) -> None:
+    """Raise NonFiniteScores if attention weights are NaN or infinite."""
+    if not attention.isfinite().all():
+        raise NonFiniteScores(
+            f"the attention weights of {path} must be finite, got NaN or infinity; the network's weights are damaged "
+            "or diverged: use another checkpoint"
+        )
+
+
+def page(net: CCNet, loops: Sequence[torch.Tensor], image: np.ndarray, at: Pixel) -> str:
     """Return the page for an image; it holds the weights of each loop, from which the browser computes any map.
 
     A weight is stored in 16 bits, as a multiple of 1/65535 of its position's largest weight.
 
     Args:
         net: the network.
-        images: the image as network input, a batch of one.
+        loops: its attention weights of a batch of one image, or of a clip of one: `CCNet.attention_weights`.
         image: the image, uint8 (H, W, 3).
         at: the pixel (y, x) whose maps the page shows when it opens.
-        loops: the page shows the maps after 1 .. loops loops.
-
-    Raises:
-        ValueError: the feature map has more than `MOST_POSITIONS` positions.
     """
-    weights = [loop[0] for loop in net.attention_weights(images, recurrence=loops)]
+    weights = [loop[0] for loop in loops]
     if net.dims == 3:
         weights = [loop[:, 0] for loop in weights]
     rows, columns = weights[0].shape[1:]
-    if rows * columns > MOST_POSITIONS:
-        raise ValueError(
-            f"--html holds at most {MOST_POSITIONS} positions of the feature map, got {rows} x {columns}; add "
-            "--short-side with a smaller number of pixels."
-        )
     packed = []
     for loop in weights:
         table = loop.permute(1, 2, 0)

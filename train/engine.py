@@ -17,19 +17,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from ccgpu.models.prediction import Prediction
+from ccgpu.models.prediction import Prediction, require_finite
 from ccgpu.train.distributed import sum_over_processes, world_size
 from ccgpu.train.losses import Criterion
 from ccgpu.train.metrics import ConfusionMatrix
 
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def amp_problems(amp: str, device: torch.device) -> list[str]:
-    """Return a line if a device should not compute in the dtype of --amp; an empty list otherwise."""
-    if amp == "fp16" and device.type == "cpu":  # CPUs convert float16 to float32 and back around each multiplication
-        return ["--amp fp16 needs a CUDA device, got the CPU; use --amp bf16 or off"]
-    return []
 
 
 class NonFiniteLoss(RuntimeError):
@@ -217,6 +210,7 @@ def evaluate(
 
     Raises:
         Interrupted: `interrupted` returned true.
+        NonFiniteScores: the network returned NaN or infinity; the message names the image.
     """
     net.eval()
     # On the network's device, because NCCL sums tensors of CUDA devices only.
@@ -231,6 +225,8 @@ def evaluate(
             classes, label = classes[None], label[None]
         first = int(batch["first"][0])
         confusion.update(classes[first:], label[first:].to(precision.device))
+        # After the update, which waits for the device anyway.
+        require_finite(scores, " ".join(name for (name,) in batch["names"]))
         # torch's collation transposes names: it returns a tuple over the samples (here one) for each frame.
         for (name,), frame in zip(batch["names"][first:], classes[first:], strict=True):
             seen(name, frame)

@@ -28,8 +28,9 @@ from ccgpu.formula import attention
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
 from ccgpu.train.distributed import say
-from ccgpu.train.runs.errors import BAD_FILE, fail
+from ccgpu.train.runs.errors import BAD_FILE, run_command
 from ccgpu.train.runs.flags import add_checkpoint, command_parser
+from ccgpu.train.runs.outputs import add_overwrite, check_output_file
 from ccgpu.train.runs.setup import read_network
 
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
@@ -60,26 +61,51 @@ class Pixels(nn.Module):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 exported, 1 the export computes other logits, 2 bad input."""
+    """Run the command and return its exit status.
+
+    0: exported. 1: the exported network computes other logits, or the file cannot be written. 2: bad input. 130:
+    stopped by Ctrl-C.
+    """
     flags = read_flags(argv)
-    try:
-        target = check_target(flags)
-        found = read_network(flags.checkpoint)
-        if found.network.get("dims", 2) != 2:
-            raise ValueError(f"--checkpoint must hold a network for images, got {flags.checkpoint} for clips")
-        net = checkpoint.build(found)
-        module = Pixels(net) if flags.pixels else net
-        information = describe(net, found, flags.pixels)
-        # Written and compared in a folder beside the target, so that a wrong export never replaces a good file.
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
-            written = Path(folder) / target.name
-            run = WRITERS[flags.to](module, written, information)
-            difference = compare(module, run)
-            os.replace(written, target)
-    except BAD_FILE as error:
-        return fail("export", str(error), 2)
-    except Mismatch as error:
-        return fail("export", str(error), 1)
+    return run_command(
+        "export",
+        lambda: prepare(flags),
+        lambda prepared: export(flags, *prepared),
+        again="run the command again",
+        smaller="run it on a machine with more",
+        refused=BAD_FILE,
+        explained={Mismatch: 1},
+    )
+
+
+def prepare(flags: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the network that is exported, and what its users need to know.
+
+    Raises:
+        ValueError, OSError, ImportError, TypeError: a checkpoint or flags that cannot be used.
+    """
+    check_target(flags)
+    found = read_network(flags.checkpoint)
+    if found.network.get("dims", 2) != 2:
+        raise ValueError(f"--checkpoint must hold a network for images, got {flags.checkpoint} for clips")
+    net = checkpoint.build(found)
+    return Pixels(net) if flags.pixels else net, describe(net, found, flags.pixels)
+
+
+def export(flags: argparse.Namespace, module: nn.Module, information: dict[str, Any]) -> int:
+    """Write the exported network, compare it with the original, and return the exit status.
+
+    Raises:
+        Mismatch: the logits differ, or are not finite; nothing is written then.
+        OSError: the file cannot be written.
+    """
+    target: Path = flags.out
+    # Written and compared in a folder beside the target, so that a wrong export never replaces a good file.
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
+        written = Path(folder) / target.name
+        run = WRITERS[flags.to](module, written, information)
+        difference = compare(module, run)
+        os.replace(written, target)
     size = target.stat().st_size / 1e6
     say(f"{target}: {size:.1f} MB, logits equal to {difference:.1e} of the largest at {len(SIZES)} sizes")
     return 0
@@ -97,21 +123,20 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="the exported network takes images with values in 0..255 and normalises them itself",
     )
+    add_overwrite(parser, "FILE where it exists")
     return parser.parse_args(argv)
 
 
-def check_target(flags: argparse.Namespace) -> Path:
-    """Return the file to write.
+def check_target(flags: argparse.Namespace) -> None:
+    """Raise unless --out can be written.
 
     Raises:
-        ValueError: its ending does not match the format, or its folder does not exist.
+        ValueError: its ending does not match the format, its folder does not exist, or it exists itself.
         ModuleNotFoundError: a package that the export needs is not installed.
     """
-    target: Path = flags.out
-    if target.suffix != ENDINGS[flags.to]:
-        raise ValueError(f"--out must end in {ENDINGS[flags.to]} for {flags.to}, got {target}")
-    if not target.parent.is_dir():
-        raise ValueError(f"--out must lie in a folder that exists, got {target}; make {target.parent} first")
+    if flags.out.suffix != ENDINGS[flags.to]:
+        raise ValueError(f"--out must end in {ENDINGS[flags.to]} for {flags.to}, got {flags.out}")
+    check_output_file("--out", flags.out, [flags.checkpoint], overwrite=flags.overwrite)
     if flags.to == "onnx":
         try:
             import onnx  # noqa: F401
@@ -121,7 +146,6 @@ def check_target(flags: argparse.Namespace) -> Path:
             raise ModuleNotFoundError(
                 f'--to onnx needs onnx, onnxscript and onnxruntime, got {error}; pip install "ccgpu[onnx]"'
             ) from error
-    return target
 
 
 def describe(net: CCNet, found: checkpoint.Checkpoint, pixels: bool) -> dict[str, Any]:
@@ -204,7 +228,7 @@ WRITERS = {"onnx": write_onnx, "torch-export": write_torch_export}
 
 
 class Mismatch(RuntimeError):
-    """The exported network's logits differ from the original network's."""
+    """The exported network's logits differ from the original network's, or are not finite."""
 
 
 @torch.no_grad()
@@ -216,7 +240,7 @@ def compare(module: nn.Module, run: Callable[[Tensor], Tensor]) -> float:
         run: the exported network.
 
     Raises:
-        Mismatch: the difference is more than `TOLERANCE`, or the shapes differ.
+        Mismatch: the difference is more than `TOLERANCE`, the shapes differ, or a logit is NaN or infinite.
     """
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
@@ -227,6 +251,13 @@ def compare(module: nn.Module, run: Callable[[Tensor], Tensor]) -> float:
         expected, found = module(images), run(images)
         if found.shape != expected.shape:
             raise Mismatch(f"the exported network returns {tuple(found.shape)}, not {tuple(expected.shape)}")
+        # Comparisons with NaN are all false, so that a difference of NaN would pass as none.
+        for whose, logits in (("", expected), ("exported ", found)):
+            if not logits.isfinite().all():
+                raise Mismatch(
+                    f"the {whose}network's logits must be finite, got NaN or infinity for images of {height}x{width}; "
+                    "nothing was written; use another checkpoint"
+                )
         scale = expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
         worst = max(worst, ((found - expected).abs().max() / scale).item())
     if not worst <= TOLERANCE:

@@ -26,7 +26,7 @@ from ccgpu.models.image_files import BadImage, open_image
 from ccgpu.models.labels import Labels
 from ccgpu.models.network_input import PixelInput
 from ccgpu.models.normalisation import Normalise
-from ccgpu.models.prediction import NonFiniteScores, Prediction, Window, predict_classes
+from ccgpu.models.prediction import WINDOW, NonFiniteScores, Prediction, Window, predict_classes
 from ccgpu.train import distributed, engine
 from ccgpu.train.data.inputs import Input, find_inputs
 from ccgpu.train.data.video import Video, VideoWriter
@@ -47,7 +47,6 @@ from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.outputs import add_overwrite, check_outputs
 from ccgpu.train.runs.setup import dataset_of_network, read_network
 
-WINDOW = 1024  # pixels: two windows side by side are an image of Cityscapes
 MANY_WINDOWS = 8  # from so many windows an image is worth a progress bar
 # What stops writing for all inputs: a disk that is full, over its quota, or read-only.
 NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

@@ -107,15 +107,18 @@ def contact_sheet(
     return sheet
 
 
-def attention_overlay(image: np.ndarray, attention: torch.Tensor, at: tuple[int, int]) -> Image.Image:
+def attention_overlay(
+    image: np.ndarray, attention: torch.Tensor, at: tuple[int, int], *, align_corners: bool
+) -> Image.Image:
     """Return an image with the attention map of a pixel over it, brighter for higher weights, and a ring at the pixel.
 
     The map is divided by its maximum and drawn as its square root, so that low weights remain visible.
 
     Args:
         image: uint8 (H, W, 3), RGB.
-        attention: (h, w) of any size, weights of 0 or more; enlarged bilinearly, corners aligned.
+        attention: (h, w) of any size, weights of 0 or more; enlarged bilinearly.
         at: the pixel (y, x) of the image whose attention map it is.
+        align_corners: where the map's positions lie on the image, as in the network (`CCNet.align_corners`).
 
     Returns:
         An RGB image of the input's size.
@@ -133,7 +136,7 @@ def attention_overlay(image: np.ndarray, attention: torch.Tensor, at: tuple[int,
             f"attention_overlay: at must be a pixel (y, x) of {height} x {width}, got {at}; choose one inside."
         )
     enlarged = F.interpolate(
-        attention.detach().cpu().double()[None, None], (height, width), mode="bilinear", align_corners=True
+        attention.detach().cpu().double()[None, None], (height, width), mode="bilinear", align_corners=align_corners
     )[0, 0]
     strength = (enlarged / enlarged.max().clamp(min=torch.finfo(torch.float64).tiny)).sqrt().numpy()
     steps = np.linspace(0, 1, len(HEAT))

@@ -17,6 +17,8 @@ from PIL import Image
 from ccgpu.models.attention import RCCA, attention_map, attention_weights
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.context import NonLocal
+from ccgpu.models.normalisation import Normalise
+from ccgpu.models.prediction import Prediction, predict_classes
 from ccgpu.train import attention
 from ccgpu.train.visualise import CAPTION_HEIGHT, GAP
 from tests.train.browser import CHROMIUM, opened
@@ -119,7 +121,7 @@ def test_pixels_refer_to_the_file_while_the_network_gets_its_own_size(image_file
     given = ("--checkpoint", tmp_path / "net.pt", image_file, "--at", "64,96", "--loops", "2")
     assert run(*given, "--out", tmp_path / "maps.png") == 0
     assert Image.open(tmp_path / "maps.png").size == (49 + 2 * GAP, 33 + CAPTION_HEIGHT + 2 * GAP)
-    assert run(*given, "--out", tmp_path / "maps.png", "--short-side", "65") == 0
+    assert run(*given, "--out", tmp_path / "maps.png", "--short-side", "65", "--overwrite") == 0
     assert Image.open(tmp_path / "maps.png").size == (97 + 2 * GAP, 65 + CAPTION_HEIGHT + 2 * GAP)
 
 
@@ -137,6 +139,14 @@ def test_a_network_for_clips_sees_a_clip_of_one(image_file: Path, tmp_path: Path
         (["IMAGE"], "must be given, got neither"),
         (["IMAGE", "--out", "OUT", "--at", "65,0"], "--at must be a pixel Y,X of 65 x 97, counted from 0, got 65,0"),
         (["IMAGE", "--out", "OUT", "--loops", "0"], "--loops must be 1 or more"),
+        (["IMAGE", "--out", "OUT", "--at", "-1,0"], "--at must be a pixel Y,X of 65 x 97, counted from 0, got -1,0"),
+        (["IMAGE", "--out", "OUT", "--at=0,-1"], "--at must be a pixel Y,X of 65 x 97, counted from 0, got 0,-1"),
+        (["IMAGE", "--out", "OUT", "--html", "OUT"], "--html must be another file than --out"),
+        (["IMAGE", "--out", "nowhere/maps.png"], "--out must lie in a folder that exists"),
+        (["IMAGE", "--html", "IMAGE", "--overwrite"], "--html must not replace what the command reads"),
+        (["IMAGE", "--out", "IMAGE", "--overwrite"], "--out must not replace what the command reads"),
+        (["IMAGE", "--out", "IMAGE"], "--out must not replace what the command reads"),
+        (["IMAGE", "--out", "OUT", "--max-pixels", "6304"], "--max-pixels"),
         (["nowhere.png", "--out", "OUT"], "nowhere.png"),
         (["IMAGE", "--out", "OUT", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
         (["IMAGE", "--out", "OUT", "--short-side", "0"], "short_side"),
@@ -151,6 +161,80 @@ def test_errors_are_told_in_one_line(
     assert run(*given, *(places.get(argument, argument) for argument in arguments)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["a,b", "3", "1,2,3", "", "1.5,2", ",", "-1,-1-"])
+def test_a_pixel_is_two_whole_numbers(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        run("--checkpoint", "net.pt", "a.png", "--out", tmp_path / "a.png", "--at", text)
+    assert exit.value.code == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line)
+    assert f"argument --at: must be Y,X, a row and a column in pixels, got {text!r}" in line
+
+
+def test_maps_are_replaced_only_when_asked(
+    file: Path, image_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "maps.png").write_text("kept")
+    given = ("--checkpoint", file, image_file, "--loops", "1", "--out", tmp_path / "maps.png")
+    assert run(*given) == 2
+    assert "--out must be new, got existing results" in capsys.readouterr().err
+    assert (tmp_path / "maps.png").read_text() == "kept"
+    assert run(*given, "--overwrite") == 0
+    assert Image.open(tmp_path / "maps.png").size[0] > 97
+
+
+def test_a_page_too_large_is_refused_before_anything_is_computed(
+    file: Path, image_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(CCNet, "attention_weights", lambda *arguments, **options: pytest.fail("computed"))
+    monkeypatch.setattr(CCNet, "attention_map", lambda *arguments, **options: pytest.fail("computed"))
+    given = ("--checkpoint", file, image_file, "--short-side", "700", "--out", tmp_path / "a.png")
+    assert run(*given, "--html", tmp_path / "a.html") == 2
+    assert "--html holds at most 9409 positions of the feature map, got 88 x 131" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("short_side", [33, 70])
+def test_the_network_sees_the_pixels_that_prediction_gives_it(short_side: int, tmp_path: Path) -> None:
+    net = write_network(tmp_path / "net.pt")
+    pixels = np.random.default_rng(2).integers(0, 256, (65, 97, 3), dtype=np.uint8)
+    prediction = Prediction(short_side=short_side)
+    seen: list[torch.Tensor] = []
+
+    def watch(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images)
+        return images
+
+    predict_classes(watch, Normalise(net.backbone.mean, net.backbone.std)(pixels)[None], prediction, window=1024)
+    assert torch.equal(attention.seen_images(net, Image.fromarray(pixels), prediction), seen[0])
+
+
+@pytest.mark.parametrize("output", ["--out", "--html"])
+def test_weights_that_are_not_finite_are_an_error(
+    output: str, image_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_network(tmp_path / "net.pt", mean=(0, 0, 0), std=(1e-36, 1e-36, 1e-36))
+    assert run("--checkpoint", tmp_path / "net.pt", image_file, output, tmp_path / "maps") == 1
+    assert "the attention weights of" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
+
+
+def test_overlays_follow_the_networks_corners(
+    image_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    original = attention.attention_overlay
+
+    def watch(*arguments: Any, **options: Any) -> Image.Image:
+        seen.append(options["align_corners"])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(attention, "attention_overlay", watch)
+    for corners in (True, False):
+        write_network(tmp_path / "net.pt", align_corners=corners)
+        given = ("--checkpoint", tmp_path / "net.pt", image_file, "--loops", "1", "--out", tmp_path / "maps.png")
+        assert run(*given, "--overwrite") == 0
+    assert seen == [True, False]
 
 
 def test_a_network_without_criss_cross_attention_is_refused(

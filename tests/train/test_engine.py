@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ccgpu.models.normalisation import Normalise
-from ccgpu.models.prediction import Prediction
+from ccgpu.models.prediction import NonFiniteScores, Prediction
 from ccgpu.train import engine
 from ccgpu.train.cityscapes import find_pairs
 from ccgpu.train.data.cityscapes_labels import CITYSCAPES
@@ -56,6 +56,19 @@ def test_evaluate_stops_when_asked() -> None:
     samples = [sample(torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2).long())]
     with pytest.raises(engine.Interrupted):
         evaluate(nn.Identity(), samples, num_classes=2, precision=CPU, predict=Prediction(), interrupted=lambda: True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_evaluate_refuses_scores_that_are_not_finite_and_names_the_image(value: float) -> None:
+    logits = torch.zeros(1, 2, 3, 1, 2)
+    label = torch.zeros(1, 3, 1, 2).long()
+    good, bad = logits.clone(), logits.clone()
+    bad[0, 1, 2, 0, 1] = value
+    samples = [sample(good, label, ("a", "b", "c")), sample(bad, label, ("d", "e", "f"))]
+    seen: dict[str, torch.Tensor] = {}
+    with pytest.raises(NonFiniteScores, match="scores of d e f must be finite, got NaN or infinity; .*--amp bf16"):
+        evaluate(nn.Identity(), samples, num_classes=2, precision=CPU, predict=Prediction(), seen=seen.__setitem__)
+    assert list(seen) == ["a", "b", "c"]
 
 
 def steps_of(net: nn.Module, batches: list[dict[str, Any]], lr: float = 0.5, **options: Any) -> list[engine.Step]:

@@ -100,10 +100,64 @@ def test_a_wrong_export_is_not_kept(
     target = tmp_path / "net.pt2"
     target.write_text("the former one")
     monkeypatch.setattr(export, "_formula", lambda q, k, v, scale, backend=None: (v, q.sum(1)))
-    assert run("--checkpoint", tmp_path / "net.pt", "--to", "torch-export", "--out", target) == 1
+    given = ("--checkpoint", tmp_path / "net.pt", "--to", "torch-export", "--out", target)
+    assert run(*given) == 2
+    assert "--out must be new, got existing results" in capsys.readouterr().err
+    assert run(*given, "--overwrite") == 1
     assert "logits differ" in capsys.readouterr().err
     assert target.read_text() == "the former one"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.pt", "net.pt2"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_not_finite_are_no_agreement(value: float) -> None:
+    bad = torch.nn.Conv2d(3, 2, 1)
+    torch.nn.init.constant_(bad.bias, value)
+    good = torch.nn.Conv2d(3, 2, 1)
+    assert export.compare(good, good) == 0
+    with pytest.raises(
+        export.Mismatch, match="the network's logits must be finite, got NaN or infinity for images of 97"
+    ):
+        export.compare(bad, bad)
+    with pytest.raises(export.Mismatch, match="the exported network's logits must be finite"):
+        export.compare(good, bad)
+
+
+def test_a_network_that_overflows_is_not_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_network(tmp_path / "net.pt", std=(1e-38, 1e-38, 1e-38))
+
+    def write(module: torch.nn.Module, path: Path, information: dict[str, Any]) -> torch.nn.Module:
+        path.write_text("exported")
+        return module
+
+    monkeypatch.setitem(export.WRITERS, "torch-export", write)
+    arguments = ("--checkpoint", tmp_path / "net.pt", "--to", "torch-export", "--pixels")
+    assert run(*arguments, "--out", tmp_path / "net.pt2") == 1
+    assert "must be finite" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
+
+
+def test_the_checkpoint_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_network(tmp_path / "net.pt")
+    (tmp_path / "net.pt").rename(tmp_path / "net.pt2")
+    before = (tmp_path / "net.pt2").read_bytes()
+    given = ("--checkpoint", tmp_path / "net.pt2", "--to", "torch-export", "--out", tmp_path / "net.pt2")
+    assert run(*given, "--overwrite") == 2
+    assert "--out must not replace what the command reads" in capsys.readouterr().err
+    assert (tmp_path / "net.pt2").read_bytes() == before
+
+
+def test_ctrl_c_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "read_network", interrupted)
+    assert run("--checkpoint", "net.pt", "--to", "torch-export", "--out", tmp_path / "net.pt2") == 130
+    assert capsys.readouterr().err == "export: stopped\n"
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def test_attention_overlay_is_bright_where_attention_is_and_leaves_the_rest() ->
     image = np.full((41, 81, 3), 90, dtype=np.uint8)
     attention = torch.zeros(6, 11)
     attention[1, 8] = 0.5
-    overlay = np.asarray(attention_overlay(image, attention, at=(30, 20)))
+    overlay = np.asarray(attention_overlay(image, attention, at=(30, 20), align_corners=True))
     assert overlay.shape == image.shape
     # Corners lie on corners: cell (1, 8) of 6 x 11 is pixel (8, 64) of 41 x 81.
     assert overlay[8, 64].sum() == overlay.astype(int).sum(axis=-1).max()
@@ -41,15 +41,28 @@ def test_attention_overlay_is_bright_where_attention_is_and_leaves_the_rest() ->
     assert marked.mean(axis=0).round().tolist() == [30, 20]
 
 
+def test_attention_overlay_lays_positions_where_the_network_does() -> None:
+    image = np.full((48, 80, 3), 90, dtype=np.uint8)
+    attention = torch.zeros(6, 10)
+    attention[0, 0] = 1
+    found = {}
+    for corners in (True, False):
+        overlay = np.asarray(attention_overlay(image, attention, (40, 70), align_corners=corners), dtype=int)
+        found[corners] = (overlay.sum(axis=-1) != 270)[:30, :40].any(axis=1).sum()
+    # With aligned corners position 0 is pixel 0 and reaches as far as position 1, pixel 47 / 5; without, its centre is
+    # pixel 3.5, and that of position 1 is 11.5.
+    assert found == {True: 10, False: 12}
+
+
 def test_attention_overlay_of_an_empty_map_is_the_input() -> None:
     image = np.full((20, 20, 3), 7, dtype=np.uint8)
-    overlay = np.asarray(attention_overlay(image, torch.zeros(3, 3), at=(0, 0)))
+    overlay = np.asarray(attention_overlay(image, torch.zeros(3, 3), at=(0, 0), align_corners=False))
     assert overlay[-1, -1].tolist() == [7, 7, 7]
 
 
 def test_attention_overlay_refuses_a_pixel_outside_and_a_batch_of_maps() -> None:
     image = np.zeros((4, 6, 3), dtype=np.uint8)
     with pytest.raises(ValueError, match=r"of 4 x 6, got \(4, 0\)"):
-        attention_overlay(image, torch.ones(2, 2), at=(4, 0))
+        attention_overlay(image, torch.ones(2, 2), at=(4, 0), align_corners=True)
     with pytest.raises(ValueError, match="attention must be"):
-        attention_overlay(image, torch.ones(1, 2, 2), at=(0, 0))
+        attention_overlay(image, torch.ones(1, 2, 2), at=(0, 0), align_corners=True)

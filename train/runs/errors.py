@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 
 from ccgpu.models.image_files import BadImage
+from ccgpu.models.prediction import NonFiniteScores
 from ccgpu.train.distributed import is_main
 from ccgpu.train.runs import checkpoints
 
@@ -102,6 +103,8 @@ def failure(error: Exception, *, again: str, smaller: str) -> str:
         return f"out of memory ({first}); {smaller}"
     if isinstance(error, (BadImage, OSError)):
         return f"{text} Then {again}" if text.endswith(".") else f"{text}; make room or give access, then {again}"
+    if isinstance(error, NonFiniteScores):
+        return text
     if text.startswith("DataLoader worker"):
         return f"a loader's process ended ({first.strip()}); if memory ran out, lower --workers, then {again}"
     if isinstance(error, torch.distributed.DistError) or "by peer" in text:

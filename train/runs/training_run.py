@@ -87,7 +87,7 @@ class TrainingRun:
         checkpoints.check_finite(self.net, iteration)
         if not is_main():
             return
-        value_range = self.settings["value_range"]
+        value_range = self.settings.get("value_range")
         content = RunCheckpoint(
             format=RUN_FORMAT,
             iteration=iteration,
@@ -176,7 +176,8 @@ class TrainingRun:
             attention, image = attention[frame[0]], image[:, frame[0]]
         path = self.out / "images" / "attention.png"
         path.parent.mkdir(exist_ok=True)  # a finished run may be resumed without its images
-        overlay: Image.Image = attention_overlay(self.normalise.denormalise(image), attention, (y, x))
+        pixels, corners = self.normalise.denormalise(image), self.net.align_corners
+        overlay: Image.Image = attention_overlay(pixels, attention, (y, x), align_corners=corners)
         overlay.save(path)
         return path
 
