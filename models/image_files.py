@@ -218,7 +218,7 @@ def _rgb(path: Path, image: Image.Image, value_range: tuple[float, float] | None
         return Image.merge("RGB", [Image.fromarray(_eight_bits(path, image, value_range))] * 3)
     if image.has_transparency_data:
         transparent = image.convert("RGBA")
-        if transparent.getextrema()[3] == (255, 255):
+        if transparent.getchannel("A").getextrema() == (255, 255):
             return transparent.convert("RGB")
         background = Image.new("RGBA", transparent.size, (*_BACKGROUND, 255))
         return Image.alpha_composite(background, transparent).convert("RGB")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zlib
 from pathlib import Path
 
@@ -127,3 +128,79 @@ def test_images_of_impossible_size_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(content)
     with pytest.raises(BadImage, match="bomb"):
         read_image(tmp_path / "bomb.png")
+
+
+def test_the_range_of_values_becomes_bytes(tmp_path: Path) -> None:
+    values = np.array([[0, 100, 1000, 4095, 65535]] * 3, dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    Image.fromarray(values.astype(np.int32) - 100).save(tmp_path / "a.tif")
+    Image.fromarray(np.array([[-1.0, 0.0, 0.25, 1.0, np.nan]] * 3, dtype=np.float32)).save(tmp_path / "f.tif")
+    for name, value_range, expected in (
+        ("a.png", (100.0, 4095.0), [0, 0, 57, 255, 255]),  # 900 / 3995 * 255 = 57.4
+        ("a.tif", (0.0, 3995.0), [0, 0, 57, 255, 255]),
+        ("f.tif", (-1.0, 1.0), [0, 128, 159, 255, 0]),  # 127.5 is rounded to even, 159.375
+    ):
+        found = read_image(tmp_path / name, value_range=value_range)
+        assert found.tolist() == [[[value] * 3 for value in expected]] * 3, name
+    with pytest.raises(ValueError, match="value_range must be"):
+        read_image(tmp_path / "a.png", value_range=(1.0, 1.0))
+
+
+def test_the_range_of_values_leaves_8_bits_alone_and_refuses_16_bits_of_colour(
+    pixels: np.ndarray, tmp_path: Path
+) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png", value_range=(0.0, 4095.0)), pixels)
+    rows = b"".join(b"\x00" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = ((b"IHDR", b"\x00\x00\x00\x1e\x00\x00\x00\x14\x10\x02\x00\x00\x00"), (b"IDAT", zlib.compress(rows)))
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in (*chunks, (b"IEND", b"")):
+        content += len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+    (tmp_path / "deep.png").write_bytes(content)
+    assert (read_image(tmp_path / "deep.png") == 0).all()  # values up to 255 of 65535
+    with pytest.raises(BadImage, match=r"must be grey for --value-range, got .*deep.png"):
+        read_image(tmp_path / "deep.png", value_range=(0.0, 255.0))
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "jpg"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_stored_pixels_are_left_where_they_are(
+    orientation: int, ending: str, pixels: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / f"a.{ending}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, exif=exif, **({"quality": 98} if ending == "jpg" else {}))
+    found = read_image(path, exif="stored")
+    assert found.shape == pixels.shape
+    assert np.abs(found.astype(int) - pixels).max() <= (12 if ending == "jpg" else 0)
+    assert read_image(path).shape == (pixels.shape if orientation < 5 else (30, 20, 3))
+    with pytest.raises(ValueError, match="exif must be one of"):
+        read_image(path, exif="sideways")
+
+
+def test_exif_data_that_cannot_be_read_says_nothing(pixels: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=b"Exif\x00\x00no such data")
+    assert np.array_equal(read_image(tmp_path / "a.png"), pixels)
+
+
+def test_the_largest_size_can_be_raised_and_lowered(
+    pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with pytest.raises(BadImage, match=r"at most 599 pixels, got 30x20 = 600 in .*a\.png; .*--max-pixels"):
+        read_image(tmp_path / "a.png", max_pixels=599)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow's own limit does not matter
+    assert np.array_equal(read_image(tmp_path / "a.png", max_pixels=600), pixels)
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    for path, kind in (
+        (tmp_path / "pipe.png", "named pipe"),
+        (tmp_path / "folder.png", "folder"),
+        (Path(os.devnull), "device"),
+    ):
+        with pytest.raises(BadImage, match=f"must be a regular file, got the {kind} {path}"):
+            read_image(path)

@@ -80,7 +80,7 @@ def _without_partner(
     depth: int,
 ) -> list[str]:
     """Return a line for each file without partner: the file that was looked for, and the near misses of the first."""
-    lines = []
+    lines: list[str] = []
     for own, others, folder, suffixes, what in (
         (image_files, label_files, labels, (label_suffix,), "label file"),
         (label_files, image_files, images, image_suffixes, "image"),

@@ -177,6 +177,13 @@ def test_exif_flags_reach_training_and_evaluation(tmp_path: Path, capsys: pytest
     capsys.readouterr()
     assert evaluate.main([*flags, "--exif", "upright"]) == 2
     assert "48x40 pixels, but the image has 40x48" in capsys.readouterr().err
+    for more, message in (
+        (("--value-range", "5", "5"), "--value-range must be LOW HIGH with LOW < HIGH, got (5.0, 5.0)"),
+        (("--max-pixels", "0"), "--max-pixels must be 1 or more, got 0"),
+        (("--max-pixels", "100"), "48x40 pixels, more than 100; allow more with --max-pixels"),
+    ):
+        assert evaluate.main([*flags, *more]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_transparent_pixels_and_unused_bits_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
