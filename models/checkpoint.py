@@ -223,15 +223,20 @@ def write_backbone(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None
     _write_tensors(Path(path), own, {})
 
 
+def check_ending(path: Path) -> None:
+    """Raise ValueError unless a path has an ending that `write` knows."""
+    if path.suffix not in (".safetensors", ".pt", ".pth"):
+        raise ValueError(f"write: path must end in .safetensors, .pt or .pth, got {str(path)!r}; choose one of these.")
+
+
 def _write_tensors(path: Path, weights: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    check_ending(path)
     if path.suffix == ".safetensors":
         write_atomically(path, safetensors_bytes(weights, header))
-    elif path.suffix in (".pt", ".pth"):
+    else:
         own = {name: value.detach().contiguous().clone() for name, value in weights.items()}
         content = {**header, "state_dict": own} if header else own
         write_atomically(path, lambda file: torch.save(content, file))
-    else:
-        raise ValueError(f"write: path must end in .safetensors, .pt or .pth, got {str(path)!r}; choose one of these.")
 
 
 def _header(text: str) -> Any:

@@ -57,7 +57,7 @@ def write_png(file: BinaryIO, height: int, width: int, rows: Iterable[np.ndarray
         np.subtract(flat[0], above, out=filtered[0, 1:])
         np.subtract(flat[1:], flat[:-1], out=filtered[1:, 1:])
         above = flat[-1].copy()
-        _write_data(file, encoder.compress(filtered))
+        _write_data(file, encoder.compress(filtered.data))
         written += len(strip)
     if written != height:
         raise ValueError(f"write_png: rows must be {height} in all, got {written}.")

@@ -24,6 +24,9 @@ Network = Callable[[Tensor], Tensor]
 WINDOW = 1024
 MULTI_SCALE = (0.75, 1.0, 1.25)  # Huang et al., TPAMI 2020, section 4.2
 MODES, AVERAGES = ("whole", "sliding"), ("logits", "probabilities")
+# Beyond these, a mistyped number asks for more memory than there is, or leaves nothing of an image.
+SCALES = (0.01, 20.0)
+LARGEST_SIDE = 32768  # pixels
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Prediction:
         mode: "whole" or "sliding"; the paper's results are for "sliding".
         crop: window (height, width) in pixels, for sliding; the paper's is (769, 769). Ignored for whole.
         stride: step (down, right) in pixels, 1 .. crop, for sliding; the authors' is (513, 513). Ignored for whole.
-        scales: factors of the base size, positive; CCNet's multi-scale evaluation has (0.75, 1.0, 1.25) and
+        scales: factors of the base size, in `SCALES`; CCNet's multi-scale evaluation has (0.75, 1.0, 1.25) and
             flip.
         flip: whether each scale is also predicted flipped.
         average: average of "logits", as in the authors' code, or of "probabilities", as in mmsegmentation.
@@ -106,10 +109,16 @@ class Prediction:
                     "give both as (height, width) in pixels."
                 )
             for crop, stride in zip(self.crop, self.stride, strict=True):
+                if crop > LARGEST_SIDE:
+                    raise ValueError(
+                        f"Prediction: crop must be at most {LARGEST_SIDE} pixels a side, got {self.crop}; a smaller "
+                        "image is padded to it."
+                    )
                 window_starts(crop, crop, stride)
-        if not self.scales or not all(math.isfinite(scale) and scale > 0 for scale in self.scales):
+        if not self.scales or not all(SCALES[0] <= scale <= SCALES[1] for scale in self.scales):
             raise ValueError(
-                f"Prediction: scales must be one or more positive numbers, got {self.scales}; (1.0,) is the base size."
+                f"Prediction: scales must be one or more numbers from {SCALES[0]} to {SCALES[1]}, got {self.scales}; "
+                "(1.0,) is the base size."
             )
         if self.short_side is not None and self.fit is not None:
             raise ValueError(
@@ -117,10 +126,10 @@ class Prediction:
                 "leave one out."
             )
         sides = self.fit if self.short_side is None else (self.short_side,)
-        if sides is not None and min(sides) < 1:
+        if sides is not None and not (min(sides) >= 1 and max(sides) <= LARGEST_SIDE):
             raise ValueError(
-                f"Prediction: short_side and fit must be 1 pixel or more, got {self.short_side} and {self.fit}; "
-                "enlarge them."
+                f"Prediction: short_side and fit must be from 1 to {LARGEST_SIDE} pixels, got {self.short_side} and "
+                f"{self.fit}; choose another size."
             )
         exchanged = [index for pair in self.flip_pairs for index in pair]
         if len(set(exchanged)) != 2 * len(self.flip_pairs):

@@ -20,8 +20,9 @@ from ccgpu.models.labels import class_differences
 from ccgpu.models.published import RESNET
 from ccgpu.train.dataset import find_dataset
 from ccgpu.train.distributed import say
-from ccgpu.train.runs.errors import BAD_FILE, fail
+from ccgpu.train.runs.errors import BAD_FILE, run_command
 from ccgpu.train.runs.flags import command_parser
+from ccgpu.train.runs.outputs import add_overwrite, check_output_file
 from ccgpu.train.runs.setup import dataset_of_network
 
 # Number of classes -> the dataset that a published network with so many classes was trained on.
@@ -29,13 +30,19 @@ BY_CLASSES = {19: "cityscapes", 150: "ade20k"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 converted, 2 bad input."""
+    """Run the command and return its exit status.
+
+    0: converted. 1: OUT cannot be written. 2: bad input. 130: stopped by Ctrl-C.
+    """
     flags = read_flags(argv)
-    try:
-        convert(flags)
-    except BAD_FILE as error:
-        return fail("convert", str(error), 2)
-    return 0
+    return run_command(
+        "convert",
+        lambda: prepare(flags),
+        lambda prepared: write(flags, *prepared),
+        again="run the command again",
+        smaller="run it on a machine with more",
+        refused=BAD_FILE,
+    )
 
 
 def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -59,36 +66,41 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         help="dataset that defines the network's classes (default: the file's classes, or by their number: "
         f"{', '.join(f'{number} {name}' for number, name in BY_CLASSES.items())})",
     )
-    add("--overwrite", action="store_true", help="replace OUT where it exists")
+    add_overwrite(parser, "OUT where it exists")
     return parser.parse_args(argv)
 
 
-def convert(flags: argparse.Namespace) -> None:
-    """Read the source, write it in our format, and print a description of it.
+def prepare(flags: argparse.Namespace) -> tuple[Path, checkpoint.Checkpoint]:
+    """Return the file to write, and the network that it gets.
 
     Raises:
-        ValueError, OSError, ImportError, TypeError: a file cannot be used or written, or the flags do not fit it.
+        ValueError, OSError, ImportError, TypeError: a file cannot be used, or the flags do not fit it.
     """
     target = flags.target if flags.target.suffix else flags.target.with_name(flags.target.name + ".safetensors")
-    if target.exists() and not flags.overwrite:
-        raise ValueError(f"OUT must be a new file, got {target}, which exists; name another or add --overwrite.")
-    if target.exists() and target.samefile(flags.source):
-        raise ValueError(f"OUT must be another file than IN, got {target} for both; name another.")
+    checkpoint.check_ending(target)
+    check_output_file("OUT", target, [flags.source], overwrite=flags.overwrite)
     given = {"recurrence": flags.recurrence, "align_corners": flags.align_corners}
     changes = {name: value for name, value in given.items() if value is not None}
     found = checkpoint.read(flags.source, **changes)
     if found.source == RESNET:
         if changes or flags.dataset is not None:
             raise ValueError(f"--recurrence, --align-corners and --dataset must be left out for {RESNET}'s file")
-        checkpoint.write_backbone(target, found)
-        say(
-            f"{flags.source}: {found.network['backbone']} with a {found.network['stem']} stem\n{target}: for --imagenet"
-        )
-        return
+        return target, found
     labels, note = find_labels(found, flags.dataset)
-    notes = (*found.notes, *note)
-    checkpoint.write(target, dataclasses.replace(found, labels=labels, notes=notes))
-    say("\n".join([f"{flags.source}: {describe(found)}", *(f"note: {line}" for line in notes), f"written: {target}"]))
+    return target, dataclasses.replace(found, labels=labels, notes=(*found.notes, *note))
+
+
+def write(flags: argparse.Namespace, target: Path, found: checkpoint.Checkpoint) -> int:
+    """Write a network in our format, print a description of it, and return the exit status."""
+    if found.source == RESNET:
+        checkpoint.write_backbone(target, found)
+        what = f"{found.network['backbone']} with a {found.network['stem']} stem"
+        say(f"{flags.source}: {what}\n{target}: for --imagenet")
+        return 0
+    checkpoint.write(target, found)
+    notes = (f"note: {line}" for line in found.notes)
+    say("\n".join([f"{flags.source}: {describe(found)}", *notes, f"written: {target}"]))
+    return 0
 
 
 def find_labels(found: checkpoint.Checkpoint, dataset: str | None) -> tuple[dict[str, Any] | None, tuple[str, ...]]:

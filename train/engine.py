@@ -25,6 +25,13 @@ from ccgpu.train.metrics import ConfusionMatrix
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def amp_problems(amp: str, device: torch.device) -> list[str]:
+    """Return a line if a device should not compute in the dtype of --amp; an empty list otherwise."""
+    if amp == "fp16" and device.type == "cpu":  # CPUs convert float16 to float32 and back around each multiplication
+        return ["--amp fp16 needs a CUDA device, got the CPU; use --amp bf16 or off"]
+    return []
+
+
 class NonFiniteLoss(RuntimeError):
     """The loss of the global batch became infinite or NaN; weights and checkpoints are from the step before."""
 

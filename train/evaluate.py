@@ -27,6 +27,7 @@ from ccgpu.models.normalisation import Normalise
 from ccgpu.models.prediction import AVERAGES, MODES, Prediction
 from ccgpu.train import distributed, engine
 from ccgpu.train.data.clips import Clip, evaluation_clips
+from ccgpu.train.data.pairs import Pair
 from ccgpu.train.data.submission import save_prediction
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.distributed import say
@@ -36,6 +37,7 @@ from ccgpu.train.runs.data_check import check_data
 from ccgpu.train.runs.errors import fail, run_command
 from ccgpu.train.runs.flags import add_checkpoint, add_device, add_scales, chosen_scales, command_parser, saved_values
 from ccgpu.train.runs.interrupts import DeferredInterrupts
+from ccgpu.train.runs.outputs import add_overwrite, check_outputs
 from ccgpu.train.runs.settings import MOST_WORKERS, Settings, prediction
 from ccgpu.train.runs.setup import (
     UNCHECKED,
@@ -104,6 +106,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--flip", action=argparse.BooleanOptionalAction, help="average with the flipped image (default: the run's)")
     add("--average", choices=AVERAGES, help="average logits or probabilities (default: the run's)")
     add("--save-predictions", type=Path, metavar="DIR", help="write each prediction as a file of label ids")
+    add_overwrite(parser, "predictions that exist in DIR")
     add("--record", type=Path, metavar="FILE", help="append the scores to this file of JSON lines")
     add("--amp", choices=tuple(engine.AMP_DTYPES), help="autocast (default: the run's)")
     add("--channels-last", action=argparse.BooleanOptionalAction, help="NHWC memory format (default: the run's)")
@@ -144,6 +147,7 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
     predict = prediction(settings, dataset)
     net = place_network(checkpoint.build(found), settings, device)
     clips = find_clips(flags, settings, dataset)
+    check_places(flags, [pair for clip, _ in clips for pair in clip])
     normalise = Normalise(net.backbone.mean, net.backbone.std)
     _, loader = load_evaluation(clips, dataset, normalise, settings, flags.workers, device)
     if distributed.is_main():
@@ -163,7 +167,7 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
 
 
 def recipe_of(found: checkpoint.Checkpoint, dataset: Dataset) -> dict[str, Any]:
-    """Return the settings for a converted or published network: the dataset's recipe, with the file's image size.
+    """Return the settings for a converted or published network: the dataset's recipe, with what the file says.
 
     Raises:
         ValueError: the network is for clips, whose length is not in the file.
@@ -176,6 +180,8 @@ def recipe_of(found: checkpoint.Checkpoint, dataset: Dataset) -> dict[str, Any]:
     asked = {name: tuple(value) if name == "eval_fit" else value for name, value in size.items() if value is not None}
     if asked:  # the two settings exclude each other, so the file's one replaces both of the recipe's
         asked = {"eval_short_side": None, "eval_fit": None, **asked}
+    if found.value_range is not None:
+        asked["value_range"] = found.value_range
     return dataclasses.asdict(Settings(**{**dataset.recipe, **asked}))
 
 
@@ -199,6 +205,17 @@ def find_clips(flags: argparse.Namespace, settings: Settings, dataset: Dataset) 
             f"than once in {' '.join(settings.val_split)}; evaluate one split at a time."
         )
     return [clip for split in found for clip in evaluation_clips(split, settings.clip, dataset.frame_of)]
+
+
+def check_places(flags: argparse.Namespace, pairs: Sequence[Pair]) -> None:
+    """Raise ValueError if a result would replace an image or label file, or without --overwrite an earlier result."""
+    inputs = {flags.checkpoint: None}
+    inputs |= {path: None for pair in pairs for path in (pair.image, pair.label) if path is not None}
+    if flags.save_predictions is not None:
+        files = {flags.save_predictions / f"{pair.name}.png": None for pair in pairs}
+        check_outputs("--save-predictions", files, inputs, overwrite=flags.overwrite)
+    if flags.record is not None:  # scores are appended to it
+        check_outputs("--record", [flags.record], inputs, overwrite=True)
 
 
 def score(flags: argparse.Namespace, evaluation: Evaluation) -> int:
@@ -266,6 +283,10 @@ def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace) -> Set
         "check": flags.check,
     }
     settings = Settings(**{**values, **{name: value for name, value in changes.items() if value is not None}})
+    if settings.value_range is not None and not settings.value_range[0] < settings.value_range[1]:
+        raise ValueError(f"--value-range must be LOW HIGH with LOW < HIGH, got {settings.value_range}")
+    if settings.max_pixels < 1:
+        raise ValueError(f"--max-pixels must be 1 or more, got {settings.max_pixels}")
     if settings.eval != "sliding" and (flags.crop is not None or flags.stride is not None):
         raise ValueError(
             f"--crop and --stride must come with sliding windows, got mode {settings.eval}; add --mode sliding."

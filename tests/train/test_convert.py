@@ -117,11 +117,13 @@ def test_existing_files_are_kept(files: dict[str, Path], tmp_path: Path, capsys:
     target = tmp_path / "out.pt"
     target.write_text("precious")
     assert run(files["authors"], target) == 2
-    assert "--overwrite" in capsys.readouterr().err
+    assert "OUT must be new, got existing results" in capsys.readouterr().err
     assert run(tmp_path / "nowhere.pth", target, "--overwrite") == 2
     assert target.read_text() == "precious"
     before = files["authors"].stat().st_size
+    capsys.readouterr()
     assert run(files["authors"], files["authors"], "--overwrite") == 2
+    assert "OUT must not replace what the command reads" in capsys.readouterr().err
     assert files["authors"].stat().st_size == before
     assert run(files["authors"], target, "--overwrite") == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out.pt"]
@@ -146,6 +148,17 @@ def test_errors_are_told_in_one_line(
     error = capsys.readouterr().err.strip()
     assert message in error
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_is_no_error(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "read", interrupted)
+    assert run(files["authors"], tmp_path / "out.pt") == 130
+    assert capsys.readouterr().err == "convert: stopped\n"
 
 
 def test_a_runs_checkpoint_is_converted_with_its_weights_and_classes(trained: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_evaluate_refuses_scores_that_are_not_finite_and_names_the_image(value: 
     bad[0, 1, 2, 0, 1] = value
     samples = [sample(good, label, ("a", "b", "c")), sample(bad, label, ("d", "e", "f"))]
     seen: dict[str, torch.Tensor] = {}
-    with pytest.raises(NonFiniteScores, match="scores of d e f must be finite, got NaN or infinity; .*--amp bf16"):
+    with pytest.raises(NonFiniteScores, match=r"scores of d e f must be finite, got NaN or infinity; .*--amp bf16"):
         evaluate(nn.Identity(), samples, num_classes=2, precision=CPU, predict=Prediction(), seen=seen.__setitem__)
     assert list(seen) == ["a", "b", "c"]
 

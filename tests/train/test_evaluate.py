@@ -1,13 +1,16 @@
 """python -m train.evaluate: runs, converted networks, images without labels; the errors that it reports."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from ccgpu.models.backbones import build_backbone
+from ccgpu.models.ccnet import CCNet
 from ccgpu.train import camvid, convert, evaluate
 from ccgpu.train.runs import records
 from tests.train.training import run, told
@@ -126,6 +129,53 @@ def test_evaluate_names_missing_folders(
     error = capsys.readouterr().err
     assert error.startswith("evaluate: ")
     assert named in error
+
+
+def test_predictions_are_replaced_only_when_asked_and_labels_never(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(trained / "scenes", data)
+    checkpoint = tmp_path / "last.pt"
+    shutil.copy(trained / "last.pt", checkpoint)
+    flags = ["--checkpoint", str(checkpoint), "--data", str(data), "--workers", "0", "--save-predictions"]
+    assert evaluate.main([*flags, str(out)]) == 0
+    first = sorted(out.iterdir())[0]
+    first.write_text("kept")
+    assert evaluate.main([*flags, str(out)]) == 2
+    assert "--save-predictions must be new, got existing results" in told(capsys, "evaluate")
+    assert first.read_text() == "kept"
+    assert evaluate.main([*flags, str(out), "--overwrite"]) == 0
+    assert Image.open(first).mode == "L"
+    # The label files of the split have the predictions' names in a folder of their own; so they would be replaced.
+    (pair, *_) = camvid.find_pairs(data, "val", True)
+    assert pair.label is not None
+    before = pair.label.read_bytes()
+    name = pair.label.with_name(f"{pair.name}.png")
+    if name != pair.label:
+        name.symlink_to(pair.label)
+    assert evaluate.main([*flags, str(pair.label.parent), "--overwrite"]) == 2
+    assert "--save-predictions must not replace what the command reads" in told(capsys, "evaluate")
+    assert pair.label.read_bytes() == before
+    assert evaluate.main([*flags[:-1], "--record", str(checkpoint)]) == 2
+    assert "--record must not replace what the command reads" in told(capsys, "evaluate")
+    assert checkpoint.read_bytes() == (trained / "last.pt").read_bytes()
+
+
+def test_evaluate_stops_at_scores_that_are_not_finite(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (first, *_) = camvid.find_pairs(trained / "scenes", "val", True)
+    original = CCNet.forward
+
+    def overflow(self: CCNet, images: torch.Tensor) -> Any:
+        return original(self, images) * float("inf")
+
+    monkeypatch.setattr(CCNet, "forward", overflow)
+    assert evaluate.main(["--checkpoint", str(trained / "last.pt"), "--workers", "0"]) == 1
+    line = told(capsys, "evaluate")
+    assert f"the network's scores of {first.name} must be finite, got NaN or infinity" in line
+    assert "use --amp bf16 or off" in line
 
 
 def test_evaluate_fails_where_a_prediction_cannot_be_written(

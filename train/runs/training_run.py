@@ -87,7 +87,7 @@ class TrainingRun:
         checkpoints.check_finite(self.net, iteration)
         if not is_main():
             return
-        value_range = self.settings.get("value_range")
+        value_range = self.settings["value_range"]
         content = RunCheckpoint(
             format=RUN_FORMAT,
             iteration=iteration,
