@@ -1,12 +1,14 @@
 """The cache of the CPU kernels on disk: written once, loaded by later processes, compiled anew for changed source."""
 
 import ast
+import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import pytest
 
 from ccgpu.kernels.numba_cpu import cache
@@ -70,6 +72,59 @@ def test_cached_for_later_processes_and_compiled_anew_for_other_source(tmp_path)
     assert other == {"right": True, "loaded": 0, "compiled": 1}
     assert complaints == 0
     assert len(set(files_of(tmp_path)) - set(files)) == 1
+
+
+DAMAGES = {"empty": lambda content: b"", "half": lambda content: content[: len(content) // 2]}
+DAMAGES |= {"few bytes": lambda content: content[:3], "garbage": lambda content: bytes(reversed(content))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["*.nbi", "*.nbc"])
+def test_damaged_files_are_compiled_anew_and_replaced(tmp_path, ending):
+    """The kernels themselves, in processes: every file gets a damage of its own."""
+    run(NUMBA_CACHE_DIR=str(tmp_path))
+    for path, damage in zip(sorted(tmp_path.rglob(ending)), itertools.cycle(DAMAGES.values()), strict=False):
+        path.write_bytes(damage(path.read_bytes()))
+    (mended,), _ = run(NUMBA_CACHE_DIR=str(tmp_path))
+    assert mended == {"right": True, "loaded": 0, "compiled": 1}
+    (again,), _ = run(NUMBA_CACHE_DIR=str(tmp_path))
+    assert again == {"right": True, "loaded": 1, "compiled": 0}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("ending", [".nbi", ".nbc"])
+def test_any_damage_counts_as_no_cache(tmp_path, monkeypatch, damage, ending):
+    """A function of one addition compiles at once; callbacks and kernels are cached differently."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def add(x):
+        return x + 1
+
+    def kernel():
+        return cache._cached(numba.njit)(add)
+
+    def callback():
+        return cache._cached(numba.cfunc, numba.int64(numba.int64))(add)
+
+    for make, call in ((kernel, lambda made: made(3)), (callback, lambda made: made.ctypes(3))):
+        assert call(make()) == 4
+        for path in tmp_path.rglob(f"*{ending}"):
+            path.write_bytes(DAMAGES[damage](path.read_bytes()))
+        assert call(make()) == 4
+        loaded = make()
+        assert call(loaded) == 4
+        assert sum(loaded.stats.cache_hits.values()) if make is kernel else loaded.cache_hits
+
+
+def test_a_full_disk_is_no_reason_not_to_compute(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
+    assert cache._cached(numba.njit)(lambda x: x + 1)(3) == 4
+    assert cache._cached(numba.cfunc, numba.int64(numba.int64))(lambda x: x + 1).ctypes(3) == 4
 
 
 @pytest.fixture(scope="module")
