@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import stat
 import struct
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,9 +24,15 @@ EXIF = ("stored", "upright")
 MAX_PIXELS = 178_956_970
 """Default of the largest image that is read, in pixels: the size from which Pillow suspects a decompression bomb."""
 # Pillow raises any of these for a broken file, depending on where it is broken.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error)
+DECODE_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error),
+    Image.DecompressionBombError,
+)
 _BACKGROUND = (255, 255, 255)  # shows through transparent pixels
 _ORIENTATION = 0x0112  # EXIF's tag
+_LIMIT_LOCK = threading.Lock()
+# Pillow keeps the first byte of 16-bit colours; the other coding makes it keep the second.
+_SECOND_BYTE = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
 # EXIF orientation -> what turns the stored image upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -97,16 +106,18 @@ def open_stored(
         raise ValueError(f"open_image: value_range must be (low, high) with low < high, got {value_range}.")
     check_regular(path)
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, pillows_limit(max_pixels):
             image = open_header(file, FORMATS)
             if image.width * image.height > max_pixels:
                 raise BadImage(too_large(path, image.size, max_pixels))
-            if value_range is not None and is_deep_colour(image):
+            if value_range is not None and not can_scale(image):
                 raise BadImage(
-                    f"read_image: image must be grey for --value-range, got {path} with 16 bits of each colour, of "
-                    "which only the high byte is read; convert it to 8 bits."
+                    f"read_image: image must be grey or a PNG for --value-range, got {path} with 16 bits of each "
+                    "colour, of which only the high byte is read; convert it to 8 bits, or to PNG."
                 )
+            is_deep_png = value_range is not None and is_deep_colour(image)
             orientation = load_image(image)
+            second = _second_bytes(file) if is_deep_png else None
     except BadImage:
         raise
     except DECODE_ERRORS as error:
@@ -114,7 +125,10 @@ def open_stored(
             f"read_image: path must be a whole image of {', '.join(FORMATS)}, got {path}, which does not decode "
             f"({error}); copy or convert it again."
         ) from error
-    rgb = _rgb(path, image, value_range)
+    if value_range is not None and second is not None:
+        rgb = _rgb(path, _scaled_colours(image, second, value_range), None)
+    else:
+        rgb = _rgb(path, image, value_range)
     is_turned = image.format == "TIFF" and orientation != 1  # Pillow turns TIFF files itself
     return (rgb.transpose(_INVERSE[orientation]) if is_turned else rgb), orientation
 
@@ -122,6 +136,24 @@ def open_stored(
 def upright(image: Image.Image, orientation: int) -> Image.Image:
     """Return a stored image turned by its EXIF orientation, 1..8."""
     return image if orientation == 1 else image.transpose(_TURNS[orientation])
+
+
+@contextlib.contextmanager
+def pillows_limit(max_pixels: int) -> Iterator[None]:
+    """Within the block Pillow reads images of `max_pixels` pixels.
+
+    Its own limit is one for the whole process, and of some formats cannot be avoided; it is lifted where that is asked
+    for, by one thread at a time.
+    """
+    if max_pixels <= MAX_PIXELS:
+        yield
+        return
+    with _LIMIT_LOCK:
+        former, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = former
 
 
 def check_regular(path: Path) -> None:
@@ -210,7 +242,33 @@ def has_16_bits(image: Image.Image) -> bool:
 
 def is_deep_colour(image: ImageFile.ImageFile) -> bool:
     """Return whether an image that is not loaded yet has several channels of 16 bits, which Pillow cuts to 8."""
-    return not is_deep(image) and any(";16" in str(tile[3]) for tile in image.tile)
+    return not is_deep(image) and ";16" in _coding(image)
+
+
+def can_scale(image: ImageFile.ImageFile) -> bool:
+    """Return whether a range of values can be applied to an image that is not loaded yet."""
+    return not is_deep_colour(image) or (image.format == "PNG" and _coding(image) in _SECOND_BYTE)
+
+
+def _coding(image: ImageFile.ImageFile) -> str:
+    """Return Pillow's name of the coding of an image that is not loaded yet."""
+    return str(image.tile[0][3]) if image.tile else ""
+
+
+def _second_bytes(file: BinaryIO) -> np.ndarray:
+    """Return the low bytes of the colours of a 16-bit PNG, uint8 (H, W, 3) or (H, W, 4)."""
+    file.seek(0)
+    image = open_header(file, ("PNG",))
+    image.tile = [tile._replace(args=_SECOND_BYTE[_coding(image)]) for tile in image.tile]
+    return np.asarray(image)
+
+
+def _scaled_colours(image: Image.Image, second: np.ndarray, value_range: tuple[float, float]) -> Image.Image:
+    """Return the colours of a 16-bit PNG with the range of values applied; alpha keeps its high byte."""
+    first = np.asarray(image)
+    scaled = _to_bytes(np.arange(1 << 16), value_range)[first.astype(np.uint16) << 8 | second]
+    scaled[..., 3:] = first[..., 3:]
+    return Image.fromarray(scaled)
 
 
 def _rgb(path: Path, image: Image.Image, value_range: tuple[float, float] | None) -> Image.Image:

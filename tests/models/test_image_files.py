@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import zlib
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ccgpu.models import image_files
 from ccgpu.models.image_files import BadImage, read_image
 
 
@@ -146,20 +148,48 @@ def test_the_range_of_values_becomes_bytes(tmp_path: Path) -> None:
         read_image(tmp_path / "a.png", value_range=(1.0, 1.0))
 
 
-def test_the_range_of_values_leaves_8_bits_alone_and_refuses_16_bits_of_colour(
+def deep_png(path: Path, values: np.ndarray) -> None:
+    """Write 16-bit colours (H, W, 3) or (H, W, 4) as a PNG, which Pillow cannot."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\x00" + row.astype(">u2").tobytes() for row in values)
+    kind = {3: b"\x10\x02", 4: b"\x10\x06"}[channels]
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + kind + bytes(3)
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        content += len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big")
+    path.write_bytes(content)
+
+
+def test_the_range_of_values_is_applied_to_16_bits_of_colour(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (5, 7, 3))
+    deep_png(tmp_path / "a.png", values)
+    assert read_image(tmp_path / "a.png").max() == 15
+    found = read_image(tmp_path / "a.png", value_range=(100.0, 4095.0))
+    expected = np.clip(np.rint((values - 100) / 3995 * 255), 0, 255)
+    assert np.array_equal(found, expected)
+    alpha = np.full((5, 7, 1), 65535)
+    alpha[0] = 0
+    deep_png(tmp_path / "b.png", np.concatenate([values, alpha], axis=2))
+    found = read_image(tmp_path / "b.png", value_range=(100.0, 4095.0))
+    assert np.array_equal(found[1:], expected[1:])
+    assert (found[0] == 255).all()
+
+
+def test_the_range_of_values_leaves_8_bits_alone_and_refuses_what_is_cut_to_8(
     pixels: np.ndarray, tmp_path: Path
 ) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
     assert np.array_equal(read_image(tmp_path / "a.png", value_range=(0.0, 4095.0)), pixels)
-    rows = b"".join(b"\x00" + row.astype(">u2").tobytes() for row in pixels)
-    chunks = ((b"IHDR", b"\x00\x00\x00\x1e\x00\x00\x00\x14\x10\x02\x00\x00\x00"), (b"IDAT", zlib.compress(rows)))
-    content = b"\x89PNG\r\n\x1a\n"
-    for kind, data in (*chunks, (b"IEND", b"")):
-        content += len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-    (tmp_path / "deep.png").write_bytes(content)
-    assert (read_image(tmp_path / "deep.png") == 0).all()  # values up to 255 of 65535
-    with pytest.raises(BadImage, match=r"must be grey for --value-range, got .*deep.png"):
-        read_image(tmp_path / "deep.png", value_range=(0.0, 255.0))
+    # A TIFF of 1 x 1 pixel with three channels of 16 bits, without compression.
+    tags = ((256, 3, 1, 1), (257, 3, 1, 1), (258, 3, 3, 134), (262, 3, 1, 2), (273, 4, 1, 140), (277, 3, 1, 3))
+    tags = (*tags, (278, 3, 1, 1), (279, 4, 1, 6), (284, 3, 1, 1))
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    content = content.ljust(134, b"\0") + struct.pack("<6H", 16, 16, 16, 0x1234, 0x5678, 0x9ABC)
+    (tmp_path / "deep.tif").write_bytes(content)
+    assert read_image(tmp_path / "deep.tif").tolist() == [[[0x12, 0x56, 0x9A]]]
+    with pytest.raises(BadImage, match=r"must be grey or a PNG for --value-range, got .*deep\.tif"):
+        read_image(tmp_path / "deep.tif", value_range=(0.0, 255.0))
 
 
 @pytest.mark.parametrize("ending", ["png", "tif", "jpg"])
@@ -190,8 +220,14 @@ def test_the_largest_size_can_be_raised_and_lowered(
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with pytest.raises(BadImage, match=r"at most 599 pixels, got 30x20 = 600 in .*a\.png; .*--max-pixels"):
         read_image(tmp_path / "a.png", max_pixels=599)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow's own limit does not matter
-    assert np.array_equal(read_image(tmp_path / "a.png", max_pixels=600), pixels)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 200)
+    for ending in ("png", "tif", "gif", "webp", "jpg"):  # Pillow's own limit does not matter, whatever the format
+        Image.fromarray(pixels).save(tmp_path / f"a.{ending}")
+        assert read_image(tmp_path / f"a.{ending}", max_pixels=600).shape == pixels.shape
+    assert Image.MAX_IMAGE_PIXELS == 100
+    with pytest.raises(BadImage, match="bomb"):
+        read_image(tmp_path / "a.webp", max_pixels=200)
 
 
 def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:

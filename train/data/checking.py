@@ -60,24 +60,24 @@ def check_pairs(pairs: Sequence[Pair], facts: Mapping[File, Facts], labels: Labe
 
 
 def _pair_problems(pair: Pair, facts: Mapping[File, Facts], labels: Labels, reading: Reading) -> Iterator[str]:
-    files = [(pair.image, False)] + ([] if pair.label is None else [(pair.label, True)])
-    whole = True
+    files = files_of([pair])
+    broken = False
     for path, is_label in files:
         found = facts[path, is_label]
         if found.problem is not None:
             yield f"{path}: {found.problem}"
         elif not found.decoded:
             yield f"{path}: {times(found.size)} pixels, more than {reading.max_pixels}; allow more with --max-pixels"
-        whole = whole and found.problem is None and found.decoded
+        broken = broken or found.problem is not None or not found.decoded
     image = facts[pair.image, False]
     if image.bits == 32 and reading.value_range is None:
         yield f"{pair.image}: values of 32 bits, whose range is unknown; name it with --value-range LOW HIGH"
-    if image.colour and reading.value_range is not None:
-        yield f"{pair.image}: 16 bits of each colour, to which --value-range cannot be applied; convert it to 8 bits"
+    if not image.scalable and reading.value_range is not None:
+        yield f"{pair.image}: 16 bits of each colour, read as 8; convert it to 8 bits, or to PNG for --value-range"
     if pair.label is None:
         return
     yield from _label_problems(pair.label, facts, labels)
-    if whole and not (reading.exif is None and _differ(pair, facts)):
+    if not broken and not (reading.exif is None and _differ(pair, facts)):
         sizes = [_turned(facts[file], reading) for file in files]
         if sizes[0] != sizes[1]:
             yield f"{pair.label}: {times(sizes[1])} pixels, but the image has {times(sizes[0])}"
@@ -98,9 +98,11 @@ def _label_problems(label: Path, facts: Mapping[File, Facts], labels: Labels) ->
 
 
 def _orientations(pair: Pair, facts: Mapping[File, Facts]) -> tuple[int, int]:
-    """Return the EXIF orientations of image and label file; equal where they do not matter."""
-    image = facts[pair.image, False].orientation
-    return image, image if pair.label is None else facts[pair.label, True].orientation
+    """Return the EXIF orientations of image and label file; equal where they do not matter or are not known."""
+    image = facts[pair.image, False]
+    label = image if pair.label is None else facts[pair.label, True]
+    known = all(found.problem is None and found.decoded for found in (image, label))
+    return (image.orientation, label.orientation) if known else (1, 1)
 
 
 def _differ(pair: Pair, facts: Mapping[File, Facts]) -> bool:
@@ -138,9 +140,11 @@ def notes(pairs: Sequence[Pair], facts: Mapping[File, Facts], reading: Reading) 
     deep = [pair.image for pair in pairs if facts[pair.image, False].bits == 16]
     highest = max((facts[path, False].highest for path in deep), default=0)
     limit = next((limit for limit in _RANGES if highest <= limit), None)
+    scalable = all(facts[path, False].scalable for path in deep)
+    advice = f"name their range with --value-range 0 {limit}" if scalable else "convert them to 8 bits"
     if deep and reading.value_range is None and limit is not None:
         lines.append(
             f"warning: the {len(deep)} images of 16 bits, such as {deep[0]}, have no value above {limit}, so that "
-            f"they are read as 0..{limit >> 8} of 255; name their range with --value-range 0 {limit}"
+            f"they are read as 0..{limit >> 8} of 255; {advice}"
         )
     return lines

@@ -22,12 +22,14 @@ from ccgpu.models.image_files import (
     DECODE_ERRORS,
     FORMATS,
     MAX_PIXELS,
+    can_scale,
     has_16_bits,
     is_deep,
     is_deep_colour,
     kind_of_file,
     load_image,
     open_header,
+    pillows_limit,
 )
 from ccgpu.train.data.jpeg import is_cut
 from ccgpu.train.data.reading import wrong_kind
@@ -47,7 +49,7 @@ class Facts:
         wrong_kind: what the file is, if it cannot be a label file; None if it can.
         transparent: whether it has pixels that are not opaque.
         bits: bits of a value: 8, 16, or 32 for integers and floats whose range is unknown.
-        colour: whether an image of 16 bits has several channels.
+        scalable: whether a range of values can be applied to the image.
         highest: the highest value of an image of 16 bits; of several channels, that value with its low byte set to 255.
         counts: pixels of each value 0..255, for a file that can be a label file; else empty.
     """
@@ -59,7 +61,7 @@ class Facts:
     wrong_kind: str | None = None
     transparent: bool = False
     bits: int = 8
-    colour: bool = False
+    scalable: bool = True
     highest: int = 0
     counts: tuple[int, ...] = ()
 
@@ -99,6 +101,11 @@ def facts_of(path: Path, *, is_label: bool, max_pixels: int = MAX_PIXELS) -> Fac
         return Facts(problem=error.strerror or str(error))
     if not content:
         return Facts(problem="empty file")
+    with pillows_limit(max_pixels):
+        return _decode(content, is_label, max_pixels)
+
+
+def _decode(content: bytes, is_label: bool, max_pixels: int) -> Facts:
     try:
         image = open_header(io.BytesIO(content), FORMATS)
     except DECODE_ERRORS as error:
@@ -110,7 +117,7 @@ def facts_of(path: Path, *, is_label: bool, max_pixels: int = MAX_PIXELS) -> Fac
         if kind == "PNG":
             _check_chunks(content)
         found = _pixels(image, is_label)
-        if kind in _JPEGS and is_cut(content):
+        if kind in _JPEGS and is_cut(content, image):
             return Facts(problem=f"truncated {kind} file: pixels are missing before its end marker")
     except DECODE_ERRORS as error:
         return Facts(problem=f"truncated or damaged {kind} file ({error})")
@@ -144,7 +151,8 @@ def _check_chunks(content: bytes) -> None:
 
 def _pixels(image: ImageFile.ImageFile, is_label: bool) -> Facts:
     """Return the facts of an image that is open but not loaded, by loading it."""
-    wrong, colour, size = wrong_kind(image), is_deep_colour(image), image.size
+    wrong, size = wrong_kind(image), image.size
+    colour, scalable = is_deep_colour(image), can_scale(image)
     orientation = load_image(image)
     if image.format == "TIFF" and orientation >= 5:  # Pillow turns TIFF files itself, their size already now
         size = size[::-1]
@@ -160,7 +168,7 @@ def _pixels(image: ImageFile.ImageFile, is_label: bool) -> Facts:
         wrong_kind=wrong,
         transparent=image.has_transparency_data and _is_transparent(image),
         bits=bits,
-        colour=colour,
+        scalable=scalable,
         highest=highest,
         counts=tuple(np.bincount(np.asarray(image).ravel(), minlength=256).tolist()) if counted else (),
     )

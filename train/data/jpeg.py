@@ -21,34 +21,30 @@ _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _MORE = b"".join(b"\xaa" * 64 + bytes([0xFF, marker]) for marker in range(0xD0, 0xD8)) + b"\xaa" * 64
 
 
-def is_cut(content: bytes) -> bool:
+def is_cut(content: bytes, image: Image.Image) -> bool:
     """Return whether a JPEG file lacks pixels before its end marker, or the end marker.
 
-    The file is decoded twice, the second time with further bytes before the end marker. After the last pixel the
-    decoder skips them; where pixels are missing it takes them for codes, and the two images differ.
+    The file is decoded once more, with further bytes before the end marker. After the last pixel the decoder skips
+    them; where pixels are missing it takes them for codes, and the two images differ.
 
     A progressive file that was cut exactly between two of its scans passes: it is whole, but coarser than it was. Of
     arithmetic coding, which may leave out zeros at its end, only the end marker is looked for.
 
     Args:
-        content: a file that Pillow decodes.
+        content: a file.
+        image: what Pillow decodes from it.
     """
     end, is_huffman = _end_marker(content)
     if end is None:
         return True
     if not is_huffman:
         return False
-    longer = content[:end] + _MORE + content[end:]
-    pixels = _decode(content)
+    longer = io.BytesIO(content[:end] + _MORE + content[end:])
     try:
-        return not np.array_equal(pixels, _decode(longer))
+        with Image.open(longer, formats=("JPEG",)) as other:
+            return not np.array_equal(np.asarray(image), np.asarray(other))
     except OSError:  # the further bytes are no codes, and were not skipped
         return True
-
-
-def _decode(content: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
-        return np.asarray(image)
 
 
 def _end_marker(content: bytes) -> tuple[int | None, bool]:

@@ -67,6 +67,11 @@ def test_no_labelled_pixel_is_refused(purpose: str) -> None:
     assert census_warnings(census({0: 5}), labels()) == []
 
 
+def test_images_without_labels_can_be_predicted() -> None:
+    with pytest.raises(ValueError, match=r"train\.evaluate predicts such images with --unlabelled\.$"):
+        check_census(census({0: 5}, purpose="evaluation"), labels())
+
+
 def test_masks_of_0_and_255_are_explained() -> None:
     pond = labels(ids=(0, 1), void=(255,))
     with pytest.raises(

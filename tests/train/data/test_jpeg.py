@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccgpu.train.data.jpeg import is_cut
+from ccgpu.train.data import jpeg
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "camvid" / "val"
 KINDS: dict[str, dict[str, Any]] = {
@@ -23,6 +23,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "best": {"quality": 100, "subsampling": 0},
     "coarse": {"quality": 10},
 }
+
+
+def is_cut(content: bytes) -> bool:
+    return jpeg.is_cut(content, Image.open(io.BytesIO(content)))
 
 
 def encode(mode: str, options: dict[str, Any], size: tuple[int, int] = (61, 83)) -> bytes:
