@@ -6,6 +6,8 @@ only, so torch.compile traces them away, and they take a microsecond or two.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -80,9 +82,12 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, function: str = "cca") -> None
     check_key_shape(k, q, function)
     if v.ndim != q.ndim or v.shape[0] != q.shape[0] or v.shape[2:] != q.shape[2:]:
         wanted = ", ".join(str(n) for n in (q.shape[0], "C", *q.shape[2:]))
+        # Without their batch axis q (D, H, W) and v (C, H, W) differ in front alone.
+        unbatched = q.ndim == v.ndim < 5 and v.shape[1:] == q.shape[1:]
         raise ValueError(
             f"{function}: v must have q's batch and map size ({wanted}), got {shape_of(v)}; "
-            "only the channels C are free"
+            + ("if one image lacks its batch axis, pass q[None], k[None] and v[None]; " if unbatched else "")
+            + "only the channels C are free"
         )
     if q.shape[1] == 0 or v.shape[1] == 0:
         raise ValueError(
@@ -92,3 +97,20 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, function: str = "cca") -> None
     for name, x in (("k", k), ("v", v)):
         check_dtype(name, x, q, function)
         check_device(name, x, "q", q, function)
+    if q.ndim == 3 and q.shape == v.shape and not torch.compiler.is_compiling():
+        _warn_of_missing_batch(q)
+
+
+def _warn_of_missing_batch(q: Tensor) -> None:
+    """Warn if q, k and v of one shape (B, D, L) are likely an image's (D, H, W) without its batch axis.
+
+    That is so where D is no number of channels that networks have, a multiple of 8, or equals L, as height and width of
+    a square map do. Small sizes are taken for what they are said to be.
+    """
+    channels, length = q.shape[1:]
+    if min(channels, length) > 8 and (channels == length or channels % 8):
+        warnings.warn(
+            "cca: q, k and v of three axes are (B, D, L), lines of L positions; if they are one image's (D, H, W), add "
+            "the batch axis: q[None], k[None] and v[None].",
+            stacklevel=5,  # the caller of cca
+        )

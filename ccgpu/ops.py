@@ -63,6 +63,8 @@ def cca(
         E_ui = scale q_u . k_i,   lse_u = log sum_i exp E_ui,   out_u = sum_i exp(E_ui - lse_u) v_i
 
     That is H + W - 1 positions in 2D, T + H + W - 2 in 3D, and all L in 1D. There is no 1/sqrt(D): the paper has none.
+    The batch axis is never left out: (D, H, W) is read as D images of H channels with lines of W positions, and a
+    clip's (D, T, H, W) as D images of T channels.
 
     Args:
         q: queries (B, D, *S) with S = (L,), (H, W) or (T, H, W); B may be 0, the sizes 1; any strides. channels_last is
@@ -83,6 +85,9 @@ def cca(
         TypeError: an input is no array, has an integer or complex dtype, or the dtypes or kinds of arrays differ.
         ValueError: rank, shapes, devices, scale or the backend's name are wrong.
         RuntimeError: the backend asked for cannot run the call.
+
+    Warns:
+        UserWarning: q, k and v have three axes and one shape that is likely an image's, (D, H, W), without its batch.
 
     Both results are differentiable in q, k and v, to any order (second and higher derivatives keep all energies).
     Backward runs on the backend that forward ran on. Saved for it: q, k, v, out, lse. Deterministic: the same bits on

@@ -1,12 +1,14 @@
 """Messages about wrong arguments of `ccgpu.cca`: function, argument, what it must be, what it is, what to do."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
 import ccgpu
+from ccgpu.checks import check_inputs
 
 Q = torch.zeros(2, 3, 4, 5)
 
@@ -64,3 +66,57 @@ def test_unknown_backend():
 def test_keyword_only_options():
     with pytest.raises(TypeError):
         ccgpu.cca(Q, Q, Q, 0.5)
+
+
+# A forgotten batch axis
+
+
+@pytest.mark.parametrize("size", [(9, 11), (5, 9, 11)])
+def test_inputs_without_their_batch_axis_are_told_how_to_add_it(size: tuple[int, ...]) -> None:
+    q, v = torch.zeros(2, *size), torch.zeros(16, *size)
+    with pytest.raises(ValueError, match=r"if one image lacks its batch axis, pass q\[None\], k\[None\] and v\[None\]"):
+        ccgpu.cca(q, q, v)
+
+
+@pytest.mark.parametrize("shape", [(64, 97, 97), (64, 64, 64), (16, 33, 49), (512, 97, 193)])
+def test_an_image_without_its_batch_axis_is_likely_none_of_lines(shape: tuple[int, ...]) -> None:
+    q = torch.zeros(shape)
+    with pytest.warns(UserWarning, match=r"of three axes are \(B, D, L\).*the batch axis: q\[None\]") as caught:
+        check_inputs(q, q, q)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_inputs(q[None], q[None], q[None])
+
+
+@pytest.mark.parametrize(
+    ("q", "v"),
+    [
+        ((97, 8, 97), (97, 64, 97)),  # the columns of a map
+        ((194, 64, 97), (194, 64, 97)),
+        ((2, 512, 1000), (2, 512, 1000)),
+        ((3, 5, 7), (3, 5, 7)),
+        ((2, 1, 64), (2, 1, 64)),
+        ((4, 97, 97), (4, 12, 97)),
+    ],
+)
+def test_lines_are_no_reason_to_warn(q: tuple[int, ...], v: tuple[int, ...]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_inputs(torch.zeros(q), torch.zeros(q), torch.zeros(v))
+
+
+def test_the_warning_is_the_callers_and_comes_once(recwarn: pytest.WarningsRecorder) -> None:
+    warnings.simplefilter("default")
+    q = torch.zeros(1, 9, 9)
+    for _ in range(3):
+        ccgpu.cca(q, q, q)
+    (warning,) = recwarn
+    assert warning.filename == __file__
+
+
+def test_nothing_warns_while_torch_compiles() -> None:
+    q = torch.zeros(1, 9, 9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.compile(ccgpu.cca, fullgraph=True, backend="eager")(q, q, q)
