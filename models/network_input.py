@@ -58,6 +58,17 @@ class PixelInput:
     Args:
         image: of mode RGB.
         normalise: uint8 (h, w, 3) -> network input (1, 3, h, w).
+
+    Examples:
+        >>> import torch
+        >>> from PIL import Image
+        >>> from ccgpu.models.normalisation import Normalise
+        >>> from ccgpu.models.prediction import Prediction, predict_classes
+        >>> net = torch.nn.Conv2d(3, 5, 1)
+        >>> image = PixelInput(Image.new("RGB", (300, 200)), lambda pixels: Normalise()(pixels)[None])
+        >>> classes = predict_classes(net, image, Prediction(), window=64, overlap=16)
+        >>> classes.shape, classes.dtype
+        (torch.Size([200, 300]), torch.uint8)
     """
 
     def __init__(self, image: Image.Image, normalise: Callable[[np.ndarray], Tensor]) -> None:

@@ -39,6 +39,14 @@ def write_png(file: BinaryIO, height: int, width: int, rows: Iterable[np.ndarray
     Raises:
         OSError: the file cannot be written.
         ValueError: the strips are not uint8, not all of one kind, or not `height` rows of `width` pixels.
+
+    Examples:
+        >>> import io
+        >>> import numpy as np
+        >>> file = io.BytesIO()
+        >>> write_png(file, 4, 6, (np.full((2, 6), value, np.uint8) for value in (0, 255)))
+        >>> file.getvalue()[1:4]
+        b'PNG'
     """
     encoder = zlib.compressobj()
     above: np.ndarray | None = None
@@ -46,8 +54,11 @@ def write_png(file: BinaryIO, height: int, width: int, rows: Iterable[np.ndarray
     for strip in rows:
         channels = strip.shape[2] if strip.ndim == 3 else 1
         flat = strip.reshape(len(strip), -1)
-        if strip.dtype != np.uint8 or strip.shape[1] != width or channels not in _COLOUR_TYPES:
-            raise ValueError(f"write_png: rows must be uint8 (h, {width}) or (h, {width}, 3), got {strip.shape}.")
+        is_other = above is not None and len(above) != flat.shape[1]
+        if strip.dtype != np.uint8 or strip.shape[1] != width or channels not in _COLOUR_TYPES or is_other:
+            raise ValueError(
+                f"write_png: rows must be uint8, all (h, {width}) or all (h, {width}, 3), got {strip.dtype} {strip.shape}."
+            )
         if above is None:
             file.write(_SIGNATURE)
             file.write(_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, _COLOUR_TYPES[channels], 0, 0, 0)))

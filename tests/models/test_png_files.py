@@ -58,3 +58,8 @@ def test_memory_is_that_of_strips() -> None:
 def test_strips_that_do_not_fit_are_refused(strip: np.ndarray) -> None:
     with pytest.raises(ValueError, match="write_png: rows must be"):
         write_png(io.BytesIO(), 2, 3, [strip])
+
+
+def test_strips_are_all_grey_or_all_coloured() -> None:
+    with pytest.raises(ValueError, match="write_png: rows must be"):
+        write_png(io.BytesIO(), 4, 3, [np.zeros((2, 3), np.uint8), np.zeros((2, 3, 3), np.uint8)])
