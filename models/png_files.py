@@ -56,9 +56,8 @@ def write_png(file: BinaryIO, height: int, width: int, rows: Iterable[np.ndarray
         flat = strip.reshape(len(strip), -1)
         is_other = above is not None and len(above) != flat.shape[1]
         if strip.dtype != np.uint8 or strip.shape[1] != width or channels not in _COLOUR_TYPES or is_other:
-            raise ValueError(
-                f"write_png: rows must be uint8, all (h, {width}) or all (h, {width}, 3), got {strip.dtype} {strip.shape}."
-            )
+            found = f"{strip.dtype} {strip.shape}"
+            raise ValueError(f"write_png: rows must be uint8, all (h, {width}) or all (h, {width}, 3), got {found}.")
         if above is None:
             file.write(_SIGNATURE)
             file.write(_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, _COLOUR_TYPES[channels], 0, 0, 0)))
