@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import stat
 import struct
 import threading
@@ -102,7 +103,7 @@ def open_stored(
 
     Arguments and errors are `open_image`'s.
     """
-    if value_range is not None and not value_range[0] < value_range[1]:
+    if value_range is not None and not -math.inf < value_range[0] < value_range[1] < math.inf:
         raise ValueError(f"open_image: value_range must be (low, high) with low < high, got {value_range}.")
     check_regular(path)
     try:

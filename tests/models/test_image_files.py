@@ -144,8 +144,9 @@ def test_the_range_of_values_becomes_bytes(tmp_path: Path) -> None:
     ):
         found = read_image(tmp_path / name, value_range=value_range)
         assert found.tolist() == [[[value] * 3 for value in expected]] * 3, name
-    with pytest.raises(ValueError, match="value_range must be"):
-        read_image(tmp_path / "a.png", value_range=(1.0, 1.0))
+    for bad in ((1.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0)):
+        with pytest.raises(ValueError, match="value_range must be"):
+            read_image(tmp_path / "a.png", value_range=bad)
 
 
 def deep_png(path: Path, values: np.ndarray) -> None:

@@ -1,5 +1,6 @@
 """Images of a dataset and their label files, found by name (`reading.py` reads a pair, `checking.py` checks all)."""
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,15 +96,20 @@ def _without_partner(
 
 
 def _near_misses(name: str, folder: Path, entries: Sequence[Path]) -> str:
-    """Return which entries are named like `name`, up to upper and lower case, an addition at the end and the folder."""
-    start = name.lower()
+    """Return which entries are named like `name`, up to case, Unicode's form, an addition at the end and the folder."""
+    start = _folded(name)
     found = []
     for path in entries:
-        rest = path.name.lower().removeprefix(start)
-        if len(rest) < len(path.name) and not rest[:1].isalnum():
+        other = _folded(path.name)
+        if other.startswith(start) and not other[len(start) :][:1].isalnum():
             found.append(path.name if path.parent == folder else str(path))
     more = f" and {len(found) - _NEAR} more" if len(found) > _NEAR else ""
     return f", but there is {', '.join(found[:_NEAR])}{more}" if found else ""
+
+
+def _folded(name: str) -> str:
+    """Return a name without the differences that a reader does not see: macOS may write accents as letters of their own."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def _files_by_name(

@@ -124,3 +124,12 @@ def test_find_by_name_finds_near_misses_in_other_folders(tmp_path: Path) -> None
         f"  {images}/ulm/u_i.png has no label file {labels}/ulm/u_ids.png, but there is {labels}/bonn/u_ids.png",
         f"  {labels}/bonn/u_ids.png has no image {images}/bonn/u_i.png, but there is {images}/ulm/u_i.png",
     ]
+
+
+def test_find_by_name_sees_through_the_forms_of_unicode(tmp_path: Path) -> None:
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    for file in (f"images/{composed}.jpg", f"labels/{decomposed}.png"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).touch()
+    with pytest.raises(FileNotFoundError, match=f"{composed}.jpg has no label file .*, but there is {decomposed}.png"):
+        find(tmp_path)
