@@ -108,7 +108,7 @@ def _near_misses(name: str, folder: Path, entries: Sequence[Path]) -> str:
 
 
 def _folded(name: str) -> str:
-    """Return a name without the differences that a reader does not see: macOS may write accents as letters of their own."""
+    """Return a name without the differences that a reader does not see: macOS may write an accent as a character."""
     return unicodedata.normalize("NFC", name).lower()
 
 
