@@ -28,7 +28,7 @@ from ccgpu.train.data.clips import Clip
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.distributed import is_main, say
 from ccgpu.train.runs import checkpoints, records
-from ccgpu.train.runs.errors import BAD_INPUT, fail, run_command
+from ccgpu.train.runs.errors import BAD_INPUT, fail, is_lost_loader, run_command
 from ccgpu.train.runs.flags import command_parser
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.plan import Plan, only_writer, open_run_folder, read_plan
@@ -170,6 +170,10 @@ def train_and_evaluate(plan: Plan[Settings], run: TrainingRun, batches: Batches,
                 run.evaluate(plan.start)
             finished = follow(steps, run, settings, plan.start)
         except engine.Interrupted:
+            finished = False
+        except RuntimeError as error:  # a scheduler's SIGTERM reaches the loaders' processes too, and ends them
+            if not (run.interrupts() and is_lost_loader(error)):
+                raise
             finished = False
         finally:
             run.board.close()

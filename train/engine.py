@@ -7,7 +7,6 @@ function of the iteration: `command.train_and_evaluate` chooses `poly`, with --l
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 from ccgpu.models.prediction import Prediction, require_finite
 from ccgpu.train.distributed import sum_over_processes, world_size
@@ -91,43 +89,6 @@ class Step:
 def poly(lr: float, iterations: int, power: float = 0.9) -> Callable[[int], float]:
     """Return the schedule i -> lr * (1 - i / iterations) ** power, i = 0 .. iterations - 1 (paper, section 4.2)."""
     return lambda iteration: lr * (1 - iteration / iterations) ** power
-
-
-def load_batches(
-    dataset: Dataset[dict[str, Any]],
-    *,
-    batches: Iterable[list[int]],
-    workers: int,
-    device: torch.device,
-    again: bool = False,
-) -> DataLoader[dict[str, Any]]:
-    """Return a loader whose samples are the same, in the same order, for any number of workers.
-
-    Workers are spawned, not forked: Numba's OpenMP threads kill forked children. Each computes with one thread. The
-    loader leaves the global random state alone, because exact resume depends on it.
-
-    Args:
-        dataset: index -> sample.
-        batches: the indices of each batch.
-        workers: loader processes; 0: samples are read in this process.
-        device: the device of the network; memory is pinned for CUDA.
-        again: whether the loader is iterated more than once; workers then stay alive after the last batch.
-    """
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        worker_init_fn=_start_worker,
-        multiprocessing_context="spawn" if workers > 0 else None,
-        persistent_workers=again and workers > 0,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),
-    )
-
-
-def _start_worker(_: int) -> None:
-    # Ctrl-C reaches the whole process group, but only the main process decides when the workers end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def train(

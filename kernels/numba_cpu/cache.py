@@ -43,7 +43,7 @@ def _log_no_cache() -> None:
     LOGGER.info("ccgpu: the CPU kernels are compiled anew in each process: set NUMBA_CACHE_DIR to a writable folder")
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types
+class _Cache(FunctionCache):
     """Numba's cache on disk of one function; damaged files count as none, and are replaced."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:

@@ -1,17 +1,11 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from ccgpu.models.normalisation import Normalise
 from ccgpu.models.prediction import NonFiniteScores, Prediction
 from ccgpu.train import engine
-from ccgpu.train.cityscapes import find_pairs
-from ccgpu.train.data.cityscapes_labels import CITYSCAPES
-from ccgpu.train.data.samples import EvaluationSet, StreamSampler, TrainStream
-from ccgpu.train.data.transforms import EvaluationTransform, TrainTransform
 from ccgpu.train.engine import Precision, evaluate, poly, train
 from ccgpu.train.losses import Criterion
 
@@ -183,31 +177,6 @@ def test_train_under_bf16_autocast_follows_float32() -> None:
         losses.append([step.loss for step in steps])
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
-
-
-def test_load_batches_is_the_same_with_a_worker_and_leaves_the_random_state_alone(tiny_data: Path) -> None:
-    clips = [(pair,) for pair in find_pairs(tiny_data, "train")]
-    transform = TrainTransform((24, 32), (0.75, 2.0), True, Normalise())
-    stream = TrainStream(clips, CITYSCAPES, transform, seed=3, length=40)
-    before = torch.get_rng_state()
-    seen = []
-    for workers in (0, 1):
-        order = StreamSampler(4, 7, 2)
-        loader = engine.load_batches(stream, batches=order, workers=workers, device=torch.device("cpu"))
-        seen.append(list(loader))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert [batch["names"] for batch in seen[0]] == [batch["names"] for batch in seen[1]]
-    for alone, worker, positions in zip(*seen, StreamSampler(4, 7, 2), strict=True):
-        assert torch.equal(alone["image"], worker["image"])
-        assert torch.equal(alone["label"], worker["label"])
-        assert torch.equal(alone["image"][1], stream[positions[1]]["image"])
-
-
-def test_load_batches_of_an_evaluation_set(tiny_data: Path) -> None:
-    clips = [((pair,), 0) for pair in find_pairs(tiny_data, "val")]
-    data = EvaluationSet(clips, CITYSCAPES, EvaluationTransform(Normalise()))
-    loader = engine.load_batches(data, batches=[[0], [2]], workers=0, device=torch.device("cpu"))
-    assert [batch["names"][0] for batch in loader] == [data[0]["names"], data[2]["names"]]
 
 
 def test_poly_table() -> None:

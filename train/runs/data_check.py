@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ccgpu.models.labels import Labels
-from ccgpu.train import engine
 from ccgpu.train.data.census import Census, census_table, census_warnings, check_census
 from ccgpu.train.data.checking import File, check_pairs, files_of, notes
 from ccgpu.train.data.facts import Facts, facts_of
@@ -23,6 +22,7 @@ from ccgpu.train.data.facts_cache import FOLDER, Stamp, cache_path, read_cache, 
 from ccgpu.train.data.pairs import Pair
 from ccgpu.train.data.reading import Reading
 from ccgpu.train.distributed import let_first_process, say
+from ccgpu.train.loaders import load_batches
 
 # Seconds after which processes help to decode, because they take some to start, and what they must be able to save.
 _ALONE, _WORTH_PROCESSES = 3.0, 10.0
@@ -164,7 +164,7 @@ class _FileSet(Dataset[dict[str, Any]]):
 def _decode_in_processes(files: _FileSet, workers: int) -> Iterator[Facts]:
     shares = [[*range(begin, min(begin + _SHARE, len(files)))] for begin in range(0, len(files), _SHARE)]
     number = min(max(workers, os.cpu_count() or 1), len(shares))
-    loader = engine.load_batches(files, batches=shares, workers=number, device=torch.device("cpu"))
+    loader = load_batches(files, batches=shares, workers=number, device=torch.device("cpu"))
     for batch in loader:
         for text in batch["facts"]:
             yield Facts.from_plain(json.loads(text))

@@ -6,6 +6,7 @@ Status 1: the command failed while it ran. Status 2: bad flags, data or checkpoi
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -26,6 +27,10 @@ BAD_INPUT = (ValueError, OSError, ImportError, checkpoints.CheckpointError)
 BAD_FILE = (*BAD_INPUT, TypeError)
 # Exceptions that `failure` explains in one line, or raises again if they are bugs.
 FAILURES = (BadImage, OSError, MemoryError, RuntimeError)
+
+
+# How torch and the system name shared memory that cannot be had, or a loader that touched a missing page of it.
+_SHARED_MEMORY = re.compile(r"shared memory|\(shm\)|</torch_|<filename not specified>|Bus error")
 
 
 def run_command(
@@ -81,6 +86,11 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
 
 
+def is_lost_loader(error: Exception) -> bool:
+    """Return whether a loader's process ended, as on a signal to all processes of a job."""
+    return str(error).startswith("DataLoader worker")
+
+
 def failure(error: Exception, *, again: str, smaller: str) -> str:
     """Return in one line why a command failed while it ran, and what to do.
 
@@ -101,11 +111,18 @@ def failure(error: Exception, *, again: str, smaller: str) -> str:
     first = text.partition("\n")[0]
     if is_out_of_memory(error):
         return f"out of memory ({first}); {smaller}"
+    if isinstance(error, (OSError, RuntimeError)) and _SHARED_MEMORY.search(text):
+        return (
+            f"shared memory ran out, through which loader processes hand over images ({first.strip()}); give a "
+            f"container more of it with --shm-size 8g or --ipc=host, or add --workers 0, then {again}"
+        )
+    if "Too many open files" in text or "items of ancdata" in text:
+        return f"too many open files ({first.strip()}); raise ulimit -n or lower --workers, then {again}"
     if isinstance(error, (BadImage, OSError)):
         return f"{text} Then {again}" if text.endswith(".") else f"{text}; make room or give access, then {again}"
     if isinstance(error, NonFiniteScores):
         return text
-    if text.startswith("DataLoader worker"):
+    if is_lost_loader(error):
         return f"a loader's process ended ({first.strip()}); if memory ran out, lower --workers, then {again}"
     if isinstance(error, torch.distributed.DistError) or "by peer" in text:
         return f"another process ended ({first.partition('. ')[0]}); see its message"

@@ -15,7 +15,7 @@ from ccgpu.models.ccnet import EMBEDDING_CHANNELS, CCNet
 from ccgpu.models.labels import class_differences
 from ccgpu.models.normalisation import Normalise
 from ccgpu.models.published import RESNET
-from ccgpu.train import distributed, engine
+from ccgpu.train import distributed
 from ccgpu.train.data.census import check_number
 from ccgpu.train.data.clips import Clip, evaluation_clips, training_clips
 from ccgpu.train.data.reading import Reading
@@ -23,6 +23,7 @@ from ccgpu.train.data.samples import EvaluationSet, StreamSampler, TrainStream, 
 from ccgpu.train.data.transforms import EvaluationTransform, TrainTransform
 from ccgpu.train.dataset import Dataset, find_dataset
 from ccgpu.train.distributed import say
+from ccgpu.train.loaders import load_batches
 from ccgpu.train.runs.data_check import check_data
 from ccgpu.train.runs.settings import Settings
 
@@ -192,7 +193,7 @@ def load_training(
     )
     rank, processes = distributed.rank(), distributed.world_size()
     order = StreamSampler(start, settings.iterations, settings.batch, rank, processes)
-    return engine.load_batches(stream, batches=order, workers=settings.workers, device=device)
+    return load_batches(stream, batches=order, workers=settings.workers, device=device)
 
 
 def load_evaluation(
@@ -209,4 +210,4 @@ def load_evaluation(
     )
     # One image or clip a batch: a dataset's images may differ in size.
     share = [[index] for index in evaluation_indices(len(val_set), distributed.rank(), distributed.world_size())]
-    return val_set, engine.load_batches(val_set, batches=share, workers=workers, device=device, again=True)
+    return val_set, load_batches(val_set, batches=share, workers=workers, device=device, again=True)

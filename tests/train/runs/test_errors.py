@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from ccgpu.train import distributed, engine
+from ccgpu.train import distributed
+from ccgpu.train.loaders import load_batches
 from ccgpu.train.runs import errors
 
 
@@ -19,7 +20,7 @@ class Deadly(Dataset[dict[str, Any]]):
 
 
 def test_a_loader_that_is_killed_is_told_in_one_line() -> None:
-    batches = engine.load_batches(Deadly(), batches=[[0]], workers=1, device=torch.device("cpu"))
+    batches = load_batches(Deadly(), batches=[[0]], workers=1, device=torch.device("cpu"))
     with pytest.raises(RuntimeError) as caught:
         next(iter(batches))
     message = errors.failure(caught.value, again="run it again", smaller="take fewer")
@@ -37,6 +38,29 @@ def test_a_loader_that_is_killed_is_told_in_one_line() -> None:
             "can't allocate memory); take fewer",
         ),
         (PermissionError(13, "Permission denied", "a.png"), "'a.png'; make room or give access, then run it again"),
+        (
+            RuntimeError(
+                "unable to open shared memory object </torch_1> in read-write mode: No space left on device (28)"
+            ),
+            "No space left on device (28)); give a container more of it with --shm-size 8g or --ipc=host, or add "
+            "--workers 0, then run it again",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that"),
+            "--shm-size 8g or --ipc=host, or add --workers 0",
+        ),
+        (
+            RuntimeError("unable to write to file </torch_3_4>: No space left on device (28)"),
+            "--shm-size 8g or --ipc=host, or add --workers 0",
+        ),
+        (
+            RuntimeError("unable to allocate shared memory(shm) for file </torch_3_4>: Success (0)"),
+            "shared memory ran out, through which loader processes hand over images (unable",
+        ),
+        (
+            OSError(24, "Too many open files"),
+            "raise ulimit -n or lower --workers, then run it again",
+        ),
         (RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:1. GLHF"), "another process ended ([gloo]"),
     ],
 )
