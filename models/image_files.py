@@ -186,7 +186,8 @@ def open_header(file: BinaryIO, formats: tuple[str, ...]) -> ImageFile.ImageFile
     """Return the image of an open file, not decoded yet, like `Image.open` without its fixed limit of pixels.
 
     Raises:
-        Any of `DECODE_ERRORS`: the file is of none of the formats, or its header is damaged.
+        Image.UnidentifiedImageError: the file is of none of the formats.
+        OSError: its header is damaged.
     """
     Image.init()
     prefix = file.read(16)
@@ -196,7 +197,10 @@ def open_header(file: BinaryIO, formats: tuple[str, ...]) -> ImageFile.ImageFile
         factory, accept = Image.OPEN[name]
         if accept is None or accept(prefix) is True:
             file.seek(0)
-            return factory(file, "")
+            try:
+                return factory(file, "")
+            except DECODE_ERRORS as error:
+                raise OSError(f"damaged {name} file ({error})") from error
     raise Image.UnidentifiedImageError("empty file" if not prefix else f"not a file of {', '.join(formats)}")
 
 

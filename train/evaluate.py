@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -194,17 +195,19 @@ def find_clips(flags: argparse.Namespace, settings: Settings, dataset: Dataset) 
     root = data_folder(flags, settings)
     found = [dataset.find_pairs(root, split, not flags.unlabelled) for split in dict.fromkeys(settings.val_split)]
     pairs = [pair for split in found for pair in split]
-    if settings.check:
-        check_data(root, [], pairs, dataset.labels, reading_of(settings), flags.workers)
-    else:
-        say(UNCHECKED)
     names = Counter(pair.name for pair in pairs)
     if flags.save_predictions is not None and len(names) < len(pairs):
         raise ValueError(
             f"--save-predictions must come with images of different names, got {names.most_common(1)[0][0]!r} more "
             f"than once in {' '.join(settings.val_split)}; evaluate one split at a time."
         )
-    return [clip for split in found for clip in evaluation_clips(split, settings.clip, dataset.frame_of)]
+    clips = [clip for split in found for clip in evaluation_clips(split, settings.clip, dataset.frame_of)]
+    if settings.check:
+        frames = [clip for clip, _ in clips]
+        check_data(root, [], pairs, dataset.labels, reading_of(settings), flags.workers > 0, frames)
+    else:
+        say(UNCHECKED)
+    return clips
 
 
 def check_places(flags: argparse.Namespace, pairs: Sequence[Pair]) -> None:
@@ -283,7 +286,8 @@ def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace) -> Set
         "check": flags.check,
     }
     settings = Settings(**{**values, **{name: value for name, value in changes.items() if value is not None}})
-    if settings.value_range is not None and not settings.value_range[0] < settings.value_range[1]:
+    low, high = settings.value_range if settings.value_range is not None else (0.0, 1.0)
+    if not -math.inf < low < high < math.inf:
         raise ValueError(f"--value-range must be LOW HIGH with LOW < HIGH, got {settings.value_range}")
     if settings.max_pixels < 1:
         raise ValueError(f"--max-pixels must be 1 or more, got {settings.max_pixels}")

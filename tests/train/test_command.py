@@ -90,6 +90,17 @@ def test_clips_train_and_are_evaluated_frame_by_frame(tmp_path: Path) -> None:
     assert saved_scores(camvid, predictions, root, "val").matrix.tolist() == lines[-1]["matrix"]
 
 
+def test_frames_of_two_sizes_are_told_before_the_first_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = camvid.write_videos(tmp_path / "data", {"train": 6, "val": 3}, (64, 96), 0)
+    pair = camvid.find_pairs(data, "train")[4]
+    for path in (pair.image, pair.label):
+        Image.open(path).crop((0, 0, 90, 60)).save(path)
+    flags = [*TINY, "--data", str(data), "--out", str(tmp_path / "run")]
+    assert camvid.main([*flags, "--clip", "3"]) == 2
+    assert "f00120.jpg: 90x60 pixels, but " in capsys.readouterr().err
+    assert camvid.main(flags) == 0
+
+
 def test_a_relative_data_folder_is_found_from_another_folder(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +131,17 @@ def test_a_run_of_another_dataset_is_not_continued(
         capsys, "cityscapes"
     )
     assert not out.exists()
+
+
+def test_a_run_does_not_write_into_its_dataset(
+    tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(tiny_data)
+    before = sorted(tiny_data.rglob("*"))
+    for out in (tiny_data, tmp_path / "link"):
+        assert cityscapes.main([*TINY, "--data", str(tiny_data), "--out", str(out)]) == 2
+        assert "--out must be another folder than the dataset's, got" in told(capsys, "cityscapes")
+    assert sorted(tiny_data.rglob("*")) == before
 
 
 def test_a_dataset_without_a_demo_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,9 +33,9 @@ class Census:
         """Return the census of label files."""
         pixels, files = np.zeros(256, dtype=np.int64), np.zeros(256, dtype=np.int64)
         for found in facts:
-            counts = np.array(found.counts, dtype=np.int64)
-            pixels += counts
-            files += counts > 0
+            for value, number in found.counts.items():
+                pixels[value] += number
+                files[value] += 1
         return cls(purpose, pixels, files)
 
     def by_class(self, labels: Labels) -> np.ndarray:

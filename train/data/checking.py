@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ccgpu.models.labels import Labels
 from ccgpu.train.data.facts import Facts
 from ccgpu.train.data.pairs import Pair, listing
@@ -30,22 +28,31 @@ def files_of(pairs: Sequence[Pair]) -> list[File]:
     return list(found)
 
 
-def check_pairs(pairs: Sequence[Pair], facts: Mapping[File, Facts], labels: Labels, reading: Reading) -> None:
+def check_pairs(
+    pairs: Sequence[Pair],
+    facts: Mapping[File, Facts],
+    labels: Labels,
+    reading: Reading,
+    clips: Sequence[Sequence[Pair]] = (),
+) -> None:
     """Raise unless all files of a dataset can be used.
 
     A file must be whole, an image of a known range of values and of a size that is read; a label file a PNG of 8-bit
-    grey or a palette, of the size and EXIF orientation of its image, without values that are no ids.
+    grey or a palette, of the size and EXIF orientation of its image, without values that are no ids. The frames of a
+    clip must have one size.
 
     Args:
         pairs: from `pairs.find_by_name`.
         facts: what the files are; of all `files_of(pairs)`.
         labels: the classes, and the ids that the label files may contain.
         reading: how the files are read.
+        clips: the clips that are made of the pairs.
 
     Raises:
         ValueError: files cannot be used. One error lists the first ten problems and counts the rest.
     """
     problems = [problem for pair in pairs for problem in _pair_problems(pair, facts, labels, reading)]
+    problems += _clip_problems(clips, facts, reading)
     conflicts = [pair for pair in pairs if reading.exif is None and _differ(pair, facts)]
     if not problems and not conflicts:
         return
@@ -83,6 +90,20 @@ def _pair_problems(pair: Pair, facts: Mapping[File, Facts], labels: Labels, read
             yield f"{pair.label}: {times(sizes[1])} pixels, but the image has {times(sizes[0])}"
 
 
+def _clip_problems(clips: Sequence[Sequence[Pair]], facts: Mapping[File, Facts], reading: Reading) -> list[str]:
+    """Return a line for each frame of another size than the first of its clip."""
+    lines = {}  # each line once: clips overlap
+    for first, *others in clips:
+        size = _turned(facts[first.image, False], reading)
+        for pair in others:
+            own = _turned(facts[pair.image, False], reading)
+            if own != size and (0, 0) not in (own, size):  # no size: the file has another problem
+                lines[f"{pair.image}: {times(own)} pixels, but {first.image}, of the same clip, has {times(size)}"] = (
+                    None
+                )
+    return list(lines)
+
+
 def _label_problems(label: Path, facts: Mapping[File, Facts], labels: Labels) -> list[str]:
     """Return a line if a label file is of another kind, or holds values that are no ids."""
     found = facts[label, True]
@@ -90,9 +111,10 @@ def _label_problems(label: Path, facts: Mapping[File, Facts], labels: Labels) ->
         return []
     if found.wrong_kind is not None:
         return [f"{label}: {found.wrong_kind}, not {LABEL_KIND}"]
-    unknown = np.setdiff1d(np.flatnonzero(found.counts), labels.known)
-    if unknown.size:
-        shown = ", ".join(map(str, unknown[:_LISTED])) + (", ..." if unknown.size > _LISTED else "")
+    known = {*labels.ids, *labels.void}
+    unknown = sorted(value for value in found.counts if value not in known)
+    if unknown:
+        shown = ", ".join(map(str, unknown[:_LISTED])) + (", ..." if len(unknown) > _LISTED else "")
         return [f"{label}: holds the values {shown}, but the ids are {ranges(labels.known)}"]
     return []
 

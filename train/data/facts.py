@@ -6,17 +6,16 @@ These are facts about a file alone, so they can be stored. What they mean for a 
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import stat
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ImageFile
+from PIL import ImageFile, UnidentifiedImageError
 
 from ccgpu.models.image_files import (
     DECODE_ERRORS,
@@ -51,7 +50,7 @@ class Facts:
         bits: bits of a value: 8, 16, or 32 for integers and floats whose range is unknown.
         scalable: whether a range of values can be applied to the image.
         highest: the highest value of an image of 16 bits; of several channels, that value with its low byte set to 255.
-        counts: pixels of each value 0..255, for a file that can be a label file; else empty.
+        counts: value -> pixels, of the values that occur in a label file; empty for an image.
     """
 
     problem: str | None = None
@@ -63,13 +62,12 @@ class Facts:
     bits: int = 8
     scalable: bool = True
     highest: int = 0
-    counts: tuple[int, ...] = ()
+    counts: Mapping[int, int] = field(default_factory=dict)
 
     def as_plain(self) -> dict[str, Any]:
-        """Return the facts as values that JSON can hold; of the counts only those that are not zero."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        sparse = {str(value): number for value, number in enumerate(self.counts) if number}
-        return {**values, "size": list(self.size), "counts": sparse if self.counts else None}
+        """Return the facts as values that JSON can hold."""
+        counts = {str(value): number for value, number in self.counts.items()}
+        return {**vars(self), "size": [*self.size], "counts": counts}
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Facts:
@@ -79,8 +77,7 @@ class Facts:
             TypeError, ValueError, KeyError, AttributeError: the values are no facts.
         """
         width, height = values["size"]
-        sparse = values["counts"]
-        counts = () if sparse is None else tuple(int(sparse.get(str(value), 0)) for value in range(256))
+        counts = {int(value): int(number) for value, number in values["counts"].items()}
         return cls(**{**values, "size": (int(width), int(height)), "counts": counts})
 
 
@@ -108,8 +105,10 @@ def facts_of(path: Path, *, is_label: bool, max_pixels: int = MAX_PIXELS) -> Fac
 def _decode(content: bytes, is_label: bool, max_pixels: int) -> Facts:
     try:
         image = open_header(io.BytesIO(content), FORMATS)
-    except DECODE_ERRORS as error:
-        return Facts(problem=_reason(content, error))
+    except UnidentifiedImageError:
+        return Facts(problem=f"no image file of {', '.join(FORMATS)}")
+    except OSError as error:
+        return Facts(problem=f"truncated or {error}")
     if image.width * image.height > max_pixels:
         return Facts(size=image.size, decoded=False)
     kind = str(image.format)
@@ -122,15 +121,6 @@ def _decode(content: bytes, is_label: bool, max_pixels: int) -> Facts:
     except DECODE_ERRORS as error:
         return Facts(problem=f"truncated or damaged {kind} file ({error})")
     return found
-
-
-def _reason(content: bytes, error: Exception) -> str:
-    """Return why the header of a file cannot be read."""
-    signatures = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff", "TIFF": b"II*\0", "WEBP": b"RIFF"}
-    kind = next((kind for kind, start in signatures.items() if content.startswith(start)), None)
-    if kind is None:
-        return f"no image file of {', '.join(FORMATS)}"
-    return f"truncated or damaged {kind} file ({error})"
 
 
 def _check_chunks(content: bytes) -> None:
@@ -156,7 +146,7 @@ def _pixels(image: ImageFile.ImageFile, is_label: bool) -> Facts:
     orientation = load_image(image)
     if image.format == "TIFF" and orientation >= 5:  # Pillow turns TIFF files itself, their size already now
         size = size[::-1]
-    counted = is_label and wrong is None
+    counts = np.bincount(np.asarray(image).ravel()) if is_label and wrong is None else np.empty(0)
     bits, highest = 8, 0
     if colour:
         bits, highest = 16, int(np.asarray(image.convert("RGB")).max(initial=0)) * 256 + 255
@@ -170,7 +160,7 @@ def _pixels(image: ImageFile.ImageFile, is_label: bool) -> Facts:
         bits=bits,
         scalable=scalable,
         highest=highest,
-        counts=tuple(np.bincount(np.asarray(image).ravel(), minlength=256).tolist()) if counted else (),
+        counts={int(value): int(counts[value]) for value in np.flatnonzero(counts)},
     )
 
 

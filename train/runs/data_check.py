@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ccgpu.models.labels import Labels
 from ccgpu.train.data.census import Census, census_table, census_warnings, check_census
 from ccgpu.train.data.checking import File, check_pairs, files_of, notes
+from ccgpu.train.data.clips import Clip
 from ccgpu.train.data.facts import Facts, facts_of
 from ccgpu.train.data.facts_cache import FOLDER, Stamp, cache_path, read_cache, stamp_of, write_cache
 from ccgpu.train.data.pairs import Pair
@@ -28,6 +29,7 @@ from ccgpu.train.loaders import load_batches
 _ALONE, _WORTH_PROCESSES = 3.0, 10.0
 _WORTH_CACHING = 1.0  # seconds of decoding; a smaller set is decoded anew each time
 _SHARE = 16  # files that a process decodes at once
+_MOST_PROCESSES = 16  # each holds torch, which it does not use, in some 300 MB
 
 
 def check_data(
@@ -36,7 +38,8 @@ def check_data(
     evaluation: Sequence[Pair],
     labels: Labels,
     reading: Reading,
-    workers: int,
+    in_processes: bool,
+    clips: Sequence[Clip] = (),
 ) -> None:
     """Check all files of a dataset, say what is odd about it, and, for training, print the census of its classes.
 
@@ -48,12 +51,13 @@ def check_data(
         evaluation: the images to evaluate on.
         labels: the classes, and the ids that the label files may contain.
         reading: how the files are read.
-        workers: processes that help with a large dataset; 0: none.
+        in_processes: whether other processes may help with a large dataset.
+        clips: the clips that are made of the images.
 
     Raises:
         ValueError: files cannot be used, or their labels teach or score nothing; see `check_pairs`, `check_census`.
     """
-    let_first_process(lambda: _check(root, training, evaluation, labels, reading, workers))
+    let_first_process(lambda: _check(root, training, evaluation, labels, reading, in_processes, clips))
 
 
 def _check(
@@ -62,7 +66,8 @@ def _check(
     evaluation: Sequence[Pair],
     labels: Labels,
     reading: Reading,
-    workers: int,
+    in_processes: bool,
+    clips: Sequence[Clip],
 ) -> Iterator[None]:
     pairs = [*dict.fromkeys([*training, *evaluation])]
     files = files_of(pairs)
@@ -71,13 +76,13 @@ def _check(
     facts = _cached(path, stamps, reading)
     missing = [file for file in files if file not in facts]
     begun, decoded = time.monotonic(), {}
-    for file, found in _decode(missing, reading.max_pixels, workers):
+    for file, found in _decode(missing, reading.max_pixels, in_processes):
         decoded[file] = found
         yield
     if time.monotonic() - begun > _WORTH_CACHING:
         _store(path, decoded, stamps)
     facts |= decoded
-    check_pairs(pairs, facts, labels, reading)
+    check_pairs(pairs, facts, labels, reading, clips)
     for line in notes(pairs, facts, reading):
         say(line)
     _take_census(training, evaluation, facts, labels)
@@ -120,7 +125,7 @@ def _store(path: Path, facts: Mapping[File, Facts], stamps: Mapping[File, Stamp 
         )
 
 
-def _decode(files: Sequence[File], max_pixels: int, workers: int) -> Iterator[tuple[File, Facts]]:
+def _decode(files: Sequence[File], max_pixels: int, in_processes: bool) -> Iterator[tuple[File, Facts]]:
     """Yield what each file is, in order: in this process, and with others from when they save time."""
     bar = tqdm(
         total=len(files),
@@ -134,9 +139,9 @@ def _decode(files: Sequence[File], max_pixels: int, workers: int) -> Iterator[tu
         for number, file in enumerate(files):
             passed = time.monotonic() - begun
             left = passed / max(number, 1) * (len(files) - number)  # seconds in this process alone
-            if workers > 0 and passed > _ALONE and left > _WORTH_PROCESSES:
+            if in_processes and passed > _ALONE and left > _WORTH_PROCESSES:
                 rest = _FileSet(files[number:], max_pixels)
-                for index, found in enumerate(_decode_in_processes(rest, workers)):
+                for index, found in enumerate(_decode_in_processes(rest)):
                     bar.update()
                     yield rest.files[index], found
                 return
@@ -161,10 +166,11 @@ class _FileSet(Dataset[dict[str, Any]]):
         return {"facts": json.dumps(found.as_plain())}
 
 
-def _decode_in_processes(files: _FileSet, workers: int) -> Iterator[Facts]:
+def _decode_in_processes(files: _FileSet) -> Iterator[Facts]:
     shares = [[*range(begin, min(begin + _SHARE, len(files)))] for begin in range(0, len(files), _SHARE)]
-    number = min(max(workers, os.cpu_count() or 1), len(shares))
-    loader = load_batches(files, batches=shares, workers=number, device=torch.device("cpu"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cores, len(shares), _MOST_PROCESSES)
+    loader = load_batches(files, batches=shares, workers=workers, device=torch.device("cpu"))
     for batch in loader:
         for text in batch["facts"]:
             yield Facts.from_plain(json.loads(text))

@@ -135,17 +135,18 @@ def open_data(settings: Settings, dataset: Dataset, out: Path) -> tuple[list[Cli
         distributed.let_first_process(lambda: _write_scenes(settings, dataset, root))
     training = {split: dataset.find_pairs(root, split, True) for split in settings.train_split}
     evaluation = {split: dataset.find_pairs(root, split, True) for split in settings.val_split}
+    length, frame_of = settings.clip, dataset.frame_of
+    clips = [clip for pairs in training.values() for clip in training_clips(pairs, length, frame_of)]
+    counted = [clip for pairs in evaluation.values() for clip in evaluation_clips(pairs, length, frame_of)]
     if settings.check:
         to_train, to_evaluate = (
             [pair for pairs in split.values() for pair in pairs] for split in (training, evaluation)
         )
-        check_data(root, to_train, to_evaluate, dataset.labels, reading_of(settings), settings.workers)
+        both = [*clips, *(clip for clip, _ in counted)]
+        check_data(root, to_train, to_evaluate, dataset.labels, reading_of(settings), settings.workers > 0, both)
     else:
         say(UNCHECKED)
-    return (
-        [clip for pairs in training.values() for clip in training_clips(pairs, settings.clip, dataset.frame_of)],
-        [clip for pairs in evaluation.values() for clip in evaluation_clips(pairs, settings.clip, dataset.frame_of)],
-    )
+    return clips, counted
 
 
 def _write_scenes(settings: Settings, dataset: Dataset, root: Path) -> Iterator[None]:

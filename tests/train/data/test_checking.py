@@ -10,8 +10,10 @@ from PIL import Image
 
 from ccgpu.models.image_files import BadImage
 from ccgpu.models.labels import Labels
+from ccgpu.train.data.checking import check_pairs, files_of
+from ccgpu.train.data.facts import facts_of
 from ccgpu.train.data.pairs import Pair, find_by_name
-from ccgpu.train.data.reading import read_pair
+from ccgpu.train.data.reading import Reading, read_pair
 from tests.train.dataset_files import TABLE, check, png, rows_of_4_bits, write_pair
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -183,3 +185,14 @@ def test_check_pairs_compares_orientations_of_whole_files_alone(tmp_path: Path) 
         check([pair])
     assert "EXIF" not in str(caught.value)
     check([Pair(pair.image, None, "a")])
+
+
+def test_check_pairs_compares_the_frames_of_a_clip(tmp_path: Path) -> None:
+    pairs = [write_pair(tmp_path, f"{index}", (6, 8) if index < 3 else (8, 6)) for index in range(4)]
+    facts = {file: facts_of(file[0], is_label=file[1]) for file in files_of(pairs)}
+    clips = [tuple(pairs[:2]), tuple(pairs[1:]), tuple(pairs[1:])]
+    check_pairs(pairs, facts, TABLE, Reading(), clips[:1])
+    with pytest.raises(ValueError, match="got 1 problems in 4 pairs") as caught:
+        check_pairs(pairs, facts, TABLE, Reading(), clips)
+    line = f"{pairs[3].image}: 6x8 pixels, but {pairs[1].image}, of the same clip, has 8x6"
+    assert str(caught.value).splitlines()[1:] == [f"  {line}"]

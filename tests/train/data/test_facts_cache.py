@@ -26,7 +26,7 @@ def write(tmp_path: Path) -> tuple[Path, dict[File, Facts], dict[File, tuple[int
 
 def test_facts_survive(tmp_path: Path) -> None:
     path, facts, stamps = write(tmp_path)
-    assert all(sum(found.counts) == (48 if is_label else 0) for (_, is_label), found in facts.items())
+    assert all(sum(found.counts.values()) == (48 if is_label else 0) for (_, is_label), found in facts.items())
     assert read_cache(path, stamps) == facts
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 

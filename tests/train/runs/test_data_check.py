@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import io
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,14 @@ def write(root: Path, values: tuple[int, ...] = (1, 2), number: int = 6, orienta
     return root
 
 
+def tiff(path: Path) -> bytes:
+    """Return an image file as a TIFF file, with its EXIF orientation."""
+    file = io.BytesIO()
+    image = Image.open(path)
+    image.save(file, "TIFF", exif=image.getexif())
+    return file.getvalue()
+
+
 def damage(path: Path) -> bytes:
     """Change a byte in the middle of a file's pixels and return the whole content."""
     whole = path.read_bytes()
@@ -68,9 +76,9 @@ def train(root: Path, out: Path, *flags: str, dataset: Dataset = DATASET) -> int
     return command.main(dataset, [*TINY, "--data", str(root), "--out", str(out), *flags])
 
 
-def check(root: Path, reading: Reading | None = None, workers: int = 0, labels: Labels = DATASET.labels) -> None:
+def check(root: Path, reading: Reading | None = None, labels: Labels = DATASET.labels) -> None:
     how = Reading() if reading is None else reading
-    check_data(root, find_pairs(root, "train"), find_pairs(root, "val"), labels, how, workers)
+    check_data(root, find_pairs(root, "train"), find_pairs(root, "val"), labels, how, in_processes=False)
 
 
 @pytest.fixture
@@ -163,6 +171,12 @@ def test_orientations_without_a_choice_are_one_error_that_says_which_fits(
     check(root, Reading("stored"))
     with pytest.raises(ValueError, match="48x40 pixels, but the image has 40x48"):
         check(root, Reading("upright"))
+    for path in root.rglob("images/*.png"):  # Pillow turns TIFF files when it opens them
+        path.with_suffix(".tif").write_bytes(tiff(path))
+        path.unlink()
+    check(root, Reading("stored"))
+    with pytest.raises(ValueError, match=r"(?s)got 8 problems .*8 label files have the size for stored"):
+        check(root)
     square = write(tmp_path / "square", orientation=3)
     with pytest.raises(ValueError, match=r"got 8 problems in 8 pairs(?s:.*)as a viewer shows them\.$"):
         check(square)
@@ -179,6 +193,7 @@ def test_exif_flags_reach_training_and_evaluation(tmp_path: Path, capsys: pytest
     assert "48x40 pixels, but the image has 40x48" in capsys.readouterr().err
     for more, message in (
         (("--value-range", "5", "5"), "--value-range must be LOW HIGH with LOW < HIGH, got (5.0, 5.0)"),
+        (("--value-range", "0", "inf"), "--value-range must be LOW HIGH with LOW < HIGH, got (0.0, inf)"),
         (("--max-pixels", "0"), "--max-pixels must be 1 or more, got 0"),
         (("--max-pixels", "100"), "48x40 pixels, more than 100; allow more with --max-pixels"),
     ):
@@ -278,12 +293,12 @@ def test_processes_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     root = write(tmp_path / "data")
     files = [(path, path.parent.name == "labels") for path in sorted(root.rglob("*.png"))]
     damage(files[3][0])
-    alone = dict(data_check._decode(files, 10_000, 0))
+    alone = dict(data_check._decode(files, 10_000, in_processes=False))
     assert alone[files[3]].problem
     monkeypatch.setattr(data_check, "_ALONE", 0.0)
     monkeypatch.setattr(data_check, "_WORTH_PROCESSES", -1.0)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    assert dict(data_check._decode(files, 10_000, 1)) == alone
+    monkeypatch.setattr(data_check, "_MOST_PROCESSES", 1)
+    assert dict(data_check._decode(files, 10_000, in_processes=True)) == alone
 
 
 def test_no_check_opens_nothing_and_says_so(
