@@ -47,6 +47,7 @@ from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.outputs import add_overwrite, check_outputs
 from ccgpu.train.runs.setup import dataset_of_network, read_network
 
+SMALLEST_WINDOW = 32  # pixels; a few features of a backbone, and still fewer than 10 000 windows a million pixels
 MANY_WINDOWS = 8  # from so many windows an image is worth a progress bar
 # What stops writing for all inputs: a disk that is full, over its quota, or read-only.
 NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -130,7 +131,9 @@ class Predictor:
     """
 
     def __init__(self, flags: argparse.Namespace) -> None:
-        for name, least in (("window", 0), ("every", 1), ("max_pixels", 1)):
+        if flags.window != 0 and flags.window < SMALLEST_WINDOW:
+            raise ValueError(f"--window must be 0, or {SMALLEST_WINDOW} or more, got {flags.window}")
+        for name, least in (("every", 1), ("max_pixels", 1)):
             if getattr(flags, name) < least:
                 raise ValueError(f"{flag(name)} must be {least} or more, got {getattr(flags, name)}")
         if not 0 <= flags.opacity <= 1:

@@ -174,7 +174,8 @@ def test_videos_become_frames_and_a_video(tmp_path: Path, file: Path) -> None:
     [
         (["nowhere.jpg"], "there is none"),
         (["IMAGE", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
-        (["IMAGE", "--window", "-1"], "--window must be 0 or more"),
+        (["IMAGE", "--window", "-1"], "--window must be 0, or 32 or more, got -1"),
+        (["IMAGE", "--window", "31"], "--window must be 0, or 32 or more, got 31"),
         (["IMAGE", "--every", "0"], "--every must be 1 or more"),
         (["IMAGE", "--max-pixels", "0"], "--max-pixels must be 1 or more"),
         (["IMAGE", "--opacity", "2"], "--opacity must be from 0 to 1"),
