@@ -47,7 +47,7 @@ from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.outputs import add_overwrite, check_outputs
 from ccgpu.train.runs.setup import dataset_of_network, read_network
 
-SMALLEST_WINDOW = 32  # pixels; a few features of a backbone, and still fewer than 10 000 windows a million pixels
+SMALLEST_WINDOW = 32  # pixels; a few positions of a feature map, and still fewer than 2000 windows a million pixels
 MANY_WINDOWS = 8  # from so many windows an image is worth a progress bar
 # What stops writing for all inputs: a disk that is full, over its quota, or read-only.
 NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
