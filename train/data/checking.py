@@ -92,7 +92,7 @@ def _pair_problems(pair: Pair, facts: Mapping[File, Facts], labels: Labels, read
 
 def _clip_problems(clips: Sequence[Sequence[Pair]], facts: Mapping[File, Facts], reading: Reading) -> list[str]:
     """Return a line for each frame of another size than the first of its clip."""
-    lines = {}  # each line once: clips overlap
+    lines: dict[str, None] = {}  # each line once: clips overlap
     for first, *others in clips:
         size = _turned(facts[first.image, False], reading)
         for pair in others:

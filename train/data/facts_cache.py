@@ -26,11 +26,17 @@ Stamp = tuple[int, int, int]
 
 
 def cache_path(root: Path) -> Path:
-    """Return the cache file of the dataset in `root`: in $CCGPU_CACHE_DIR, or in ccgpu/ of the user's cache folder."""
-    folder = os.environ.get(FOLDER)
+    """Return the cache file of the dataset in `root`: in $CCGPU_CACHE_DIR, or in ccgpu/ of the user's cache folder.
+
+    Raises:
+        OSError: the user has no home folder, as in a container with a user of its own.
+    """
+    folder, user = os.environ.get(FOLDER), os.environ.get("XDG_CACHE_HOME")
     if folder is None:
-        user = os.environ.get("XDG_CACHE_HOME")
-        folder = os.path.join(user if user else os.path.expanduser("~/.cache"), "ccgpu")
+        user = user if user else os.path.expanduser("~/.cache")
+        if not os.path.isabs(user):
+            raise OSError("there is no home folder")
+        folder = os.path.join(user, "ccgpu")
     digest = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()
     return Path(folder) / "datasets" / f"{digest[:32]}.json"
 

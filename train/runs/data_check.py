@@ -71,16 +71,16 @@ def _check(
 ) -> Iterator[None]:
     pairs = [*dict.fromkeys([*training, *evaluation])]
     files = files_of(pairs)
-    path, stamps = cache_path(root), {file: stamp_of(file[0]) for file in files}
+    stamps = {file: stamp_of(file[0]) for file in files}
     yield
-    facts = _cached(path, stamps, reading)
+    facts = _cached(root, stamps, reading)
     missing = [file for file in files if file not in facts]
     begun, decoded = time.monotonic(), {}
     for file, found in _decode(missing, reading.max_pixels, in_processes):
         decoded[file] = found
         yield
     if time.monotonic() - begun > _WORTH_CACHING:
-        _store(path, decoded, stamps)
+        _store(root, decoded, stamps)
     facts |= decoded
     check_pairs(pairs, facts, labels, reading, clips)
     for line in notes(pairs, facts, reading):
@@ -105,23 +105,23 @@ def _take_census(
         check_census(census, labels)
 
 
-def _cached(path: Path, stamps: Mapping[File, Stamp | None], reading: Reading) -> dict[File, Facts]:
+def _cached(root: Path, stamps: Mapping[File, Stamp | None], reading: Reading) -> dict[File, Facts]:
     """Return the facts that are cached; those of images that are too large now are left out."""
     try:
-        facts = read_cache(path, stamps)
+        facts = read_cache(cache_path(root), stamps)
     except (OSError, ValueError) as error:
-        say(f"note: the cache {path} cannot be read ({error}); all files are decoded")
+        say(f"note: the cache of {root} cannot be read ({error}); all files are decoded")
         return {}
     return {file: found for file, found in facts.items() if found.size[0] * found.size[1] <= reading.max_pixels}
 
 
-def _store(path: Path, facts: Mapping[File, Facts], stamps: Mapping[File, Stamp | None]) -> None:
+def _store(root: Path, facts: Mapping[File, Facts], stamps: Mapping[File, Stamp | None]) -> None:
     try:
-        write_cache(path, facts, stamps)
+        write_cache(cache_path(root), facts, stamps)
     except OSError as error:
         say(
-            f"note: the cache {path} cannot be written ({error.strerror}); the next check decodes all files again; "
-            f"name another folder in {FOLDER}"
+            f"note: the cache of {root} cannot be written ({error}), and the next check decodes all files again; name "
+            f"another folder in {FOLDER}"
         )
 
 

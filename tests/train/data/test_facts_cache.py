@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,9 @@ def test_a_file_that_changed_is_not_taken_from_the_cache(tmp_path: Path) -> None
     path, facts, stamps = write(tmp_path)
     first, *others = facts
     before = first[0].stat()
+    time.sleep(0.02)  # a tick of the file system's clock
     first[0].write_bytes(first[0].read_bytes())
-    os.utime(first[0], ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    os.utime(first[0], ns=(before.st_atime_ns, before.st_mtime_ns))  # size and time as before
     assert read_cache(path, {file: stamp_of(file[0]) for file in facts}) == {file: facts[file] for file in others}
     assert read_cache(path, {**stamps, first: None}) == {file: facts[file] for file in others}
 
@@ -77,6 +79,9 @@ def test_cache_path_is_the_users_cache_folder(tmp_path: Path, monkeypatch: pytes
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_path(tmp_path).parent == tmp_path / "home" / ".cache" / "ccgpu" / "datasets"
+    monkeypatch.setenv("HOME", "nowhere")
+    with pytest.raises(OSError, match="there is no home folder"):
+        cache_path(tmp_path)
     monkeypatch.setenv("CCGPU_CACHE_DIR", str(tmp_path / "own"))
     assert cache_path(tmp_path).parent == tmp_path / "own" / "datasets"
     assert cache_path(tmp_path) == cache_path(tmp_path / "x" / "..") != cache_path(tmp_path / "x")

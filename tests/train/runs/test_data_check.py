@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from ccgpu.models.labels import Labels
-from ccgpu.train import command, evaluate
+from ccgpu.train import command, convert, evaluate
 from ccgpu.train.data.facts import Facts, facts_of
 from ccgpu.train.data.pairs import Pair, find_by_name
 from ccgpu.train.data.reading import Reading
@@ -277,7 +278,7 @@ def test_a_cache_that_cannot_be_used_is_told_in_a_line(
     (file,) = cached.iterdir()
     file.write_text("damaged")
     check(root)
-    assert f"note: the cache {file} cannot be read (damaged" in capsys.readouterr().out
+    assert f"note: the cache of {root} cannot be read (damaged" in capsys.readouterr().out
     assert len(decoded) == 32
     file.unlink()
     cached.rmdir()
@@ -371,7 +372,7 @@ def test_a_file_that_went_bad_costs_no_step(
     assert comparable(out) == comparable(alone)
 
 
-def test_a_dataset_may_say_its_range(tmp_path: Path) -> None:
+def test_a_dataset_may_say_its_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, out = write(tmp_path / "data"), tmp_path / "run"
     for path in root.rglob("images/*.png"):
         Image.fromarray(np.full(SIZE, 2000, dtype=np.uint16)).save(path)
@@ -379,3 +380,12 @@ def test_a_dataset_may_say_its_range(tmp_path: Path) -> None:
     assert train(root, out, dataset=dataset) == 0
     saved = torch.load(out / "last.pt", weights_only=True)
     assert saved["settings"]["value_range"] == (0.0, 4095.0)
+    # A file without settings, evaluated by a dataset that does not say the range.
+    assert convert.main([str(out / "last.pt"), str(tmp_path / "net.safetensors")]) == 0
+    record = tmp_path / "scores.jsonl"
+    flags = ["--checkpoint", str(tmp_path / "net.safetensors"), "--dataset", __name__, "--data", str(root)]
+    capsys.readouterr()
+    assert evaluate.main([*flags, "--workers", "0", "--device", "cpu", "--mode", "whole", "--record", str(record)]) == 0
+    assert "16 bits" not in capsys.readouterr().out
+    trained = comparable(out)[-1]["matrix"]
+    assert json.loads(record.read_text())["matrix"] == trained
