@@ -30,7 +30,7 @@ from ccgpu.models.ccnet import CCNet
 from ccgpu.train.distributed import say
 from ccgpu.train.runs.errors import BAD_FILE, run_command
 from ccgpu.train.runs.flags import add_checkpoint, command_parser
-from ccgpu.train.runs.outputs import add_overwrite, check_output_file
+from ccgpu.train.runs.outputs import add_overwrite, check_output_file, check_utf8
 from ccgpu.train.runs.setup import read_network
 
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}
@@ -136,6 +136,7 @@ def check_target(flags: argparse.Namespace) -> None:
     """
     if flags.out.suffix != ENDINGS[flags.to]:
         raise ValueError(f"--out must end in {ENDINGS[flags.to]} for {flags.to}, got {flags.out}")
+    check_utf8("--out", flags.out, "torch and ONNX")
     check_output_file("--out", flags.out, [flags.checkpoint], overwrite=flags.overwrite)
     if flags.to == "onnx":
         try:

@@ -82,3 +82,11 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _listed(entries: list[str]) -> str:
     more = len(entries) - SHOWN
     return ", ".join(entries[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def check_utf8(flag: str, path: Path, writer: str) -> None:
+    """Raise ValueError if a path cannot be encoded in UTF-8, as `writer`, which writes files there, needs it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{flag} must be a path in UTF-8 for {writer}, got {path}; name another.") from None

@@ -17,6 +17,7 @@ import torch
 
 from ccgpu.models.weights import write_atomically
 from ccgpu.train.metrics import SCORES, ConfusionMatrix
+from ccgpu.train.runs.outputs import check_utf8
 from ccgpu.version import __version__
 
 METRICS, SETTINGS = "metrics.jsonl", "settings.json"
@@ -168,6 +169,9 @@ class Board:
     Args:
         folder: the run folder; None: nothing is written (all processes but the first).
         iteration: the iteration after which the run continues; TensorBoard hides later events of the former start.
+
+    Raises:
+        ValueError: TensorBoard cannot write to the folder, whose path is not in UTF-8.
     """
 
     def __init__(self, folder: Path | None, iteration: int) -> None:
@@ -176,6 +180,7 @@ class Board:
             # Imported here: it costs seconds and only the process that writes needs it.
             from torch.utils.tensorboard import SummaryWriter
 
+            check_utf8("--out", folder, "TensorBoard (--no-tensorboard writes no such files)")
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=iteration + 1)
 
     def scalars(self, iteration: int, values: Mapping[str, float | None]) -> None:
