@@ -6,6 +6,7 @@ import json
 import signal
 import struct
 import tracemalloc
+import weakref
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -325,6 +326,24 @@ def test_an_input_that_fails_does_not_stop_the_others(
     assert ("Traceback" in error) == traceback
     assert "1 of 3 inputs failed" in error
     assert sorted(path.name for path in (tmp_path / "out" / "ids").iterdir()) == ["a.png", "c.png"]
+
+
+def test_an_image_that_ran_out_of_memory_is_freed_before_the_next(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        save(tmp_path / "photos" / f"{name}.png", image(8, 12))
+    held: list[weakref.ref[Image.Image]] = []
+    failure = MemoryError()  # kept here, as loggers and debuggers keep exceptions
+
+    def call(self: predict.Predictor, picture: Image.Image, progress: Any) -> np.ndarray:
+        assert all(reference() is None for reference in held)
+        held.append(weakref.ref(picture))
+        raise failure
+
+    monkeypatch.setattr(predict.Predictor, "__call__", call)
+    assert run("--checkpoint", file, "--out", tmp_path / "out", tmp_path / "photos") == 1
+    assert len(held) == 2
 
 
 def test_a_full_disk_stops_the_command(
