@@ -255,6 +255,12 @@ def can_scale(image: ImageFile.ImageFile) -> bool:
     return not is_deep_colour(image) or (image.format == "PNG" and _coding(image) in _SECOND_BYTE)
 
 
+def has_alpha(image: Image.Image) -> bool:
+    """Return whether some pixels of a decoded image may be transparent."""
+    with_alpha = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+    return with_alpha or (image.palette is not None and image.palette.mode == "RGBA")
+
+
 def _coding(image: ImageFile.ImageFile) -> str:
     """Return Pillow's name of the coding of an image that is not loaded yet."""
     return str(image.tile[0][3]) if image.tile else ""
@@ -264,7 +270,9 @@ def _second_bytes(file: BinaryIO) -> np.ndarray:
     """Return the low bytes of the colours of a 16-bit PNG, uint8 (H, W, 3) or (H, W, 4)."""
     file.seek(0)
     image = open_header(file, ("PNG",))
-    image.tile = [tile._replace(args=_SECOND_BYTE[_coding(image)]) for tile in image.tile]
+    second = _SECOND_BYTE[_coding(image)]
+    # Plain tuples, as Pillow 10 has them; later ones take them too.
+    image.tile = [(*tile[:3], second) for tile in image.tile]  # type: ignore[misc]
     return np.asarray(image)
 
 
@@ -279,7 +287,7 @@ def _scaled_colours(image: Image.Image, second: np.ndarray, value_range: tuple[f
 def _rgb(path: Path, image: Image.Image, value_range: tuple[float, float] | None) -> Image.Image:
     if is_deep(image):
         return Image.merge("RGB", [Image.fromarray(_eight_bits(path, image, value_range))] * 3)
-    if image.has_transparency_data:
+    if has_alpha(image):
         transparent = image.convert("RGBA")
         if transparent.getchannel("A").getextrema() == (255, 255):
             return transparent.convert("RGB")

@@ -23,6 +23,7 @@ from ccgpu.models.image_files import (
     MAX_PIXELS,
     can_scale,
     has_16_bits,
+    has_alpha,
     is_deep,
     is_deep_colour,
     kind_of_file,
@@ -141,10 +142,11 @@ def _check_chunks(content: bytes) -> None:
 
 def _pixels(image: ImageFile.ImageFile, is_label: bool) -> Facts:
     """Return the facts of an image that is open but not loaded, by loading it."""
-    wrong, size = wrong_kind(image), image.size
+    wrong = wrong_kind(image)
     colour, scalable = is_deep_colour(image), can_scale(image)
     orientation = load_image(image)
-    if image.format == "TIFF" and orientation >= 5:  # Pillow turns TIFF files itself, their size already now
+    size = image.size
+    if image.format == "TIFF" and orientation >= 5:  # Pillow has turned it
         size = size[::-1]
     counts = np.bincount(np.asarray(image).ravel()) if is_label and wrong is None else np.empty(0)
     bits, highest = 8, 0
@@ -156,7 +158,7 @@ def _pixels(image: ImageFile.ImageFile, is_label: bool) -> Facts:
         size=size,
         orientation=orientation,
         wrong_kind=wrong,
-        transparent=image.has_transparency_data and _is_transparent(image),
+        transparent=has_alpha(image) and _is_transparent(image),
         bits=bits,
         scalable=scalable,
         highest=highest,

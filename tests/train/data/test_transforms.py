@@ -36,8 +36,8 @@ def test_scaled_window_equals_resize_then_cut(
     cut = (slice(top, top + size[0]), slice(left, left + size[1]))
     got_image, got_label = scaled_window(image, label, (rows, columns), (top, left), size)
     whole = Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR)
-    # Up to one grey level, because the filter's coordinates are rounded differently.
-    assert np.abs(got_image.astype(int) - np.asarray(whole)[cut]).max() <= 1
+    # Up to one grey level for each of the two passes, because the filter's coordinates are rounded differently.
+    assert np.abs(got_image.astype(int) - np.asarray(whole)[cut]).max() <= 2
     for y, x in np.ndindex(*got_label.shape):
         nearest = (2 * (y + top) + 1) * height // (2 * rows), (2 * (x + left) + 1) * width // (2 * columns)
         assert got_label[y, x] == label[nearest]
