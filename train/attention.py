@@ -32,6 +32,7 @@ from ccgpu.train.distributed import say
 from ccgpu.train.runs.errors import BAD_FILE, run_command
 from ccgpu.train.runs.flags import add_checkpoint, add_device, add_max_pixels, command_parser
 from ccgpu.train.runs.outputs import add_overwrite, check_output_file
+from ccgpu.train.runs.settings import MOST_LOOPS
 from ccgpu.train.runs.setup import read_network
 from ccgpu.train.visualise import HEAT, HEAT_OPACITY, attention_overlay, contact_sheet
 
@@ -107,8 +108,8 @@ def prepare(flags: argparse.Namespace) -> tuple[CCNet, torch.Tensor, list[tuple[
     if flags.out is None and flags.html is None:
         raise ValueError("--out FILE.png or --html FILE.html must be given, got neither")
     device = distributed.choose_device(flags.device)
-    if min(flags.loops) < 1:
-        raise ValueError(f"--loops must be 1 or more, got {' '.join(map(str, flags.loops))}")
+    if not all(1 <= loops <= MOST_LOOPS for loops in flags.loops):
+        raise ValueError(f"--loops must be from 1 to {MOST_LOOPS}, got {' '.join(map(str, flags.loops))}")
     outputs = [(name, path) for name, path in (("--out", flags.out), ("--html", flags.html)) if path is not None]
     for name, path in outputs:
         check_output_file(name, path, [flags.image, flags.checkpoint], overwrite=flags.overwrite)

@@ -23,6 +23,7 @@ from ccgpu.train.distributed import say
 from ccgpu.train.runs.errors import BAD_FILE, run_command
 from ccgpu.train.runs.flags import command_parser
 from ccgpu.train.runs.outputs import add_overwrite, check_output_file
+from ccgpu.train.runs.settings import MOST_LOOPS
 from ccgpu.train.runs.setup import dataset_of_network
 
 # Number of classes -> the dataset that a published network with so many classes was trained on.
@@ -79,6 +80,8 @@ def prepare(flags: argparse.Namespace) -> tuple[Path, checkpoint.Checkpoint]:
     target = flags.target if flags.target.suffix else flags.target.with_name(flags.target.name + ".safetensors")
     checkpoint.check_ending(target)
     check_output_file("OUT", target, [flags.source], overwrite=flags.overwrite)
+    if flags.recurrence is not None and flags.recurrence > MOST_LOOPS:
+        raise ValueError(f"--recurrence must be at most {MOST_LOOPS}, got {flags.recurrence}")
     given = {"recurrence": flags.recurrence, "align_corners": flags.align_corners}
     changes = {name: value for name, value in given.items() if value is not None}
     found = checkpoint.read(flags.source, **changes)

@@ -40,14 +40,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ccgpu.models.attention import RCCA
 from ccgpu.models.context import ASPP, NonLocal, PyramidPooling
+from ccgpu.models.prediction import LARGEST_SIDE
 from ccgpu.models.resnet import ResNet
 from ccgpu.train.distributed import choose_device
 from ccgpu.train.memory import peak_bytes, saved_bytes
 from ccgpu.train.runs import records
 from ccgpu.train.runs.errors import fail
 from ccgpu.train.runs.flags import add_device, command_parser
+from ccgpu.train.runs.settings import MOST_BATCH, MOST_CHANNELS
 
 PAPERS_SHAPE = (1, 512, 97, 97)
+MOST_REPEATS = 10**6
 
 
 class Candidate(NamedTuple):
@@ -214,7 +217,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the flags.
 
     Raises:
-        ValueError: a number below 1.
+        ValueError: a number out of its range.
         OSError: --json cannot be written.
     """
     parser = command_parser("cost", __doc__)
@@ -229,10 +232,15 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--repeats", type=int, default=5, metavar="N", help="number of timings of each step (default: 5)")
     add("--json", type=Path, metavar="FILE", help="append a line of JSON for each module")
     flags = parser.parse_args(argv)
-    numbers = {"--size": min(flags.size), "--channels": flags.channels, "--batch": flags.batch}
-    for flag, number in {**numbers, "--repeats": flags.repeats}.items():
-        if number < 1:
-            raise ValueError(f"{flag} must be 1 or more, got {number}")
+    numbers = {
+        "--size": (flags.size, LARGEST_SIDE),
+        "--channels": ((flags.channels,), MOST_CHANNELS),
+        "--batch": ((flags.batch,), MOST_BATCH),
+        "--repeats": ((flags.repeats,), MOST_REPEATS),
+    }
+    for flag, (values, most) in numbers.items():
+        if not all(1 <= value <= most for value in values):
+            raise ValueError(f"{flag} must be from 1 to {most}, got {' '.join(map(str, values))}")
     if flags.json is not None:
         flags.json.open("a").close()  # so that a path that cannot be written fails before minutes of measuring
     return flags

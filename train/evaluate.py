@@ -35,7 +35,7 @@ from ccgpu.train.distributed import say
 from ccgpu.train.metrics import results_table, scores_line
 from ccgpu.train.runs import records
 from ccgpu.train.runs.data_check import check_data
-from ccgpu.train.runs.errors import fail, run_command
+from ccgpu.train.runs.errors import fail, is_lost_loader, run_command
 from ccgpu.train.runs.flags import add_checkpoint, add_device, add_scales, chosen_scales, command_parser, saved_values
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.outputs import add_overwrite, check_outputs
@@ -247,6 +247,10 @@ def score(flags: argparse.Namespace, evaluation: Evaluation) -> int:
                 seen=save,
             )
         except engine.Interrupted:
+            return fail("evaluate", "stopped", interrupts.exit_status)
+        except RuntimeError as error:  # a scheduler's SIGTERM reaches the loaders' processes too, and ends them
+            if not (interrupts() and is_lost_loader(error)):
+                raise
             return fail("evaluate", "stopped", interrupts.exit_status)
     if not distributed.is_main():
         return 0

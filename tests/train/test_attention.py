@@ -138,7 +138,8 @@ def test_a_network_for_clips_sees_a_clip_of_one(image_file: Path, tmp_path: Path
     [
         (["IMAGE"], "must be given, got neither"),
         (["IMAGE", "--out", "OUT", "--at", "65,0"], "--at must be a pixel Y,X of 65 x 97, counted from 0, got 65,0"),
-        (["IMAGE", "--out", "OUT", "--loops", "0"], "--loops must be 1 or more"),
+        (["IMAGE", "--out", "OUT", "--loops", "0"], "--loops must be from 1 to 64, got 0"),
+        (["IMAGE", "--out", "OUT", "--loops", "100000"], "--loops must be from 1 to 64, got 100000"),
         (["IMAGE", "--out", "OUT", "--at", "-1,0"], "--at must be a pixel Y,X of 65 x 97, counted from 0, got -1,0"),
         (["IMAGE", "--out", "OUT", "--at=0,-1"], "--at must be a pixel Y,X of 65 x 97, counted from 0, got 0,-1"),
         (["IMAGE", "--out", "OUT", "--html", "OUT"], "--html must be another file than --out"),

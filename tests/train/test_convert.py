@@ -134,6 +134,7 @@ def test_existing_files_are_kept(files: dict[str, Path], tmp_path: Path, capsys:
     [
         (["IN", "OUT.onnx"], "must end in .safetensors, .pt or .pth"),
         (["IN", "OUT.pt", "--recurrence", "-1"], "recurrence must be 0 or more"),
+        (["IN", "OUT.pt", "--recurrence", "1000000"], "--recurrence must be at most 64, got 1000000"),
         (["IN", "OUT.pt", "--dataset", "nothing"], "--dataset must be a module"),
         (["IN", "nowhere/OUT.pt"], "nowhere"),
         (["nowhere.pth", "OUT.pt"], "there is none"),

@@ -149,10 +149,11 @@ def test_table_of_the_papers_case_shows_the_papers_numbers(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--size", "0", "769"], "cost: --size must be 1 or more, got 0"),
-        (["--channels", "0"], "cost: --channels must be 1 or more, got 0"),
-        (["--batch", "-1"], "cost: --batch must be 1 or more, got -1"),
-        (["--repeats", "0"], "cost: --repeats must be 1 or more, got 0"),
+        (["--size", "0", "769"], "cost: --size must be from 1 to 32768, got 0 769"),
+        (["--size", "769", "9" * 20], "cost: --size must be from 1 to 32768, got 769 99999999999999999999"),
+        (["--channels", "0"], "cost: --channels must be from 1 to 65536, got 0"),
+        (["--batch", "-1"], "cost: --batch must be from 1 to 65536, got -1"),
+        (["--repeats", "0"], "cost: --repeats must be from 1 to 1000000, got 0"),
         (["--json", "{folder}/none/cost.jsonl"], "cost: .*No such file or directory"),
         (["--json", "{folder}"], "cost: .*Is a directory"),
     ],
