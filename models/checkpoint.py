@@ -317,13 +317,22 @@ def _wrong_types(description: Mapping[str, Any]) -> list[str]:
     labels, value_range = description.get("labels"), description.get("value_range")
     notes = description.get("notes", [])
     right = {
-        "labels": labels is None or (isinstance(labels, Mapping) and _is_list(labels.get("names"), str)),
+        "labels": labels is None or _is_labels(labels),
         "prediction": isinstance(description.get("prediction", {}), Mapping),
         "value_range": value_range is None or (_is_list(value_range, (int, float)) and len(value_range) == 2),
         "source": isinstance(description.get("source", OWN), str),
         "notes": _is_list(notes, str),
     }
     return [f"{name} {description.get(name)!r:.80}" for name, is_right in right.items() if not is_right]
+
+
+def _is_labels(labels: Any) -> bool:
+    """Return whether a value may be the plain values of `Labels`."""
+    return (
+        isinstance(labels, Mapping)
+        and _is_list(labels.get("names"), str)
+        and all(_is_list(labels.get(key, []), int) for key in ("ids", "void"))
+    )
 
 
 def _is(value: Any, kind: type) -> bool:

@@ -74,6 +74,11 @@ def check_resumed(plan: Plan[Settings], dataset: Dataset) -> None:
             f"--resume must name a run of {dataset.name}, got one of {saved['dataset']} in "
             f"{plan.checkpoint_path}; continue it with the command that began it."
         )
+    if saved["iteration"] > plan.settings.iterations:
+        raise ValueError(
+            f"--resume must name a checkpoint of at most {plan.settings.iterations} iterations, got one after "
+            f"{saved['iteration']} in {plan.checkpoint_path}; the file was changed: name another."
+        )
     changed = "" if saved["labels"] is None else class_differences(saved["labels"], dataset.labels, exact=True)
     if changed:
         raise ValueError(

@@ -35,7 +35,7 @@ from ccgpu.train.distributed import say
 from ccgpu.train.metrics import results_table, scores_line
 from ccgpu.train.runs import records
 from ccgpu.train.runs.data_check import check_data
-from ccgpu.train.runs.errors import fail, is_lost_loader, run_command
+from ccgpu.train.runs.errors import BAD_FILE, fail, is_lost_loader, run_command
 from ccgpu.train.runs.flags import add_checkpoint, add_device, add_scales, chosen_scales, command_parser, saved_values
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.outputs import add_overwrite, check_outputs
@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lambda evaluation: score(flags, evaluation),
             again="run the command again",
             smaller="use --mode sliding or --amp bf16",
+            refused=BAD_FILE,
             everywhere=True,
         )
 

@@ -108,6 +108,7 @@ def test_files_cut_short_are_refused(ending: str, share: float, tmp_path: Path) 
         ({"iteration": -7}, "got iteration -7"),
         ({"settings": ["lr"], "dataset": None}, "got dataset of type NoneType; settings of type list"),
         ({"labels": {"names": 3}}, "got labels {'names': 3}"),
+        ({"labels": {"names": ["a"], "ids": None}}, "got labels {'names'"),
         ({"value_range": [1]}, r"got value_range \[1\]"),
         ({"wings": 2}, "got a key 'wings'"),
         ({"model": [1, 2]}, "got model of type list"),

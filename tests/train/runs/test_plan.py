@@ -118,6 +118,14 @@ def test_a_checkpoint_of_another_run_is_not_continued(
     assert resume(run_folder, "--workers", "0") == 0
 
 
+def test_a_checkpoint_after_the_last_step_is_told(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = torch.load(run_folder / "last.pt", weights_only=True)
+    torch.save({**content, "iteration": 7}, run_folder / "last.pt")
+    (run_folder / "metrics.jsonl").unlink()
+    assert resume(run_folder) == 2
+    assert "must name a checkpoint of at most 2 iterations, got" in told(capsys, "camvid")
+
+
 @pytest.mark.parametrize("line", ["3", "{}", '{"kind": "training"}', '{"iteration": 1}', "\udcff"])
 def test_records_of_another_kind_are_told(line: str, run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run_folder / "metrics.jsonl"
