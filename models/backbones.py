@@ -77,7 +77,8 @@ def load_imagenet(backbone: Backbone, source: str | os.PathLike[str]) -> None:
         FileNotFoundError: there is no file at source.
         ModuleNotFoundError: the package is not installed.
         RuntimeError: timm cannot be imported, or cannot fetch its weights.
-        ValueError: the file is damaged, no state dict or for another network; "package" for a `ResNet`.
+        ValueError: the file is damaged, no state dict, for another network or holds NaN or infinity; "package" for a
+            `ResNet`.
     """
     if isinstance(backbone, ResNet):
         if source == "package":

@@ -204,7 +204,7 @@ class CCNet(nn.Module):
         Raises:
             FileNotFoundError: there is no file at path. (Any other OSError from opening it is passed on.)
             ValueError: a damaged file; an unknown layout; entries that are missing, surplus or misshapen, all of which
-                are listed; changes that do not fit.
+                are listed; weights that are NaN or infinite; changes that do not fit.
         """
         from ccgpu.models import checkpoint, published  # here, because checkpoint imports this module
 

@@ -74,10 +74,12 @@ def check_resumed(plan: Plan[Settings], dataset: Dataset) -> None:
             f"--resume must name a run of {dataset.name}, got one of {saved['dataset']} in "
             f"{plan.checkpoint_path}; continue it with the command that began it."
         )
-    if saved["iteration"] > plan.settings.iterations:
+    iteration, position = saved["iteration"], saved["position"]
+    if iteration > plan.settings.iterations or position != iteration * plan.settings.batch:
         raise ValueError(
-            f"--resume must name a checkpoint of at most {plan.settings.iterations} iterations, got one after "
-            f"{saved['iteration']} in {plan.checkpoint_path}; the file was changed: name another."
+            f"--resume must name a checkpoint of at most {plan.settings.iterations} iterations of "
+            f"{plan.settings.batch} samples, got {plan.checkpoint_path} after {iteration} iterations and {position} "
+            "samples; the file was changed: name another."
         )
     changed = "" if saved["labels"] is None else class_differences(saved["labels"], dataset.labels, exact=True)
     if changed:

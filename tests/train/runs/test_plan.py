@@ -118,12 +118,15 @@ def test_a_checkpoint_of_another_run_is_not_continued(
     assert resume(run_folder, "--workers", "0") == 0
 
 
-def test_a_checkpoint_after_the_last_step_is_told(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("changes", [{"iteration": 7, "position": 14}, {"iteration": 0}, {"position": 2**70}])
+def test_a_checkpoint_of_another_step_is_told(
+    changes: dict[str, int], run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content = torch.load(run_folder / "last.pt", weights_only=True)
-    torch.save({**content, "iteration": 7}, run_folder / "last.pt")
+    torch.save({**content, **changes}, run_folder / "last.pt")
     (run_folder / "metrics.jsonl").unlink()
     assert resume(run_folder) == 2
-    assert "must name a checkpoint of at most 2 iterations, got" in told(capsys, "camvid")
+    assert "must name a checkpoint of at most 2 iterations of 2 samples, got" in told(capsys, "camvid")
 
 
 @pytest.mark.parametrize("line", ["3", "{}", '{"kind": "training"}', '{"iteration": 1}', "\udcff"])
