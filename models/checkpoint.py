@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ccgpu.models.ccnet import CCNet
+from ccgpu.models.labels import Labels
 from ccgpu.models.published import recognise, translate
 from ccgpu.models.weights import (
     check_tensors,
@@ -369,6 +370,8 @@ def _mmsegmentation_labels(meta: Mapping[str, Any]) -> dict[str, Any] | None:
         key: next((inner[name] for name in (key, key.upper()) if name in inner), None) for key in ("classes", "palette")
     }
     names, colours = found["classes"], found["palette"]
-    if not names or not colours or len(names) != len(colours):
+    if not names:
         return None
+    if not colours or len(names) != len(colours):
+        colours = Labels.numbered(len(names)).colours
     return {"names": [str(name) for name in names], "colours": [[int(x) for x in colour] for colour in colours]}

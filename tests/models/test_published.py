@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,6 +95,14 @@ def test_meta_data_of_mmsegmentation_1_are_read_too(mmsegmentation: State, tmp_p
     found = checkpoint.read(saved({"meta": meta, "state_dict": mmsegmentation}, tmp_path))
     assert (found.network["align_corners"], found.network["recurrence"], found.notes) == (True, 3, ())
     assert found.labels == {"names": ["a", "b"], "colours": [[1, 2, 3], [4, 5, 6]]}
+
+
+@pytest.mark.parametrize("palette", [None, [[1, 2, 3]]])
+def test_names_without_their_colours_are_kept(mmsegmentation: State, palette: Any, tmp_path: Path) -> None:
+    """The names are what is compared with a dataset's."""
+    meta = {"cfg": config_text(True, 3), "dataset_meta": {"classes": ("a", "b"), "palette": palette}}
+    found = checkpoint.read(saved({"meta": meta, "state_dict": mmsegmentation}, tmp_path))
+    assert found.labels == {"names": ["a", "b"], "colours": [[128, 0, 0], [0, 128, 0]]}
 
 
 def test_mmsegmentation_file_without_a_config_says_what_was_assumed(mmsegmentation: State, tmp_path: Path) -> None:
