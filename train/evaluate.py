@@ -38,7 +38,7 @@ from ccgpu.train.runs.data_check import check_data
 from ccgpu.train.runs.errors import BAD_FILE, fail, is_lost_loader, run_command
 from ccgpu.train.runs.flags import add_checkpoint, add_device, add_scales, chosen_scales, command_parser, saved_values
 from ccgpu.train.runs.interrupts import DeferredInterrupts
-from ccgpu.train.runs.outputs import add_overwrite, check_outputs
+from ccgpu.train.runs.outputs import add_overwrite, check_output_folder, check_outputs, check_outside
 from ccgpu.train.runs.settings import MOST_WORKERS, Settings, prediction
 from ccgpu.train.runs.setup import (
     UNCHECKED,
@@ -212,13 +212,24 @@ def find_clips(flags: argparse.Namespace, settings: Settings, dataset: Dataset) 
 
 
 def check_places(flags: argparse.Namespace, pairs: Sequence[Pair]) -> None:
-    """Raise ValueError if a result would replace an image or label file, or without --overwrite an earlier result."""
+    """Raise ValueError if a result has no place, or would replace or lie beside an image or label file.
+
+    Without --overwrite an earlier result is not replaced either.
+    """
     inputs = {flags.checkpoint: None}
     inputs |= {path: None for pair in pairs for path in (pair.image, pair.label) if path is not None}
     if flags.save_predictions is not None:
         files = {flags.save_predictions / f"{pair.name}.png": None for pair in pairs}
+        check_output_folder("--save-predictions", flags.save_predictions)
         check_outputs("--save-predictions", files, inputs, overwrite=flags.overwrite)
+        check_outside(
+            "--save-predictions", flags.save_predictions, [path for path in inputs if path != flags.checkpoint]
+        )
     if flags.record is not None:  # scores are appended to it
+        if flags.record.is_dir():
+            raise ValueError(f"--record must be a file, got the folder {flags.record}; add a name.")
+        if not (flags.record.exists() or flags.record.is_symlink()):
+            check_output_folder("--record", flags.record)
         check_outputs("--record", [flags.record], inputs, overwrite=True)
 
 

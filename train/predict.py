@@ -44,7 +44,7 @@ from ccgpu.train.runs.flags import (
     flag,
 )
 from ccgpu.train.runs.interrupts import DeferredInterrupts
-from ccgpu.train.runs.outputs import add_overwrite, check_outputs
+from ccgpu.train.runs.outputs import add_overwrite, check_output_folder, check_outputs
 from ccgpu.train.runs.setup import dataset_of_network, read_network
 
 SMALLEST_WINDOW = 32  # pixels; a few positions of a feature map, and still fewer than 2000 windows a million pixels
@@ -106,8 +106,8 @@ def prepare(flags: argparse.Namespace) -> tuple[Predictor, list[Input]]:
     """
     if problems := engine.amp_problems(flags.amp, distributed.choose_device(flags.device)):
         raise ValueError(problems[0])
-    if flags.out.exists() and not flags.out.is_dir():
-        raise ValueError(f"--out must be a folder, got the file {flags.out}; name another.")
+    for folder in (flags.out, *(flags.out / kind for kind in flags.write)):
+        check_output_folder("--out", folder)
     inputs, left_out = find_inputs(flags.inputs, flags.out)
     if not inputs:
         raise ValueError(f"INPUT must name other files than the results in --out, got {len(left_out)} of these alone.")

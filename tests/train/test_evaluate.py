@@ -101,7 +101,7 @@ def test_evaluate_refuses_a_backbone_alone(tmp_path: Path, capsys: pytest.Captur
         (["--crop", "33"], "--crop and --stride must come with sliding windows, got mode whole"),
         (["--unlabelled", "--save-predictions", "new", "--record", "a"], "--record must not come with --unlabelled"),
         (["--record", "file/scores.jsonl"], "file"),
-        (["--save-predictions", "file"], "'file'"),
+        (["--save-predictions", "file"], "--save-predictions must be a folder, got the file file"),
         (["--split", "train", "val", "--save-predictions", "new"], "must come with images of different names"),
     ],
 )
@@ -160,6 +160,36 @@ def test_predictions_are_replaced_only_when_asked_and_labels_never(
     assert evaluate.main([*flags[:-1], "--record", str(checkpoint)]) == 2
     assert "--record must not replace what the command reads" in told(capsys, "evaluate")
     assert checkpoint.read_bytes() == (trained / "last.pt").read_bytes()
+
+
+def test_predictions_do_not_lie_beside_the_images(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Images are JPEG files here: predictions would replace none, but be taken for images by the next command."""
+    data = tmp_path / "data"
+    shutil.copytree(trained / "scenes", data)
+    before = sorted(data.rglob("*"))
+    (pair, *_) = camvid.find_pairs(data, "val", True)
+    flags = ["--checkpoint", str(trained / "last.pt"), "--data", str(data), "--workers", "0"]
+    for folder in (pair.image.parent, data):
+        assert evaluate.main([*flags, "--save-predictions", str(folder), "--overwrite"]) == 2
+        assert "--save-predictions must be another folder than the inputs'" in told(capsys, "evaluate")
+    assert sorted(data.rglob("*")) == before
+
+
+@pytest.mark.parametrize("flag", ["--save-predictions", "--record"])
+def test_results_that_have_no_place_are_named(
+    flag: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    flags = ["--checkpoint", str(trained / "last.pt"), "--workers", "0"]
+    wrong = {"--save-predictions": tmp_path / "file", "--record": tmp_path}[flag]
+    for path in (wrong, tmp_path / "file" / "below"):
+        assert evaluate.main([*flags, flag, str(path)]) == 2
+        line = told(capsys, "evaluate")
+        assert f"{flag} must " in line
+        assert str(path) in line
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_evaluate_stops_at_scores_that_are_not_finite(

@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from ccgpu.models.image_files import kind_of_file
+
 SHOWN = 10  # paths that a message lists before it counts the others
 
 
@@ -60,9 +62,45 @@ def check_output_file(flag: str, path: Path, inputs: Iterable[Path], *, overwrit
     """
     if path.is_dir():
         raise ValueError(f"{flag} must be a file, got the folder {path}; add a name.")
+    if path.exists() and not path.is_file():  # a rename would put a file in the place of /dev/null
+        raise ValueError(
+            f"{flag} must be a regular file, got {kind_of_file(path.stat().st_mode)} {path}; name another."
+        )
     if not path.parent.is_dir():
         raise ValueError(f"{flag} must lie in a folder that exists, got {path}; make {path.parent} first.")
     check_outputs(flag, [path], inputs, overwrite=overwrite)
+
+
+def check_output_folder(flag: str, path: Path) -> None:
+    """Raise ValueError if a folder cannot be made, because a file has its path or that of a folder above it.
+
+    Args:
+        flag: the argument that names the folder, for messages.
+        path: the folder; it need not exist.
+    """
+    for folder in (path, *path.parents):
+        if folder.is_dir():
+            return
+        if os.path.lexists(folder):
+            if folder == path:
+                raise ValueError(f"{flag} must be a folder, got the file {path}; name another.")
+            raise ValueError(f"{flag} must lie in folders, got {path}, where {folder} is a file; name another place.")
+
+
+def check_outside(flag: str, folder: Path, inputs: Iterable[Path]) -> None:
+    """Raise ValueError if a folder for results holds inputs: the next command would take the results for such.
+
+    Args:
+        flag: the argument that names the folder, for messages.
+        folder: it need not exist.
+        inputs: files that the command reads, or the folders that it looks into.
+    """
+    results = folder.resolve()
+    for path in dict.fromkeys(source.parent.resolve() for source in inputs):
+        if results == path or results in path.parents:
+            raise ValueError(
+                f"{flag} must be another folder than the inputs', got {folder}, which holds {path}; name another."
+            )
 
 
 def _holds_something(path: Path) -> bool:
