@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccgpu.models.weights import fill, read_state_dict
+from ccgpu.models.weights import check_weights, fill, read_state_dict
 
 
 class TimmBackbone(nn.Module):
@@ -105,6 +105,7 @@ def load_imagenet(backbone: TimmBackbone, source: str | os.PathLike[str]) -> Non
                 f"load_imagenet: the weights of {backbone.name!r} must be in timm's cache or available for "
                 f"download, got {_reason(error)}; connect this machine, or fetch them elsewhere and pass the file."
             ) from error
+        check_weights("load_imagenet", f"timm's {backbone.name}", whole.state_dict())
     else:
         whole = timm.create_model(backbone.name, output_stride=8)
         fill(whole, read_state_dict(source), source, f"network {backbone.name!r} of timm")

@@ -176,20 +176,24 @@ def open_run_folder(plan: Plan[Any], device: torch.device) -> set[int]:
 
     Raises:
         FileExistsError: another command wrote a checkpoint since the plan was made, which found none.
+        ValueError, OSError: the folder's records are damaged, or cannot be written.
     """
-    if plan.checkpoint is None and distributed.is_main() and checkpoints.find_checkpoint(plan.out) is not None:
-        raise FileExistsError(f"--out must be a folder without a checkpoint, got {plan.out}, where one now is")
-    metrics = plan.out / records.METRICS
-    if distributed.is_main():
-        plan.out.mkdir(parents=True, exist_ok=True)
-        checkpoints.remove_partial(plan.out)
-        checkpoints.set_aside_newer(plan.out, plan.checkpoint_path)
-        if plan.checkpoint is None:
-            metrics.unlink(missing_ok=True)  # of a start that came to no checkpoint, maybe with other settings
-        records.cut_records(metrics, plan.start)
-        values = dataclasses.asdict(plan.settings)
-        records.write_settings(plan.out, values, device, distributed.world_size())
-    distributed.wait_for_all()
-    kept = records.read_records(metrics)
+    distributed.let_first_process(lambda: _prepare_folder(plan, device))
+    kept = records.read_records(plan.out / records.METRICS)
     distributed.wait_for_all()  # all processes have read before the first one adds a record
     return {record["iteration"] for record in kept if record["kind"] == "evaluation"}
+
+
+def _prepare_folder(plan: Plan[Any], device: torch.device) -> Iterator[None]:
+    """Write the settings, and cut the records back to the plan's checkpoint."""
+    if plan.checkpoint is None and checkpoints.find_checkpoint(plan.out) is not None:
+        raise FileExistsError(f"--out must be a folder without a checkpoint, got {plan.out}, where one now is")
+    metrics = plan.out / records.METRICS
+    plan.out.mkdir(parents=True, exist_ok=True)
+    yield
+    checkpoints.remove_partial(plan.out)
+    checkpoints.set_aside_newer(plan.out, plan.checkpoint_path)
+    if plan.checkpoint is None:
+        metrics.unlink(missing_ok=True)  # of a start that came to no checkpoint, maybe with other settings
+    records.cut_records(metrics, plan.start)
+    records.write_settings(plan.out, dataclasses.asdict(plan.settings), device, distributed.world_size())

@@ -13,6 +13,9 @@ import torch
 
 from ccgpu.train import camvid, engine
 from ccgpu.train.runs import records
+from ccgpu.train.runs.flags import command_parser
+from ccgpu.train.runs.plan import open_run_folder, read_plan
+from ccgpu.train.runs.settings import Settings
 from tests.train.training import TINY, told
 
 SMALL = [*TINY, "--context", "none"]
@@ -58,6 +61,17 @@ def test_another_crop_is_taken_after_a_run_that_came_to_no_checkpoint(
     assert "--out must be a new or empty folder" in told(capsys, "camvid")
     assert resume(out, "--crop", "41", "49") == 2
     assert "--crop was 33 41, is 41 49" in told(capsys, "camvid")
+
+
+def test_a_checkpoint_that_was_written_meanwhile_is_kept(trained: Path, tmp_path: Path) -> None:
+    """Another command may end while this one waits for the folder's lock."""
+    out = tmp_path / "run"
+    parser = command_parser("camvid", "")
+    plan = read_plan(parser, [*SMALL, "--out", str(out)], Settings, {None: {}}, lambda _: out)
+    shutil.copytree(trained, out)
+    with pytest.raises(FileExistsError, match=r"must be a folder without a checkpoint, got .*run, where one now is"):
+        open_run_folder(plan, torch.device("cpu"))
+    assert (out / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["photo.jpg", "last.pt", "results.txt", "images/a.png"])
