@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import glob
 import itertools
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ccgpu.models.image_files import SUFFIXES
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".3gp")
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv"),
+    *(".ogv", ".3gp"),
+)
+# Phones write them beside JPEG files. They cannot be read, but are inputs, so that they are named as such.
+UNREADABLE_SUFFIXES = (".heic", ".heif")
+_SEARCHED = (*SUFFIXES, *VIDEO_SUFFIXES, *UNREADABLE_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -36,9 +43,10 @@ def find_inputs(given: Sequence[str], out: Path | None = None) -> tuple[list[Inp
     """Return the files of a command line's INPUT arguments, in the order of the arguments; a folder's files are sorted.
 
     An argument is a file (with any ending), a folder (all images and videos in it and in its subfolders, except hidden
-    ones; results keep the subfolders), or a pattern with *, ? or [ ] as in a shell, and ** for any folders. A file that
-    several arguments give is returned once. Two files of the same name, such as a/1.jpg and b/1.jpg, get the names "1"
-    and "1-2"; so does a video whose frames' folder has the name of a folder of other results.
+    ones; links to folders are not followed; results keep the subfolders), or a pattern with *, ? or [ ] as in a shell,
+    and ** for any folders. A file that several arguments give is returned once. Links that lead nowhere and named pipes
+    are returned too, for the command to name them. Two files of the same name, such as a/1.jpg and b/1.jpg, get the
+    names "1" and "1-2"; so does a video whose frames' folder has the name of a folder of other results.
 
     Args:
         given: the arguments.
@@ -64,7 +72,7 @@ def find_inputs(given: Sequence[str], out: Path | None = None) -> tuple[list[Inp
             )
         results = None if out is None else _results_inside(argument, out)
         for path, name in files:
-            resolved = path.resolve()
+            resolved = Path(os.path.realpath(path))  # Path.resolve raises for a link to itself
             if results is not None and results in resolved.parents:
                 left_out[resolved] = path
             else:
@@ -110,11 +118,11 @@ def _expand(argument: str) -> Iterable[tuple[Path, str]]:
         for file in sorted(path.rglob("*")):
             below = file.relative_to(path)
             hidden = any(part.startswith(".") for part in below.parts)
-            if file.suffix.lower() in (*SUFFIXES, *VIDEO_SUFFIXES) and not hidden and file.is_file():
+            if file.suffix.lower() in _SEARCHED and not hidden and not file.is_dir():
                 yield file, below.with_suffix("").as_posix()
-    elif path.exists():
+    elif os.path.lexists(path):
         yield path, path.stem
     else:
         for name in sorted(glob.glob(argument, recursive=True)):
-            if Path(name).is_file():
+            if not Path(name).is_dir():
                 yield Path(name), Path(name).stem

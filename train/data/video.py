@@ -54,9 +54,15 @@ class Video:
         self._errors = av.error.FFmpegError
         try:
             self._container = av.open(str(path))
-            self._stream = self._container.streams.video[0]
-        except (av.error.FFmpegError, IndexError) as error:
-            raise BadImage(f"Video: path must be a video, got {path}, which does not open ({error}).") from error
+        except av.error.FFmpegError as error:
+            raise BadImage(
+                f"Video: path must be a video, got {path}, which does not open ({error.strerror}); copy or convert it "
+                "again."
+            ) from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise BadImage(f"Video: path must be a video, got {path}, which holds no images; leave it out.")
+        self._stream = self._container.streams.video[0]
         self._stream.thread_type = "AUTO"
         self.rate = Fraction(self._stream.average_rate or 25)
         self.frames: int | None = self._stream.frames or None

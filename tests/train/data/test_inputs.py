@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,20 @@ def test_names_differ_and_files_count_once(folder: Path) -> None:
 def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(tmp_path: Path) -> None:
     (tmp_path / "holiday [1].jpg").touch()
     assert found(tmp_path / "holiday [1].jpg") == [("holiday [1].jpg", "holiday [1]")]
+
+
+@pytest.mark.parametrize("argument", ["", "*", "*/*"])
+def test_what_cannot_be_read_is_an_input_to_be_named(argument: str, tmp_path: Path) -> None:
+    folder = tmp_path / "photos" if argument != "*/*" else tmp_path / "photos" / "deep"
+    folder.mkdir(parents=True)
+    (folder / "gone.png").symlink_to("nowhere.png")
+    (folder / "itself.png").symlink_to("itself.png")
+    (folder / "phone.HEIC").touch()
+    os.mkfifo(folder / "pipe.png")
+    (folder / "folder.png").mkdir()
+    names = [name for name, _ in found(tmp_path / "photos" / argument)]
+    assert names == ["gone.png", "itself.png", "phone.HEIC", "pipe.png"]
+    assert found(folder / "gone.png") == [("gone.png", "gone")]
 
 
 @pytest.mark.parametrize("argument", ["nowhere.jpg", "*.nothing", "empty"])

@@ -84,6 +84,20 @@ def test_a_video_without_frames_is_refused(tmp_path: Path) -> None:
         count(tmp_path / "empty.avi")
 
 
+def test_a_file_that_is_no_video_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(BadImage, match=r"text\.mp4, which does not open \(Invalid data[^:\[]*\); copy or convert it"):
+        Video(tmp_path / "text.mp4")
+    with av.open(str(tmp_path / "sound.wav"), mode="w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 8000
+        for packet in [*stream.encode(frame), *stream.encode()]:
+            container.mux(packet)
+    with pytest.raises(BadImage, match=r"sound\.wav, which holds no images; leave it out"):
+        Video(tmp_path / "sound.wav")
+
+
 def test_a_named_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     with pytest.raises(BadImage, match="named pipe"):
