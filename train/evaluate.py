@@ -247,6 +247,7 @@ def score(flags: argparse.Namespace, evaluation: Evaluation) -> int:
         if flags.save_predictions is not None:
             save_prediction(flags.save_predictions, name, classes.cpu().numpy(), labels)
 
+    confusion = None
     with DeferredInterrupts() as interrupts, bar:
         try:
             confusion = engine.evaluate(
@@ -259,11 +260,12 @@ def score(flags: argparse.Namespace, evaluation: Evaluation) -> int:
                 seen=save,
             )
         except engine.Interrupted:
-            return fail("evaluate", "stopped", interrupts.exit_status)
+            pass
         except RuntimeError as error:  # a scheduler's SIGTERM reaches the loaders' processes too, and ends them
             if not (interrupts() and is_lost_loader(error)):
                 raise
-            return fail("evaluate", "stopped", interrupts.exit_status)
+    if confusion is None:
+        return fail("evaluate", "stopped", interrupts.exit_status)
     if not distributed.is_main():
         return 0
     if not flags.unlabelled:

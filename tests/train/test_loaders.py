@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import torch
 from torch.utils.data import Dataset
 
 from ccgpu.models.normalisation import Normalise
+from ccgpu.train import camvid, engine, evaluate
 from ccgpu.train.cityscapes import find_pairs
 from ccgpu.train.data.cityscapes_labels import CITYSCAPES
 from ccgpu.train.data.samples import EvaluationSet, StreamSampler, TrainStream
 from ccgpu.train.data.transforms import EvaluationTransform, TrainTransform
 from ccgpu.train.loaders import load_batches
+from tests.train.training import TINY, told
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -135,3 +138,25 @@ def test_loaders_that_start_survive_ctrl_c(tmp_path: Path) -> None:
     out, errors = process.communicate(timeout=60)
     assert (out, errors) == ("7 8 True\n", "")
     assert not any(map(is_running, loaders))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+def test_a_signal_that_ends_the_loaders_too_stops_the_command(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A scheduler sends SIGTERM to all processes of a job: the loaders end, which is no failure of theirs."""
+
+    def lose_a_loader() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+
+    def train(*_: Any, **__: Any) -> Iterator[engine.Step]:
+        lose_a_loader()
+        yield
+
+    monkeypatch.setattr(engine, "train", train)
+    monkeypatch.setattr(engine, "evaluate", lambda *_, **__: lose_a_loader())
+    assert camvid.main([*TINY, "--context", "none", "--out", str(tmp_path / "run")]) == 143
+    assert told(capsys, "camvid") == f"camvid: stopped; continue with --resume --out {tmp_path / 'run'}"
+    assert evaluate.main(["--checkpoint", str(trained / "last.pt"), "--workers", "0"]) == 143
+    assert told(capsys, "evaluate") == "evaluate: stopped"
