@@ -24,9 +24,9 @@ EXIF = ("stored", "upright")
 """What is done with an EXIF orientation: nothing, or the image is turned upright."""
 MAX_PIXELS = 178_956_970
 """Default of the largest image that is read, in pixels: the size from which Pillow suspects a decompression bomb."""
-# Pillow raises any of these for a broken file, depending on where it is broken.
+# Pillow raises any of these for a broken file, depending on where it is broken; RuntimeError for AVIF.
 DECODE_ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error),
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, RuntimeError, struct.error),
     Image.DecompressionBombError,
 )
 _BACKGROUND = (255, 255, 255)  # shows through transparent pixels

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from ccgpu.models import image_files
 from ccgpu.models.image_files import BadImage, read_image
@@ -106,6 +106,20 @@ def test_truncated_files_are_named(kind: str, share: float, tmp_path: Path) -> N
     path.write_bytes(whole.getvalue()[: int(share * len(whole.getvalue()))])
     with pytest.raises(BadImage, match=r"cut\.png"):
         read_image(path)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_damage_anywhere_in_an_avif_file_is_no_other_error(pixels: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "a.avif"
+    Image.fromarray(pixels).save(path)
+    whole, refused = path.read_bytes(), 0
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            read_image(path)
+        except BadImage as error:
+            refused += str(path) in str(error)
+    assert refused > 10
 
 
 def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:

@@ -102,7 +102,10 @@ def _near_misses(name: str, folder: Path, entries: Sequence[Path]) -> str:
     for path in entries:
         other = _folded(path.name)
         if other.startswith(start) and not other[len(start) :][:1].isalnum():
-            found.append(path.name if path.parent == folder else str(path))
+            shown = path.name if path.parent == folder else str(path)
+            # Both look the same: é is one character of Unicode, or an e with an accent as a second one.
+            alike = not path.name.lower().startswith(name.lower())
+            found.append(f"{shown} (its accents are written as other characters of Unicode)" if alike else shown)
     more = f" and {len(found) - _NEAR} more" if len(found) > _NEAR else ""
     return f", but there is {', '.join(found[:_NEAR])}{more}" if found else ""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,12 @@ def test_table_counts_pixels_and_files() -> None:
         ["sky", "0.00", "0", "75.00", "1"],
         ["void", "40.00", "25.00"],
     ]
+
+
+def test_the_columns_of_the_table_stand_below_their_heads() -> None:
+    head, *rows = census_table([census({1: 1, 0: 1}), census({2: 1})], labels()).splitlines()
+    percents = [match.end() for match in re.finditer("%", head)]
+    assert all([match.end() for match in re.finditer(r"\d+\.\d\d", row)] == percents for row in rows)
 
 
 def test_classes_that_no_file_holds_are_warned_of() -> None:
