@@ -58,7 +58,8 @@ def census_table(censuses: Sequence[Census], labels: Labels) -> str:
         for census in censuses:
             valid, total = census.by_class(labels).sum(), max(int(census.pixels.sum()), 1)
             number = total - valid if value is None else census.pixels[value]
-            columns += f"{100 * number / total:>14.2f}" + (f"{census.files[value]:>9}" if value is not None else 9 * " ")
+            files = "" if value is None else census.files[value]
+            columns += f"{100 * number / total:>14.2f}{files:>9}"
         lines.append(f"{name:<{width}}{columns}".rstrip())
     return "\n".join(lines)
 

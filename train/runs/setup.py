@@ -138,10 +138,15 @@ def open_data(settings: Settings, dataset: Dataset, out: Path) -> tuple[list[Cli
     length, frame_of = settings.clip, dataset.frame_of
     clips = [clip for pairs in training.values() for clip in training_clips(pairs, length, frame_of)]
     counted = [clip for pairs in evaluation.values() for clip in evaluation_clips(pairs, length, frame_of)]
-    if settings.check:
-        to_train, to_evaluate = (
-            [pair for pairs in split.values() for pair in pairs] for split in (training, evaluation)
+    to_train = [*dict.fromkeys(pair for clip in clips for pair in clip)]
+    found = {pair for pairs in training.values() for pair in pairs}
+    if len(to_train) < len(found):
+        say(
+            f"note: {len(found) - len(to_train)} of {len(found)} images for training are left out, because fewer than "
+            f"{length} of them follow each other without a gap (--clip)"
         )
+    if settings.check:
+        to_evaluate = [pair for pairs in evaluation.values() for pair in pairs]
         both = [*clips, *(clip for clip, _ in counted)]
         check_data(root, to_train, to_evaluate, dataset.labels, reading_of(settings), settings.workers > 0, both)
     else:

@@ -159,6 +159,26 @@ def test_labels_that_teach_nothing_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_frames_that_are_in_no_clip_are_told_and_not_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The class of the two frames of video b, which are too few for a clip of three, would never be trained on."""
+    root = tmp_path / "data"
+    for name, value in [("a_1", 1), ("a_2", 1), ("a_3", 1), ("b_1", 2), ("b_2", 2)]:
+        for split in ("train", "val"):
+            for kind, pixels in (
+                ("images", np.zeros((*SIZE, 3), np.uint8)),
+                ("labels", np.full(SIZE, value, np.uint8)),
+            ):
+                (root / split / kind).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(root / split / kind / f"{name}.png")
+    videos = dataclasses.replace(ponds(), frame_of=lambda name: (name[0], int(name[2:])))
+    assert train(root, tmp_path / "run", "--clip", "3", dataset=videos) == 2
+    output = capsys.readouterr()
+    assert "note: 2 of 5 images for training are left out, because fewer than 3 of them follow" in output.out
+    assert "label files for training must hold 2 classes or more, got pixels of 'ground' alone" in output.err
+
+
 def test_orientations_without_a_choice_are_one_error_that_says_which_fits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,7 +213,7 @@ def test_exif_flags_reach_training_and_evaluation(tmp_path: Path, capsys: pytest
     assert evaluate.main([*flags, "--exif", "upright"]) == 2
     assert "48x40 pixels, but the image has 40x48" in capsys.readouterr().err
     for more, message in (
-        (("--value-range", "5", "5"), "--value-range must be LOW HIGH with LOW < HIGH, got (5.0, 5.0)"),
+        (("--value-range", "5", "5"), "--value-range must be LOW HIGH with LOW < HIGH, got 5 5"),
         (("--value-range", "0", "inf"), "--value-range must be LOW HIGH with LOW < HIGH, got (0.0, inf)"),
         (("--max-pixels", "0"), "--max-pixels must be 1 or more, got 0"),
         (("--max-pixels", "100"), "48x40 pixels, more than 100; allow more with --max-pixels"),
