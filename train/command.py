@@ -32,7 +32,7 @@ from ccgpu.train.runs.errors import BAD_INPUT, fail, is_lost_loader, run_command
 from ccgpu.train.runs.flags import command_parser
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.plan import Plan, only_writer, open_run_folder, read_plan
-from ccgpu.train.runs.settings import Settings, check_settings, criterion, prediction
+from ccgpu.train.runs.settings import Settings, check_recipe, check_settings, criterion, prediction
 from ccgpu.train.runs.setup import Batches, build_network, load_evaluation, load_training, open_data
 from ccgpu.train.runs.training_run import TrainingRun
 
@@ -44,6 +44,7 @@ def main(dataset: Dataset, argv: Sequence[str] | None = None) -> int:
     """
     parser = command_parser(dataset.name, f"Train and evaluate CCNet. {dataset.source} --data is {dataset.layout}")
     try:
+        check_recipe(dataset)
         plan = read_plan(parser, argv, Settings, presets(dataset), lambda settings: default_out(settings, dataset))
         check_resumed(plan, dataset)
         device = distributed.choose_device(plan.settings.device)

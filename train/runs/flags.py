@@ -234,7 +234,7 @@ def saved_values(settings: type, saved: Mapping[str, Any], source: str) -> dict[
             "the version of ccgpu that wrote it."
         )
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-    wrong = [f"{flag(name)} {value!r:.60}" for name, value in values.items() if not _is_value(known[name], value)]
+    wrong = [f"{flag(name)} {value!r:.60}" for name, value in values.items() if not is_value(known[name], value)]
     if wrong:
         raise ValueError(
             f"{source} must hold settings of the right types, got {', '.join(wrong)}; the file was changed."
@@ -242,12 +242,15 @@ def saved_values(settings: type, saved: Mapping[str, Any], source: str) -> dict[
     return values
 
 
-def _is_value(field: dataclasses.Field[Any], value: Any) -> bool:
-    """Return whether a saved value is one that the setting's flag could have given."""
+def is_value(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Return whether a value of a setting, from a file or a recipe, is one that the setting's flag could have given."""
     m = field.metadata
     if value is None:
         return field.default is None
     if (m["count"] is not None) != isinstance(value, tuple):
+        return False
+    number = 2 if m["count"] == "size" else m["count"]
+    if isinstance(number, int) and len(value) != number:
         return False
     kinds: dict[Any, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float)}
     for part in value if isinstance(value, tuple) else (value,):

@@ -6,6 +6,8 @@ replaces some of them (`Dataset.recipe`).
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import os
 from dataclasses import dataclass
 
@@ -20,7 +22,7 @@ from ccgpu.train import engine
 from ccgpu.train.consistency import FORMS
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.losses import AUXILIARY_WEIGHT, ConsistencyWeights, Criterion
-from ccgpu.train.runs.flags import DEVICES, option, range_problems
+from ccgpu.train.runs.flags import DEVICES, flag, is_value, option, range_problems
 
 # Smallest side in pixels: two feature positions at output stride 8, because batch norm fails on a single one.
 SMALLEST = 16
@@ -236,6 +238,26 @@ class Settings:
         if self.context != "rcca":
             return 0
         return (2 if self.clip == 1 else 3) if self.recurrence is None else self.recurrence
+
+
+def check_recipe(dataset: Dataset) -> None:
+    """Raise ValueError if a dataset's recipe or demo holds what is no setting, or a value that no flag could give."""
+    fields = {field.name: field for field in dataclasses.fields(Settings)}
+    for kind, values in (("recipe", dataset.recipe), ("demo", dataset.demo)):
+        for name, value in values.items():
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, n=1)
+                raise ValueError(
+                    f"Dataset: {kind} of {dataset.name} must hold settings, got {name!r}; "
+                    f"{f'did you mean {near[0]!r}?' if near else '--help lists all, as flags.'}"
+                )
+            if not is_value(fields[name], value):
+                default = fields[name].default
+                example = "" if default is None else f", such as {default!r}"
+                raise ValueError(
+                    f"Dataset: {kind} of {dataset.name} must hold what the flags can give, got {name!r}: "
+                    f"{value!r:.60}; write a value of {flag(name)}{example}."
+                )
 
 
 def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.device) -> None:

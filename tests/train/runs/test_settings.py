@@ -1,6 +1,7 @@
 """All settings of every training command, in its recipe and its demo: whoever changes them changes results."""
 
 import dataclasses
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -194,3 +195,29 @@ def test_defaults_are_the_recipe_of_the_paper() -> None:
     assert (s.backbone, s.context, s.loops, s.head_channels) == ("resnet101", "rcca", 2, 512)
     assert (s.auxiliary_weight, s.dropout) == (0.4, 0.1)
     assert (s.eval, s.eval_crop, s.eval_stride) == ("sliding", (769, 769), (513, 513))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"iteration": 20000}, "must hold settings, got 'iteration'; did you mean 'iterations'?"),
+        ({"zzz": 1}, "must hold settings, got 'zzz'; --help lists all, as flags."),
+        ({"crop": 512}, "got 'crop': 512; write a value of --crop, such as (769, 769)."),
+        ({"crop": (512,)}, "got 'crop': (512,); write"),
+        ({"crop": [512, 512]}, "got 'crop': [512, 512]; write"),
+        ({"lr": "0.01"}, "got 'lr': '0.01'; write a value of --lr, such as 0.01."),
+        ({"value_range": 4095}, "got 'value_range': 4095; write a value of --value-range."),
+        ({"value_range": (0, "x")}, "got 'value_range': (0, 'x'); write"),
+        ({"exif": "upside"}, "got 'exif': 'upside'; write"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["recipe", "demo"])
+def test_a_recipe_that_no_flags_could_give_is_told_in_one_line(
+    kind: str, recipe: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = dataclasses.replace(camvid.DATASET, name="ponds", **{kind: recipe})
+    assert command.main(dataset, ["--out", str(tmp_path / "run")]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"ponds: Dataset: {kind} of ponds must hold ")
+    assert message in line
+    assert not (tmp_path / "run").exists()
