@@ -170,3 +170,33 @@ def notes(pairs: Sequence[Pair], facts: Mapping[File, Facts], reading: Reading) 
             f"they are read as 0..{limit >> 8} of 255; {advice}"
         )
     return lines
+
+
+def copies(training: Sequence[Pair], evaluation: Sequence[Pair], facts: Mapping[File, Facts]) -> list[str]:
+    """Return a line if images for evaluation have the same bytes as training images, and one for copies among these.
+
+    An image that is itself used for both is not such a copy.
+    """
+    first: dict[str, Path] = {}
+    repeated = []
+    for path in dict.fromkeys(pair.image for pair in training):
+        original = first.setdefault(facts[path, False].digest, path)
+        if original != path:
+            repeated.append((path, original))
+    trained = {pair.image for pair in training}
+    evaluated = [*dict.fromkeys(pair.image for pair in evaluation)]
+    digests = ((path, facts[path, False].digest) for path in evaluated if path not in trained)
+    leaked = [(path, first[digest]) for path, digest in digests if digest in first]
+    lines = []
+    if repeated:
+        lines.append(f"note: {len(repeated)} images for training are copies of others, such as {_two(*repeated[0])}")
+    if leaked:
+        lines.append(
+            f"warning: {len(leaked)} of {len(evaluated)} images for evaluation are copies of training images, such as "
+            f"{_two(*leaked[0])}: the scores do not tell how well other images are predicted"
+        )
+    return lines
+
+
+def _two(path: Path, original: Path) -> str:
+    return f"{path} of {original}"

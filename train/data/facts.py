@@ -6,11 +6,12 @@ These are facts about a file alone, so they can be stored. What they mean for a 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import stat
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class Facts:
         scalable: whether a range of values can be applied to the image.
         highest: the highest value of an image of 16 bits; of several channels, that value with its low byte set to 255.
         counts: value -> pixels, of the values that occur in a label file; empty for an image.
+        digest: of all bytes of an image file, by which copies are found; empty for a label file.
     """
 
     problem: str | None = None
@@ -64,6 +66,7 @@ class Facts:
     scalable: bool = True
     highest: int = 0
     counts: Mapping[int, int] = field(default_factory=dict)
+    digest: str = ""
 
     def as_plain(self) -> dict[str, Any]:
         """Return the facts as values that JSON can hold."""
@@ -100,7 +103,10 @@ def facts_of(path: Path, *, is_label: bool, max_pixels: int = MAX_PIXELS) -> Fac
     if not content:
         return Facts(problem="empty file")
     with pillows_limit(max_pixels):
-        return _decode(content, is_label, max_pixels)
+        found = _decode(content, is_label, max_pixels)
+    if is_label or found.problem is not None:
+        return found
+    return replace(found, digest=hashlib.blake2b(content, digest_size=16).hexdigest())
 
 
 def _decode(content: bytes, is_label: bool, max_pixels: int) -> Facts:

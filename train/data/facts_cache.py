@@ -1,4 +1,4 @@
-"""The cache of what the files of datasets are: a file of JSON for each dataset, in the user's cache folder.
+"""The cache of what the files of datasets are: two lines of JSON for each dataset, in the user's cache folder.
 
 An entry holds while size and times of its file stay the same. Files with a problem are not cached, because the problem
 may be the machine's, such as a missing library.
@@ -20,7 +20,7 @@ from ccgpu.train.data.facts import Facts
 FOLDER = "CCGPU_CACHE_DIR"
 """Environment variable that names the folder of the caches."""
 
-_VERSION = 1  # of the facts; increase it when a file would give others
+_VERSION = 3  # of the facts; increase it when a file would give others
 
 Stamp = tuple[int, int, int]
 
@@ -57,21 +57,14 @@ def read_cache(path: Path, stamps: Mapping[File, Stamp | None]) -> dict[File, Fa
         OSError, ValueError: the cache cannot be read, or is damaged.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        entries = _load(path)
     except FileNotFoundError:
         return {}
-    try:
-        content = json.loads(text)
-        if content["version"] != _VERSION:
-            raise ValueError(f"version {content['version']}")
-        entries = content["files"]
-        return {
-            file: Facts.from_plain(entry["facts"])
-            for file, stamp in stamps.items()
-            if stamp is not None and (entry := entries.get(_key(file))) is not None and entry["stamp"] == [*stamp]
-        }
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"damaged, or of another version: {error!r}") from error
+    return {
+        file: Facts.from_plain(entry["facts"])
+        for file, stamp in stamps.items()
+        if stamp is not None and (entry := entries.get(_key(file))) is not None and entry["stamp"] == [*stamp]
+    }
 
 
 def write_cache(path: Path, facts: Mapping[File, Facts], stamps: Mapping[File, Stamp | None]) -> None:
@@ -86,16 +79,33 @@ def write_cache(path: Path, facts: Mapping[File, Facts], stamps: Mapping[File, S
         OSError: the cache cannot be written; the former one stays.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        entries = content["files"] if content["version"] == _VERSION else {}
-        entries.update(_entries(facts, stamps))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        entries = dict(_entries(facts, stamps))
+        entries = _load(path)
+    except (OSError, ValueError):
+        entries = {}
+    entries.update(_entries(facts, stamps))
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"version": _VERSION, "files": entries}, separators=(",", ":"))
+    body = json.dumps(entries, separators=(",", ":")).encode()
     # Another name for each process: two that check one dataset at once write two files.
-    partial = write_partial(path.with_name(f"{path.name}.{os.getpid()}"), text)
-    os.replace(partial, path)
+    partial = write_partial(path.with_name(f"{path.name}.{os.getpid()}"), _head(body) + b"\n" + body)
+    try:
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink()
+        raise
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Return the entries of a cache: its second line, if the first one is its `_head`."""
+    head, _, body = path.read_bytes().partition(b"\n")
+    if head != _head(body):
+        raise ValueError("damaged, or of another version")
+    entries: dict[str, Any] = json.loads(body)
+    return entries
+
+
+def _head(body: bytes) -> bytes:
+    """Return the first line of a cache. Its digest finds damage that would still read as facts."""
+    return json.dumps({"version": _VERSION, "sha256": hashlib.sha256(body).hexdigest()}).encode()
 
 
 def _entries(facts: Mapping[File, Facts], stamps: Mapping[File, Stamp | None]) -> Iterable[tuple[str, dict[str, Any]]]:

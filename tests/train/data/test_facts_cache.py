@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -62,14 +61,23 @@ def test_a_damaged_cache_is_an_error_to_be_told_and_is_replaced(tmp_path: Path, 
     assert read_cache(path, stamps) == facts
 
 
-def test_a_damaged_entry_is_an_error(tmp_path: Path) -> None:
+def test_a_byte_that_changed_anywhere_is_an_error(tmp_path: Path) -> None:
+    """Many such changes would read as other facts: another number of pixels, another size."""
     path, _, stamps = write(tmp_path)
-    whole = json.loads(path.read_text())
-    for damage in ({"facts": {}}, {"facts": None}, {"facts": {"size": [1], "counts": None}}):
-        files = {key: {**entry, **damage} for key, entry in whole["files"].items()}
-        path.write_text(json.dumps({**whole, "files": files}))
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(ValueError, match="damaged, or of another version"):
             read_cache(path, stamps)
+
+
+def test_a_cache_that_cannot_be_renamed_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    path, facts, stamps = write(tmp_path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(OSError, match="Is a directory"):
+        write_cache(path, facts, stamps)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
 def test_cache_path_is_the_users_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

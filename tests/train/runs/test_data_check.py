@@ -179,6 +179,26 @@ def test_frames_that_are_in_no_clip_are_told_and_not_counted(
     assert "label files for training must hold 2 classes or more, got pixels of 'ground' alone" in output.err
 
 
+def test_copies_of_images_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write(tmp_path / "data")
+    check(root)
+    assert "cop" not in capsys.readouterr().out
+    images = {name: root / name / "images" for name in ("train", "val")}
+    (images["train"] / "5.png").write_bytes((images["train"] / "3.png").read_bytes())
+    (images["val"] / "1.png").unlink()
+    (images["val"] / "1.png").symlink_to(images["train"] / "2.png")
+    check(root)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        f"note: 1 images for training are copies of others, such as {images['train']}/5.png of {images['train']}/3.png",
+        f"warning: 1 of 2 images for evaluation are copies of training images, such as {images['val']}/1.png of "
+        f"{images['train']}/2.png: the scores do not tell how well other images are predicted",
+    ]
+    pairs = find_pairs(root, "train")
+    check_data(root, pairs, pairs[:2], DATASET.labels, Reading(), False)  # train.command tells of these
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_orientations_without_a_choice_are_one_error_that_says_which_fits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
