@@ -22,15 +22,22 @@ from PIL import Image
 
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
-from ccgpu.models.image_files import open_image
 from ccgpu.models.network_input import PixelInput, resize
 from ccgpu.models.normalisation import Normalise
-from ccgpu.models.prediction import WINDOW, NonFiniteScores, Prediction, whole_input
+from ccgpu.models.prediction import LARGEST_SIDE, WINDOW, NonFiniteScores, Prediction, whole_input
 from ccgpu.models.weights import write_atomically
 from ccgpu.train import distributed
+from ccgpu.train.data.checking import notes, open_whole
 from ccgpu.train.distributed import say
 from ccgpu.train.runs.errors import BAD_FILE, run_command
-from ccgpu.train.runs.flags import add_checkpoint, add_device, add_max_pixels, command_parser
+from ccgpu.train.runs.flags import (
+    add_checkpoint,
+    add_device,
+    add_max_pixels,
+    add_value_range,
+    chosen_range,
+    command_parser,
+)
 from ccgpu.train.runs.outputs import add_overwrite, check_output_file
 from ccgpu.train.runs.settings import MOST_LOOPS
 from ccgpu.train.runs.setup import read_network
@@ -74,6 +81,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, metavar="FILE.png", help="image file for the maps")
     add("--html", type=Path, metavar="FILE.html", help="file for a page that shows the maps of any clicked pixel")
     add("--short-side", type=int, metavar="N", help="resize the image to this short side for the network, in pixels")
+    add_value_range(parser, "the network's")
     add_max_pixels(parser)
     add_overwrite(parser, "the files of --out and --html where they exist")
     add_device(parser)
@@ -110,6 +118,10 @@ def prepare(flags: argparse.Namespace) -> tuple[CCNet, torch.Tensor, list[tuple[
     device = distributed.choose_device(flags.device)
     if not all(1 <= loops <= MOST_LOOPS for loops in flags.loops):
         raise ValueError(f"--loops must be from 1 to {MOST_LOOPS}, got {' '.join(map(str, flags.loops))}")
+    if flags.short_side is not None and not 1 <= flags.short_side <= LARGEST_SIDE:
+        raise ValueError(f"--short-side must be from 1 to {LARGEST_SIDE} pixels, got {flags.short_side}")
+    if flags.out is not None and flags.out.suffix.lower() != ".png":
+        raise ValueError(f"--out must end in .png, got {flags.out}")
     outputs = [(name, path) for name, path in (("--out", flags.out), ("--html", flags.html)) if path is not None]
     for name, path in outputs:
         check_output_file(name, path, [flags.image, flags.checkpoint], overwrite=flags.overwrite)
@@ -119,7 +131,10 @@ def prepare(flags: argparse.Namespace) -> tuple[CCNet, torch.Tensor, list[tuple[
     net = checkpoint.build(found).to(device)
     if net.head.cca is None:
         raise ValueError(f"--checkpoint must hold a network with criss-cross attention, got {flags.checkpoint} without")
-    image = open_image(flags.image, value_range=found.value_range, max_pixels=flags.max_pixels)
+    value_range = chosen_range(flags.value_range, found.value_range)
+    image, facts = open_whole(flags.image, value_range=value_range, max_pixels=flags.max_pixels)
+    for line in notes({flags.image: facts}, value_range):
+        say(line)
     height, width = image.height, image.width
     pixels = [(height // 2, width // 2)] if flags.at is None else flags.at
     for y, x in pixels:

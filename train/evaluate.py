@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -36,7 +35,16 @@ from ccgpu.train.metrics import results_table, scores_line
 from ccgpu.train.runs import records
 from ccgpu.train.runs.data_check import check_data
 from ccgpu.train.runs.errors import BAD_FILE, fail, is_lost_loader, run_command
-from ccgpu.train.runs.flags import add_checkpoint, add_device, add_scales, chosen_scales, command_parser, saved_values
+from ccgpu.train.runs.flags import (
+    add_checkpoint,
+    add_device,
+    add_scales,
+    add_value_range,
+    chosen_range,
+    chosen_scales,
+    command_parser,
+    saved_values,
+)
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.outputs import add_overwrite, check_output_folder, check_outputs, check_outside
 from ccgpu.train.runs.settings import MOST_WORKERS, Settings, prediction
@@ -114,13 +122,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--channels-last", action=argparse.BooleanOptionalAction, help="NHWC memory format (default: the run's)")
     add("--compile", action=argparse.BooleanOptionalAction, help="compile with torch.compile (default: the run's)")
     add("--exif", choices=EXIF, help="leave pixels as stored, or turn images upright (default: the run's)")
-    add(
-        "--value-range",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="values that become black and white in images of more than 8 bits (default: the run's)",
-    )
+    add_value_range(parser, "the run's")
     add("--max-pixels", type=int, metavar="N", help="largest image that is read (default: the run's)")
     add("--check", action=argparse.BooleanOptionalAction, help="decode every file first (default: the run's)")
     add_device(parser)
@@ -299,14 +301,11 @@ def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace) -> Set
         "channels_last": flags.channels_last,
         "compile": flags.compile,
         "exif": flags.exif,
-        "value_range": None if flags.value_range is None else tuple(flags.value_range),
+        "value_range": chosen_range(flags.value_range, None),
         "max_pixels": flags.max_pixels,
         "check": flags.check,
     }
     settings = Settings(**{**values, **{name: value for name, value in changes.items() if value is not None}})
-    low, high = settings.value_range if settings.value_range is not None else (0.0, 1.0)
-    if not -math.inf < low < high < math.inf:
-        raise ValueError(f"--value-range must be LOW HIGH with LOW < HIGH, got {settings.value_range}")
     if settings.max_pixels < 1:
         raise ValueError(f"--max-pixels must be 1 or more, got {settings.max_pixels}")
     if settings.eval != "sliding" and (flags.crop is not None or flags.stride is not None):

@@ -22,12 +22,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from ccgpu.models import checkpoint
-from ccgpu.models.image_files import BadImage, open_image
+from ccgpu.models.image_files import BadImage
 from ccgpu.models.labels import Labels
 from ccgpu.models.network_input import PixelInput
 from ccgpu.models.normalisation import Normalise
-from ccgpu.models.prediction import WINDOW, NonFiniteScores, Prediction, Window, predict_classes
+from ccgpu.models.prediction import LARGEST_SIDE, WINDOW, NonFiniteScores, Prediction, Window, predict_classes
 from ccgpu.train import distributed, engine
+from ccgpu.train.data.checking import notes, open_whole
+from ccgpu.train.data.facts import Facts
 from ccgpu.train.data.inputs import Input, find_inputs
 from ccgpu.train.data.video import Video, VideoWriter
 from ccgpu.train.dataset import check_classes
@@ -39,6 +41,8 @@ from ccgpu.train.runs.flags import (
     add_device,
     add_max_pixels,
     add_scales,
+    add_value_range,
+    chosen_range,
     chosen_scales,
     command_parser,
     flag,
@@ -92,10 +96,13 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--every", type=int, default=1, metavar="N", help="predict every N-th frame of a video (default: 1)")
     add("--dataset", metavar="MODULE", help="dataset that defines the network's classes (default: the checkpoint's)")
     add("--amp", choices=tuple(engine.AMP_DTYPES), default="off", help="autocast (default: off)")
+    add_value_range(parser, "the network's")
     add_max_pixels(parser)
     add_overwrite(parser, "results that exist in DIR")
     add_device(parser)
-    return parser.parse_args(argv)
+    flags = parser.parse_args(argv)
+    flags.write = [kind for kind in KINDS if kind in flags.write]
+    return flags
 
 
 def prepare(flags: argparse.Namespace) -> tuple[Predictor, list[Input]]:
@@ -138,9 +145,12 @@ class Predictor:
                 raise ValueError(f"{flag(name)} must be {least} or more, got {getattr(flags, name)}")
         if not 0 <= flags.opacity <= 1:
             raise ValueError(f"--opacity must be from 0 to 1, got {flags.opacity}")
+        if flags.short_side is not None and not 1 <= flags.short_side <= LARGEST_SIDE:
+            raise ValueError(f"--short-side must be from 1 to {LARGEST_SIDE} pixels, got {flags.short_side}")
         device = distributed.choose_device(flags.device)
         found = read_network(flags.checkpoint)
-        self.value_range = found.value_range
+        self.value_range = chosen_range(flags.value_range, found.value_range)
+        self.facts: dict[Path, Facts] = {}
         self.labels = labels_of(found, flags.dataset)
         size = {} if flags.short_side is None else {"short_side": flags.short_side, "fit": None}
         self.prediction = Prediction(
@@ -205,6 +215,8 @@ def predict_all(flags: argparse.Namespace, predictor: Predictor, inputs: Sequenc
             if interrupts():
                 break
     files.finish()
+    for line in notes(predictor.facts, predictor.value_range):
+        say(line)
     if interrupts():
         return fail("predict", "stopped", interrupts.exit_status)
     if failed == len(inputs):
@@ -266,9 +278,10 @@ def predict_image(
     """Predict an image and write its files.
 
     Raises:
-        BadImage, FileNotFoundError: the image cannot be read.
+        BadImage, FileNotFoundError: the image cannot be read, or its file is damaged.
     """
-    image = open_image(entry.path, value_range=predictor.value_range, max_pixels=flags.max_pixels)
+    image, found = open_whole(entry.path, value_range=predictor.value_range, max_pixels=flags.max_pixels)
+    predictor.facts[entry.path] = found
     classes = predictor(image, lambda windows: follow(windows, interrupts))
     files.write(entry.name, str(entry.path), image, classes)
 

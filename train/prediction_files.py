@@ -47,7 +47,8 @@ def result_paths(out: Path, kinds: Sequence[str], inputs: Sequence[Input]) -> li
 class PredictionFiles:
     """Writes the files of predicted images, a line of predictions.jsonl for each, and the contact sheet at the end.
 
-    A new object begins a new predictions.jsonl and removes the sheet of an earlier run.
+    A new object removes the predictions.jsonl and the sheet of an earlier run; where no image is written there is
+    neither, so that the folder stays new.
 
     Args:
         out: the folder; it exists.
@@ -64,8 +65,8 @@ class PredictionFiles:
         self._cells: list[tuple[str, Image.Image]] = []
         self._seen = np.zeros(labels.num_classes, dtype=np.int64)
         self._written: set[Path] = set()
-        write_atomically(out / RECORDS, "")
-        (out / SHEET).unlink(missing_ok=True)
+        for name in (RECORDS, SHEET):
+            (out / name).unlink(missing_ok=True)
 
     def write(self, name: str, source: str, image: Image.Image, classes: np.ndarray) -> None:
         """Write the files of one image, each atomically, and leave the overlay in the image.

@@ -143,6 +143,11 @@ def test_a_network_for_clips_sees_a_clip_of_one(image_file: Path, tmp_path: Path
         (["IMAGE", "--out", "OUT", "--at", "-1,0"], "--at must be a pixel Y,X of 65 x 97, counted from 0, got -1,0"),
         (["IMAGE", "--out", "OUT", "--at=0,-1"], "--at must be a pixel Y,X of 65 x 97, counted from 0, got 0,-1"),
         (["IMAGE", "--out", "OUT", "--html", "OUT"], "--html must be another file than --out"),
+        (["IMAGE", "--out", "maps.jpg"], "--out must end in .png, got maps.jpg"),
+        (
+            ["IMAGE", "--out", "OUT", "--value-range", "9", "1"],
+            "--value-range must be LOW HIGH with LOW < HIGH, got 9 1",
+        ),
         (["IMAGE", "--out", "nowhere/maps.png"], "--out must lie in a folder that exists"),
         (["IMAGE", "--html", "IMAGE", "--overwrite"], "--html must not replace what the command reads"),
         (["IMAGE", "--out", "IMAGE", "--overwrite"], "--out must not replace what the command reads"),
@@ -150,14 +155,14 @@ def test_a_network_for_clips_sees_a_clip_of_one(image_file: Path, tmp_path: Path
         (["IMAGE", "--out", "OUT", "--max-pixels", "6304"], "--max-pixels"),
         (["nowhere.png", "--out", "OUT"], "nowhere.png"),
         (["IMAGE", "--out", "OUT", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
-        (["IMAGE", "--out", "OUT", "--short-side", "0"], "short_side"),
+        (["IMAGE", "--out", "OUT", "--short-side", "0"], "--short-side must be from 1 to 32768 pixels, got 0"),
         (["IMAGE", "--html", "OUT", "--short-side", "1000"], "holds at most 9409 positions"),
     ],
 )
 def test_errors_are_told_in_one_line(
     arguments: list[str], message: str, file: Path, image_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = {"IMAGE": image_file, "OUT": tmp_path / "out"}
+    places = {"IMAGE": image_file, "OUT": tmp_path / "out.png"}
     given = [] if "--checkpoint" in arguments else ["--checkpoint", file]
     assert run(*given, *(places.get(argument, argument) for argument in arguments)) == 2
     assert message in capsys.readouterr().err
@@ -171,6 +176,23 @@ def test_a_pixel_is_two_whole_numbers(text: str, tmp_path: Path, capsys: pytest.
     assert exit.value.code == 2
     (line,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line)
     assert f"argument --at: must be Y,X, a row and a column in pixels, got {text!r}" in line
+
+
+def test_what_is_odd_about_the_image_is_told(
+    file: Path, image_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = np.asarray(Image.open(image_file).convert("L")).astype(np.uint16) << 4
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    out = ("--out", tmp_path / "maps.png")
+    assert run("--checkpoint", file, tmp_path / "deep.png", *out) == 0
+    assert "--value-range 0 4095" in capsys.readouterr().out
+    assert run("--checkpoint", file, tmp_path / "deep.png", *out, "--overwrite", "--value-range", "0", "4095") == 0
+    assert "warning" not in capsys.readouterr().out
+    Image.open(image_file).convert("RGB").save(tmp_path / "cut.jpg", quality=95)
+    content = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2] + b"\xff\xd9")
+    assert run("--checkpoint", file, tmp_path / "cut.jpg", *out, "--overwrite") == 2
+    assert "pixels are missing before its end marker" in capsys.readouterr().err
 
 
 def test_maps_are_replaced_only_when_asked(
@@ -215,7 +237,7 @@ def test_weights_that_are_not_finite_are_an_error(
     output: str, image_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_network(tmp_path / "net.pt", mean=(0, 0, 0), std=(1e-36, 1e-36, 1e-36))
-    assert run("--checkpoint", tmp_path / "net.pt", image_file, output, tmp_path / "maps") == 1
+    assert run("--checkpoint", tmp_path / "net.pt", image_file, output, tmp_path / "maps.png") == 1
     assert "the attention weights of" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["net.pt"]
 

@@ -180,7 +180,7 @@ def test_videos_become_frames_and_a_video(tmp_path: Path, file: Path) -> None:
         (["IMAGE", "--every", "0"], "--every must be 1 or more"),
         (["IMAGE", "--max-pixels", "0"], "--max-pixels must be 1 or more"),
         (["IMAGE", "--opacity", "2"], "--opacity must be from 0 to 1"),
-        (["IMAGE", "--short-side", "0"], "short_side"),
+        (["IMAGE", "--short-side", "0"], "--short-side must be from 1 to 32768 pixels, got 0"),
         (["IMAGE", "--ms", "-1"], "scales must be"),
         (["IMAGE", "--dataset", "ade20k"], "must have the network's 11 classes, got ade20k with 150"),
         (["IMAGE", "--device", "cuda"], "cuda"),
@@ -274,6 +274,40 @@ def test_results_inside_the_folder_of_inputs_are_no_inputs(
     assert "INPUT must name other files than the results in --out" in capsys.readouterr().err
 
 
+# What is odd
+
+
+def test_what_is_odd_about_images_is_told(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = image()
+    deep = save(tmp_path / "deep.png", pixels[..., 0].astype(np.uint16) << 4)
+    clear = save(tmp_path / "clear.png", np.dstack([pixels, pixels[..., :1] // 2]))
+    moving = tmp_path / "moving.gif"
+    frames = [Image.fromarray(image(seed=seed)) for seed in range(3)]
+    frames[0].save(moving, save_all=True, append_images=frames[1:])
+    given = ("--checkpoint", file, "--write", "ids")
+    assert run(*given, "--out", tmp_path / "out", deep, clear, moving) == 0
+    told = capsys.readouterr().out
+    assert f"1 images have transparent pixels, read as white, such as {clear}" in told
+    assert f"1 images hold several images, of which the first is read, such as {moving}" in told
+    assert f"the 1 images of 16 bits, such as {deep}, have no value above 4095" in told
+    assert "--value-range 0 4095" in told
+    assert run(*given, "--out", tmp_path / "ranged", "--value-range", 0, 4095, deep) == 0
+    assert "warning" not in capsys.readouterr().out
+    scaled = np.rint((pixels[..., 0].astype(int) << 4) * (255 / 4095)).astype(np.uint8)
+    expected = camvid.LABELS.to_file[expected_classes(CCNet.from_checkpoint(file), np.dstack([scaled] * 3))]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "ranged" / "ids" / "deep.png")), expected)
+
+
+def test_float_images_are_read_with_the_range_that_the_message_asks_for(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = save(tmp_path / "heat.tif", image()[..., 0].astype(np.float32))
+    given = ("--checkpoint", file, "--out", tmp_path / "out", source)
+    assert run(*given) == 1
+    assert "--value-range LOW HIGH" in capsys.readouterr().err
+    assert run(*given, "--value-range", 0, 255) == 0
+
+
 # Inputs that fail
 
 
@@ -288,6 +322,32 @@ def test_nothing_is_said_of_others_where_no_input_was_predicted(
     error = capsys.readouterr().err
     assert "predict: all 2 inputs failed, see above" in error
     assert "the others are in" not in error
+
+
+def test_a_run_without_results_leaves_the_folder_new(file: Path, tmp_path: Path) -> None:
+    source = save(tmp_path / "a.png", image())
+    given = ("--checkpoint", file, "--out", tmp_path / "out", source)
+    assert run(*given, "--max-pixels", 100) == 1
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert run(*given) == 0
+
+
+def test_files_that_are_damaged_but_decode_fail(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pillow fills the rest of a JPEG file with grey, and compares no checksums of a PNG file's pixels."""
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    for name in ("cut.jpg", "changed.png"):
+        Image.fromarray(noise).save(tmp_path / name, compress_level=0)
+    content = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2] + b"\xff\xd9")
+    changed = bytearray((tmp_path / "changed.png").read_bytes())
+    changed[-13] ^= 1  # of the checksum of the pixels, in front of the closing chunk
+    (tmp_path / "changed.png").write_bytes(changed)
+    out = tmp_path / "out"
+    assert run("--checkpoint", file, "--out", out, tmp_path / "cut.jpg", tmp_path / "changed.png") == 1
+    error = capsys.readouterr().err
+    assert "cut.jpg: truncated JPEG file: pixels are missing before its end marker; copy it again." in error
+    assert "changed.png: truncated or damaged PNG file (the checksum of a chunk 'IDAT' is wrong); copy" in error
+    assert "all 2 inputs failed" in error
 
 
 @pytest.mark.parametrize(

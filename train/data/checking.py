@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from PIL import Image
+
+from ccgpu.models.image_files import MAX_PIXELS, BadImage, open_image
 from ccgpu.models.labels import Labels
-from ccgpu.train.data.facts import Facts
+from ccgpu.train.data.facts import Facts, facts_of
 from ccgpu.train.data.pairs import Pair, listing
 from ccgpu.train.data.reading import EXIF_ADVICE, LABEL_KIND, Reading, conflict, ranges, times
 
@@ -151,20 +154,31 @@ def _fitting(conflicts: Sequence[Pair], facts: Mapping[File, Facts]) -> str:
     return f" ({', '.join(said)})" if said else ""
 
 
-def notes(pairs: Sequence[Pair], facts: Mapping[File, Facts], reading: Reading) -> list[str]:
-    """Return a line for each thing that is allowed but may surprise: transparent pixels, unused range of 16 bits."""
+def notes(images: Mapping[Path, Facts], value_range: tuple[float, float] | None) -> list[str]:
+    """Return a line for each thing that is allowed but may surprise.
+
+    These are transparent pixels, files of several images, and 16 bits of which not all are used.
+
+    Args:
+        images: what the image files are.
+        value_range: the values that become 0 and 255; None: 0 and 65535.
+    """
     lines = []
-    transparent = [pair.image for pair in pairs if facts[pair.image, False].transparent]
-    if transparent:
-        lines.append(
-            f"note: {len(transparent)} images have transparent pixels, read as white, such as {transparent[0]}"
-        )
-    deep = [pair.image for pair in pairs if facts[pair.image, False].bits == 16]
-    highest = max((facts[path, False].highest for path in deep), default=0)
+    for these, what in (
+        ([path for path, found in images.items() if found.transparent], "have transparent pixels, read as white"),
+        (
+            [path for path, found in images.items() if found.frames > 1],
+            "hold several images, of which the first is read",
+        ),
+    ):
+        if these:
+            lines.append(f"note: {len(these)} images {what}, such as {these[0]}")
+    deep = [path for path, found in images.items() if found.bits == 16]
+    highest = max((images[path].highest for path in deep), default=0)
     limit = next((limit for limit in _RANGES if highest <= limit), None)
-    scalable = all(facts[path, False].scalable for path in deep)
+    scalable = all(images[path].scalable for path in deep)
     advice = f"name their range with --value-range 0 {limit}" if scalable else "convert them to 8 bits"
-    if deep and reading.value_range is None and limit is not None:
+    if deep and value_range is None and limit is not None:
         lines.append(
             f"warning: the {len(deep)} images of 16 bits, such as {deep[0]}, have no value above {limit}, so that "
             f"they are read as 0..{limit >> 8} of 255; {advice}"
@@ -200,3 +214,20 @@ def copies(training: Sequence[Pair], evaluation: Sequence[Pair], facts: Mapping[
 
 def _two(path: Path, original: Path) -> str:
     return f"{path} of {original}"
+
+
+def open_whole(
+    path: Path, *, value_range: tuple[float, float] | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, Facts]:
+    """Return an image as `open_image` does, upright, and what its file is, after making sure that the file is whole.
+
+    `open_image` takes a JPEG file that was cut and ends like a whole one, and a PNG file of wrong checksums.
+
+    Raises:
+        FileNotFoundError, BadImage: as `open_image`, or the file is damaged.
+    """
+    found = facts_of(path, is_label=False, max_pixels=max_pixels)
+    image = open_image(path, value_range=value_range, max_pixels=max_pixels)  # its messages say more
+    if found.problem is not None:
+        raise BadImage(f"read_image: path must be a whole image, got {path}: {found.problem}; copy it again.")
+    return image, found

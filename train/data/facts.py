@@ -53,6 +53,7 @@ class Facts:
         scalable: whether a range of values can be applied to the image.
         highest: the highest value of an image of 16 bits; of several channels, that value with its low byte set to 255.
         counts: value -> pixels, of the values that occur in a label file; empty for an image.
+        frames: images in the file, of which the first is read; 1 too for a JPEG with others for its viewer (MPO).
         digest: of all bytes of an image file, by which copies are found; empty for a label file.
     """
 
@@ -66,6 +67,7 @@ class Facts:
     scalable: bool = True
     highest: int = 0
     counts: Mapping[int, int] = field(default_factory=dict)
+    frames: int = 1
     digest: str = ""
 
     def as_plain(self) -> dict[str, Any]:
@@ -169,6 +171,7 @@ def _pixels(image: ImageFile.ImageFile, is_label: bool) -> Facts:
         scalable=scalable,
         highest=highest,
         counts={int(value): int(counts[value]) for value in np.flatnonzero(counts)},
+        frames=1 if image.format == "MPO" else getattr(image, "n_frames", 1),
     )
 
 

@@ -11,6 +11,8 @@ import re
 import numpy as np
 from PIL import Image
 
+from ccgpu.models.png_files import strips
+
 _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _ARITHMETIC = (0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)  # frames whose entropy coding is not Huffman's
 _ALONE = (0x01, *range(0xD0, 0xD8))  # markers without a length: TEM and the restart markers
@@ -42,7 +44,10 @@ def is_cut(content: bytes, image: Image.Image) -> bool:
     longer = io.BytesIO(content[:end] + _MORE + content[end:])
     try:
         with Image.open(longer, formats=("JPEG",)) as other:
-            return not np.array_equal(np.asarray(image), np.asarray(other))
+            return image.size != other.size or any(
+                not np.array_equal(np.asarray(image.crop(box)), np.asarray(other.crop(box)))
+                for box in ((0, rows.start, image.width, rows.stop) for rows in strips(image.height, image.width))
+            )
     except OSError:  # the further bytes are no codes, and were not skipped
         return True
 

@@ -83,7 +83,7 @@ def _check(
         _store(root, decoded, stamps)
     facts |= decoded
     check_pairs(pairs, facts, labels, reading, clips)
-    for line in notes(pairs, facts, reading):
+    for line in notes({pair.image: facts[pair.image, False] for pair in pairs}, reading.value_range):
         say(line)
     for line in copies(training, evaluation, facts):
         say(line)

@@ -72,6 +72,31 @@ def add_max_pixels(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_value_range(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add --value-range, the values of deep images that become black and white; its help ends with `default`."""
+    parser.add_argument(
+        "--value-range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help=f"values that become black and white in images of more than 8 bits (default: {default})",
+    )
+
+
+def chosen_range(given: Sequence[float] | None, default: tuple[float, float] | None) -> tuple[float, float] | None:
+    """Return the range of values that --value-range asks for, or `default` where it is left out.
+
+    Raises:
+        ValueError: the range is empty or infinite.
+    """
+    if given is None:
+        return default
+    low, high = given
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"--value-range must be LOW HIGH with LOW < HIGH, got {low:g} {high:g}")
+    return low, high
+
+
 def add_scales(parser: argparse.ArgumentParser, default: str) -> None:
     """Add --ms, the scales of multi-scale prediction; its help ends with `default`."""
     scales = " ".join(map(str, MULTI_SCALE))

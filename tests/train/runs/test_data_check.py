@@ -234,7 +234,7 @@ def test_exif_flags_reach_training_and_evaluation(tmp_path: Path, capsys: pytest
     assert "48x40 pixels, but the image has 40x48" in capsys.readouterr().err
     for more, message in (
         (("--value-range", "5", "5"), "--value-range must be LOW HIGH with LOW < HIGH, got 5 5"),
-        (("--value-range", "0", "inf"), "--value-range must be LOW HIGH with LOW < HIGH, got (0.0, inf)"),
+        (("--value-range", "0", "inf"), "--value-range must be LOW HIGH with LOW < HIGH, got 0 inf"),
         (("--max-pixels", "0"), "--max-pixels must be 1 or more, got 0"),
         (("--max-pixels", "100"), "48x40 pixels, more than 100; allow more with --max-pixels"),
     ):
