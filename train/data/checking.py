@@ -186,6 +186,26 @@ def notes(images: Mapping[Path, Facts], value_range: tuple[float, float] | None)
     return lines
 
 
+def palette_warnings(pairs: Sequence[Pair], facts: Mapping[File, Facts]) -> list[str]:
+    """Return a line if one value of the label files has different colours in their palettes.
+
+    Image editors renumber the values of a file when they save its palette, which no other check can see.
+    """
+    seen: dict[int, tuple[str, Path]] = {}
+    odd: dict[int, str] = {}
+    for label in dict.fromkeys(pair.label for pair in pairs if pair.label is not None):
+        for value, colour in facts[label, True].palette.items():
+            first, where = seen.setdefault(value, (colour, label))
+            if colour != first:
+                odd.setdefault(value, f"{value} is {first} in {where} and {colour} in {label}")
+    if not odd:
+        return []
+    return [
+        f"warning: {len(odd)} values have different colours in the palettes of label files, such as {odd[min(odd)]}; "
+        "values that a program renumbered are no ids"
+    ]
+
+
 def copies(training: Sequence[Pair], evaluation: Sequence[Pair], facts: Mapping[File, Facts]) -> list[str]:
     """Return a line if images for evaluation have the same bytes as training images, and one for copies among these.
 

@@ -36,6 +36,7 @@ from ccgpu.train.data.jpeg import is_cut
 from ccgpu.train.data.reading import wrong_kind
 
 _JPEGS = ("JPEG", "MPO")
+_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Facts:
         highest: the highest value of an image of 16 bits; of several channels, that value with its low byte set to 255.
         counts: value -> pixels, of the values that occur in a label file; empty for an image.
         frames: images in the file, of which the first is read; 1 too for a JPEG with others for its viewer (MPO).
+        palette: value -> colour such as "#a0b0c0", of the values that occur in a label file with a palette.
         digest: of all bytes of an image file, by which copies are found; empty for a label file.
     """
 
@@ -68,12 +70,14 @@ class Facts:
     highest: int = 0
     counts: Mapping[int, int] = field(default_factory=dict)
     frames: int = 1
+    palette: Mapping[int, str] = field(default_factory=dict)
     digest: str = ""
 
     def as_plain(self) -> dict[str, Any]:
         """Return the facts as values that JSON can hold."""
         counts = {str(value): number for value, number in self.counts.items()}
-        return {**vars(self), "size": [*self.size], "counts": counts}
+        palette = {str(value): colour for value, colour in self.palette.items()}
+        return {**vars(self), "size": [*self.size], "counts": counts, "palette": palette}
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Facts:
@@ -84,7 +88,8 @@ class Facts:
         """
         width, height = values["size"]
         counts = {int(value): int(number) for value, number in values["counts"].items()}
-        return cls(**{**values, "size": (int(width), int(height)), "counts": counts})
+        palette = {int(value): str(colour) for value, colour in values["palette"].items()}
+        return cls(**{**values, "size": (int(width), int(height)), "counts": counts, "palette": palette})
 
 
 def facts_of(path: Path, *, is_label: bool, max_pixels: int = MAX_PIXELS) -> Facts:
@@ -115,6 +120,8 @@ def _decode(content: bytes, is_label: bool, max_pixels: int) -> Facts:
     try:
         image = open_header(io.BytesIO(content), FORMATS)
     except UnidentifiedImageError:
+        if content.startswith(_POINTER):
+            return Facts(problem="a pointer of Git LFS instead of the file; fetch it with: git lfs pull")
         return Facts(problem=f"no image file of {', '.join(FORMATS)}")
     except OSError as error:
         return Facts(problem=f"truncated or {error}")
@@ -157,6 +164,7 @@ def _pixels(image: ImageFile.ImageFile, is_label: bool) -> Facts:
     if image.format == "TIFF" and orientation >= 5:  # Pillow has turned it
         size = size[::-1]
     counts = np.bincount(np.asarray(image).ravel()) if is_label and wrong is None else np.empty(0)
+    colours = (image.getpalette("RGB") or []) if image.mode == "P" else []
     bits, highest = 8, 0
     if colour:
         bits, highest = 16, int(np.asarray(image.convert("RGB")).max(initial=0)) * 256 + 255
@@ -171,6 +179,10 @@ def _pixels(image: ImageFile.ImageFile, is_label: bool) -> Facts:
         scalable=scalable,
         highest=highest,
         counts={int(value): int(counts[value]) for value in np.flatnonzero(counts)},
+        palette={
+            int(value): f"#{bytes(colours[3 * value : 3 * value + 3]).hex()}"
+            for value in np.flatnonzero(counts[: len(colours) // 3])
+        },
         frames=1 if image.format == "MPO" else getattr(image, "n_frames", 1),
     )
 

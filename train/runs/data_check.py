@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ccgpu.models.labels import Labels
 from ccgpu.train.data.census import Census, census_table, census_warnings, check_census
-from ccgpu.train.data.checking import File, check_pairs, copies, files_of, notes
+from ccgpu.train.data.checking import File, check_pairs, copies, files_of, notes, palette_warnings
 from ccgpu.train.data.clips import Clip
 from ccgpu.train.data.facts import Facts, facts_of
 from ccgpu.train.data.facts_cache import FOLDER, Stamp, cache_path, read_cache, stamp_of, write_cache
@@ -85,7 +85,7 @@ def _check(
     check_pairs(pairs, facts, labels, reading, clips)
     for line in notes({pair.image: facts[pair.image, False] for pair in pairs}, reading.value_range):
         say(line)
-    for line in copies(training, evaluation, facts):
+    for line in [*palette_warnings(pairs, facts), *copies(training, evaluation, facts)]:
         say(line)
     _take_census(training, evaluation, facts, labels)
 

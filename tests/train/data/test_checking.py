@@ -196,3 +196,12 @@ def test_check_pairs_compares_the_frames_of_a_clip(tmp_path: Path) -> None:
         check_pairs(pairs, facts, TABLE, Reading(), clips)
     line = f"{pairs[3].image}: 6x8 pixels, but {pairs[1].image}, of the same clip, has 8x6"
     assert str(caught.value).splitlines()[1:] == [f"  {line}"]
+
+
+def test_a_pointer_of_git_lfs_is_told(tmp_path: Path) -> None:
+    pair = write_pair(tmp_path)
+    pair.image.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    with pytest.raises(
+        ValueError, match=r"a\.png: a pointer of Git LFS instead of the file; fetch it with: git lfs pull"
+    ):
+        check([pair])

@@ -179,6 +179,26 @@ def test_frames_that_are_in_no_clip_are_told_and_not_counted(
     assert "label files for training must hold 2 classes or more, got pixels of 'ground' alone" in output.err
 
 
+def test_label_files_whose_values_were_renumbered_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write(tmp_path / "data")
+    folder = root / "train" / "labels"
+    colours = [0, 0, 0, 10, 20, 30, 40, 50, 60]
+    for name in ("1.png", "2.png", "3.png"):
+        label = Image.open(folder / name)
+        label.putpalette(colours)
+        label.save(folder / name)
+    check(root)
+    assert "palette" not in capsys.readouterr().out
+    renumbered = Image.fromarray(np.array([0, 2, 1], dtype=np.uint8)[np.asarray(Image.open(folder / "3.png"))])
+    renumbered.putpalette([0, 0, 0, *colours[6:9], *colours[3:6]])
+    renumbered.save(folder / "3.png")
+    check(root)
+    assert capsys.readouterr().out.splitlines()[0] == (
+        "warning: 2 values have different colours in the palettes of label files, such as 1 is #0a141e in "
+        f"{folder}/1.png and #28323c in {folder}/3.png; values that a program renumbered are no ids"
+    )
+
+
 def test_copies_of_images_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write(tmp_path / "data")
     check(root)
