@@ -64,7 +64,7 @@ def find_inputs(given: Sequence[str], out: Path | None = None) -> tuple[list[Inp
     found: dict[Path, tuple[Path, str]] = {}  # by what the path leads to
     left_out: dict[Path, Path] = {}
     for argument in given:
-        files = list(_expand(argument))
+        files = list(_expand(argument)) if argument else []  # Path("") would be the current folder
         if not files:
             raise FileNotFoundError(
                 f"find_inputs: INPUT must be a file, a folder with images or videos, or a pattern of such, got "

@@ -90,6 +90,14 @@ def test_arguments_that_give_no_file_are_named(argument: str, tmp_path: Path) ->
         find_inputs([str(tmp_path / argument)])
 
 
+def test_an_empty_argument_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell gives it for "$PHOTOS" where the variable is not set."""
+    (tmp_path / "a.png").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="got '', where there is none"):
+        find_inputs([""])
+
+
 @pytest.mark.parametrize("argument", ["", "*/*", "**/*", "a/*/../*"])
 def test_results_inside_of_a_folder_are_no_inputs(argument: str, folder: Path) -> None:
     out = folder / "a" / "out"
