@@ -291,6 +291,9 @@ def test_what_is_odd_about_images_is_told(file: Path, tmp_path: Path, capsys: py
     assert f"1 images hold several images, of which the first is read, such as {moving}" in told
     assert f"the 1 images of 16 bits, such as {deep}, have no value above 4095" in told
     assert "--value-range 0 4095" in told
+    bright = save(tmp_path / "bright.png", pixels[..., 0].astype(np.uint16) << 8)
+    assert run(*given, "--out", tmp_path / "mixed", deep, bright) == 0
+    assert f"1 of the 2 images of 16 bits, such as {deep}, have no value above 4095" in capsys.readouterr().out
     assert run(*given, "--out", tmp_path / "ranged", "--value-range", 0, 4095, deep) == 0
     assert "warning" not in capsys.readouterr().out
     scaled = np.rint((pixels[..., 0].astype(int) << 4) * (255 / 4095)).astype(np.uint8)

@@ -22,6 +22,7 @@ File = tuple[Path, bool]
 _LISTED = 10  # most values that a message lists
 # Highest values of cameras and sensors of 8, 10, 12 and 14 bits.
 _RANGES = (255, 1023, 4095, 16383)
+_SENSOR = 4095  # of 12 bits, the most common of those that store their values in 16
 
 
 def files_of(pairs: Sequence[Pair]) -> list[File]:
@@ -182,6 +183,12 @@ def notes(images: Mapping[Path, Facts], value_range: tuple[float, float] | None)
         lines.append(
             f"warning: the {len(deep)} images of 16 bits, such as {deep[0]}, have no value above {limit}, so that "
             f"they are read as 0..{limit >> 8} of 255; {advice}"
+        )
+    dark = [path for path in deep if images[path].highest <= _SENSOR]
+    if dark and value_range is None and limit is None:
+        lines.append(
+            f"note: {len(dark)} of the {len(deep)} images of 16 bits, such as {dark[0]}, have no value above "
+            f"{_SENSOR}; if they are those of another sensor than the rest, they need a --value-range of their own"
         )
     return lines
 
