@@ -200,7 +200,7 @@ def open_header(file: BinaryIO, formats: tuple[str, ...]) -> ImageFile.ImageFile
             try:
                 return factory(file, "")
             except DECODE_ERRORS as error:
-                raise OSError(f"damaged {name} file ({error})") from error
+                raise OSError(f"damaged {name} file, or one of a kind that is not read ({error})") from error
     raise Image.UnidentifiedImageError("empty file" if not prefix else f"not a file of {', '.join(formats)}")
 
 

@@ -108,6 +108,15 @@ def test_truncated_files_are_named(kind: str, share: float, tmp_path: Path) -> N
         read_image(path)
 
 
+def test_a_kind_of_tiff_that_is_not_read_is_not_called_damaged_alone(tmp_path: Path) -> None:
+    path, file = tmp_path / "a.tif", io.BytesIO()
+    Image.fromarray(np.zeros((2, 3), dtype=np.float32)).save(file, "TIFF")
+    bits = b"\x02\x01\x03\x00\x01\x00\x00\x00"  # BitsPerSample
+    path.write_bytes(file.getvalue().replace(bits + b"\x20", bits + b"\x40"))  # 64-bit floats
+    with pytest.raises(BadImage, match="damaged TIFF file, or one of a kind that is not read"):
+        read_image(path)
+
+
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
 def test_damage_anywhere_in_an_avif_file_is_no_other_error(pixels: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / "a.avif"

@@ -171,6 +171,10 @@ def notes(images: Mapping[Path, Facts], value_range: tuple[float, float] | None)
             [path for path, found in images.items() if found.frames > 1],
             "hold several images, of which the first is read",
         ),
+        (
+            [path for path, found in images.items() if found.unread],
+            "have further channels, such as near infrared, which are not read",
+        ),
     ):
         if these:
             lines.append(f"note: {len(these)} images {what}, such as {these[0]}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ImageFile, UnidentifiedImageError
+from PIL import ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from ccgpu.models.image_files import (
     DECODE_ERRORS,
@@ -37,6 +37,7 @@ from ccgpu.train.data.reading import wrong_kind
 
 _JPEGS = ("JPEG", "MPO")
 _POINTER = b"version https://git-lfs"
+_SAMPLES = 277  # TIFF's tag for the number of channels
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Facts:
         highest: the highest value of an image of 16 bits; of several channels, that value with its low byte set to 255.
         counts: value -> pixels, of the values that occur in a label file; empty for an image.
         frames: images in the file, of which the first is read; 1 too for a JPEG with others for its viewer (MPO).
+        unread: channels beside grey or red, green, blue and alpha, such as near infrared in a TIFF, which are not read.
         palette: value -> colour such as "#a0b0c0", of the values that occur in a label file with a palette.
         digest: of all bytes of an image file, by which copies are found; empty for a label file.
     """
@@ -70,6 +72,7 @@ class Facts:
     highest: int = 0
     counts: Mapping[int, int] = field(default_factory=dict)
     frames: int = 1
+    unread: int = 0
     palette: Mapping[int, str] = field(default_factory=dict)
     digest: str = ""
 
@@ -183,8 +186,17 @@ def _pixels(image: ImageFile.ImageFile, is_label: bool) -> Facts:
             int(value): f"#{bytes(colours[3 * value : 3 * value + 3]).hex()}"
             for value in np.flatnonzero(counts[: len(colours) // 3])
         },
+        unread=_unread(image),
         frames=1 if image.format == "MPO" else getattr(image, "n_frames", 1),
     )
+
+
+def _unread(image: ImageFile.ImageFile) -> int:
+    """Return how many channels of a TIFF file are not in the image that Pillow makes of it."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 0
+    samples = int(image.tag_v2.get(_SAMPLES, 1))
+    return max(0, samples - (3 if image.mode == "RGBX" else len(image.getbands())))
 
 
 def _is_transparent(image: ImageFile.ImageFile) -> bool:

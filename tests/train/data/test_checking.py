@@ -10,7 +10,7 @@ from PIL import Image
 
 from ccgpu.models.image_files import BadImage
 from ccgpu.models.labels import Labels
-from ccgpu.train.data.checking import check_pairs, files_of
+from ccgpu.train.data.checking import check_pairs, files_of, notes
 from ccgpu.train.data.facts import facts_of
 from ccgpu.train.data.pairs import Pair, find_by_name
 from ccgpu.train.data.reading import Reading, read_pair
@@ -205,3 +205,14 @@ def test_a_pointer_of_git_lfs_is_told(tmp_path: Path) -> None:
         ValueError, match=r"a\.png: a pointer of Git LFS instead of the file; fetch it with: git lfs pull"
     ):
         check([pair])
+
+
+def test_channels_that_are_not_read_are_told_and_alpha_is_none_of_them(tmp_path: Path) -> None:
+    pair, pixels = write_pair(tmp_path), np.zeros((6, 8, 4), dtype=np.uint8)
+    for mode, told in (("RGBX", 1), ("RGBA", 0), ("CMYK", 0)):
+        Image.frombytes(mode, (8, 6), pixels.tobytes()).save(pair.image, "TIFF")
+        lines = notes({pair.image: facts_of(pair.image, is_label=False)}, None)
+        expected = (
+            f"note: 1 images have further channels, such as near infrared, which are not read, such as {pair.image}"
+        )
+        assert lines.count(expected) == told

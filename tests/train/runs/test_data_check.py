@@ -284,6 +284,12 @@ def test_transparent_pixels_and_unused_bits_are_told(tmp_path: Path, capsys: pyt
     deep[0, 0] = 40000
     Image.fromarray(deep).save(root / "train/images/2.png")
     check(root)
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.startswith(
+        f"note: 1 of the 2 images of 16 bits, such as {root}/train/images/3.png, have no value above"
+    )
+    Image.fromarray(deep).save(root / "train/images/3.png")
+    check(root)
     assert "16 bits" not in capsys.readouterr().out
 
 
