@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -75,6 +76,19 @@ def test_an_mp4_with_its_index_in_front_fails_where_it_is_cut(tmp_path: Path) ->
 def test_a_recording_may_leave_frames_out_where_nothing_changes(container: str, tmp_path: Path) -> None:
     times = [*range(8), *range(40, 60), 90]
     assert count(write(tmp_path / f"video.{container}", times)) == len(times)
+
+
+@pytest.mark.parametrize(("matrix", "turns"), [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)])
+def test_frames_are_turned_upright(matrix: tuple[int, int, int, int], turns: int, tmp_path: Path) -> None:
+    """Phones store the rotation as the matrix of the track's header, after 40 bytes of other values."""
+    whole = write(tmp_path / "video.mov")
+    content = bytearray(whole.read_bytes())
+    begin = content.index(b"tkhd") + 4 + 40
+    a, b, c, d = (value << 16 for value in matrix)
+    content[begin : begin + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    (tmp_path / "turned.mov").write_bytes(content)
+    with Video(whole) as stored, Video(tmp_path / "turned.mov") as turned:
+        assert np.array_equal(next(iter(turned)), np.rot90(next(iter(stored)), turns))
 
 
 def test_a_video_without_frames_is_refused(tmp_path: Path) -> None:
