@@ -297,6 +297,7 @@ def predict_video(
 
     Raises:
         BadImage: the video cannot be read to its end; the files of earlier frames stay.
+        engine.Interrupted: the command was asked to stop; they stay too.
         ModuleNotFoundError: the package that reads videos is not installed.
     """
     written = 0
@@ -309,6 +310,8 @@ def predict_video(
                 writer = stack.enter_context(VideoWriter(path, video.rate / flags.every))
             bar = tqdm(video, total=video.frames, unit="frame", desc=entry.path.name, leave=False, mininterval=1.0)
             for number, frame in enumerate(stack.enter_context(bar)):
+                if interrupts():  # an exception, so that no part of the overlay video stays
+                    raise engine.Interrupted("predict: stopped between two frames")
                 if number % flags.every:
                     continue
                 image = Image.fromarray(frame)
@@ -317,8 +320,6 @@ def predict_video(
                 written += 1
                 if writer is not None:
                     writer.add(np.asarray(image))  # the overlay
-                if interrupts():
-                    break
         if writer is not None:
             files.add(writer.path)
     except BadImage as error:

@@ -510,6 +510,29 @@ def test_windows_show_their_progress_and_stop_at_ctrl_c(
     assert not list((tmp_path / "2" / "ids").iterdir())
 
 
+def test_ctrl_c_leaves_no_video_that_looks_whole(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av")
+    from ccgpu.train.data.video import VideoWriter
+
+    with VideoWriter(tmp_path / "video.mp4", Fraction(10)) as writer:
+        for number in range(5):
+            writer.add(image(48, 64, seed=number))
+    original = predict.Predictor.__call__
+    calls = []
+
+    def call(self: predict.Predictor, picture: Image.Image, progress: Any) -> np.ndarray:
+        calls.append(picture.size)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, picture, progress)
+
+    monkeypatch.setattr(predict.Predictor, "__call__", call)
+    out = tmp_path / "out"
+    assert run("--checkpoint", file, "--out", out, tmp_path / "video.mp4") == 130
+    assert sorted(path.name for path in (out / "ids" / "video").iterdir()) == ["000000.png", "000001.png"]
+    assert [path.name for path in (out / "overlays").iterdir()] == ["video"]
+
+
 def test_an_overlay_too_wide_for_jpeg_is_a_png(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
