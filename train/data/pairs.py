@@ -52,22 +52,24 @@ def find_by_name(
         ValueError: two files have the same name, such as a.jpg and a.png.
     """
     image_files = _files_by_name(function, "images", images, image_suffixes, depth)
-    if labels is None:
-        label_files = {}
-    else:
+    label_files: dict[tuple[str, str], Path] = {}
+    if labels is not None:
         label_files = _files_by_name(function, "label files", labels, (label_suffix,), depth)
+    if not image_files:
+        place = images / "/".join("*" * depth)
+        below = [f"{path.name}/" for path in _entries(images, depth) if path.is_dir()]
+        raise FileNotFoundError(
+            f"{function}: split must hold images, got none named *({'|'.join(image_suffixes)}) in {place}"
+            f"{', but the folders ' + ' '.join(below[:_NEAR]) if below else ''}; unpack them there or choose another "
+            "split."
+        )
+    if labels is not None:
         alone = _without_partner(images, labels, image_files, label_files, image_suffixes, label_suffix, depth)
         if alone:
             raise FileNotFoundError(
                 f"{function}: every image of {images} must have its label file in {labels}, got {len(alone)} of "
                 f"{len(image_files | label_files)} without; complete, rename or remove them:\n{listing(alone)}"
             )
-    if not image_files:
-        place = images / "/".join("*" * depth)
-        raise FileNotFoundError(
-            f"{function}: split must hold images, got none named *({'|'.join(image_suffixes)}) in {place}; "
-            "unpack them there or choose another split."
-        )
     return [Pair(image_files[key], label_files.get(key), key[1]) for key in sorted(image_files)]
 
 

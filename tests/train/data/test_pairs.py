@@ -137,3 +137,13 @@ def test_find_by_name_sees_through_the_forms_of_unicode(tmp_path: Path) -> None:
     # The two names look the same, so the message must say in which way they are not.
     expected = f"{composed}.jpg has no label file .*, but there is {decomposed}.png \\(its accents are written as other"
     assert re.search(expected, str(caught.value))
+
+
+def test_find_by_name_tells_of_folders_where_images_should_be(tmp_path: Path) -> None:
+    for file in ("images/city/a.png", "labels/a.png"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    with pytest.raises(
+        FileNotFoundError, match=r"must hold images, got none named .* in \S*images, but the folders city/; "
+    ):
+        find(tmp_path)
