@@ -27,8 +27,9 @@ from ccgpu.train import distributed, engine
 from ccgpu.train.data.clips import Clip
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.distributed import is_main, say
+from ccgpu.train.loaders import is_lost_loader
 from ccgpu.train.runs import checkpoints, records
-from ccgpu.train.runs.errors import BAD_INPUT, fail, is_lost_loader, run_command
+from ccgpu.train.runs.errors import BAD_INPUT, fail, run_command
 from ccgpu.train.runs.flags import command_parser
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.plan import Plan, only_writer, open_run_folder, read_plan

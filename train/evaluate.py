@@ -31,10 +31,11 @@ from ccgpu.train.data.pairs import Pair
 from ccgpu.train.data.submission import save_prediction
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.distributed import say
+from ccgpu.train.loaders import is_lost_loader
 from ccgpu.train.metrics import results_table, scores_line
 from ccgpu.train.runs import records
 from ccgpu.train.runs.data_check import check_data
-from ccgpu.train.runs.errors import BAD_FILE, fail, is_lost_loader, run_command
+from ccgpu.train.runs.errors import BAD_FILE, fail, run_command
 from ccgpu.train.runs.flags import (
     add_checkpoint,
     add_device,

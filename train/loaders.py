@@ -54,10 +54,15 @@ def load_batches(
     )
 
 
+def is_lost_loader(error: BaseException) -> bool:
+    """Return whether a loader's process ended, as where memory runs out."""
+    return str(error).startswith("DataLoader worker")
+
+
 class _Loader(DataLoader[Sample]):
     def __iter__(self) -> Any:
         try:
-            with _blocked_interrupts():
+            with _blocked_signals():
                 return super().__iter__()
         except OSError as error:  # of queues, locks and processes: nothing is read yet
             for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -72,18 +77,20 @@ class _Loader(DataLoader[Sample]):
 
 
 @contextmanager
-def _blocked_interrupts() -> Iterator[None]:
-    """Put Ctrl-C off, and start processes that never see it.
+def _blocked_signals() -> Iterator[None]:
+    """Put Ctrl-C and SIGTERM off, and start processes that never see the former.
 
-    Ctrl-C reaches the whole process group, but only the main process decides when its workers end. They inherit the
-    blocked signal, as they could not handle it in the seconds in which they import their modules. (Windows has no
-    blocked signals.)
+    Ctrl-C reaches the whole process group, a scheduler's SIGTERM all processes of a job, but only the main process
+    decides when its workers end: were they to end first, it would fail amid the checkpoint that it writes before it
+    stops. They inherit the blocked signals, as they could not handle them in the seconds in which they import their
+    modules. (Windows has no blocked signals; macOS does not tell who sent a SIGTERM, so it stays unblocked there.)
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # before Python 3.13 its start unblocks the signal again
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    blocked = {signal.SIGINT, signal.SIGTERM} if hasattr(signal, "sigwaitinfo") else {signal.SIGINT}
+    resource_tracker.ensure_running()  # before Python 3.13 its start unblocks the signals again
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
         yield
     finally:
@@ -93,6 +100,17 @@ def _blocked_interrupts() -> Iterator[None]:
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_main_process, daemon=True).start()
+    if hasattr(signal, "sigwaitinfo"):
+        threading.Thread(target=_end_if_main_process_asks, daemon=True).start()
+
+
+def _end_if_main_process_asks() -> None:
+    """Wait for a SIGTERM from the main process, which ends stuck workers so, and end this worker; ignore others'."""
+    main = multiprocessing.parent_process()
+    assert main is not None  # workers are spawned by multiprocessing
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main.pid:
+        pass
+    os._exit(0)
 
 
 def _end_with_main_process() -> None:

@@ -25,6 +25,7 @@ from ccgpu.train.loaders import load_batches
 from tests.train.training import TINY, told
 
 ROOT = Path(__file__).resolve().parents[2]
+TELLS_SENDERS = pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system does not tell who signals")
 
 
 def test_load_batches_is_the_same_with_a_worker_and_leaves_the_random_state_alone(tiny_data: Path) -> None:
@@ -130,11 +131,31 @@ def test_loaders_end_when_the_main_process_is_killed_while_they_start(tmp_path: 
             os.kill(loader, signal.SIGKILL)
 
 
+@TELLS_SENDERS
+def test_a_loader_ends_when_the_main_process_asks_it_to() -> None:
+    """As torch and multiprocessing do with those that are stuck; a signal from elsewhere is not heard."""
+    loading = iter(load_batches(Numbers(), batches=[[0], [1]], workers=1, device=torch.device("cpu")))
+    next(loading)
+    (worker,) = loading._workers
+    subprocess.run(["kill", str(worker.pid)], check=True)
+    assert int(next(loading)["number"]) == 8
+    deadline = time.monotonic() + 60
+    while worker.exitcode is None:
+        assert time.monotonic() < deadline
+        worker.terminate()  # again, because the system delivers two signals at once as one
+        worker.join(0.2)
+    assert worker.exitcode == 0
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX")
-def test_loaders_that_start_survive_ctrl_c(tmp_path: Path) -> None:
-    """Ctrl-C reaches the whole process group; the main process decides when its loaders end."""
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=TELLS_SENDERS)])
+def test_loaders_that_start_survive_signals_to_all_processes(name: str, tmp_path: Path) -> None:
+    """Ctrl-C reaches the process group, a scheduler's SIGTERM the job; the main process decides when its loaders end.
+
+    A loader that ended at once would raise an error in the main process, which may be writing its last checkpoint.
+    """
     process, loaders = start_loaders(tmp_path)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, getattr(signal, name))
     out, errors = process.communicate(timeout=60)
     assert (out, errors) == ("7 8 True\n", "")
     assert not any(map(is_running, loaders))

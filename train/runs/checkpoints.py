@@ -20,6 +20,7 @@ from torch import nn
 
 from ccgpu.models.checkpoint import RUN_FORMAT, RunCheckpoint, run_problems
 from ccgpu.models.weights import broken_weights, differences, listed, load_pickled, partial_path, write_partial
+from ccgpu.train.loaders import is_lost_loader
 
 KEYS = frozenset(RunCheckpoint.__required_keys__)
 LAST, PREVIOUS, ABANDONED = "last.pt", "previous.pt", "abandoned.pt"
@@ -106,6 +107,7 @@ def save_checkpoint(folder: Path, checkpoint: RunCheckpoint) -> Path:
         ValueError: checkpoint has other keys.
         CheckpointError: the file cannot be written (full disk, no permission). Earlier checkpoints stay, the partial
             file is removed.
+        RuntimeError: a loader's process ended meanwhile.
     """
     if set(checkpoint) != KEYS:
         raise ValueError(f"save_checkpoint: checkpoint must have the keys {sorted(KEYS)}, got {tuple(checkpoint)}.")
@@ -120,6 +122,8 @@ def save_checkpoint(folder: Path, checkpoint: RunCheckpoint) -> Path:
             remove_partial(folder)
         sync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch turns a failed write into a RuntimeError of its own
+        if is_lost_loader(error):  # raised wherever the main process is when it hears of it
+            raise
         kept = find_checkpoint(folder)
         have = f"{kept} is kept" if kept is not None else "there is no earlier checkpoint"
         raise CheckpointError(

@@ -17,6 +17,7 @@ import torch
 from ccgpu.models.image_files import BadImage
 from ccgpu.models.prediction import NonFiniteScores
 from ccgpu.train.distributed import is_main
+from ccgpu.train.loaders import is_lost_loader
 from ccgpu.train.runs import checkpoints
 
 Prepared = TypeVar("Prepared")
@@ -84,11 +85,6 @@ def fail(command: str, message: str, status: int, *, everywhere: bool = False) -
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether memory ran out, of the CPU or of a device; torch has no exception class for the former."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
-
-
-def is_lost_loader(error: Exception) -> bool:
-    """Return whether a loader's process ended, as on a signal to all processes of a job."""
-    return str(error).startswith("DataLoader worker")
 
 
 def failure(error: Exception, *, again: str, smaller: str) -> str:

@@ -125,6 +125,21 @@ def test_save_checkpoint_on_a_full_disk_keeps_the_last(
     assert checkpoints.read_checkpoint(tmp_path / "last.pt")["iteration"] == 1
 
 
+def test_a_loader_that_ends_while_a_checkpoint_is_written_is_no_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch raises such an error from a signal handler, wherever the main process is."""
+    checkpoints.save_checkpoint(tmp_path, checkpoint(1))
+
+    def lose(*_: Any) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr(torch, "save", lose)
+    with pytest.raises(RuntimeError, match=r"^DataLoader worker"):
+        checkpoints.save_checkpoint(tmp_path, checkpoint(2))
+    assert files(tmp_path) == {"last.pt"}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_FSIZE is POSIX")
 def test_save_checkpoint_over_the_file_size_limit_keeps_the_last(tmp_path: Path) -> None:
     """The system refuses the write in the middle of the file, which torch reports as an error of its own."""
