@@ -123,8 +123,8 @@ def open_stored(
         raise
     except DECODE_ERRORS as error:
         raise BadImage(
-            f"read_image: path must be a whole image of {', '.join(FORMATS)}, got {path}, which does not decode "
-            f"({error}); copy or convert it again."
+            f"read_image: path must be a whole image, got {path}, which does not decode ({error}); copy or convert it "
+            "again."
         ) from error
     if value_range is not None and second is not None:
         rgb = _rgb(path, _scaled_colours(image, second, value_range), None)

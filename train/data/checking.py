@@ -65,8 +65,8 @@ def check_pairs(
     more = [f"label files: {labels.hint}."] if about_labels else []
     more += [f"EXIF orientation: {EXIF_ADVICE}{_fitting(conflicts, facts)}."] if conflicts else []
     raise ValueError(
-        f"check_pairs: pairs must be whole image files that belong together, got {len(problems)} problems in "
-        f"{len(pairs)} pairs; copy or convert these files again:\n" + "\n".join([listing(problems), *more])
+        f"check_pairs: images and label files must be usable, got {len(problems)} problem{'s'[: len(problems) > 1]} "
+        f"in {len(pairs)} pairs; mend, replace or remove these files:\n" + "\n".join([listing(problems), *more])
     )
 
 

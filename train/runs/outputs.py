@@ -36,7 +36,11 @@ def check_outputs(flag: str, outputs: Iterable[Path], inputs: Iterable[Path], *,
     if not existing:
         return
     read = {identity: path for path in inputs if (identity := _identity(path)) is not None}
-    clashes = [f"{path}, which is the input {read[found]}" for path in existing if (found := _identity(path)) in read]
+    clashes = [
+        f"{path}, which is {'an input' if read[found] == path else f'the input {read[found]}'}"
+        for path in existing
+        if (found := _identity(path)) in read
+    ]
     clashes += [
         f"{source} in {folder}, which is an input"
         for folder in existing

@@ -324,7 +324,7 @@ def test_the_second_check_decodes_what_changed_alone(
     decoded.clear()
     damage(root / "train/images/0.png")
     for _ in range(2):  # a problem is not cached
-        with pytest.raises(ValueError, match="1 problems"):
+        with pytest.raises(ValueError, match="1 problem"):
             check(root)
     assert decoded == [root / "train/images/0.png"] * 2
     assert len(list(cached.iterdir())) == 1
@@ -382,7 +382,7 @@ def test_no_check_opens_nothing_and_says_so(
     assert torch.load(out / "last.pt", weights_only=True)["iteration"] == 2  # saved before it was evaluated
     flags = ["--checkpoint", str(out / "last.pt"), "--dataset", __name__, "--workers", "0", "--device", "cpu"]
     assert evaluate.main([*flags, "--check"]) == 2
-    assert "got 1 problems in 2 pairs" in capsys.readouterr().err
+    assert "got 1 problem in 2 pairs" in capsys.readouterr().err
     assert evaluate.main([*flags, "--no-check"]) == 1
 
 
