@@ -47,7 +47,7 @@ def build_backbone(name: str, *, stem: str | None = None, **resnet: bool) -> Bac
     """
     if name in _RESNETS:
         return ResNet(_RESNETS[name], stem="deep" if stem is None else stem, **resnet)
-    if name not in _EFFICIENTNETS and not name.startswith(_TIMM):
+    if name not in _EFFICIENTNETS and not str(name).startswith(_TIMM):  # a file may name anything
         raise ValueError(f"build_backbone: name must be one of {BACKBONES}, got {name!r}; pass one of these.")
     if stem is not None:
         raise ValueError(f"build_backbone: stem must be None for {name!r}, got {stem!r}; only ResNets have a choice.")

@@ -41,6 +41,7 @@ FORMAT = 3  # of `Header`
 RUN_FORMAT = 5  # of `RunCheckpoint`
 OWN = "a CCNet of ccgpu"
 FUNCTION = "CCNet.from_checkpoint"
+_LARGEST = torch.finfo(torch.float32).max
 
 
 class Description(TypedDict):
@@ -275,11 +276,18 @@ def _described(
     problems = differences(weights, _skeleton(path, network))
     if problems:
         raise _misfit(path, OWN, problems)
+    labels = description.get("labels")
+    problem = "" if labels is None else _labels_problem(labels, network["num_classes"])
+    if problem:
+        raise ValueError(
+            f"{FUNCTION}: {os.fspath(path)!r} must hold the classes of its network, got {problem}; the file is damaged "
+            "or was changed: write it again."
+        )
     value_range = description.get("value_range")
     return Checkpoint(
         network,
         weights,
-        description.get("labels"),
+        labels,
         dict(description.get("prediction", {})),
         None if value_range is None else (float(value_range[0]), float(value_range[1])),
         description.get("source", OWN),
@@ -295,6 +303,15 @@ def _check_description(path: str | os.PathLike[str], description: Mapping[str, A
             f"{FUNCTION}: {os.fspath(path)!r} must describe its network by values of the right types, got "
             f"{', '.join(wrong)}; the file is damaged or was changed: write it again."
         )
+
+
+def _labels_problem(labels: Mapping[str, Any], num_classes: int) -> str:
+    """Return why a file's classes cannot be those of a network with so many classes; empty where they can."""
+    try:
+        found = Labels.from_plain(labels).num_classes
+    except ValueError as error:
+        return f"{error!s:.300}"
+    return "" if found == num_classes else f"names of {found} classes for a network of {num_classes}"
 
 
 def run_problems(content: Mapping[str, Any]) -> list[str]:
@@ -320,11 +337,16 @@ def _wrong_types(description: Mapping[str, Any]) -> list[str]:
     right = {
         "labels": labels is None or _is_labels(labels),
         "prediction": isinstance(description.get("prediction", {}), Mapping),
-        "value_range": value_range is None or (_is_list(value_range, (int, float)) and len(value_range) == 2),
+        "value_range": value_range is None or _is_range(value_range),
         "source": isinstance(description.get("source", OWN), str),
         "notes": _is_list(notes, str),
     }
     return [f"{name} {description.get(name)!r:.80}" for name, is_right in right.items() if not is_right]
+
+
+def _is_range(values: Any) -> bool:
+    """Return whether a value may be [low, high] with low < high, in the range of float32."""
+    return _is_list(values, (int, float)) and len(values) == 2 and -_LARGEST <= values[0] < values[1] <= _LARGEST
 
 
 def _is_labels(labels: Any) -> bool:

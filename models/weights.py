@@ -161,6 +161,11 @@ def partial_path(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
+def is_dense(value: Any) -> bool:
+    """Return whether a value is a tensor whose values can be read and compared: not sparse, quantised or on "meta"."""
+    return torch.is_tensor(value) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
+
+
 def check_tensors(function: str, path: str | os.PathLike[str], content: Any) -> dict[str, Tensor]:
     """Return the content of a file as a state dict.
 
@@ -173,9 +178,7 @@ def check_tensors(function: str, path: str | os.PathLike[str], content: Any) -> 
             f"{function}: {os.fspath(path)!r} must hold a state dict, got a {type(content).__name__}; "
             "save module.state_dict()."
         )
-    strangers = [
-        str(name) for name, value in content.items() if not isinstance(name, str) or not torch.is_tensor(value)
-    ]
+    strangers = [str(name) for name, value in content.items() if not isinstance(name, str) or not is_dense(value)]
     if strangers or not content:
         raise ValueError(
             f"{function}: {os.fspath(path)!r} must map names to tensors and nothing else, got "

@@ -52,6 +52,8 @@ def main(dataset: Dataset, argv: Sequence[str] | None = None) -> int:
         check_settings(plan.settings, dataset, distributed.launched_world_size(), device)
     except BAD_INPUT as error:
         return fail(dataset.name, str(error), 2)
+    except KeyboardInterrupt:  # to read the checkpoint of a large network takes seconds
+        return fail(dataset.name, "stopped before the run began", 130)
     # Errors are reported inside the process group, because torchrun kills the other ranks once one exits.
     with distributed.processes(device), contextlib.ExitStack() as locks:
         return run_command(

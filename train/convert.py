@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ccgpu.models import checkpoint
-from ccgpu.models.labels import class_differences
+from ccgpu.models.labels import Labels, class_differences
 from ccgpu.models.published import RESNET
-from ccgpu.train.dataset import find_dataset
+from ccgpu.train.dataset import check_classes, find_dataset
 from ccgpu.train.distributed import say
 from ccgpu.train.runs.errors import BAD_FILE, run_command
 from ccgpu.train.runs.flags import command_parser
@@ -129,6 +129,8 @@ def find_labels(found: checkpoint.Checkpoint, dataset: str | None) -> tuple[dict
     # The file has names and colours but no label ids: a known dataset with the same names adds them.
     if known is not None and found.labels is not None and not class_differences(found.labels, known, exact=False):
         return known.as_plain(), ()
+    if found.labels is not None:  # a network that was trained on other classes may still have the names of the first
+        check_classes(Labels.from_plain(found.labels), number, "the file's classes")
     return found.labels, ()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import operator
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.image_files import EXIF
 from ccgpu.models.normalisation import Normalise
-from ccgpu.models.prediction import AVERAGES, MODES, Prediction
+from ccgpu.models.prediction import AVERAGES, LARGEST_SIDE, MODES, Prediction
 from ccgpu.train import distributed, engine
 from ccgpu.train.data.clips import Clip, evaluation_clips
 from ccgpu.train.data.pairs import Pair
@@ -156,12 +157,7 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
     normalise = Normalise(net.backbone.mean, net.backbone.std)
     _, loader = load_evaluation(clips, dataset, normalise, settings, flags.workers, device)
     if distributed.is_main():
-        # Made before the evaluation, which may take hours, so that a path that cannot be written fails now.
-        if flags.save_predictions is not None:
-            flags.save_predictions.mkdir(parents=True, exist_ok=True)
-        if flags.record is not None:
-            flags.record.parent.mkdir(parents=True, exist_ok=True)
-            flags.record.open("a").close()
+        make_places(flags)
     distributed.wait_for_all()
     iteration = None if run is None else run["iteration"]
     origin = found.source if run is None else f"iteration {iteration}"
@@ -234,6 +230,24 @@ def check_places(flags: argparse.Namespace, pairs: Sequence[Pair]) -> None:
         if not (flags.record.exists() or flags.record.is_symlink()):
             check_output_folder("--record", flags.record)
         check_outputs("--record", [flags.record], inputs, overwrite=True)
+
+
+def make_places(flags: argparse.Namespace) -> None:
+    """Make the folder and the file of the results before the evaluation, which may take hours.
+
+    Raises:
+        ValueError: one of them cannot be written.
+    """
+    flag = "--save-predictions"
+    try:
+        if flags.save_predictions is not None:
+            flags.save_predictions.mkdir(parents=True, exist_ok=True)
+        flag = "--record"
+        if flags.record is not None:
+            flags.record.parent.mkdir(parents=True, exist_ok=True)
+            flags.record.open("a").close()
+    except OSError as error:
+        raise ValueError(f"{flag} must be a path that can be written, got {error}; name another.") from error
 
 
 def score(flags: argparse.Namespace, evaluation: Evaluation) -> int:
@@ -313,6 +327,10 @@ def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace) -> Set
         raise ValueError(
             f"--crop and --stride must come with sliding windows, got mode {settings.eval}; add --mode sliding."
         )
+    if settings.eval == "sliding" and max(settings.eval_crop) > LARGEST_SIDE:
+        raise ValueError(f"--crop must be at most {LARGEST_SIDE}, got {max(settings.eval_crop)}")
+    if settings.eval == "sliding" and any(map(operator.gt, settings.eval_stride, settings.eval_crop)):
+        raise ValueError(f"--stride must be at most --crop {settings.eval_crop}, got {settings.eval_stride}")
     return settings
 
 

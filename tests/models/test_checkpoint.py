@@ -11,6 +11,7 @@ import torch
 
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
+from ccgpu.models.labels import Labels
 from ccgpu.models.weights import safetensors_bytes
 from tests.models.problems import random_images
 from tests.models.published_files import State, saved, without
@@ -43,7 +44,8 @@ def test_converted_file_is_the_same_network(
     target = tmp_path / f"converted{ending}"
     found = checkpoint.read(original)
     net = checkpoint.build(found)
-    known = {"labels": {"names": ["x"]}, "value_range": (0.0, 4095.0), "source": found.source, "notes": found.notes}
+    labels = Labels.numbered(net.config["num_classes"]).as_plain()
+    known = {"labels": labels, "value_range": (0.0, 4095.0), "source": found.source, "notes": found.notes}
     checkpoint.write(target, checkpoint.Checkpoint(net.config, net.state_dict(), **known))
     again = checkpoint.read(target)
     assert {name: getattr(again, name) for name in known} == known
@@ -110,8 +112,20 @@ def test_files_cut_short_are_refused(ending: str, share: float, tmp_path: Path) 
         ({"labels": {"names": 3}}, "got labels {'names': 3}"),
         ({"labels": {"names": ["a"], "ids": None}}, "got labels {'names'"),
         ({"value_range": [1]}, r"got value_range \[1\]"),
+        ({"value_range": [5, 1]}, r"got value_range \[5, 1\]"),
+        ({"value_range": [float("nan")] * 2}, r"got value_range \[nan, nan\]"),
+        ({"value_range": [0, 10**400]}, r"got value_range \[0, 1000"),
         ({"wings": 2}, "got a key 'wings'"),
         ({"model": [1, 2]}, "got model of type list"),
+        ({"network": {"backbone": 5, "num_classes": 2}}, "build_backbone: name must be one of .*, got 5"),
+        ({"labels": {"names": ["a", "b"]}}, "must hold the classes of its network, got Labels: values must have names"),
+        (
+            {"labels": {"names": ["a"], "colours": [[1, 2, 3]]}},
+            "got names of 1 classes for a network of 2; the",
+        ),
+        ({"labels": {"names": ["a", "a"], "colours": [[1, 2, 3]] * 2}}, "got Labels: names must be 1..255 different"),
+        ({"labels": {"names": ["a", "b"], "colours": [[1, 2, 300]] * 2}}, "got Labels: values must have names and"),
+        ({"model": {"a": torch.zeros(2).to_sparse()}}, "must map names to tensors and nothing else, got other entries"),
         ({"model": {"a": 3}}, "must map names to tensors and nothing else, got other entries: a"),
     ],
 )

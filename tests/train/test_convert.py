@@ -173,3 +173,15 @@ def test_a_runs_checkpoint_is_converted_with_its_weights_and_classes(trained: Pa
     images = torch.randn(1, 3, 33, 49)
     with torch.no_grad():
         assert torch.equal(checkpoint.build(found)(images), net(images))
+
+
+def test_names_of_other_classes_than_the_network_has_are_refused(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in the file of a network that was trained on other classes, and still has the names of the first."""
+    content = torch.load(files["mmsegmentation"], weights_only=True)
+    content["meta"]["CLASSES"] = ("a", "b")
+    source = published_files.saved(content, tmp_path, "other.pth")
+    assert run(source, tmp_path / "out.pt") == 2
+    assert "must have the network's 7 classes, got the file's classes with 2" in capsys.readouterr().err
+    assert not (tmp_path / "out.pt").exists()

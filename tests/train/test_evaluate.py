@@ -83,19 +83,18 @@ def test_evaluate_refuses_a_backbone_alone(tmp_path: Path, capsys: pytest.Captur
         (["--checkpoint", "nowhere.pt"], "path must be a file, got 'nowhere.pt'"),
         (["--dataset", "ccgpu.train.engine"], "must be a module with a DATASET, got 'ccgpu.train.engine'"),
         (["--dataset", "no.such.module"], "must be a module that can be imported, got 'no.such.module'"),
-        (["--ms", "0"], "scales must be one or more numbers from 0.01 to 20.0, got (0.0,)"),
-        (["--ms", "1e9"], "scales must be one or more numbers from 0.01 to 20.0, got (1000000000.0,)"),
-        (["--mode", "sliding", "--crop", "100000"], "crop must be at most 32768 pixels a side"),
+        (["--ms", "0"], "--ms must be numbers from 0.01 to 20.0, got 0.0"),
+        (["--ms", "1e9"], "--ms must be numbers from 0.01 to 20.0, got 1000000000.0"),
+        (["--mode", "sliding", "--crop", "100000"], "--crop must be at most 32768, got 100000"),
         (["--amp", "fp16", "--device", "cpu"], "--amp fp16 needs a CUDA device, got the CPU"),
         (["--workers", "10000"], "--workers must be from 0 to 256, got 10000"),
         (
             ["--mode", "sliding", "--crop", "32", "--stride", "33"],
-            "stride must be in 1..crop, got stride 33 for crop 32",
+            "--stride must be at most --crop (32, 32), got (33, 33)",
         ),
         (["--crop", "1", "2", "3"], "--crop must be H W, or N for a square"),
         (["--workers", "-1"], "--workers must be from 0 to 256, got -1"),
         (["--dataset", ".camvid"], "--dataset must be a module that can be imported, got '.camvid'"),
-        (["--dataset", ""], "--dataset must be a module that can be imported, got ''"),
         (["--dataset", "nosuch"], "--dataset must be a module that can be imported, got 'nosuch'"),
         (["--dataset", "json"], "--dataset must be a module with a DATASET, got 'json'"),
         (["--crop", "33"], "--crop and --stride must come with sliding windows, got mode whole"),
@@ -175,6 +174,21 @@ def test_predictions_do_not_lie_beside_the_images(
         assert evaluate.main([*flags, "--save-predictions", str(folder), "--overwrite"]) == 2
         assert "--save-predictions must be another folder than the inputs'" in told(capsys, "evaluate")
     assert sorted(data.rglob("*")) == before
+
+
+@pytest.mark.parametrize("flag", ["--save-predictions", "--record"])
+def test_results_that_the_system_refuses_are_named(
+    flag: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path, **_: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    place = tmp_path / "locked" / "place"
+    assert evaluate.main(["--checkpoint", str(trained / "last.pt"), "--workers", "0", flag, str(place)]) == 2
+    line = told(capsys, "evaluate")
+    assert f"{flag} must be a path that can be written, got [Errno 13] Permission denied: " in line
+    assert str(place.parent) in line
 
 
 @pytest.mark.parametrize("flag", ["--save-predictions", "--record"])

@@ -181,7 +181,7 @@ def test_videos_become_frames_and_a_video(tmp_path: Path, file: Path) -> None:
         (["IMAGE", "--max-pixels", "0"], "--max-pixels must be 1 or more"),
         (["IMAGE", "--opacity", "2"], "--opacity must be from 0 to 1"),
         (["IMAGE", "--short-side", "0"], "--short-side must be from 1 to 32768 pixels, got 0"),
-        (["IMAGE", "--ms", "-1"], "scales must be"),
+        (["IMAGE", "--ms", "-1"], "--ms must be numbers from 0.01 to 20.0"),
         (["IMAGE", "--dataset", "ade20k"], "must have the network's 11 classes, got ade20k with 150"),
         (["IMAGE", "--device", "cuda"], "cuda"),
     ],

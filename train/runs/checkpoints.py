@@ -19,7 +19,15 @@ import torch
 from torch import nn
 
 from ccgpu.models.checkpoint import RUN_FORMAT, RunCheckpoint, run_problems
-from ccgpu.models.weights import broken_weights, differences, listed, load_pickled, partial_path, write_partial
+from ccgpu.models.weights import (
+    broken_weights,
+    differences,
+    is_dense,
+    listed,
+    load_pickled,
+    partial_path,
+    write_partial,
+)
 from ccgpu.train.loaders import is_lost_loader
 
 KEYS = frozenset(RunCheckpoint.__required_keys__)
@@ -207,7 +215,7 @@ def load_weights(checkpoint: RunCheckpoint, path: Path, net: nn.Module) -> None:
         CheckpointError: the checkpoint is of another network or number of classes, or its weights are not finite.
     """
     own, saved = net.state_dict(), checkpoint["model"]
-    strangers = [f"{name} is no tensor" for name, value in saved.items() if not torch.is_tensor(value)]
+    strangers = [f"{name} is no dense tensor" for name, value in saved.items() if not is_dense(value)]
     found = strangers or differences(saved, own)
     if found:
         raise CheckpointError(

@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from ccgpu.train import predict
 from ccgpu.train.runs.flags import combine, option, range_problems
 
 
@@ -54,3 +55,30 @@ def test_range_problems_names_each_setting_once() -> None:
     assert range_problems(Some(lr=float("nan"))) == ["--lr must be 0 or more, got nan"]
     assert range_problems(Some(size=(5, 10**400))) == [f"--size must be at most 9, got 5 {10**400}"]
     assert range_problems(Some(lr=float("inf"))) == ["--lr must be finite, got inf"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--out", "", "a.jpg"],
+            "argument --out: expected a value, got an empty one, as of a variable",
+        ),
+        (["--out=", "a.jpg"], "argument --out: expected a value, got an empty one"),
+        (["--out", "b", ""], "expected a value, got an empty one"),
+        (["a.jpg", "--checkpoint", "c", "--output", "b"], "required: --out; got --output; did you mean --out?"),
+        (
+            ["a.jpg", "--out", "b", "--chekpoint=c"],
+            "required: --checkpoint; got --chekpoint=c; did you mean --check",
+        ),
+        (["a.jpg", "--out", "b"], "required: --checkpoint\n"),
+        (["a.jpg", "--out", "b", "--checkpoint", "c", "--WINDOW", "9"], "--WINDOW 9; did you mean --window?"),
+        (["a.jpg", "--out", "b", "--checkpoint", "c", "-e"], "unrecognized arguments: -e; --help lists all flags"),
+    ],
+)
+def test_flags_that_are_empty_missing_or_unknown(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        predict.main(words)
+    assert message in capsys.readouterr().err

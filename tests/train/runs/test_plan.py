@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ccgpu.train import camvid, engine
-from ccgpu.train.runs import records
+from ccgpu.train.runs import checkpoints, records
 from ccgpu.train.runs.flags import command_parser
 from ccgpu.train.runs.plan import open_run_folder, read_plan
 from ccgpu.train.runs.settings import Settings
@@ -160,3 +160,14 @@ def test_a_finished_run_is_resumed_without_its_images(run_folder: Path) -> None:
 def test_evaluating_on_training_images_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert camvid.main([*SMALL, "--out", str(tmp_path / "run"), "--val-split", "train"]) == 0
     assert "warning: 6 of 6 images for evaluation are training images too, such as" in capsys.readouterr().out
+
+
+def test_ctrl_c_while_the_checkpoint_is_read_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "read_checkpoint", interrupt)
+    assert camvid.main(["--resume", str(tmp_path / "last.pt")]) == 130
+    assert capsys.readouterr().err == "camvid: stopped before the run began\n"
