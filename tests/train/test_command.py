@@ -139,8 +139,9 @@ def test_a_run_does_not_write_into_its_dataset(
     (tmp_path / "link").symlink_to(tiny_data)
     before = sorted(tiny_data.rglob("*"))
     for out in (tiny_data, tmp_path / "link"):
-        assert cityscapes.main([*TINY, "--data", str(tiny_data), "--out", str(out)]) == 2
-        assert "--out must be another folder than the dataset's, got" in told(capsys, "cityscapes")
+        for resume in ([], ["--resume"]):
+            assert cityscapes.main([*TINY, "--data", str(tiny_data), "--out", str(out), *resume]) == 2
+            assert f"--out must be a new or empty folder, got {out}" in told(capsys, "cityscapes")
     assert sorted(tiny_data.rglob("*")) == before
 
 

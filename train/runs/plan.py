@@ -91,9 +91,9 @@ def read_plan(
     elif out is None:
         out = default_out(combine(settings, preset=preset, saved=None, flags=flags))
     elsewhere = bool(resume) and Path(resume).resolve().parent != out.resolve()
-    if resume is None or elsewhere:
-        _check_new(out)
     path = Path(resume) if resume else checkpoints.find_checkpoint(out) if resume is not None else None
+    if path is None or elsewhere:
+        _check_new(out)
     checkpoint = None if path is None else checkpoints.read_checkpoint(path)
     saved = records.read_settings(out) if resume is not None and not elsewhere else None
     kept: Sequence[Decides] = ()
