@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
+from PIL import Image
 
-from ccgpu.models.image_files import read_image
+from ccgpu.models.image_files import open_image
 from ccgpu.train import predict
 from ccgpu.train.data.inputs import find_inputs
 from ccgpu.train.runs import records
@@ -29,12 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run")
     parser.add_argument("--record", type=Path, metavar="FILE", help="append the shares to this file of JSON lines")
     flags = parser.parse_args(argv)
-    images = [read_image(entry.path) for entry in find_inputs(flags.inputs)[0]]
-    common = ["--checkpoint", flags.checkpoint, "--device", flags.device, "--out", "", *flags.inputs]
+    images = [open_image(entry.path) for entry in find_inputs(flags.inputs)[0]]
+    # The command requires --out; nothing is written.
+    common = ["--checkpoint", flags.checkpoint, "--device", flags.device, "--out", "unused", *flags.inputs]
     predictors = {amp: predict.Predictor(predict.read_flags([*common, "--amp", amp])) for amp in ("off", *HALVES)}
     shares = kept_shares(predictors, images)
+    pixels = sum(image.width * image.height for image in images)
     for amp, share in shares.items():
-        print(f"{amp}: {100 * share:.3f} % of {sum(image[..., 0].size for image in images):,} pixels keep their class")
+        print(f"{amp}: {100 * share:.3f} % of {pixels:,} pixels keep their class")
     if flags.record is not None:
         device = predictors["off"].precision.device
         record = {"kind": "half_precision", "kept": shares, "images": len(images), **records.circumstances(device)}
@@ -42,14 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def kept_shares(predictors: dict[str, predict.Predictor], images: Sequence[np.ndarray]) -> dict[str, float]:
+def kept_shares(predictors: dict[str, predict.Predictor], images: Sequence[Image.Image]) -> dict[str, float]:
     """Return, for each half precision, the share of all pixels whose class is the same as in float32."""
     kept = dict.fromkeys(HALVES, 0)
     for image in images:
         classes = predictors["off"](image)
         for amp in HALVES:
             kept[amp] += int((predictors[amp](image) == classes).sum())
-    pixels = sum(image.shape[0] * image.shape[1] for image in images)
+    pixels = sum(image.width * image.height for image in images)
     return {amp: number / pixels for amp, number in kept.items()}
 
 

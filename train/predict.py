@@ -163,7 +163,9 @@ class Predictor:
         self.precision = engine.Precision(device, flags.amp)
         self.window = flags.window
 
-    def __call__(self, image: Image.Image, progress: Callable[[Sequence[Window]], Iterator[Window]]) -> np.ndarray:
+    def __call__(
+        self, image: Image.Image, progress: Callable[[Sequence[Window]], Iterator[Window]] = iter
+    ) -> np.ndarray:
         """Return the classes, uint8 (H, W), of an image of mode RGB; `progress` is that of `predict_classes`.
 
         Raises:

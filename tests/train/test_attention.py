@@ -169,7 +169,7 @@ def test_errors_are_told_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("text", ["a,b", "3", "1,2,3", "", "1.5,2", ",", "-1,-1-"])
+@pytest.mark.parametrize("text", ["a,b", "3", "1,2,3", "1.5,2", ",", "-1,-1-"])
 def test_a_pixel_is_two_whole_numbers(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         run("--checkpoint", "net.pt", "a.png", "--out", tmp_path / "a.png", "--at", text)
