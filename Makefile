@@ -52,11 +52,11 @@ $(STAMP_TEST_CUDA): $(STAMP)
 
 test-cuda: $(STAMP_TEST_CUDA)
 	$(BIN)/python -c "from benchmarks import nvrtc; print('NVRTC', nvrtc.version())"
-	$(BIN)/python -m pytest -m "nvrtc and not slow" tests/nvrtc tests/ptx
+	$(BIN)/python -m pytest -m "nvrtc and not slow" tests/nvrtc tests/ptx tests/benchmarks/first_gpu_run
 
 test-cuda-all: $(STAMP_TEST_CUDA)
 	$(BIN)/python -c "from benchmarks import nvrtc; print('NVRTC', nvrtc.version())"
-	$(BIN)/python -m pytest -m nvrtc tests/nvrtc tests/ptx
+	$(BIN)/python -m pytest -m nvrtc tests/nvrtc tests/ptx tests/benchmarks/first_gpu_run
 
 # A machine with a GPU may have no network: where PYTHON has what the tests import, nothing is installed. A wait for the
 # device cannot be interrupted, so a test that hangs ends the process, from another thread.

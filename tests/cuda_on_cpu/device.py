@@ -25,8 +25,9 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 CACHE = HERE.parents[1] / "build" / "cuda_on_cpu"
 HEADERS = sorted(path.name for path in HERE.glob("*.h"))
+# -Og: a library runs for seconds, so that a higher optimisation takes longer to compile than it saves.
 FLAGS = (
-    *("-std=c++17", "-O1", "-ftree-vectorize", "-g1", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique"),
+    *("-std=c++17", "-Og", "-g1", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-gnu-unique"),
     *("-fno-strict-aliasing", "-ffp-contract=off", "-Wall", "-Wno-unknown-pragmas", "-Wno-unused", "-fmax-errors=5"),
 )
 UNIT = "kernels.cu"  # the name of a source in messages

@@ -23,6 +23,7 @@ from ccgpu.kernels.cuda.configurations import KERNELS
 NAMES = ["facts", "kernels", "primitives", "values", "sweep", "compare", "order", "sanitizer", "rest"]
 
 
+@pytest.mark.nvrtc
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would run here")
 def test_rehearsal(tmp_path):
     """Every step starts as it would on a device, and says why it does not go on."""
@@ -56,6 +57,7 @@ def test_steps_bound_the_waits_of_tests_and_measure_what_is_shipped(tmp_path):
     assert compiler_options(kernels.BOUNDED)[-1] == "-DCCGPU_WAIT_LIMIT=4000000"
 
 
+@pytest.mark.nvrtc
 def test_tests_of_the_order_step_exist(tmp_path):
     (order,) = (step for step in steps(tmp_path, tmp_path, tmp_path) if step.name == "order")
     words = [*order.words[order.words.index("-k") :], "--collect-only", "-q", "-o", "addopts=--import-mode=importlib"]

@@ -10,6 +10,8 @@ from benchmarks.first_gpu_run.records import append, read
 from benchmarks.first_gpu_run.runner import ROOT
 from benchmarks.first_gpu_run.steps import pytest as pytest_words
 
+pytestmark = pytest.mark.nvrtc
+
 XDIST = importlib.util.find_spec("xdist") is not None
 ALONE = ("-n", "0") if XDIST else ()
 # test_traps leaves the device in an error, until another process asks.
