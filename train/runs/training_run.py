@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.checkpoint import RUN_FORMAT, RunCheckpoint
@@ -113,9 +115,18 @@ class TrainingRun:
             engine.Interrupted: the run was asked to stop; nothing is recorded then.
         """
         labels = self.dataset.labels
+        bar = tqdm(
+            self.val_loader,
+            desc="evaluating",
+            unit="image" if self.net.dims == 2 else "clip",
+            leave=False,
+            disable=not is_main(),
+            delay=5.0,  # seconds; a short evaluation needs no bar
+            mininterval=0.2 if sys.stderr.isatty() else 10.0,  # seconds; a log file needs few lines
+        )
         confusion = engine.evaluate(
             self.net,
-            self.val_loader,
+            bar,
             num_classes=labels.num_classes,
             precision=self.precision,
             predict=self.predict,
