@@ -16,8 +16,7 @@ import numpy as np
 STRIP = 1 << 20  # pixels that a strip holds at least, unless the image has fewer
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {1: 0, 3: 2}  # channels -> PNG's number for grey and for RGB
-# Each byte is stored as its difference from the one above: label maps become mostly zeros, and their files 15 % smaller
-# than Pillow's.
+# Each byte is stored as its difference from the one above: label maps become mostly zeros, which compress well.
 _UP = 2
 
 

@@ -126,13 +126,7 @@ def write_atomically(path: Path, content: str | bytes | Callable[[BinaryIO], obj
     Raises:
         OSError: the file cannot be written; the former one stays.
     """
-    partial = write_partial(path, content)
-    try:
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
+    rename_partial(write_partial(path, content), path)
 
 
 def write_partial(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> Path:
@@ -154,6 +148,16 @@ def write_partial(path: Path, content: str | bytes | Callable[[BinaryIO], object
             partial.unlink()
         raise
     return partial
+
+
+def rename_partial(partial: Path, path: Path) -> None:
+    """Rename a partial file to `path`, atomically; an error removes it, and the former file stays."""
+    try:
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def partial_path(path: Path) -> Path:

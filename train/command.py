@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -203,7 +202,7 @@ def follow(steps: Iterator[engine.Step], run: TrainingRun, settings: Settings, s
         initial=start,
         unit="step",
         disable=not is_main(),
-        mininterval=0.2 if sys.stderr.isatty() else 10.0,  # seconds; a log file needs few lines
+        mininterval=distributed.bar_interval(),
     )
     last, clock = start, time.perf_counter()
     with bar:

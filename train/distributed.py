@@ -48,6 +48,11 @@ def say(text: str) -> None:
         tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
+def bar_interval() -> float:
+    """Return the seconds between two prints of a progress bar; a log file needs few lines."""
+    return 0.2 if sys.stderr.isatty() else 10.0
+
+
 def launched_world_size() -> int:
     """Return torchrun's WORLD_SIZE, the number of processes before they are joined; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -257,7 +257,7 @@ def score(flags: argparse.Namespace, evaluation: Evaluation) -> int:
         evaluation.loader,
         unit="image" if settings.clip == 1 else "clip",
         disable=not distributed.is_main(),
-        mininterval=0.2 if sys.stderr.isatty() else 10.0,  # seconds; a log file needs few lines
+        mininterval=distributed.bar_interval(),
     )
 
     def save(name: str, classes: torch.Tensor) -> None:

@@ -202,7 +202,7 @@ def predict_all(flags: argparse.Namespace, predictor: Predictor, inputs: Sequenc
     """Predict all inputs and return the exit status; an input that fails is reported and does not stop the others."""
     files = PredictionFiles(flags.out, flags.write, predictor.labels, flags.opacity)
     failed = 0
-    bar = tqdm(inputs, unit="input", mininterval=_mininterval())
+    bar = tqdm(inputs, unit="input", mininterval=distributed.bar_interval())
     with DeferredInterrupts() as interrupts, bar:
         for entry in bar:
             bar.set_postfix_str(entry.name, refresh=False)
@@ -228,11 +228,6 @@ def predict_all(flags: argparse.Namespace, predictor: Predictor, inputs: Sequenc
     return 0
 
 
-def _mininterval() -> float:
-    """Return the seconds between two prints of a progress bar; a log file needs few."""
-    return 0.2 if sys.stderr.isatty() else 10.0
-
-
 def follow(windows: Sequence[Window], interrupts: DeferredInterrupts) -> Iterator[Window]:
     """Yield the windows of an image, with a progress bar where there are many.
 
@@ -240,7 +235,7 @@ def follow(windows: Sequence[Window], interrupts: DeferredInterrupts) -> Iterato
         engine.Interrupted: the command was asked to stop; the image is left without results.
     """
     few = len(windows) < MANY_WINDOWS
-    for window in tqdm(windows, unit="window", leave=False, disable=few, mininterval=_mininterval()):
+    for window in tqdm(windows, unit="window", leave=False, disable=few, mininterval=distributed.bar_interval()):
         if interrupts():
             raise engine.Interrupted("predict: stopped between two windows")
         yield window

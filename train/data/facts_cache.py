@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ccgpu.models.weights import write_partial
+from ccgpu.models.weights import rename_partial, write_partial
 from ccgpu.train.data.checking import File
 from ccgpu.train.data.facts import Facts
 
@@ -87,11 +87,7 @@ def write_cache(path: Path, facts: Mapping[File, Facts], stamps: Mapping[File, S
     body = json.dumps(entries, separators=(",", ":")).encode()
     # Another name for each process: two that check one dataset at once write two files.
     partial = write_partial(path.with_name(f"{path.name}.{os.getpid()}"), _head(body) + b"\n" + body)
-    try:
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink()
-        raise
+    rename_partial(partial, path)
 
 
 def _load(path: Path) -> dict[str, Any]:

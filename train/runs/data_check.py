@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from ccgpu.train.data.facts import Facts, facts_of
 from ccgpu.train.data.facts_cache import FOLDER, Stamp, cache_path, read_cache, stamp_of, write_cache
 from ccgpu.train.data.pairs import Pair
 from ccgpu.train.data.reading import Reading
-from ccgpu.train.distributed import let_first_process, say
+from ccgpu.train.distributed import bar_interval, let_first_process, say
 from ccgpu.train.loaders import load_batches
 
 # Seconds after which processes help to decode, because they take some to start, and what they must be able to save.
@@ -134,7 +133,7 @@ def _decode(files: Sequence[File], max_pixels: int, in_processes: bool) -> Itera
         desc="checking files",
         unit="file",
         delay=1.0,  # seconds
-        mininterval=0.2 if sys.stderr.isatty() else 10.0,  # seconds; a log file needs few lines
+        mininterval=bar_interval(),
     )
     begun = time.monotonic()
     with bar:

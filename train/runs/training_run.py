@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from ccgpu.models.weights import write_atomically
 from ccgpu.train import engine
 from ccgpu.train.data.samples import EvaluationSet
 from ccgpu.train.dataset import Dataset
-from ccgpu.train.distributed import is_main, say
+from ccgpu.train.distributed import bar_interval, is_main, say
 from ccgpu.train.metrics import ConfusionMatrix, results_table, scores_line
 from ccgpu.train.runs import checkpoints, records
 from ccgpu.train.runs.interrupts import DeferredInterrupts
@@ -122,7 +121,7 @@ class TrainingRun:
             leave=False,
             disable=not is_main(),
             delay=5.0,  # seconds; a short evaluation needs no bar
-            mininterval=0.2 if sys.stderr.isatty() else 10.0,  # seconds; a log file needs few lines
+            mininterval=bar_interval(),
         )
         confusion = engine.evaluate(
             self.net,
