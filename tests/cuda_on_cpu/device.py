@@ -215,12 +215,30 @@ def sanitizer_runtime() -> str | None:
 
 
 def _build(source: str, path: Path, flags: Sequence[str]) -> None:
-    """Compile to `path`, written atomically: other processes may build the same file at the same time."""
+    """Compile a unit to the library `path`."""
+    # The headers are half of a small library's work; g++ takes them compiled for the same flags alone.
+    compiled = [f"-I{_compiled_headers()}"] if [*flags] == [*FLAGS] else []
+    _compile(source, path, [*flags, *compiled, f"-I{HERE}"])
+
+
+@functools.cache
+def _compiled_headers() -> Path:
+    """Return a folder with launch.h and all that it includes as g++ compiled it once, with `FLAGS`."""
+    folder = CACHE / hashlib.sha256(_toolchain().encode()).hexdigest()[:32]
+    path = folder / "launch.h.gch"
+    if not path.exists():
+        flags = [flag for flag in FLAGS if flag != "-shared"]
+        _compile('#include "launch.h"\n', path, [*flags, f"-I{HERE}", "-x", "c++-header"])
+    return folder
+
+
+def _compile(source: str, path: Path, arguments: Sequence[str]) -> None:
+    """Run g++ and write `path` atomically: other processes may build the same file at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        unit, built = Path(folder) / "kernels.cpp", Path(folder) / "kernels.so"
+        unit, built = Path(folder) / "kernels.cpp", Path(folder) / path.name
         unit.write_text(source)
-        command = [compiler(), *flags, f"-I{HERE}", str(unit), "-o", str(built)]
+        command = [compiler(), *arguments, str(unit), "-o", str(built)]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             errors = [line for line in result.stderr.splitlines() if "error" in line]
