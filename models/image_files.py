@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import stat
 import struct
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile
+
+from ccgpu.models.jpeg import is_cut
+from ccgpu.models.png_files import check_chunks
 
 # Formats that are accepted. Pillow knows more, but runs another program for some of them, such as EPS.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
@@ -29,6 +34,7 @@ DECODE_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, RuntimeError, struct.error),
     Image.DecompressionBombError,
 )
+_JPEGS = ("JPEG", "MPO")
 _BACKGROUND = (255, 255, 255)  # shows through transparent pixels
 _ORIENTATION = 0x0112  # EXIF's tag
 _LIMIT_LOCK = threading.Lock()
@@ -51,6 +57,25 @@ class BadImage(ValueError):
     """An image, label map or video that cannot be used; the message names the file and says what to do."""
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """An image file, decoded, before its values become 8-bit RGB.
+
+    Attributes:
+        image: the image that Pillow decodes; of colours of 16 bits, their high bytes.
+        orientation: its EXIF orientation, 1..8.
+        deep_colour: whether it has several channels of 16 bits.
+        scalable: whether a range of values can be applied to it.
+        low_bytes: of colours of 16 bits, uint8 (H, W, 3) or (H, W, 4), where they were asked for.
+    """
+
+    image: ImageFile.ImageFile
+    orientation: int
+    deep_colour: bool
+    scalable: bool
+    low_bytes: np.ndarray | None = None
+
+
 def read_image(
     path: Path,
     *,
@@ -68,6 +93,7 @@ def open_image(
     exif: str = "upright",
     value_range: tuple[float, float] | None = None,
     max_pixels: int = MAX_PIXELS,
+    check: bool = False,
 ) -> Image.Image:
     """Return an image file of any of `FORMATS` as a decoded Pillow image of mode RGB.
 
@@ -83,6 +109,8 @@ def open_image(
         exif: "upright" turns the image by its EXIF orientation; "stored" leaves the pixels where they are stored.
         value_range: the values that become 0 and 255, for images of more than 8 bits; None: 0 and 65535.
         max_pixels: largest number of pixels, 1 or more.
+        check: whether damage that Pillow does not see is looked for: a JPEG file that was cut and ends like a whole
+            one, which takes a second decoding, and a PNG file of wrong checksums.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -92,8 +120,9 @@ def open_image(
     """
     if exif not in EXIF:
         raise ValueError(f"open_image: exif must be one of {EXIF}, got {exif!r}.")
-    image, orientation = open_stored(path, value_range=value_range, max_pixels=max_pixels)
-    return image if exif == "stored" else upright(image, orientation)
+    decoded = decode_file(path, value_range=value_range, max_pixels=max_pixels, check=check)
+    image = as_rgb(path, decoded, value_range)
+    return image if exif == "stored" else upright(image, decoded.orientation)
 
 
 def open_stored(
@@ -103,11 +132,21 @@ def open_stored(
 
     Arguments and errors are `open_image`'s.
     """
+    decoded = decode_file(path, value_range=value_range, max_pixels=max_pixels)
+    return as_rgb(path, decoded, value_range), decoded.orientation
+
+
+def decode_file(
+    path: Path, *, value_range: tuple[float, float] | None = None, max_pixels: int = MAX_PIXELS, check: bool = False
+) -> Decoded:
+    """Return a decoded image file; arguments and errors are `open_image`'s."""
     if value_range is not None and not -math.inf < value_range[0] < value_range[1] < math.inf:
         raise ValueError(f"open_image: value_range must be (low, high) with low < high, got {value_range}.")
     check_regular(path)
     try:
-        with path.open("rb") as file, pillows_limit(max_pixels):
+        with path.open("rb") as opened, pillows_limit(max_pixels):
+            content = opened.read() if check else None
+            file = opened if content is None else io.BytesIO(content)
             image = open_header(file, FORMATS)
             if image.width * image.height > max_pixels:
                 raise BadImage(too_large(path, image.size, max_pixels))
@@ -116,9 +155,10 @@ def open_stored(
                     f"read_image: image must be grey or a PNG for --value-range, got {path} with 16 bits of each "
                     "colour, of which only the high byte is read; convert it to 8 bits, or to PNG."
                 )
-            is_deep_png = value_range is not None and is_deep_colour(image)
-            orientation = load_image(image)
-            second = _second_bytes(file) if is_deep_png else None
+            decoded = decode(image, content)
+            if value_range is not None and decoded.deep_colour:
+                return replace(decoded, low_bytes=_second_bytes(file))
+            return decoded
     except BadImage:
         raise
     except DECODE_ERRORS as error:
@@ -126,12 +166,36 @@ def open_stored(
             f"read_image: path must be a whole image, got {path}, which does not decode ({error}); copy or convert it "
             "again."
         ) from error
-    if value_range is not None and second is not None:
-        rgb = _rgb(path, _scaled_colours(image, second, value_range), None)
+
+
+def decode(image: ImageFile.ImageFile, content: bytes | None = None) -> Decoded:
+    """Decode an image that is open; with the content of its file, damage is looked for that Pillow does not see.
+
+    Raises:
+        Any of `DECODE_ERRORS`: the file is truncated or damaged.
+    """
+    deep_colour, scalable = is_deep_colour(image), can_scale(image)
+    if content is not None and image.format == "PNG":
+        check_chunks(content)
+    orientation = load_image(image)
+    if content is not None and image.format in _JPEGS and is_cut(content, image):
+        raise OSError("pixels are missing before its end marker")
+    return Decoded(image, orientation, deep_colour, scalable)
+
+
+def as_rgb(path: Path, decoded: Decoded, value_range: tuple[float, float] | None) -> Image.Image:
+    """Return a decoded file as a Pillow image of mode RGB, as it is stored; arguments are `open_image`'s.
+
+    Raises:
+        BadImage: it has values of 32 bits and no `value_range` is given.
+    """
+    image, orientation = decoded.image, decoded.orientation
+    if value_range is not None and decoded.low_bytes is not None:
+        rgb = _rgb(path, _scaled_colours(image, decoded.low_bytes, value_range), None)
     else:
         rgb = _rgb(path, image, value_range)
     is_turned = image.format == "TIFF" and orientation != 1  # Pillow turns TIFF files itself
-    return (rgb.transpose(_INVERSE[orientation]) if is_turned else rgb), orientation
+    return rgb.transpose(_INVERSE[orientation]) if is_turned else rgb
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:

@@ -27,7 +27,8 @@ from ccgpu.models.normalisation import Normalise
 from ccgpu.models.prediction import LARGEST_SIDE, WINDOW, NonFiniteScores, Prediction, whole_input
 from ccgpu.models.weights import write_atomically
 from ccgpu.train import distributed
-from ccgpu.train.data.checking import notes, open_whole
+from ccgpu.train.data.checking import notes
+from ccgpu.train.data.facts import open_with_facts
 from ccgpu.train.distributed import say
 from ccgpu.train.runs.errors import BAD_FILE, run_command
 from ccgpu.train.runs.flags import (
@@ -132,7 +133,7 @@ def prepare(flags: argparse.Namespace) -> tuple[CCNet, torch.Tensor, list[tuple[
     if net.head.cca is None:
         raise ValueError(f"--checkpoint must hold a network with criss-cross attention, got {flags.checkpoint} without")
     value_range = chosen_range(flags.value_range, found.value_range)
-    image, facts = open_whole(flags.image, value_range=value_range, max_pixels=flags.max_pixels)
+    image, facts = open_with_facts(flags.image, value_range=value_range, max_pixels=flags.max_pixels)
     for line in notes({flags.image: facts}, value_range):
         say(line)
     height, width = image.height, image.width

@@ -28,8 +28,8 @@ from ccgpu.models.network_input import PixelInput
 from ccgpu.models.normalisation import Normalise
 from ccgpu.models.prediction import LARGEST_SIDE, WINDOW, NonFiniteScores, Prediction, Window, predict_classes
 from ccgpu.train import distributed, engine
-from ccgpu.train.data.checking import notes, open_whole
-from ccgpu.train.data.facts import Facts
+from ccgpu.train.data.checking import notes
+from ccgpu.train.data.facts import Facts, open_with_facts
 from ccgpu.train.data.inputs import Input, find_inputs
 from ccgpu.train.data.video import Video, VideoWriter
 from ccgpu.train.dataset import check_classes
@@ -277,7 +277,7 @@ def predict_image(
     Raises:
         BadImage, FileNotFoundError: the image cannot be read, or its file is damaged.
     """
-    image, found = open_whole(entry.path, value_range=predictor.value_range, max_pixels=flags.max_pixels)
+    image, found = open_with_facts(entry.path, value_range=predictor.value_range, max_pixels=flags.max_pixels)
     predictor.facts[entry.path] = found
     classes = predictor(image, lambda windows: follow(windows, interrupts))
     files.write(entry.name, str(entry.path), image, classes)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, features
 
 from ccgpu.models import image_files
-from ccgpu.models.image_files import BadImage, read_image
+from ccgpu.models.image_files import BadImage, open_image, read_image
 
 
 @pytest.fixture
@@ -264,3 +264,20 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
     ):
         with pytest.raises(BadImage, match=f"must be a regular file, got the {kind} {path}"):
             read_image(path)
+
+
+def test_damage_that_pillow_does_not_see_is_found_when_asked(pixels: np.ndarray, tmp_path: Path) -> None:
+    """Pillow fills the rest of a JPEG file with grey, and compares no checksums of a PNG file's pixels."""
+    whole, cut, changed = tmp_path / "whole.jpg", tmp_path / "cut.jpg", tmp_path / "changed.png"
+    Image.fromarray(pixels).save(whole)
+    content = whole.read_bytes()
+    cut.write_bytes(content[:-30] + b"\xff\xd9")
+    Image.fromarray(pixels).save(changed)
+    damaged = bytearray(changed.read_bytes())
+    damaged[-13] ^= 1  # of the checksum of the pixels, in front of the closing chunk
+    changed.write_bytes(damaged)
+    assert np.array_equal(open_image(whole, check=True), read_image(whole))
+    for path, problem in ((cut, "missing before its end marker"), (changed, "checksum of a chunk 'IDAT' is wrong")):
+        assert open_image(path).size == (30, 20)
+        with pytest.raises(BadImage, match=rf"got {path}, which does not decode \(.*{problem}\); copy"):
+            open_image(path, check=True)

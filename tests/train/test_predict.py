@@ -348,8 +348,8 @@ def test_files_that_are_damaged_but_decode_fail(file: Path, tmp_path: Path, caps
     out = tmp_path / "out"
     assert run("--checkpoint", file, "--out", out, tmp_path / "cut.jpg", tmp_path / "changed.png") == 1
     error = capsys.readouterr().err
-    assert "cut.jpg: truncated JPEG file: pixels are missing before its end marker; copy it again." in error
-    assert "changed.png: truncated or damaged PNG file (the checksum of a chunk 'IDAT' is wrong); copy" in error
+    assert "cut.jpg, which does not decode (pixels are missing before its end marker); copy" in error
+    assert "changed.png, which does not decode (the checksum of a chunk 'IDAT' is wrong); copy" in error
     assert "all 2 inputs failed" in error
 
 

@@ -8,11 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image
-
-from ccgpu.models.image_files import MAX_PIXELS, BadImage, open_image
 from ccgpu.models.labels import Labels
-from ccgpu.train.data.facts import Facts, facts_of
+from ccgpu.train.data.facts import Facts
 from ccgpu.train.data.pairs import Pair, listing
 from ccgpu.train.data.reading import EXIF_ADVICE, LABEL_KIND, Reading, conflict, ranges, times
 
@@ -245,20 +242,3 @@ def copies(training: Sequence[Pair], evaluation: Sequence[Pair], facts: Mapping[
 
 def _two(path: Path, original: Path) -> str:
     return f"{path} of {original}"
-
-
-def open_whole(
-    path: Path, *, value_range: tuple[float, float] | None = None, max_pixels: int = MAX_PIXELS
-) -> tuple[Image.Image, Facts]:
-    """Return an image as `open_image` does, upright, and what its file is, after making sure that the file is whole.
-
-    `open_image` takes a JPEG file that was cut and ends like a whole one, and a PNG file of wrong checksums.
-
-    Raises:
-        FileNotFoundError, BadImage: as `open_image`, or the file is damaged.
-    """
-    found = facts_of(path, is_label=False, max_pixels=max_pixels)
-    image = open_image(path, value_range=value_range, max_pixels=max_pixels)  # its messages say more
-    if found.problem is not None:
-        raise BadImage(f"read_image: path must be a whole image, got {path}: {found.problem}; copy it again.")
-    return image, found

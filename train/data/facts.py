@@ -9,33 +9,33 @@ from __future__ import annotations
 import hashlib
 import io
 import stat
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ImageFile, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from ccgpu.models.image_files import (
     DECODE_ERRORS,
     FORMATS,
     MAX_PIXELS,
-    can_scale,
+    BadImage,
+    Decoded,
+    as_rgb,
+    decode,
+    decode_file,
     has_16_bits,
     has_alpha,
     is_deep,
-    is_deep_colour,
     kind_of_file,
-    load_image,
     open_header,
     pillows_limit,
+    upright,
 )
-from ccgpu.train.data.jpeg import is_cut
 from ccgpu.train.data.reading import wrong_kind
 
-_JPEGS = ("JPEG", "MPO")
 _POINTER = b"version https://git-lfs"
 _SAMPLES = 277  # TIFF's tag for the number of channels
 
@@ -49,7 +49,7 @@ class Facts:
         size: width and height of the image as it is stored, in pixels.
         decoded: whether the pixels were decoded; False for an image that is larger than was allowed.
         orientation: its EXIF orientation, 1..8.
-        wrong_kind: what the file is, if it cannot be a label file; None if it can.
+        wrong_kind: what a label file is, if it is of a kind that is not read; None otherwise.
         transparent: whether it has pixels that are not opaque.
         bits: bits of a value: 8, 16, or 32 for integers and floats whose range is unknown.
         scalable: whether a range of values can be applied to the image.
@@ -119,6 +119,22 @@ def facts_of(path: Path, *, is_label: bool, max_pixels: int = MAX_PIXELS) -> Fac
     return replace(found, digest=hashlib.blake2b(content, digest_size=16).hexdigest())
 
 
+def open_with_facts(
+    path: Path, *, value_range: tuple[float, float] | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, Facts]:
+    """Return an image as `open_image` does, upright and its file checked, and what the file is.
+
+    Raises:
+        FileNotFoundError, BadImage: as `open_image`.
+    """
+    decoded = decode_file(path, value_range=value_range, max_pixels=max_pixels, check=True)
+    image = upright(as_rgb(path, decoded, value_range), decoded.orientation)
+    try:
+        return image, _of_decoded(decoded, is_label=False, wrong=None)
+    except DECODE_ERRORS as error:  # of a further image in the file
+        raise BadImage(f"read_image: path must be a whole image, got {path} ({error}); copy it again.") from error
+
+
 def _decode(content: bytes, is_label: bool, max_pixels: int) -> Facts:
     try:
         image = open_header(io.BytesIO(content), FORMATS)
@@ -132,54 +148,32 @@ def _decode(content: bytes, is_label: bool, max_pixels: int) -> Facts:
         return Facts(size=image.size, decoded=False)
     kind = str(image.format)
     try:
-        if kind == "PNG":
-            _check_chunks(content)
-        found = _pixels(image, is_label)
-        if kind in _JPEGS and is_cut(content, image):
-            return Facts(problem=f"truncated {kind} file: pixels are missing before its end marker")
+        wrong = wrong_kind(image) if is_label else None
+        return _of_decoded(decode(image, content), is_label, wrong)
     except DECODE_ERRORS as error:
         return Facts(problem=f"truncated or damaged {kind} file ({error})")
-    return found
 
 
-def _check_chunks(content: bytes) -> None:
-    """Raise ValueError unless all chunks of a PNG file, up to the closing one, have their checksums.
-
-    Pillow compares none of those of the pixels when it decodes, and not that of the closing chunk when it verifies.
-    """
-    position, kind = 8, b""  # after the signature
-    while kind != b"IEND":
-        length, kind = int.from_bytes(content[position : position + 4], "big"), content[position + 4 : position + 8]
-        end = position + 8 + length
-        if end + 4 > len(content):
-            raise ValueError("its closing chunk is missing")
-        if zlib.crc32(memoryview(content)[position + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
-            raise ValueError(f"the checksum of a chunk {kind.decode('latin-1')!r} is wrong")
-        position = end + 4
-
-
-def _pixels(image: ImageFile.ImageFile, is_label: bool) -> Facts:
-    """Return the facts of an image that is open but not loaded, by loading it."""
-    wrong = wrong_kind(image)
-    colour, scalable = is_deep_colour(image), can_scale(image)
-    orientation = load_image(image)
+def _of_decoded(decoded: Decoded, is_label: bool, wrong: str | None) -> Facts:
+    """Return the facts of a decoded file; `wrong` says why it cannot be a label file."""
+    image = decoded.image
     size = image.size
-    if image.format == "TIFF" and orientation >= 5:  # Pillow has turned it
+    if image.format == "TIFF" and decoded.orientation >= 5:  # Pillow has turned it
         size = size[::-1]
     counts = np.bincount(np.asarray(image).ravel()) if is_label and wrong is None else np.empty(0)
     colours = (image.getpalette("RGB") or []) if image.mode == "P" else []
     bits, highest = 8, 0
-    if colour:
+    if decoded.deep_colour:
         bits, highest = 16, int(np.asarray(image.convert("RGB")).max(initial=0)) * 256 + 255
     elif is_deep(image):
         bits, highest = (16, int(np.asarray(image).max(initial=0))) if has_16_bits(image) else (32, 0)
     return Facts(
         size=size,
-        orientation=orientation,
+        orientation=decoded.orientation,
         wrong_kind=wrong,
         transparent=has_alpha(image) and _is_transparent(image),
         bits=bits,
-        scalable=scalable,
+        scalable=decoded.scalable,
         highest=highest,
         counts={int(value): int(counts[value]) for value in np.flatnonzero(counts)},
         palette={

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccgpu.train.data import jpeg
+from ccgpu.models import jpeg
 
-REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "camvid" / "val"
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "camvid" / "val"
 KINDS: dict[str, dict[str, Any]] = {
     "baseline": {},
     "progressive": {"progressive": True},
