@@ -157,7 +157,7 @@ def decode_file(
                 )
             decoded = decode(image, content)
             if value_range is not None and decoded.deep_colour:
-                return replace(decoded, low_bytes=_second_bytes(file))
+                return replace(decoded, low_bytes=second_bytes(file))
             return decoded
     except BadImage:
         raise
@@ -191,11 +191,11 @@ def as_rgb(path: Path, decoded: Decoded, value_range: tuple[float, float] | None
     """
     image, orientation = decoded.image, decoded.orientation
     if value_range is not None and decoded.low_bytes is not None:
-        rgb = _rgb(path, _scaled_colours(image, decoded.low_bytes, value_range), None)
+        stored = rgb(path, _scaled_colours(image, decoded.low_bytes, value_range))
     else:
-        rgb = _rgb(path, image, value_range)
+        stored = rgb(path, image, value_range)
     is_turned = image.format == "TIFF" and orientation != 1  # Pillow turns TIFF files itself
-    return rgb.transpose(_INVERSE[orientation]) if is_turned else rgb
+    return stored.transpose(_INVERSE[orientation]) if is_turned else stored
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
@@ -330,7 +330,7 @@ def _coding(image: ImageFile.ImageFile) -> str:
     return str(image.tile[0][3]) if image.tile else ""
 
 
-def _second_bytes(file: BinaryIO) -> np.ndarray:
+def second_bytes(file: BinaryIO) -> np.ndarray:
     """Return the low bytes of the colours of a 16-bit PNG, uint8 (H, W, 3) or (H, W, 4)."""
     file.seek(0)
     image = open_header(file, ("PNG",))
@@ -348,9 +348,14 @@ def _scaled_colours(image: Image.Image, second: np.ndarray, value_range: tuple[f
     return Image.fromarray(scaled)
 
 
-def _rgb(path: Path, image: Image.Image, value_range: tuple[float, float] | None) -> Image.Image:
+def rgb(name: str | Path, image: Image.Image, value_range: tuple[float, float] | None = None) -> Image.Image:
+    """Return a decoded image as mode RGB, by the rules of `open_image`.
+
+    Raises:
+        BadImage: it has values of 32 bits, and no `value_range` is given. The message names it by `name`.
+    """
     if is_deep(image):
-        return Image.merge("RGB", [Image.fromarray(_eight_bits(path, image, value_range))] * 3)
+        return Image.merge("RGB", [Image.fromarray(_eight_bits(name, image, value_range))] * 3)
     if has_alpha(image):
         transparent = image.convert("RGBA")
         if transparent.getchannel("A").getextrema() == (255, 255):
@@ -360,12 +365,12 @@ def _rgb(path: Path, image: Image.Image, value_range: tuple[float, float] | None
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _eight_bits(path: Path, image: Image.Image, value_range: tuple[float, float] | None) -> np.ndarray:
+def _eight_bits(name: str | Path, image: Image.Image, value_range: tuple[float, float] | None) -> np.ndarray:
     """Return the values of a deep grey image as uint8 (H, W)."""
     values = np.asarray(image)
     if value_range is None and not has_16_bits(image):
         raise BadImage(
-            f"read_image: image must have 8 or 16 bits per channel, got {path} with mode {image.mode}, whose range is "
+            f"read_image: image must have 8 or 16 bits per channel, got {name} with mode {image.mode}, whose range is "
             "unknown; name the values that become black and white with --value-range LOW HIGH."
         )
     if value_range is None:

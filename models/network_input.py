@@ -23,14 +23,14 @@ class NetworkInput(Protocol):
         """(height, width) in pixels."""
 
     def crop(self, rows: slice, columns: slice) -> Tensor:
-        """Return a window, normalised, (1, 3, h, w); the slices have start and stop inside of the image."""
+        """Return a window, normalised, (1, C, h, w); the slices have start and stop inside of the image."""
 
     def shrink(self, height: int, width: int) -> Tensor:
-        """Return the image resized to this smaller size, smoothed, normalised, (1, 3, height, width)."""
+        """Return the image resized to this smaller size, smoothed, normalised, (1, C, height, width)."""
 
 
 class TensorInput:
-    """A normalised image, a tensor (1, 3, H, W), as a `NetworkInput`: windows are views."""
+    """A normalised image, a tensor (1, C, H, W), as a `NetworkInput`: windows are views."""
 
     def __init__(self, image: Tensor) -> None:
         self.image = image
@@ -52,12 +52,12 @@ class TensorInput:
 class PixelInput:
     """A decoded image file as a `NetworkInput`: each window is normalised by itself.
 
-    `shrink` resizes by Pillow, whose filter is torch's but which rounds to whole values of 0..255 after each axis: it
-    differs from `TensorInput` by one such value at most.
+    `shrink` resizes by Pillow, whose filter is torch's but which rounds RGB to whole values of 0..255 after each axis:
+    there it differs from `TensorInput` by one such value at most.
 
     Args:
-        image: of mode RGB.
-        normalise: uint8 (h, w, 3) -> network input (1, 3, h, w).
+        image: of mode RGB, or values (H, W, C), as from `models.image_format.ImageFormat.open`.
+        normalise: pixels (h, w, C) -> network input (1, C, h, w).
 
     Examples:
         >>> import torch
@@ -71,22 +71,52 @@ class PixelInput:
         (torch.Size([200, 300]), torch.uint8)
     """
 
-    def __init__(self, image: Image.Image, normalise: Callable[[np.ndarray], Tensor]) -> None:
+    def __init__(self, image: Image.Image | np.ndarray, normalise: Callable[[np.ndarray], Tensor]) -> None:
         self.image = image
         self.normalise = normalise
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
+        if isinstance(self.image, np.ndarray):
+            return self.image.shape[0], self.image.shape[1]
         return self.image.height, self.image.width
 
     def crop(self, rows: slice, columns: slice) -> Tensor:
         """Return a window, normalised."""
+        if isinstance(self.image, np.ndarray):
+            return self.normalise(self.image[rows, columns])
         return self.normalise(np.asarray(self.image.crop((columns.start, rows.start, columns.stop, rows.stop))))
 
     def shrink(self, height: int, width: int) -> Tensor:
         """Return the image resized by Pillow, smoothed, then normalised."""
+        if isinstance(self.image, np.ndarray):
+            return self.normalise(resize_pixels(self.image, (height, width)))
         return self.normalise(np.asarray(self.image.resize((width, height), Image.Resampling.BILINEAR)))
+
+
+def resize_pixels(
+    pixels: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
+) -> np.ndarray:
+    """Return an image, or a window of it, resized bilinearly by Pillow, which smooths where it shrinks.
+
+    Args:
+        pixels: (H, W, C) of uint8, uint16 or float32.
+        size: height and width of the result in pixels.
+        box: the window that is resized, (left, top, right, bottom) in pixels; None: the whole image.
+
+    Returns:
+        (height, width, C): of RGB, uint8 with three channels, uint8, which Pillow rounds after each axis; of any other
+        image float32, whose channels are resized each by itself.
+    """
+    (height, width), bilinear = size, Image.Resampling.BILINEAR
+    if pixels.dtype == np.uint8 and pixels.shape[-1] == 3:
+        return np.asarray(Image.fromarray(pixels).resize((width, height), bilinear, box=box))
+    resized = np.empty((height, width, pixels.shape[-1]), np.float32)
+    for channel in range(pixels.shape[-1]):
+        values = Image.fromarray(np.ascontiguousarray(pixels[..., channel], dtype=np.float32))
+        resized[..., channel] = np.asarray(values.resize((width, height), bilinear, box=box))
+    return resized
 
 
 def resize(maps: Tensor, size: Sequence[int], *, antialias: bool = False) -> Tensor:

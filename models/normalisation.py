@@ -17,20 +17,23 @@ class Normalise:
     """Image or clip -> network input: (value - mean) / std per channel, float32, channels first.
 
     Args:
-        mean: subtracted, RGB in 0..255.
-        std: divisor, RGB in 0..255, positive.
+        mean: subtracted, one number for each channel, in units of the images' values; for RGB in 0..255.
+        std: divisor, likewise, positive.
 
     Raises:
-        ValueError: mean or std is not three finite values, or a std is not positive.
+        ValueError: mean and std are not finite numbers, as many of one as of the other, or a std is not positive.
     """
 
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != 3 or not np.isfinite(values).all():
-                raise ValueError(f"Normalise: {name} must be three finite numbers, got {values}; give R, G, B.")
+            if not values or len(values) != len(self.mean) or not np.isfinite(values).all():
+                raise ValueError(
+                    f"Normalise: {name} must be a finite number for each channel, got {values} for {len(self.mean)} "
+                    "channels; give them in the channels' order, such as R, G, B."
+                )
         if min(self.std) <= 0:
             raise ValueError(f"Normalise: std must be positive, got {self.std}; give 1 to keep the scale.")
 
@@ -38,23 +41,34 @@ class Normalise:
         """Return the normalised image or clip.
 
         Args:
-            image: uint8 (H, W, 3) or (T, H, W, 3), RGB.
+            image: (H, W, C) or (T, H, W, C), of any dtype.
 
         Returns:
-            float32 (3, H, W) or (3, T, H, W), contiguous.
+            float32 (C, H, W) or (C, T, H, W), contiguous.
+
+        Raises:
+            ValueError: the image has another number of channels than mean and std.
         """
+        if image.shape[-1] != len(self.mean):
+            raise ValueError(
+                f"Normalise: image must have {len(self.mean)} channels on its last axis, got shape {image.shape}; pass "
+                "an image of the network's channels."
+            )
         scaled = (image.astype(np.float32) - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(np.ascontiguousarray(np.moveaxis(scaled, -1, 0)))
 
-    def denormalise(self, image: torch.Tensor) -> np.ndarray:
-        """Return the image or clip of a network input, rounded and clipped to 0..255: the inverse of the call.
+    def values(self, image: torch.Tensor) -> np.ndarray:
+        """Return the image or clip of a network input in units of its values: the inverse of the call, unrounded.
 
         Args:
-            image: floating point (3, H, W) or (3, T, H, W), any device.
+            image: floating point (C, H, W) or (C, T, H, W), any device.
 
         Returns:
-            uint8 (H, W, 3) or (T, H, W, 3), RGB.
+            float32 (H, W, C) or (T, H, W, C).
         """
         values = np.moveaxis(image.detach().cpu().float().numpy(), 0, -1)
-        pixels = values * np.array(self.std, np.float32) + np.array(self.mean, np.float32)
-        return pixels.round().clip(0, 255).astype(np.uint8)
+        return values * np.array(self.std, np.float32) + np.array(self.mean, np.float32)
+
+    def denormalise(self, image: torch.Tensor) -> np.ndarray:
+        """Return `values` rounded and clipped to 0..255, uint8: the inverse of the call for images of 8 bits."""
+        return self.values(image).round().clip(0, 255).astype(np.uint8)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ccgpu.models.image_format import ImageFormat
 from ccgpu.models.labels import Labels
 from ccgpu.train.data.pairs import Pair
 from ccgpu.train.metrics import SCORES
@@ -51,9 +52,13 @@ class Dataset:
         demo: settings of the preset "demo" by name; empty: there is no demo.
         frame_of: name of an image -> its video and frame number; None where images are not frames of videos.
         flip_pairs: pairs of classes (train ids) that swap when an image is flipped, such as left and right arm.
+        images: how the images are read: as 8-bit RGB, or with all channels and values as stored.
+        mean, std: normalisation, one number for each channel in units of the stored values; None, for 8-bit RGB alone:
+            the backbone's.
 
     Raises:
-        ValueError: there are no scores or unknown ones, or a train id in `flip_pairs` is no class or occurs twice.
+        ValueError: there are no scores or unknown ones, a train id in `flip_pairs` is no class or occurs twice, or mean
+            and std are not one finite number for each channel of `images`, with a positive std.
     """
 
     name: str
@@ -67,6 +72,9 @@ class Dataset:
     demo: Mapping[str, Any] = field(default_factory=dict)
     frame_of: Callable[[str], tuple[str, int]] | None = None
     flip_pairs: tuple[tuple[int, int], ...] = ()
+    images: ImageFormat = field(default_factory=ImageFormat)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.scores or not set(self.scores) <= set(SCORES):
@@ -79,6 +87,20 @@ class Dataset:
                 f"Dataset: flip_pairs must be pairs of different train ids in 0..{self.labels.num_classes - 1}, "
                 f"got {self.flip_pairs}; name each class once."
             )
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is None and not self.images.raw:
+                continue
+            if (
+                values is None
+                or len(values) != self.images.channels
+                or not np.isfinite(values).all()
+                or (name == "std" and min(values) <= 0)
+            ):
+                raise ValueError(
+                    f"Dataset: {name} must be {self.images.channels} finite numbers{', positive' * (name == 'std')}, "
+                    f"for images of {self.images}, got {values}; give one for each channel, in units of the stored "
+                    "values."
+                )
 
     @property
     def exchange(self) -> np.ndarray:

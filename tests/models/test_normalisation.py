@@ -28,7 +28,7 @@ def test_denormalise_inverts_normalise_for_every_value() -> None:
     ("arguments", "message"),
     [
         ({"std": (1.0, 0.0, 1.0)}, "std must be positive"),
-        ({"mean": (1.0, float("nan"), 1.0)}, "mean must be three finite numbers"),
+        ({"mean": (1.0, float("nan"), 1.0)}, "mean must be a finite number for each channel"),
     ],
 )
 def test_normalise_refuses_bad_arguments(arguments: dict[str, tuple[float, float, float]], message: str) -> None:
