@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
+from PIL import Image
 
-from ccgpu.models.labels import IGNORE
+from ccgpu.models.labels import IGNORE, Labels
+from ccgpu.models.png_files import strips
 
 # Ignored pixels are black, as in the colour files of Cityscapes.
 _IGNORE_COLOUR = (0, 0, 0)
@@ -62,3 +66,32 @@ def class_overlay(
         )
     blended = image.astype(np.float32) * (1 - opacity) + mask.astype(np.float32) * opacity
     return np.rint(blended).astype(np.uint8)
+
+
+def blend(image: Image.Image, classes: np.ndarray, colours: np.ndarray, opacity: float) -> None:
+    """Blend the colours of the classes into an image of mode RGB, in its own memory; arguments as `class_overlay`'s."""
+    for rows, pixels in zip(strips(*classes.shape), pixel_strips(image), strict=True):
+        image.paste(Image.fromarray(class_overlay(pixels, classes[rows], colours, opacity)), (0, rows.start))
+
+
+def pixel_strips(image: Image.Image) -> Iterator[np.ndarray]:
+    """Yield an image of mode RGB as uint8 (h, W, 3), strip by strip."""
+    for rows in strips(image.height, image.width):
+        yield np.asarray(image.crop((0, rows.start, image.width, rows.stop)))
+
+
+def mask_tables(labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+    """Return what masks with a palette are made of: the value of each class, and the colours of the values.
+
+    The values are the label ids where these are at most 255, so that masks can be used as label files, else the numbers
+    of the classes, 0 .. K - 1.
+
+    Returns:
+        values: uint8 (K,), class -> value.
+        palette: uint8 (n, 3), value -> RGB; black for values of no class.
+    """
+    are_ids = max(labels.ids) <= 255
+    values = np.array(labels.ids if are_ids else range(labels.num_classes), dtype=np.uint8)
+    palette = np.zeros((int(values.max()) + 1, 3), dtype=np.uint8)
+    palette[values] = labels.colours
+    return values, palette

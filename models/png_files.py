@@ -16,6 +16,7 @@ import numpy as np
 STRIP = 1 << 20  # pixels that a strip holds at least, unless the image has fewer
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {1: 0, 3: 2}  # channels -> PNG's number for grey and for RGB
+_PALETTE = 3
 # Each byte is stored as its difference from the one above: label maps become mostly zeros, which compress well.
 _UP = 2
 
@@ -27,17 +28,21 @@ def strips(height: int, width: int) -> Iterator[slice]:
         yield slice(top, min(top + step, height))
 
 
-def write_png(file: BinaryIO, height: int, width: int, rows: Iterable[np.ndarray]) -> None:
-    """Write an 8-bit PNG.
+def write_png(
+    file: BinaryIO, height: int, width: int, rows: Iterable[np.ndarray], palette: np.ndarray | None = None
+) -> None:
+    """Write an 8-bit PNG: grey or RGB, or with a palette.
 
     Args:
         file: open for writing.
         height, width: of the image, 1 or more.
         rows: strips of the image from the top, uint8 (h, width) for a grey image or (h, width, 3) for RGB.
+        palette: RGB colours of the values 0, 1, ..., uint8 (n, 3), n in 1..256; then the strips are (h, width).
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: the strips are not uint8, not all of one kind, or not `height` rows of `width` pixels.
+        ValueError: the strips are not uint8, not all of one kind, not `height` rows of `width` pixels, or have a value
+            that is not in the palette.
 
     Examples:
         >>> import io
@@ -47,6 +52,10 @@ def write_png(file: BinaryIO, height: int, width: int, rows: Iterable[np.ndarray
         >>> file.getvalue()[1:4]
         b'PNG'
     """
+    if palette is not None and (palette.dtype != np.uint8 or palette.shape != (min(max(len(palette), 1), 256), 3)):
+        raise ValueError(
+            f"write_png: palette must be uint8 (n, 3) with n in 1..256, got {palette.dtype} {palette.shape}."
+        )
     encoder = zlib.compressobj()
     above: np.ndarray | None = None
     written = 0
@@ -57,9 +66,17 @@ def write_png(file: BinaryIO, height: int, width: int, rows: Iterable[np.ndarray
         if strip.dtype != np.uint8 or strip.shape[1] != width or channels not in _COLOUR_TYPES or is_other:
             found = f"{strip.dtype} {strip.shape}"
             raise ValueError(f"write_png: rows must be uint8, all (h, {width}) or all (h, {width}, 3), got {found}.")
+        if palette is not None and (channels != 1 or strip.max(initial=0) >= len(palette)):
+            found = f"values up to {strip.max(initial=0)} in {strip.shape}"
+            raise ValueError(
+                f"write_png: rows must be (h, {width}) of 0..{len(palette) - 1} for a palette, got {found}."
+            )
         if above is None:
+            colour_type = _COLOUR_TYPES[channels] if palette is None else _PALETTE
             file.write(_SIGNATURE)
-            file.write(_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, _COLOUR_TYPES[channels], 0, 0, 0)))
+            file.write(_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)))
+            if palette is not None:
+                file.write(_chunk(b"PLTE", palette.tobytes()))
             above = np.zeros_like(flat[0])
         filtered = np.empty((len(flat), 1 + flat.shape[1]), dtype=np.uint8)
         filtered[:, 0] = _UP

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from ccgpu.models.colouring import class_overlay, colour_mask
+from ccgpu.models.colouring import blend, colour_mask, pixel_strips
 from ccgpu.models.labels import Labels
 from ccgpu.models.png_files import strips, write_png
 from ccgpu.models.weights import write_atomically
@@ -148,18 +148,6 @@ class PredictionFiles:
         record = {"input": source, "name": name, "height": height, "width": width, "shares": shares}
         with (self.out / RECORDS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-
-
-def blend(image: Image.Image, classes: np.ndarray, colours: np.ndarray, opacity: float) -> None:
-    """Blend the colours of the classes into an image of mode RGB, in its own memory; arguments as `class_overlay`'s."""
-    for rows, pixels in zip(strips(*classes.shape), pixel_strips(image), strict=True):
-        image.paste(Image.fromarray(class_overlay(pixels, classes[rows], colours, opacity)), (0, rows.start))
-
-
-def pixel_strips(image: Image.Image) -> Iterator[np.ndarray]:
-    """Yield an image of mode RGB as uint8 (h, W, 3), strip by strip."""
-    for rows in strips(image.height, image.width):
-        yield np.asarray(image.crop((0, rows.start, image.width, rows.stop)))
 
 
 def _with_ending(target: Path, ending: str) -> Path:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from ccgpu.models.colouring import colour_mask
+from ccgpu.models.legend import Entry, draw_legend, with_legend
 
 CAPTION_HEIGHT = 16  # pixels; Pillow's built-in font is 11 pixels high
 GAP = 4  # pixels between two images
@@ -64,9 +65,7 @@ def thumbnail(image: Image.Image, side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
-def contact_sheet(
-    cells: Sequence[tuple[str, Image.Image]], legend: Sequence[tuple[str, Sequence[int]]], columns: int
-) -> Image.Image:
+def contact_sheet(cells: Sequence[tuple[str, Image.Image]], legend: Sequence[Entry], columns: int) -> Image.Image:
     """Return images with captions in rows of `columns`, above a legend of classes.
 
     Args:
@@ -82,18 +81,8 @@ def contact_sheet(
     high = max(image.height for _, image in cells) + CAPTION_HEIGHT
     columns = min(columns, len(cells))
     width = columns * (wide + GAP) + GAP
-    # Place of each entry of the legend, in lines no wider than the sheet.
-    places, x, y = [], GAP, 0
-    for name, colour in legend:
-        length = CAPTION_HEIGHT + GAP + int(font.getlength(name)) + 3 * GAP
-        if x > GAP and x + length > width:
-            x, y = GAP, y + CAPTION_HEIGHT + GAP
-        places.append((x, y, name, tuple(colour)))
-        x += length
     rows = -(-len(cells) // columns)
-    bottom = rows * (high + GAP) + GAP
-    height = bottom + (y + CAPTION_HEIGHT + GAP if legend else 0)
-    sheet = Image.new("RGB", (width, height), "white")
+    sheet = Image.new("RGB", (width, rows * (high + GAP) + GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for index, (caption, image) in enumerate(cells):
         left, top = GAP + index % columns * (wide + GAP), GAP + index // columns * (high + GAP)
@@ -101,10 +90,7 @@ def contact_sheet(
             caption = "\u2026" + caption[2:] if caption.startswith("\u2026") else "\u2026" + caption[1:]
         draw.text((left, top + 2), caption, fill="black", font=font)
         sheet.paste(image, (left, top + CAPTION_HEIGHT))
-    for x, y, name, colour in places:
-        draw.rectangle((x, bottom + y, x + CAPTION_HEIGHT - 2, bottom + y + CAPTION_HEIGHT - 2), fill=colour)
-        draw.text((x + CAPTION_HEIGHT + GAP, bottom + y + 2), name, fill="black", font=font)
-    return sheet
+    return with_legend(sheet, draw_legend(legend, width)) if legend else sheet
 
 
 def attention_overlay(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from ccgpu.models.colouring import colour_mask
+from ccgpu.models import png_files
+from ccgpu.models.colouring import blend, class_overlay, colour_mask, mask_tables
+from ccgpu.models.labels import Labels
 
 COLOURS = np.array([[128, 64, 128], [70, 130, 180], [220, 20, 60], [119, 11, 32]], dtype=np.uint8)
 
@@ -32,3 +35,22 @@ def test_colour_mask_takes_up_to_255_classes(number: int) -> None:
 def test_colour_mask_refuses_what_is_no_class(bad: list) -> None:
     with pytest.raises(ValueError, match=r"colour_mask: classes must be .* values 0\.\.3 or 255"):
         colour_mask(torch.tensor(bad), COLOURS)
+
+
+def test_blending_strip_by_strip_is_the_overlay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(png_files, "STRIP", 60)
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (17, 23, 3), dtype=np.uint8)
+    classes = generator.integers(0, 4, (17, 23), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    blend(image, classes, COLOURS, 0.3)
+    assert np.array_equal(np.asarray(image), class_overlay(pixels, classes, COLOURS, 0.3))
+    assert np.abs(np.asarray(image) - (pixels * 0.7 + COLOURS[classes] * 0.3)).max() <= 0.5 + 1e-4
+
+
+def test_masks_hold_label_ids_in_the_colours_of_their_classes() -> None:
+    values, palette = mask_tables(Labels(("a", "b", "c", "d"), COLOURS, (7, 0, 200, 3), void=(255,)))
+    assert values.tolist() == [7, 0, 200, 3]
+    assert np.array_equal(palette[values], COLOURS)
+    assert palette.shape == (201, 3)
+    assert not palette[1].any()

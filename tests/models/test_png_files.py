@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ccgpu.models import png_files
-from ccgpu.models.png_files import strips, write_png
+from ccgpu.models.png_files import check_chunks, strips, write_png
 
 
 @pytest.mark.parametrize("channels", [(), (3,)])
@@ -26,6 +26,38 @@ def test_pillow_reads_back_what_was_written(
     found = Image.open(file)
     assert found.mode == ("RGB" if channels else "L")
     assert np.array_equal(np.asarray(found), pixels)
+
+
+@pytest.mark.parametrize("colours", [1, 7, 256])
+def test_pillow_reads_back_a_palette(colours: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(png_files, "STRIP", 160)
+    generator = np.random.default_rng(0)
+    values = generator.integers(0, colours, (37, 53), dtype=np.uint8)
+    palette = generator.integers(0, 256, (colours, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    write_png(file, 37, 53, (values[rows] for rows in strips(37, 53)), palette)
+    found = Image.open(file)
+    assert found.mode == "P"
+    assert np.array_equal(np.asarray(found), values)
+    assert np.array_equal(np.asarray(found.convert("RGB")), palette[values])
+    check_chunks(file.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("shape", "palette", "message"),
+    [
+        ((2, 3), np.zeros((1, 3), np.uint8), r"rows must be \(h, 3\) of 0\.\.0 for a palette, got values up to 1"),
+        ((2, 3, 3), np.zeros((9, 3), np.uint8), r"for a palette, got values up to 1 in \(2, 3, 3\)"),
+        ((2, 3), np.zeros((0, 3), np.uint8), r"palette must be uint8 \(n, 3\) with n in 1\.\.256, got uint8 \(0, 3\)"),
+        ((2, 3), np.zeros((257, 3), np.uint8), r"palette must be"),
+        ((2, 3), np.zeros((4, 3)), r"palette must be uint8"),
+    ],
+)
+def test_values_and_palettes_that_do_not_fit_are_refused(
+    shape: tuple[int, ...], palette: np.ndarray, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_png(io.BytesIO(), 2, 3, [np.ones(shape, np.uint8)], palette)
 
 
 def test_strips_hold_every_row_once() -> None:
