@@ -37,8 +37,8 @@ from ccgpu.models.weights import (
 )
 
 # Versions of the two formats, increased whenever a key changes its meaning; files of another version are refused.
-FORMAT = 3  # of `Header`
-RUN_FORMAT = 5  # of `RunCheckpoint`
+FORMAT = 4  # of `Header`
+RUN_FORMAT = 6  # of `RunCheckpoint`
 OWN = "a CCNet of ccgpu"
 FUNCTION = "CCNet.from_checkpoint"
 _LARGEST = torch.finfo(torch.float32).max

@@ -66,7 +66,7 @@ class PixelInput:
         >>> from ccgpu.models.prediction import Prediction, predict_classes
         >>> net = torch.nn.Conv2d(3, 5, 1)
         >>> image = PixelInput(Image.new("RGB", (300, 200)), lambda pixels: Normalise()(pixels)[None])
-        >>> classes = predict_classes(net, image, Prediction(), window=64, overlap=16)
+        >>> classes = predict_classes(net, image, Prediction(), tile=64, overlap=16)
         >>> classes.shape, classes.dtype
         (torch.Size([200, 300]), torch.uint8)
     """

@@ -19,9 +19,9 @@ from torch import Tensor
 from ccgpu.models.network_input import NetworkInput, TensorInput, resize
 
 Network = Callable[[Tensor], Tensor]
-# Side of the windows, in pixels, that `train.predict` cuts large images into: two side by side are an image of
+# Side of the tiles, in pixels, that `ccgpu predict` cuts large images into: two side by side are an image of
 # Cityscapes.
-WINDOW = 1024
+TILE = 1024
 MULTI_SCALE = (0.75, 1.0, 1.25)  # Huang et al., TPAMI 2020, section 4.2
 MODES, AVERAGES = ("whole", "sliding"), ("logits", "probabilities")
 # Beyond these, a mistyped number asks for more memory than there is, or leaves nothing of an image.
@@ -51,15 +51,15 @@ class Prediction:
 
     Windows of one pass are always averaged as logits, whatever `average` is. The last window of each axis ends at the
     border. An image smaller than a window is padded at the bottom and right with 0, the mean colour after
-    normalisation, and the logits are cropped back. Crop and stride are in pixels of the resized image and the same at
-    every scale, as in the authors' code.
+    normalisation, and the logits are cropped back. Window and stride are in pixels of the resized image and the same
+    at every scale, as in the authors' code.
 
     Memory: the sum over the passes, the current pass, and the network's own for one window.
 
     Attributes:
         mode: "whole" or "sliding"; the paper's results are for "sliding".
-        crop: window (height, width) in pixels, for sliding; the paper's is (769, 769). Ignored for whole.
-        stride: step (down, right) in pixels, 1 .. crop, for sliding; the authors' is (513, 513). Ignored for whole.
+        window: (height, width) in pixels, for sliding; the paper's is (769, 769). Ignored for whole.
+        stride: step (down, right) in pixels, 1 .. window, for sliding; the authors' is (513, 513). Ignored for whole.
         scales: factors of the base size, in `SCALES`; CCNet's multi-scale evaluation has (0.75, 1.0, 1.25) and
             flip.
         flip: whether each scale is also predicted flipped.
@@ -83,13 +83,13 @@ class Prediction:
         >>> net = torch.nn.Conv2d(3, 5, 1)
         >>> torch.equal(Prediction()(net, images), net(images))
         True
-        >>> prediction = Prediction("sliding", crop=(6, 6), stride=(4, 4), scales=(0.75, 1.25), flip=True)
+        >>> prediction = Prediction("sliding", window=(6, 6), stride=(4, 4), scales=(0.75, 1.25), flip=True)
         >>> prediction(net, images).shape
         torch.Size([1, 5, 9, 13])
     """
 
     mode: str = "whole"
-    crop: tuple[int, int] | None = None
+    window: tuple[int, int] | None = None
     stride: tuple[int, int] | None = None
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
@@ -103,18 +103,18 @@ class Prediction:
             if value not in choices:
                 raise ValueError(f"Prediction: {name} must be one of {choices}, got {value!r}; pass one of these.")
         if self.mode == "sliding":
-            if self.crop is None or self.stride is None:
+            if self.window is None or self.stride is None:
                 raise ValueError(
-                    f"Prediction: crop and stride must be given for mode sliding, got {self.crop} and {self.stride}; "
-                    "give both as (height, width) in pixels."
+                    f"Prediction: window and stride must be given for mode sliding, got {self.window} and "
+                    f"{self.stride}; give both as (height, width) in pixels."
                 )
-            for crop, stride in zip(self.crop, self.stride, strict=True):
-                if crop > LARGEST_SIDE:
+            for window, stride in zip(self.window, self.stride, strict=True):
+                if window > LARGEST_SIDE:
                     raise ValueError(
-                        f"Prediction: crop must be at most {LARGEST_SIDE} pixels a side, got {self.crop}; a smaller "
-                        "image is padded to it."
+                        f"Prediction: window must be at most {LARGEST_SIDE} pixels a side, got {self.window}; a "
+                        "smaller image is padded to it."
                     )
-                window_starts(crop, crop, stride)
+                window_starts(window, window, stride)
         if not self.scales or not all(SCALES[0] <= scale <= SCALES[1] for scale in self.scales):
             raise ValueError(
                 f"Prediction: scales must be one or more numbers from {SCALES[0]} to {SCALES[1]}, got {self.scales}; "
@@ -204,9 +204,9 @@ class Prediction:
         if self.mode == "whole":
             logits = net(images)
             return logits.to(torch.promote_types(logits.dtype, torch.float32))
-        assert self.crop is not None  # __post_init__ has checked it
+        assert self.window is not None  # __post_init__ has checked it
         assert self.stride is not None
-        return _sliding_logits(net, images, self.crop, self.stride)
+        return _sliding_logits(net, images, self.window, self.stride)
 
     def _exchange(self, scores: Tensor) -> Tensor:
         """Return the scores with the two classes of each pair of `flip_pairs` exchanged."""
@@ -235,12 +235,12 @@ def require_finite(scores: Tensor, of: str) -> None:
 
 
 @dataclass(frozen=True)
-class Window:
-    """A window of an image: where it lies, and the part of it that gives the classes.
+class Tile:
+    """A tile of a large image: where it lies, and the part of it that gives the classes.
 
     Attributes:
         top, left: its first row and column.
-        rows, columns: rows and columns of the image that take their class from this window.
+        rows, columns: rows and columns of the image that take their class from this tile.
     """
 
     top: int
@@ -249,8 +249,8 @@ class Window:
     columns: slice
 
 
-def _all_windows(windows: Sequence[Window]) -> Iterable[Window]:
-    return windows
+def _all_tiles(tiles: Sequence[Tile]) -> Iterable[Tile]:
+    return tiles
 
 
 @torch.no_grad()
@@ -259,27 +259,27 @@ def predict_classes(
     image: Tensor | NetworkInput,
     prediction: Prediction,
     *,
-    window: int = 0,
+    tile: int = 0,
     overlap: int = 0,
-    progress: Callable[[Sequence[Window]], Iterable[Window]] = _all_windows,
+    progress: Callable[[Sequence[Tile]], Iterable[Tile]] = _all_tiles,
 ) -> Tensor:
     """Return the class of every pixel of one image of any size, in memory that does not grow with the image.
 
-        classes[y, x] = argmax of prediction(net, the window whose centre is nearest to (y, x))[y, x]
+        classes[y, x] = argmax of prediction(net, the tile whose centre is nearest to (y, x))[y, x]
 
-    An image with more than 2 window^2 pixels is cut into windows of window x window pixels that overlap by `overlap`
+    An image with more than 2 tile^2 pixels is cut into tiles of tile x tile pixels that overlap by `overlap`
     pixels or more. Each is predicted by itself; in an overlap, the pixels on either side of its middle come from the
-    window on that side. If the prediction has a short_side or fit, the network expects to see a whole image: a large
-    image is then shrunk to 2 window^2 pixels instead, and each pixel gets the class of the nearest pixel of the small
-    image. Smaller images, and all images if window=0, are predicted without cutting or shrinking.
+    tile on that side. If the prediction has a short_side or fit, the network expects to see a whole image: a large
+    image is then shrunk to 2 tile^2 pixels instead, and each pixel gets the class of the nearest pixel of the small
+    image. Smaller images, and all images if tile=0, are predicted without cutting or shrinking.
 
     Args:
         net: as for `Prediction`.
-        image: (1, 3, H, W), normalised; or a `NetworkInput`, which makes such windows when they are needed.
-        prediction: how each window is predicted.
-        window: side of a window in pixels; 0 for no windows.
-        overlap: pixels, 0 or more and less than window.
-        progress: returns the windows of a large image, for example `tqdm.tqdm`; it may raise to stop between two.
+        image: (1, 3, H, W), normalised; or a `NetworkInput`, which makes such tiles when they are needed.
+        prediction: how each tile is predicted.
+        tile: side of a tile in pixels; 0 for no tiles.
+        overlap: pixels, 0 or more and less than tile.
+        progress: returns the tiles of a large image, for example `tqdm.tqdm`; it may raise to stop between two.
 
     Returns:
         (H, W) on the CPU, uint8; int64 for a network with more than 256 classes.
@@ -290,24 +290,24 @@ def predict_classes(
     """
     source = TensorInput(image) if isinstance(image, Tensor) else image
     height, width = source.size
-    if not _is_large(source, window):
-        return _classes(prediction(net, whole_input(source, prediction, window)))
-    if not 0 <= overlap < window:
+    if not _is_large(source, tile):
+        return _classes(prediction(net, whole_input(source, prediction, tile)))
+    if not 0 <= overlap < tile:
         raise ValueError(
-            f"predict_classes: overlap must be in 0..{window - 1}, got {overlap}; lower it or enlarge the window."
+            f"predict_classes: overlap must be in 0..{tile - 1}, got {overlap}; lower it or enlarge the tile."
         )
     if _sees_whole_images(prediction):
-        found = _classes(prediction(net, whole_input(source, prediction, window)))
+        found = _classes(prediction(net, whole_input(source, prediction, tile)))
         rows, columns = map(_nearest, source.size, found.shape)
         return found[rows][:, columns]
-    windows = [
-        Window(top, left, rows, columns)
-        for top, rows in _cells(height, window, overlap)
-        for left, columns in _cells(width, window, overlap)
+    tiles = [
+        Tile(top, left, rows, columns)
+        for top, rows in _cells(height, tile, overlap)
+        for left, columns in _cells(width, tile, overlap)
     ]
     classes: Tensor | None = None
-    for at in progress(windows):
-        bottom, right = min(at.top + window, height), min(at.left + window, width)
+    for at in progress(tiles):
+        bottom, right = min(at.top + tile, height), min(at.left + tile, width)
         found = _classes(prediction(net, source.crop(slice(at.top, bottom), slice(at.left, right))))
         if classes is None:
             classes = torch.empty(height, width, dtype=found.dtype)
@@ -316,26 +316,26 @@ def predict_classes(
             slice(at.columns.start - at.left, at.columns.stop - at.left),
         )
         classes[at.rows, at.columns] = found[inner]
-    assert classes is not None  # a large image has windows
+    assert classes is not None  # a large image has tiles
     return classes
 
 
-def whole_input(source: NetworkInput, prediction: Prediction, window: int) -> Tensor:
+def whole_input(source: NetworkInput, prediction: Prediction, tile: int) -> Tensor:
     """Return a whole image as `predict_classes` gives it to a prediction, (1, 3, h, w), normalised.
 
-    That is the image itself; but if it has more than 2 window^2 pixels, window is not 0 and the prediction has a
+    That is the image itself; but if it has more than 2 tile^2 pixels, tile is not 0 and the prediction has a
     short_side or fit, it is shrunk to so many pixels.
     """
     height, width = source.size
-    if not (_is_large(source, window) and _sees_whole_images(prediction)):
+    if not (_is_large(source, tile) and _sees_whole_images(prediction)):
         return source.crop(slice(0, height), slice(0, width))
-    share = window * math.sqrt(2 / (height * width))
+    share = tile * math.sqrt(2 / (height * width))
     return source.shrink(max(1, int(height * share)), max(1, int(width * share)))
 
 
-def _is_large(source: NetworkInput, window: int) -> bool:
+def _is_large(source: NetworkInput, tile: int) -> bool:
     height, width = source.size
-    return window > 0 and height * width > 2 * window**2
+    return tile > 0 and height * width > 2 * tile**2
 
 
 def _sees_whole_images(prediction: Prediction) -> bool:
@@ -360,42 +360,42 @@ def _nearest(full: int, small: int) -> Tensor:
     return ((2 * torch.arange(full) + 1) * small) // (2 * full)
 
 
-def _cells(size: int, window: int, overlap: int) -> list[tuple[int, slice]]:
-    """Return (start, slice) of each window along an axis; positions in the slice take their class from the window."""
-    starts = window_starts(size, window, window - overlap)
-    borders = [(one + window + other) // 2 for one, other in itertools.pairwise(starts)]
+def _cells(size: int, tile: int, overlap: int) -> list[tuple[int, slice]]:
+    """Return (start, slice) of each tile along an axis; positions in the slice take their class from the tile."""
+    starts = window_starts(size, tile, tile - overlap)
+    borders = [(one + tile + other) // 2 for one, other in itertools.pairwise(starts)]
     return list(zip(starts, map(slice, [0, *borders], [*borders, size]), strict=True))
 
 
-def window_starts(size: int, crop: int, stride: int) -> list[int]:
-    """Return where windows of `crop` pixels start along an axis of `size`: every `stride`, the last ends at the border.
+def window_starts(size: int, window: int, stride: int) -> list[int]:
+    """Return where windows start along an axis of `size` pixels: every `stride`, the last ends at the border.
 
     Raises:
-        ValueError: crop or stride below 1, or a stride above the crop, which would leave gaps.
+        ValueError: window or stride below 1, or a stride above the window, which would leave gaps.
     """
-    if crop < 1 or not 1 <= stride <= crop:
+    if window < 1 or not 1 <= stride <= window:
         raise ValueError(
-            f"window_starts: stride must be in 1..crop, got stride {stride} for crop {crop}; lower the stride."
+            f"window_starts: stride must be in 1..window, got stride {stride} for window {window}; lower the stride."
         )
-    last = max(size - crop, 0)
+    last = max(size - window, 0)
     return [*range(0, last, stride), last]
 
 
-def _sliding_logits(net: Network, images: Tensor, crop: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+def _sliding_logits(net: Network, images: Tensor, window: tuple[int, int], stride: tuple[int, int]) -> Tensor:
     """Return the logits of the images, averaged over all windows that contain a pixel."""
     height, width = images.shape[-2:]
-    padded = F.pad(images, (0, max(crop[1] - width, 0), 0, max(crop[0] - height, 0)))
+    padded = F.pad(images, (0, max(window[1] - width, 0), 0, max(window[0] - height, 0)))
     size = padded.shape[-2:]
     total: Tensor | None = None
     count = torch.zeros(size, device=images.device)
-    for top in window_starts(size[0], crop[0], stride[0]):
-        for left in window_starts(size[1], crop[1], stride[1]):
-            window = (..., slice(top, top + crop[0]), slice(left, left + crop[1]))
-            logits = net(padded[window])
+    for top in window_starts(size[0], window[0], stride[0]):
+        for left in window_starts(size[1], window[1], stride[1]):
+            here = (..., slice(top, top + window[0]), slice(left, left + window[1]))
+            logits = net(padded[here])
             if total is None:
                 wide = torch.promote_types(logits.dtype, torch.float32)
                 total = torch.zeros(*logits.shape[:-2], *size, dtype=wide, device=images.device)
-            total[window] += logits
-            count[window] += 1
+            total[here] += logits
+            count[here] += 1
     assert total is not None  # window_starts is never empty
     return total.div_(count)[..., :height, :width]

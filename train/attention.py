@@ -24,7 +24,7 @@ from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.network_input import PixelInput, resize
 from ccgpu.models.normalisation import Normalise
-from ccgpu.models.prediction import LARGEST_SIDE, WINDOW, NonFiniteScores, Prediction, whole_input
+from ccgpu.models.prediction import LARGEST_SIDE, TILE, NonFiniteScores, Prediction, whole_input
 from ccgpu.models.weights import write_atomically
 from ccgpu.train import distributed
 from ccgpu.train.data.checking import notes
@@ -153,11 +153,11 @@ def prepare(flags: argparse.Namespace) -> tuple[CCNet, torch.Tensor, list[tuple[
 def seen_images(net: CCNet, image: Image.Image, prediction: Prediction) -> torch.Tensor:
     """Return the image as the network sees it when it predicts at scale 1: (1, 3, h, w), normalised, on its device.
 
-    An image without a size to resize it to is seen whole here, whereas `train.predict` cuts large ones into windows.
+    An image without a size to resize it to is seen whole here, whereas `train.predict` cuts large ones into tiles.
     """
     normalise = Normalise(net.backbone.mean, net.backbone.std)
     source = PixelInput(image, lambda pixels: normalise(pixels)[None])
-    images = resize(whole_input(source, prediction, WINDOW), prediction.seen_size(*source.size), antialias=True)
+    images = resize(whole_input(source, prediction, TILE), prediction.seen_size(*source.size), antialias=True)
     return images.to(next(net.parameters()).device)
 
 

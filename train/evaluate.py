@@ -1,8 +1,8 @@
 """Evaluate a trained network: `python -m train.evaluate --checkpoint RUN/last.pt --data PATH`.
 
-Images are predicted whole or in sliding windows, at several scales (`--ms`), also flipped (`--flip`). Flags default to
-the values of the run's own evaluation, including the dataset. `--save-predictions DIR` writes the label files that a
-test server takes, also for images without labels (`--unlabelled`).
+Images are predicted whole or in sliding windows, at several scales (`--scales`), also flipped (`--flip`). Flags
+default to the values of the run's own evaluation, including the dataset. `--save-predictions DIR` writes the label
+files that a test server takes, also for images without labels (`--unlabelled`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ from ccgpu.train.runs.flags import (
     chosen_range,
     chosen_scales,
     command_parser,
+    flag,
     saved_values,
+    without_excluded,
 )
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.outputs import add_overwrite, check_output_folder, check_outputs, check_outside
@@ -112,11 +114,19 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--split", nargs="+", metavar="NAME", help="splits to evaluate on (default: the run's)")
     add("--unlabelled", action="store_true", help="the images have no labels: save predictions, score nothing")
     add("--mode", choices=MODES, help="whole images or sliding windows (default: the run's)")
-    add("--crop", type=int, nargs="+", metavar="N", help="window in pixels, H W or N (default: the run's)")
+    add("--window", type=int, nargs="+", metavar="N", help="window in pixels, H W or N (default: the run's)")
     add("--stride", type=int, nargs="+", metavar="N", help="window step in pixels, H W or N (default: the run's)")
     add_scales(parser, default=" (default: the run's)")
     add("--flip", action=argparse.BooleanOptionalAction, help="average with the flipped image (default: the run's)")
     add("--average", choices=AVERAGES, help="average logits or probabilities (default: the run's)")
+    add("--short-side", type=int, metavar="N", help="resize images to this short side, in pixels (default: the run's)")
+    add(
+        "--fit",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="resize images to the largest size that fits into H W, or N for a square (default: the run's)",
+    )
     add("--save-predictions", type=Path, metavar="DIR", help="write each prediction as a file of label ids")
     add_overwrite(parser, "predictions that exist in DIR")
     add("--record", type=Path, metavar="FILE", help="append the scores to this file of JSON lines")
@@ -177,13 +187,11 @@ def recipe_of(found: checkpoint.Checkpoint, dataset: Dataset) -> dict[str, Any]:
         raise ValueError(
             "--checkpoint must be a run's last.pt for a network for clips, got a file that lacks their length"
         )
-    size = {"eval_short_side": found.prediction.get("short_side"), "eval_fit": found.prediction.get("fit")}
-    asked = {name: tuple(value) if name == "eval_fit" else value for name, value in size.items() if value is not None}
-    if asked:  # the two settings exclude each other, so the file's one replaces both of the recipe's
-        asked = {"eval_short_side": None, "eval_fit": None, **asked}
+    size = {"short_side": found.prediction.get("short_side"), "fit": found.prediction.get("fit")}
+    asked = {name: tuple(value) if name == "fit" else value for name, value in size.items() if value is not None}
     if found.value_range is not None:
         asked["value_range"] = found.value_range
-    return dataclasses.asdict(Settings(**{**dataset.recipe, **asked}))
+    return dataclasses.asdict(Settings(**without_excluded(Settings, {**dataset.recipe, **asked}, asked)))
 
 
 def find_clips(flags: argparse.Namespace, settings: Settings, dataset: Dataset) -> list[tuple[Clip, int]]:
@@ -306,12 +314,14 @@ def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace) -> Set
     values = saved_values(Settings, saved, "--checkpoint")
     changes: dict[str, Any] = {
         "val_split": None if flags.split is None else tuple(flags.split),
-        "eval": flags.mode,
-        "eval_crop": _size("--crop", flags.crop),
-        "eval_stride": _size("--stride", flags.stride),
-        "eval_scales": chosen_scales(flags.ms),
-        "eval_flip": flags.flip,
-        "eval_average": flags.average,
+        "mode": flags.mode,
+        "window": _size("--window", flags.window),
+        "stride": _size("--stride", flags.stride),
+        "scales": chosen_scales(flags.scales),
+        "flip": flags.flip,
+        "average": flags.average,
+        "short_side": flags.short_side,
+        "fit": _size("--fit", flags.fit),
         "amp": flags.amp,
         "channels_last": flags.channels_last,
         "compile": flags.compile,
@@ -320,17 +330,24 @@ def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace) -> Set
         "max_pixels": flags.max_pixels,
         "check": flags.check,
     }
-    settings = Settings(**{**values, **{name: value for name, value in changes.items() if value is not None}})
+    if flags.short_side is not None and flags.fit is not None:
+        raise ValueError("--short-side and --fit exclude each other")
+    given = {name: value for name, value in changes.items() if value is not None}
+    settings = Settings(**without_excluded(Settings, {**values, **given}, given))
+    for name in ("short_side", "fit"):
+        sides = given.get(name, ())
+        if not all(1 <= side <= LARGEST_SIDE for side in (sides if isinstance(sides, tuple) else (sides,))):
+            raise ValueError(f"{flag(name)} must be from 1 to {LARGEST_SIDE} pixels, got {getattr(flags, name)}")
     if settings.max_pixels < 1:
         raise ValueError(f"--max-pixels must be 1 or more, got {settings.max_pixels}")
-    if settings.eval != "sliding" and (flags.crop is not None or flags.stride is not None):
+    if settings.mode != "sliding" and (flags.window is not None or flags.stride is not None):
         raise ValueError(
-            f"--crop and --stride must come with sliding windows, got mode {settings.eval}; add --mode sliding."
+            f"--window and --stride must come with sliding windows, got mode {settings.mode}; add --mode sliding."
         )
-    if settings.eval == "sliding" and max(settings.eval_crop) > LARGEST_SIDE:
-        raise ValueError(f"--crop must be at most {LARGEST_SIDE}, got {max(settings.eval_crop)}")
-    if settings.eval == "sliding" and any(map(operator.gt, settings.eval_stride, settings.eval_crop)):
-        raise ValueError(f"--stride must be at most --crop {settings.eval_crop}, got {settings.eval_stride}")
+    if settings.mode == "sliding" and max(settings.window) > LARGEST_SIDE:
+        raise ValueError(f"--window must be at most {LARGEST_SIDE}, got {max(settings.window)}")
+    if settings.mode == "sliding" and any(map(operator.gt, settings.stride, settings.window)):
+        raise ValueError(f"--stride must be at most --window {settings.window}, got {settings.stride}")
     return settings
 
 
@@ -360,8 +377,8 @@ def describe(predict: Prediction) -> str:
     base = f"short side {predict.short_side}, " if predict.short_side is not None else ""
     base += f"largest size in {predict.fit}, " if predict.fit is not None else ""
     window = ""
-    if predict.mode == "sliding" and predict.crop is not None and predict.stride is not None:
-        window = " windows of {}x{} every {}x{} pixels".format(*predict.crop, *predict.stride)
+    if predict.mode == "sliding" and predict.window is not None and predict.stride is not None:
+        window = " windows of {}x{} every {}x{} pixels".format(*predict.window, *predict.stride)
     return f"{predict.mode}{window}, {base}{scales}{', flipped too' if predict.flip else ''}, mean of {predict.average}"
 
 

@@ -96,15 +96,15 @@ DATASET = Dataset(
         "iterations": 163190,  # 150 epochs
         "batch": 28,
         "crop": (473, 473),
-        "fit": True,
-        "scale": (0.75, 1.25),
+        "fit_crop": True,
+        "random_scale": (0.75, 1.25),
         "lr": 7e-3,
         "weight_decay": 5e-4,
-        "eval": "whole",
-        "eval_fit": (473, 473),
+        "mode": "whole",
+        "fit": (473, 473),
         "eval_every": 10880,  # 10 epochs
     },
-    demo={**DEMO, "scenes_size": (144, 96), "crop": (129, 97), "eval_fit": (129, 97)},
+    demo={**DEMO, "scenes_size": (144, 96), "crop": (129, 97), "fit": (129, 97)},
     scores=("miou", "pixel_accuracy", "mean_accuracy"),
     flip_pairs=((14, 15), (16, 17), (18, 19)),
 )

@@ -26,7 +26,7 @@ from ccgpu.models.image_files import BadImage
 from ccgpu.models.labels import Labels
 from ccgpu.models.network_input import PixelInput
 from ccgpu.models.normalisation import Normalise
-from ccgpu.models.prediction import LARGEST_SIDE, WINDOW, NonFiniteScores, Prediction, Window, predict_classes
+from ccgpu.models.prediction import LARGEST_SIDE, TILE, NonFiniteScores, Prediction, Tile, predict_classes
 from ccgpu.train import distributed, engine
 from ccgpu.train.data.checking import notes
 from ccgpu.train.data.facts import Facts, open_with_facts
@@ -51,8 +51,8 @@ from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.outputs import add_overwrite, check_output_folder, check_outputs
 from ccgpu.train.runs.setup import dataset_of_network, read_network
 
-SMALLEST_WINDOW = 32  # pixels; a few positions of a feature map, and still fewer than 2000 windows a million pixels
-MANY_WINDOWS = 8  # from so many windows an image is worth a progress bar
+SMALLEST_TILE = 32  # pixels; a few positions of a feature map, and still fewer than 2000 tiles a million pixels
+MANY_TILES = 8  # from so many tiles an image is worth a progress bar
 # What stops writing for all inputs: a disk that is full, over its quota, or read-only.
 NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lambda: prepare(flags),
         lambda prepared: predict_all(flags, *prepared),
         again="run the command again",
-        smaller="use a smaller --window",
+        smaller="use a smaller --tile",
         refused=BAD_FILE,
     )
 
@@ -87,11 +87,11 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--flip", action="store_true", help="average with the flipped image")
     add("--short-side", type=int, metavar="N", help="resize images to this short side for the network, in pixels")
     add(
-        "--window",
+        "--tile",
         type=int,
-        default=WINDOW,
+        default=TILE,
         metavar="N",
-        help=f"cut images of more than 2 N x N pixels into windows of this side; 0: never (default: {WINDOW})",
+        help=f"cut images of more than 2 N x N pixels into tiles of this side; 0: never (default: {TILE})",
     )
     add("--every", type=int, default=1, metavar="N", help="predict every N-th frame of a video (default: 1)")
     add("--dataset", metavar="MODULE", help="dataset that defines the network's classes (default: the checkpoint's)")
@@ -138,8 +138,8 @@ class Predictor:
     """
 
     def __init__(self, flags: argparse.Namespace) -> None:
-        if flags.window != 0 and flags.window < SMALLEST_WINDOW:
-            raise ValueError(f"--window must be 0, or {SMALLEST_WINDOW} or more, got {flags.window}")
+        if flags.tile != 0 and flags.tile < SMALLEST_TILE:
+            raise ValueError(f"--tile must be 0, or {SMALLEST_TILE} or more, got {flags.tile}")
         for name, least in (("every", 1), ("max_pixels", 1)):
             if getattr(flags, name) < least:
                 raise ValueError(f"{flag(name)} must be {least} or more, got {getattr(flags, name)}")
@@ -154,18 +154,16 @@ class Predictor:
         self.labels = labels_of(found, flags.dataset)
         size = {} if flags.short_side is None else {"short_side": flags.short_side, "fit": None}
         self.prediction = Prediction(
-            scales=chosen_scales(flags.ms) or (1.0,),
+            scales=chosen_scales(flags.scales) or (1.0,),
             flip=flags.flip,
             **{**found.prediction, **size},
         )
         self.net = checkpoint.build(found).to(device)
         self.normalise = Normalise(self.net.backbone.mean, self.net.backbone.std)
         self.precision = engine.Precision(device, flags.amp)
-        self.window = flags.window
+        self.tile = flags.tile
 
-    def __call__(
-        self, image: Image.Image, progress: Callable[[Sequence[Window]], Iterator[Window]] = iter
-    ) -> np.ndarray:
+    def __call__(self, image: Image.Image, progress: Callable[[Sequence[Tile]], Iterator[Tile]] = iter) -> np.ndarray:
         """Return the classes, uint8 (H, W), of an image of mode RGB; `progress` is that of `predict_classes`.
 
         Raises:
@@ -174,7 +172,7 @@ class Predictor:
         source = PixelInput(image, lambda pixels: self.precision.images(self.normalise(pixels)[None]))
         with self.precision.autocast():
             classes = predict_classes(
-                self._logits, source, self.prediction, window=self.window, overlap=self.window // 4, progress=progress
+                self._logits, source, self.prediction, tile=self.tile, overlap=self.tile // 4, progress=progress
             )
         return classes.numpy()
 
@@ -228,17 +226,17 @@ def predict_all(flags: argparse.Namespace, predictor: Predictor, inputs: Sequenc
     return 0
 
 
-def follow(windows: Sequence[Window], interrupts: DeferredInterrupts) -> Iterator[Window]:
-    """Yield the windows of an image, with a progress bar where there are many.
+def follow(tiles: Sequence[Tile], interrupts: DeferredInterrupts) -> Iterator[Tile]:
+    """Yield the tiles of an image, with a progress bar where there are many.
 
     Raises:
         engine.Interrupted: the command was asked to stop; the image is left without results.
     """
-    few = len(windows) < MANY_WINDOWS
-    for window in tqdm(windows, unit="window", leave=False, disable=few, mininterval=distributed.bar_interval()):
+    few = len(tiles) < MANY_TILES
+    for tile in tqdm(tiles, unit="tile", leave=False, disable=few, mininterval=distributed.bar_interval()):
         if interrupts():
-            raise engine.Interrupted("predict: stopped between two windows")
-        yield window
+            raise engine.Interrupted("predict: stopped between two tiles")
+        yield tile
 
 
 def why_failed(error: Exception, path: Path) -> str:
@@ -256,7 +254,7 @@ def why_failed(error: Exception, path: Path) -> str:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         first = str(error).partition("\n")[0] or type(error).__name__
-        return f"{path}: out of memory ({first}); use a smaller --window or --short-side"
+        return f"{path}: out of memory ({first}); use a smaller --tile or --short-side"
     if isinstance(error, (BadImage, FileNotFoundError, ModuleNotFoundError)):
         return str(error)
     if isinstance(error, (NonFiniteScores, OSError)):
@@ -279,7 +277,7 @@ def predict_image(
     """
     image, found = open_with_facts(entry.path, value_range=predictor.value_range, max_pixels=flags.max_pixels)
     predictor.facts[entry.path] = found
-    classes = predictor(image, lambda windows: follow(windows, interrupts))
+    classes = predictor(image, lambda tiles: follow(tiles, interrupts))
     files.write(entry.name, str(entry.path), image, classes)
 
 
@@ -312,7 +310,7 @@ def predict_video(
                 if number % flags.every:
                     continue
                 image = Image.fromarray(frame)
-                classes = predictor(image, lambda windows: follow(windows, interrupts))
+                classes = predictor(image, lambda tiles: follow(tiles, interrupts))
                 files.write(f"{entry.name}/{number:06d}", f"{entry.path}#{number}", image, classes)
                 written += 1
                 if writer is not None:

@@ -42,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--lr",
         "0.03",
     ]
-    flags += ["--iterations", "50", "--scale", "1", "1", "--workers", "0", "--device", "cpu", "--no-tensorboard"]
+    flags += ["--iterations", "50", "--random-scale", "1", "1", "--workers", "0", "--device", "cpu", "--no-tensorboard"]
     assert camvid.main([*flags, "--data", str(root / "data"), "--out", str(root / "run")]) == 0
     return root
 

@@ -32,9 +32,9 @@ SMALL_RUN = [
 HERE = ["--device", "cpu", "--workers", "0"]
 # Flags for the datasets whose recipes set image sizes.
 SMALL_RECIPES = {
-    "ade20k": ["--short-sides", "48", "64", "--eval-short-side", "64"],
-    "lip": ["--eval-fit", "64", "64"],
-    "cityscapes": ["--eval-crop", "65", "--eval-stride", "49"],
+    "ade20k": ["--random-short-sides", "48", "64", "--short-side", "64"],
+    "lip": ["--fit", "64", "64"],
+    "cityscapes": ["--window", "65", "--stride", "49"],
 }
 SMALL = {
     "evaluate": HERE,
@@ -155,7 +155,7 @@ class Reader:
         arguments = [str(self.data(dataset)) if word == "PATH" else word for word in arguments]
         if name in SMALL:
             windows = (
-                ["--crop", "65", "--stride", "49"] if name == "evaluate" and "ccnet.safetensors" in arguments else []
+                ["--window", "65", "--stride", "49"] if name == "evaluate" and "ccnet.safetensors" in arguments else []
             )
             return [*arguments, *SMALL[name], *windows]
         if not ({"--data", "--preset", "--out"} & {*arguments}) or name in ("convert", "export"):

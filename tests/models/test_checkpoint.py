@@ -137,11 +137,13 @@ def test_a_run_checkpoint_with_values_of_wrong_types_is_refused(
         checkpoint.read(saved(run_checkpoint(net, **changes), tmp_path, "last.pt"))
 
 
-@pytest.mark.parametrize("header", ["", "{", "3", "{}", '{"format": 3}', '{"format": 3, "network": 2}'])
+@pytest.mark.parametrize("header", ["", "{", "3", "{}", '{"format": 3}', '{"format": 4, "network": 2}'])
 def test_a_safetensors_file_with_another_header_is_refused(header: str, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     path.write_bytes(safetensors_bytes({"a": torch.zeros(2)}, {"ccgpu": header}))
-    with pytest.raises(ValueError, match=r"net\.safetensors' must have format 3 with a network's arguments"):
+    with pytest.raises(
+        ValueError, match=rf"net\.safetensors' must have format {checkpoint.FORMAT} with a network's arguments"
+    ):
         checkpoint.read(path)
 
 

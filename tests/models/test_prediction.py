@@ -17,7 +17,7 @@ Size = tuple[int, int]
 
 
 @pytest.mark.parametrize(
-    ("size", "crop", "stride", "starts"),
+    ("size", "window", "stride", "starts"),
     [
         (1024, 769, 513, [0, 255]),
         (2048, 769, 513, [0, 513, 1026, 1279]),
@@ -29,31 +29,31 @@ Size = tuple[int, int]
         (9, 3, 3, [0, 3, 6]),
     ],
 )
-def test_window_starts_table(size: int, crop: int, stride: int, starts: list[int]) -> None:
-    assert window_starts(size, crop, stride) == starts
+def test_window_starts_table(size: int, window: int, stride: int, starts: list[int]) -> None:
+    assert window_starts(size, window, stride) == starts
 
 
 @pytest.mark.parametrize("size", range(1, 15))
-@pytest.mark.parametrize("crop", [1, 3, 4])
-def test_window_starts_cover_every_pixel_within_the_border(size: int, crop: int) -> None:
-    for stride in range(1, crop + 1):
-        starts = window_starts(size, crop, stride)
+@pytest.mark.parametrize("window", [1, 3, 4])
+def test_window_starts_cover_every_pixel_within_the_border(size: int, window: int) -> None:
+    for stride in range(1, window + 1):
+        starts = window_starts(size, window, stride)
         assert len(set(starts)) == len(starts)
-        covered = {pixel for start in starts for pixel in range(start, start + crop)}
-        assert covered == set(range(max(size, crop)))
+        covered = {pixel for start in starts for pixel in range(start, start + window)}
+        assert covered == set(range(max(size, window)))
 
 
-@pytest.mark.parametrize(("crop", "stride"), [(4, 5), (4, 0), (0, 0)])
-def test_window_starts_refuse_gaps(crop: int, stride: int) -> None:
-    with pytest.raises(ValueError, match=f"stride must be in 1..crop, got stride {stride} for crop {crop}"):
-        window_starts(10, crop, stride)
+@pytest.mark.parametrize(("window", "stride"), [(4, 5), (4, 0), (0, 0)])
+def test_window_starts_refuse_gaps(window: int, stride: int) -> None:
+    with pytest.raises(ValueError, match=f"stride must be in 1..window, got stride {stride} for window {window}"):
+        window_starts(10, window, stride)
 
 
 @pytest.mark.parametrize("mode", ["whole", "sliding"])
 def test_one_scale_of_1_without_flip_is_the_network_bit_for_bit(mode: str) -> None:
     images = torch.randn(2, 3, 9, 13)
     net = nn.Conv2d(3, 5, 3, padding=1)
-    prediction = Prediction(mode, crop=(9, 13), stride=(4, 4))
+    prediction = Prediction(mode, window=(9, 13), stride=(4, 4))
     assert torch.equal(prediction(net, images), net(images))
     assert not prediction(net, images).requires_grad
     for base in ({"short_side": 9}, {"fit": (9, 20)}, {"fit": (30, 13)}):
@@ -151,7 +151,7 @@ def test_passes_have_equal_weights_and_are_a_mean(average: str) -> None:
 def test_probabilities_sum_to_1(mode: str) -> None:
     images = torch.randn(2, 3, 11, 7)
     net = nn.Conv2d(3, 6, 3, padding=1)
-    options: dict[str, Any] = {"crop": (5, 4), "stride": (3, 3), "scales": (0.5, 1.0, 1.5), "flip": True}
+    options: dict[str, Any] = {"window": (5, 4), "stride": (3, 3), "scales": (0.5, 1.0, 1.5), "flip": True}
     got = Prediction(mode, average="probabilities", **options)(net, images)
     torch.testing.assert_close(got.sum(dim=1), torch.ones(2, 11, 7))
     assert got.min() > 0
@@ -167,7 +167,7 @@ class WindowMean(nn.Module):
 @pytest.mark.parametrize("frames", [(), (2,)])
 def test_sliding_averages_over_the_windows_that_hold_a_pixel(frames: tuple[int, ...]) -> None:
     images = torch.randn(1, 2, *frames, 7, 6, dtype=torch.float64)
-    got = Prediction("sliding", crop=(4, 5), stride=(3, 2))(WindowMean(), images)
+    got = Prediction("sliding", window=(4, 5), stride=(3, 2))(WindowMean(), images)
     assert got.shape == images.shape
     for y in range(7):
         for x in range(6):
@@ -183,7 +183,7 @@ def test_sliding_averages_over_the_windows_that_hold_a_pixel(frames: tuple[int, 
 @pytest.mark.parametrize("frames", [(), (3,)])
 def test_sliding_pads_small_images_with_zero_and_cuts_back(frames: tuple[int, ...]) -> None:
     images = torch.randn(1, 2, *frames, 3, 9, dtype=torch.float64)
-    got = Prediction("sliding", crop=(5, 9), stride=(5, 9))(WindowMean(), images)
+    got = Prediction("sliding", window=(5, 9), stride=(5, 9))(WindowMean(), images)
     torch.testing.assert_close(got, images + images.sum(dim=(-2, -1), keepdim=True) / 45)
 
 
@@ -216,8 +216,8 @@ class Sizes(nn.Module):
         ({"short_side": 5, "scales": (1.5,)}, (77, 154), [(8, 15)]),
         ({"short_side": 5, "scales": (1.5,)}, (154, 77), [(15, 8)]),
         # Windows keep their size, so that a larger scale has more of them.
-        ({"mode": "sliding", "crop": (20, 30), "stride": (20, 30), "scales": (1.0, 2.0)}, (20, 30), [(20, 30)] * 5),
-        ({"mode": "sliding", "crop": (20, 20), "stride": (9, 9), "fit": (20, 20)}, (50, 30), [(20, 20)]),
+        ({"mode": "sliding", "window": (20, 30), "stride": (20, 30), "scales": (1.0, 2.0)}, (20, 30), [(20, 30)] * 5),
+        ({"mode": "sliding", "window": (20, 20), "stride": (9, 9), "fit": (20, 20)}, (50, 30), [(20, 20)]),
     ],
 )
 def test_the_network_sees_these_sizes(options: dict[str, Any], size: Size, seen: list[Size]) -> None:
@@ -263,7 +263,7 @@ def test_a_ramp_stays_in_place_at_every_scale(scale: float) -> None:
 
 
 @pytest.mark.parametrize("average", ["logits", "probabilities"])
-@pytest.mark.parametrize("options", [{}, {"crop": (24, 40), "stride": (16, 24), "mode": "sliding"}])
+@pytest.mark.parametrize("options", [{}, {"window": (24, 40), "stride": (16, 24), "mode": "sliding"}])
 def test_the_class_of_a_pixel_stays_the_same_over_scales_and_flipped_images(
     average: str, options: dict[str, Any]
 ) -> None:
@@ -333,7 +333,7 @@ def ccnet() -> CCNet:
     return net
 
 
-@pytest.mark.parametrize("options", [{}, {"mode": "sliding", "crop": (48, 48), "stride": (24, 32)}])
+@pytest.mark.parametrize("options", [{}, {"mode": "sliding", "window": (48, 48), "stride": (24, 32)}])
 def test_ccnet_at_several_scales_and_flipped_commutes_with_flipped_images(
     ccnet: CCNet, options: dict[str, Any]
 ) -> None:
@@ -364,16 +364,16 @@ def test_ccnet_under_autocast(ccnet: CCNet) -> None:
     [
         ({"mode": "tiles"}, r"Prediction: mode must be one of \('whole', 'sliding'\), got 'tiles'"),
         ({"average": "sum"}, r"Prediction: average must be one of \('logits', 'probabilities'\), got 'sum'"),
-        ({"mode": "sliding"}, "Prediction: crop and stride must be given for mode sliding, got None and None"),
-        ({"mode": "sliding", "crop": (4, 4)}, r"got \(4, 4\) and None"),
+        ({"mode": "sliding"}, "Prediction: window and stride must be given for mode sliding, got None and None"),
+        ({"mode": "sliding", "window": (4, 4)}, r"got \(4, 4\) and None"),
         ({"mode": "sliding", "stride": (4, 4)}, r"got None and \(4, 4\)"),
         (
-            {"mode": "sliding", "crop": (4, 4), "stride": (4, 5)},
-            r"stride must be in 1\.\.crop, got stride 5 for crop 4",
+            {"mode": "sliding", "window": (4, 4), "stride": (4, 5)},
+            r"stride must be in 1\.\.window, got stride 5 for window 4",
         ),
         (
-            {"mode": "sliding", "crop": (4, 4), "stride": (0, 4)},
-            r"stride must be in 1\.\.crop, got stride 0 for crop 4",
+            {"mode": "sliding", "window": (4, 4), "stride": (0, 4)},
+            r"stride must be in 1\.\.window, got stride 0 for window 4",
         ),
         ({"scales": ()}, r"Prediction: scales must be one or more numbers from 0.01 to 20.0, got \(\)"),
         ({"scales": (1.0, 0.0)}, r"got \(1\.0, 0\.0\)"),

@@ -30,19 +30,19 @@ def resize(maps: np.ndarray, size: Size, smooth: bool) -> np.ndarray:
     return down @ maps @ right.T
 
 
-def windows(net: Callable[[np.ndarray], np.ndarray], image: np.ndarray, crop: Size, stride: Size) -> np.ndarray:
+def windows(net: Callable[[np.ndarray], np.ndarray], image: np.ndarray, window: Size, stride: Size) -> np.ndarray:
     height, width = image.shape[1:]
-    padded = np.pad(image, [(0, 0), (0, max(crop[0] - height, 0)), (0, max(crop[1] - width, 0))])
+    padded = np.pad(image, [(0, 0), (0, max(window[0] - height, 0)), (0, max(window[1] - width, 0))])
     starts = [
         sorted({min(step * number, side - window) for number in range(side)})
-        for side, window, step in zip(padded.shape[1:], crop, stride, strict=True)
+        for side, window, step in zip(padded.shape[1:], window, stride, strict=True)
     ]
     seen: list[list[list[np.ndarray]]] = [[[] for _ in range(width)] for _ in range(height)]
     for top in starts[0]:
         for left in starts[1]:
-            logits = net(padded[:, top : top + crop[0], left : left + crop[1]])
-            for y in range(top, min(top + crop[0], height)):
-                for x in range(left, min(left + crop[1], width)):
+            logits = net(padded[:, top : top + window[0], left : left + window[1]])
+            for y in range(top, min(top + window[0], height)):
+                for x in range(left, min(left + window[1], width)):
                     seen[y][x].append(logits[:, y - top, x - left])
     return np.array([[np.mean(cell, axis=0) for cell in row] for row in seen]).transpose(2, 0, 1)
 
@@ -61,8 +61,8 @@ def defined(net: Callable[[np.ndarray], np.ndarray], image: np.ndarray, predicti
         small = resize(image, (rows, columns), smooth=True)
         for flipped in [False, True][: 1 + prediction.flip]:
             seen = small[:, :, ::-1] if flipped else small
-            if prediction.crop is not None and prediction.stride is not None:
-                logits = windows(net, seen, prediction.crop, prediction.stride)
+            if prediction.window is not None and prediction.stride is not None:
+                logits = windows(net, seen, prediction.window, prediction.stride)
             else:
                 logits = net(seen)
             if flipped:
@@ -108,8 +108,8 @@ def test_prediction_equals_its_definition(
 ) -> None:
     net = Uneven()
     images = torch.randn(2, 3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    mode, crop, stride = ("whole", None, None) if sliding is None else ("sliding", *sliding)
-    prediction = Prediction(mode, crop, stride, tuple(scales), flip, average, **base)
+    mode, window, stride = ("whole", None, None) if sliding is None else ("sliding", *sliding)
+    prediction = Prediction(mode, window, stride, tuple(scales), flip, average, **base)
     # One image a batch, because `Uneven` takes the mean of its batch.
     for image in images:
         got = prediction(net, image[None])
@@ -120,7 +120,7 @@ def test_prediction_equals_its_definition(
 
 def test_windows_of_one_pass_are_averaged_as_logits_for_either_average() -> None:
     images = torch.randn(1, 3, 9, 8, dtype=torch.float64)
-    options: dict[str, Any] = {"mode": "sliding", "crop": (5, 4), "stride": (2, 3)}
+    options: dict[str, Any] = {"mode": "sliding", "window": (5, 4), "stride": (2, 3)}
     logits = Prediction(**options)(Uneven(), images)
     probabilities = Prediction(**options, average="probabilities")(Uneven(), images)
     torch.testing.assert_close(probabilities, logits.softmax(dim=1))

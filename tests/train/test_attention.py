@@ -228,7 +228,7 @@ def test_the_network_sees_the_pixels_that_prediction_gives_it(short_side: int, t
         seen.append(images)
         return images
 
-    predict_classes(watch, Normalise(net.backbone.mean, net.backbone.std)(pixels)[None], prediction, window=1024)
+    predict_classes(watch, Normalise(net.backbone.mean, net.backbone.std)(pixels)[None], prediction, tile=1024)
     assert torch.equal(attention.seen_images(net, Image.fromarray(pixels), prediction), seen[0])
 
 

@@ -42,7 +42,7 @@ def test_a_command_trains_on_synthetic_images_and_its_checkpoint_is_evaluated(
     assert confusion.matrix.tolist() == trained["matrix"]
     assert f"mIoU {100 * confusion.miou():.2f} %" in capsys.readouterr().out
 
-    assert evaluate.main([*flags, "--ms", "--flip", "--average", "probabilities"]) == 0
+    assert evaluate.main([*flags, "--scales", "--flip", "--average", "probabilities"]) == 0
     better = json.loads(record.read_text().splitlines()[-1])
     assert (better["scales"], better["flip"], better["average"]) == ([0.75, 1.0, 1.25], True, "probabilities")
     assert better["matrix"] != again["matrix"]

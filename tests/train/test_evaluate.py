@@ -1,5 +1,6 @@
 """python -m train.evaluate: runs, converted networks, images without labels; the errors that it reports."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from ccgpu.models.backbones import build_backbone
 from ccgpu.models.ccnet import CCNet
 from ccgpu.train import camvid, convert, evaluate
 from ccgpu.train.runs import records
+from ccgpu.train.runs.settings import Settings
 from tests.train.training import run, told
 
 
@@ -68,6 +70,24 @@ def test_evaluate_counts_a_split_that_is_named_twice_once(trained: Path, tmp_pat
     assert records.read_records(record)[0]["matrix"] == last["matrix"]
 
 
+def test_a_size_that_is_given_replaces_the_other_of_the_run(trained: Path, tmp_path: Path) -> None:
+    record = tmp_path / "scores.jsonl"
+    flags = ["--checkpoint", str(trained / "last.pt"), "--workers", "0", "--device", "cpu", "--record", str(record)]
+    sizes = (["--short-side", "40"], ["--fit", "70"], ["--fit", "33", "49"], [])
+    for given in sizes:
+        assert evaluate.main([*flags, *given]) == 0
+    assert [(line["short_side"], line["fit"]) for line in records.read_records(record)] == [
+        (40, None),
+        (None, [70, 70]),
+        (None, [33, 49]),
+        (None, None),
+    ]
+    saved = dataclasses.asdict(Settings(mode="whole", short_side=450))
+    parsed = evaluate.read_flags(["--checkpoint", "a", "--fit", "473"])
+    changed = evaluate.evaluation_settings(saved, parsed)
+    assert (changed.short_side, changed.fit) == (None, (473, 473))
+
+
 # Errors: one line, never a traceback
 
 
@@ -83,21 +103,25 @@ def test_evaluate_refuses_a_backbone_alone(tmp_path: Path, capsys: pytest.Captur
         (["--checkpoint", "nowhere.pt"], "path must be a file, got 'nowhere.pt'"),
         (["--dataset", "ccgpu.train.engine"], "must be a module with a DATASET, got 'ccgpu.train.engine'"),
         (["--dataset", "no.such.module"], "must be a module that can be imported, got 'no.such.module'"),
-        (["--ms", "0"], "--ms must be numbers from 0.01 to 20.0, got 0.0"),
-        (["--ms", "1e9"], "--ms must be numbers from 0.01 to 20.0, got 1000000000.0"),
-        (["--mode", "sliding", "--crop", "100000"], "--crop must be at most 32768, got 100000"),
+        (["--scales", "0"], "--scales must be numbers from 0.01 to 20.0, got 0.0"),
+        (["--scales", "1e9"], "--scales must be numbers from 0.01 to 20.0, got 1000000000.0"),
+        (["--mode", "sliding", "--window", "100000"], "--window must be at most 32768, got 100000"),
         (["--amp", "fp16", "--device", "cpu"], "--amp fp16 needs a CUDA device, got the CPU"),
         (["--workers", "10000"], "--workers must be from 0 to 256, got 10000"),
         (
-            ["--mode", "sliding", "--crop", "32", "--stride", "33"],
-            "--stride must be at most --crop (32, 32), got (33, 33)",
+            ["--mode", "sliding", "--window", "32", "--stride", "33"],
+            "--stride must be at most --window (32, 32), got (33, 33)",
         ),
-        (["--crop", "1", "2", "3"], "--crop must be H W, or N for a square"),
+        (["--window", "1", "2", "3"], "--window must be H W, or N for a square"),
+        (["--fit", "1", "2", "3"], "--fit must be H W, or N for a square"),
+        (["--short-side", "0"], "--short-side must be from 1 to 32768 pixels, got 0"),
+        (["--fit", "99", "99999"], "--fit must be from 1 to 32768 pixels, got [99, 99999]"),
+        (["--fit", "99", "--short-side", "9"], "--short-side and --fit exclude each other"),
         (["--workers", "-1"], "--workers must be from 0 to 256, got -1"),
         (["--dataset", ".camvid"], "--dataset must be a module that can be imported, got '.camvid'"),
         (["--dataset", "nosuch"], "--dataset must be a module that can be imported, got 'nosuch'"),
         (["--dataset", "json"], "--dataset must be a module with a DATASET, got 'json'"),
-        (["--crop", "33"], "--crop and --stride must come with sliding windows, got mode whole"),
+        (["--window", "33"], "--window and --stride must come with sliding windows, got mode whole"),
         (["--unlabelled", "--save-predictions", "new", "--record", "a"], "--record must not come with --unlabelled"),
         (["--record", "file/scores.jsonl"], "file"),
         (["--save-predictions", "file"], "--save-predictions must be a folder, got the file file"),

@@ -126,7 +126,7 @@ def test_image_size_comes_from_the_checkpoint(tmp_path: Path) -> None:
     pixels = image(40, 56)
     source = save(tmp_path / "a.png", pixels)
     given = ("--checkpoint", tmp_path / "net.pt", source)
-    assert run(*given, "--out", tmp_path / "out", "--ms", "1", "1.5", "--flip") == 0
+    assert run(*given, "--out", tmp_path / "out", "--scales", "1", "1.5", "--flip") == 0
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (net.backbone.mean, net.backbone.std))
     images = ((torch.from_numpy(pixels.copy()).permute(2, 0, 1) - mean) / std)[None]
     scores = Prediction(scales=(1, 1.5), flip=True, short_side=24, flip_pairs=lip.DATASET.flip_pairs)(net, images)
@@ -175,13 +175,13 @@ def test_videos_become_frames_and_a_video(tmp_path: Path, file: Path) -> None:
     [
         (["nowhere.jpg"], "there is none"),
         (["IMAGE", "--checkpoint", "nowhere.pt"], "nowhere.pt"),
-        (["IMAGE", "--window", "-1"], "--window must be 0, or 32 or more, got -1"),
-        (["IMAGE", "--window", "31"], "--window must be 0, or 32 or more, got 31"),
+        (["IMAGE", "--tile", "-1"], "--tile must be 0, or 32 or more, got -1"),
+        (["IMAGE", "--tile", "31"], "--tile must be 0, or 32 or more, got 31"),
         (["IMAGE", "--every", "0"], "--every must be 1 or more"),
         (["IMAGE", "--max-pixels", "0"], "--max-pixels must be 1 or more"),
         (["IMAGE", "--opacity", "2"], "--opacity must be from 0 to 1"),
         (["IMAGE", "--short-side", "0"], "--short-side must be from 1 to 32768 pixels, got 0"),
-        (["IMAGE", "--ms", "-1"], "--ms must be numbers from 0.01 to 20.0"),
+        (["IMAGE", "--scales", "-1"], "--scales must be numbers from 0.01 to 20.0"),
         (["IMAGE", "--dataset", "ade20k"], "must have the network's 11 classes, got ade20k with 150"),
         (["IMAGE", "--device", "cuda"], "cuda"),
     ],
@@ -356,7 +356,7 @@ def test_files_that_are_damaged_but_decode_fail(file: Path, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("failure", "told", "traceback"),
     [
-        (MemoryError(), "out of memory (MemoryError); use a smaller --window", False),
+        (MemoryError(), "out of memory (MemoryError); use a smaller --tile", False),
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), "out of memory (CUDA out of memory. Tried)", False),
         (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate"), "out of memory ([enforce]", False),
         (OSError(36, "File name too long"), "[Errno 36] File name too long", False),
@@ -489,13 +489,13 @@ def test_max_pixels_is_a_limit_that_the_message_names(
     assert run(*given, "--out", tmp_path / "2", "--max-pixels", "2240") == 0
 
 
-def test_windows_show_their_progress_and_stop_at_ctrl_c(
+def test_tiles_show_their_progress_and_stop_at_ctrl_c(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = save(tmp_path / "a.png", image(80, 100))
-    given = ("--checkpoint", file, source, "--window", "32")
+    given = ("--checkpoint", file, source, "--tile", "32")
     assert run(*given, "--out", tmp_path / "1") == 0
-    assert "/12 [" in capsys.readouterr().err, "3 x 4 windows"
+    assert "/12 [" in capsys.readouterr().err, "3 x 4 tiles"
     seen = []
 
     def logits(self: predict.Predictor, images: torch.Tensor) -> torch.Tensor:

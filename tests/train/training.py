@@ -19,14 +19,14 @@ COMMANDS = [ade20k, camvid, cityscapes, lip]
 TINY = [
     *("--backbone", "resnet18", "--head-channels", "8", "--crop", "33", "41", "--batch", "2", "--device", "cpu"),
     *("--iterations", "2", "--save-every", "1", "--log-every", "1", "--lr", "1e-3", "--workers", "0"),
-    *("--scenes", "6", "3", "--scenes-size", "64", "96", "--eval", "whole", "--no-tensorboard"),
+    *("--scenes", "6", "3", "--scenes-size", "64", "96", "--mode", "whole", "--no-tensorboard"),
 ]
 
 
 # Flags that shrink the image sizes of a recipe to those of the synthetic images of TINY.
 SMALL = {
-    "ade20k": ("--short-sides", "48", "64", "--eval-short-side", "64"),
-    "lip": ("--eval-fit", "64", "64"),
+    "ade20k": ("--random-short-sides", "48", "64", "--short-side", "64"),
+    "lip": ("--fit", "64", "64"),
     "camvid": (),
     "cityscapes": (),
 }

@@ -68,19 +68,19 @@ class TrainTransform:
     """Augmentation of a training sample: random scale, random crop, random flip, normalisation.
 
     The image is resized to factor * base size. The factor is uniform in [low, high]; the base size is the image's
-    own, or the one that `short_sides` or `fit` gives, with the image's aspect ratio. The crop's corner is uniform over
-    the positions inside the resized image. Where the resized image is smaller than the crop, the rest at the right and
-    the bottom is 0 after normalisation (the mean colour) and has the label 255. The probability of a flip is 1/2. All
-    frames of a clip share the same random numbers.
+    own, or the one that `random_short_sides` or `fit_crop` gives, with the image's aspect ratio. The crop's corner
+    is uniform over the positions inside the resized image. Where the resized image is smaller than the crop, the rest
+    at the right and the bottom is 0 after normalisation (the mean colour) and has the label 255. The probability of a
+    flip is 1/2. All frames of a clip share the same random numbers.
 
     Args:
         crop: height and width of the result, in pixels.
-        scale: lowest and highest factor.
-        flip: whether images are flipped at all.
+        random_scale: lowest and highest factor.
+        random_flip: whether images are flipped at all.
         normalise: mean and std.
-        short_sides: the shorter side of the base size in pixels is one of these, with equal probability; (): the
+        random_short_sides: the shorter side of the base size in pixels is one of these, with equal probability; (): the
             image's own.
-        fit: whether the base size is the largest that fits into the crop.
+        fit_crop: whether the base size is the largest that fits into the crop.
         exchange: class -> class of the same object in a flipped image, uint8 (256,) (see `Dataset.exchange`); None:
             classes do not change.
 
@@ -93,23 +93,25 @@ class TrainTransform:
     """
 
     crop: tuple[int, int] = (769, 769)
-    scale: tuple[float, float] = (0.75, 2.0)
-    flip: bool = True
+    random_scale: tuple[float, float] = (0.75, 2.0)
+    random_flip: bool = True
     normalise: Normalise = field(default_factory=Normalise)
-    short_sides: tuple[int, ...] = ()
-    fit: bool = False
+    random_short_sides: tuple[int, ...] = ()
+    fit_crop: bool = False
     exchange: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if len(self.crop) != 2 or min(self.crop) < 1:
             raise ValueError(f"TrainTransform: crop must be (height, width) >= 1, got {self.crop}; give pixels.")
-        low, high = self.scale
+        low, high = self.random_scale
         if not (0 < low <= high < float("inf")):
-            raise ValueError(f"TrainTransform: scale must be 0 < low <= high, got {self.scale}; give two factors.")
-        if min(self.short_sides, default=1) < 1 or (self.fit and self.short_sides):
             raise ValueError(
-                f"TrainTransform: short_sides must be >= 1, and none with fit, got {self.short_sides} "
-                f"and fit={self.fit}; give pixels or choose one of the two."
+                f"TrainTransform: random_scale must be 0 < low <= high, got {self.random_scale}; give two factors."
+            )
+        if min(self.random_short_sides, default=1) < 1 or (self.fit_crop and self.random_short_sides):
+            raise ValueError(
+                f"TrainTransform: random_short_sides must be >= 1, and none with fit_crop, got "
+                f"{self.random_short_sides} and fit_crop={self.fit_crop}; give pixels or choose one of the two."
             )
         if self.exchange is not None and (self.exchange.dtype != np.uint8 or self.exchange.shape != (256,)):
             raise ValueError(
@@ -137,13 +139,13 @@ class TrainTransform:
         _check_pair("TrainTransform", image, label)
         original = label.shape[-2:]
         base = self._base(original, generator)
-        low, high = self.scale
+        low, high = self.random_scale
         factor = low + (high - low) * generator.random()
         height, width = (max(1, round(side * base * factor)) for side in original)
         size = min(height, self.crop[0]), min(width, self.crop[1])
         top = int(generator.integers(height - size[0] + 1))
         left = int(generator.integers(width - size[1] + 1))
-        flipped = generator.random() < 0.5 and self.flip
+        flipped = generator.random() < 0.5 and self.random_flip
         image, label = scaled_window(image, label, (height, width), (top, left), size)
         if flipped and self.exchange is not None:
             label = self.exchange[label]
@@ -158,9 +160,9 @@ class TrainTransform:
 
     def _base(self, original: tuple[int, ...], generator: np.random.Generator) -> float:
         """Return the ratio of the base size to the image's own size."""
-        if self.short_sides:
-            return self.short_sides[generator.integers(len(self.short_sides))] / min(original)
-        if self.fit:
+        if self.random_short_sides:
+            return self.random_short_sides[generator.integers(len(self.random_short_sides))] / min(original)
+        if self.fit_crop:
             return min(side / own for side, own in zip(self.crop, original, strict=True))
         return 1.0
 

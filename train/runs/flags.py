@@ -121,10 +121,10 @@ def chosen_range(given: Sequence[float] | None, default: tuple[float, float] | N
 
 
 def add_scales(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add --ms, the scales of multi-scale prediction; its help ends with `default`."""
+    """Add --scales, the scales of multi-scale prediction; its help ends with `default`."""
     scales = " ".join(map(str, MULTI_SCALE))
     parser.add_argument(
-        "--ms",
+        "--scales",
         type=float,
         nargs="*",
         metavar="S",
@@ -133,14 +133,14 @@ def add_scales(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def chosen_scales(given: list[float] | None) -> tuple[float, ...] | None:
-    """Return the scales that --ms asks for, or None where it is left out.
+    """Return the scales that --scales asks for, or None where it is left out.
 
     Raises:
         ValueError: a scale is out of its range.
     """
     low, high = SCALES
     if not all(low <= scale <= high for scale in given or ()):
-        raise ValueError(f"--ms must be numbers from {low} to {high}, got {' '.join(map(str, given or ()))}")
+        raise ValueError(f"--scales must be numbers from {low} to {high}, got {' '.join(map(str, given or ()))}")
     return None if given is None else tuple(given) or MULTI_SCALE
 
 
@@ -155,6 +155,8 @@ def option(
     least: float | None = None,
     most: float | None = None,
     decides: Decides = "result",
+    bare: tuple[Any, ...] | None = None,
+    excludes: str | None = None,
 ) -> Any:
     """Return a dataclass field that is a setting and a flag.
 
@@ -171,6 +173,9 @@ def option(
             network, and a resumed run may not change it. "records": it changes the evaluation, and a run resumed in
             another folder may change it (the records of one folder must be comparable). "nothing": it changes neither,
             and any resumed run may change it.
+        bare: the value of a flag without values, for a count of "*".
+        excludes: the setting that has no effect beside this one: where one of the two is given, the other's value of a
+            recipe or of a saved run no longer holds (`without_excluded`).
     """
     metadata = {
         "help": help,
@@ -181,12 +186,14 @@ def option(
         "least": least,
         "most": most,
         "decides": decides,
+        "bare": bare,
+        "excludes": excludes,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
 
 class _Tuple(argparse.Action):
-    """Store several values as a tuple, as a frozen dataclass needs them."""
+    """Store several values as a tuple, as a frozen dataclass needs them; without values, what `const` holds."""
 
     def __call__(
         self,
@@ -195,7 +202,7 @@ class _Tuple(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        setattr(namespace, self.dest, tuple(values))
+        setattr(namespace, self.dest, tuple(values) or self.const or ())
 
 
 class _Size(argparse.Action):
@@ -235,7 +242,8 @@ def add_flags(parser: argparse.ArgumentParser, settings: type, defaults: Mapping
         elif m["count"] == "size":
             parser.add_argument(*names, type=m["kind"], nargs="+", action=_Size, metavar="N", **common)
         elif m["count"] is not None:
-            parser.add_argument(*names, type=m["kind"], nargs=m["count"], action=_Tuple, metavar=m["metavar"], **common)
+            several = {"nargs": m["count"], "const": m["bare"], "metavar": m["metavar"]}
+            parser.add_argument(*names, type=m["kind"], action=_Tuple, **several, **common)
         else:
             parser.add_argument(*names, type=m["kind"], choices=m["choices"], metavar=m["metavar"], **common)
 
@@ -350,7 +358,7 @@ def combine(
             setting that must not change; all such flags are listed, with old and new value.
     """
     if saved is None:
-        return settings(**{**preset, **flags})
+        return settings(**without_excluded(settings, {**preset, **flags}, flags))
     values = saved_values(settings, saved, "resume: the saved run")
     differing = changed_settings(settings, values, flags, kept)
     if differing:
@@ -358,4 +366,21 @@ def combine(
             f"resume: flags must equal the settings the run was started with, got: {'; '.join(differing)}; "
             "leave these flags out to continue the run, or start a new one in another --out."
         )
-    return settings(**{**values, **flags})
+    return settings(**without_excluded(settings, {**values, **flags}, flags))
+
+
+def without_excluded(settings: type, values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values, with the default of each setting that one of `given` excludes and that is not given itself.
+
+    Args:
+        settings: dataclass of `option`s.
+        values: settings by name; `given` is part of them.
+        given: those that a flag, or what else is stronger than the others, gave.
+    """
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    kept = dict(values)
+    for name, value in given.items():
+        other = fields[name].metadata["excludes"]
+        if other is not None and value != fields[name].default and other not in given:
+            kept[other] = fields[other].default
+    return kept

@@ -16,7 +16,7 @@ import torch
 from ccgpu.models.backbones import BACKBONES
 from ccgpu.models.context import CONTEXTS
 from ccgpu.models.image_files import EXIF, MAX_PIXELS
-from ccgpu.models.prediction import AVERAGES, LARGEST_SIDE, MODES, SCALES, Prediction
+from ccgpu.models.prediction import AVERAGES, LARGEST_SIDE, MODES, MULTI_SCALE, SCALES, Prediction
 from ccgpu.models.resnet import STEMS
 from ccgpu.train import engine
 from ccgpu.train.consistency import FORMS
@@ -149,7 +149,7 @@ class Settings:
     crop: tuple[int, int] = option(
         (769, 769), "training crop in pixels", kind=int, count="size", least=SMALLEST, most=LARGEST_SIDE
     )
-    short_sides: tuple[int, ...] = option(
+    random_short_sides: tuple[int, ...] = option(
         (),
         "choose the image's short side at random from these, in pixels",
         kind=int,
@@ -157,9 +157,15 @@ class Settings:
         metavar="N",
         least=SMALLEST,
         most=LARGEST_SIDE,
+        excludes="fit_crop",
     )
-    fit: bool = option(False, "first resize the image to the largest size that fits into the crop", kind=bool)
-    scale: tuple[float, float] = option(
+    fit_crop: bool = option(
+        False,
+        "first resize the image to the largest size that fits into the crop",
+        kind=bool,
+        excludes="random_short_sides",
+    )
+    random_scale: tuple[float, float] = option(
         (0.75, 2.0),
         "range of the random scale",
         kind=float,
@@ -168,7 +174,7 @@ class Settings:
         least=SCALES[0],
         most=SCALES[1],
     )
-    flip: bool = option(True, "flip half of the training images", kind=bool)
+    random_flip: bool = option(True, "flip half of the training images", kind=bool)
     # Optimisation.
     iterations: int = option(60000, "optimiser steps", kind=int, least=1, most=MOST_ITERATIONS)
     batch: int = option(8, "images or clips per step, over all processes", kind=int, least=1, most=MOST_BATCH)
@@ -183,34 +189,36 @@ class Settings:
     channels_last: bool = option(False, "NHWC memory format, faster with amp on CUDA", kind=bool)
     compile: bool = option(False, "compile the network with torch.compile", kind=bool)
     # Evaluation.
-    eval: str = option("sliding", "predict sliding windows or whole images", choices=MODES, decides="records")
-    eval_crop: tuple[int, int] = option(
+    mode: str = option("sliding", "predict sliding windows or whole images", choices=MODES, decides="records")
+    window: tuple[int, int] = option(
         (769, 769), "window in pixels", kind=int, count="size", least=SMALLEST, most=LARGEST_SIDE, decides="records"
     )
-    eval_stride: tuple[int, int] = option(
+    stride: tuple[int, int] = option(
         (513, 513), "window step in pixels", kind=int, count="size", least=1, most=LARGEST_SIDE, decides="records"
     )
-    eval_scales: tuple[float, ...] = option(
+    scales: tuple[float, ...] = option(
         (1.0,),
         "scales to average over",
         kind=float,
-        count="+",
+        count="*",
+        bare=MULTI_SCALE,
         metavar="S",
         decides="records",
         least=SCALES[0],
         most=SCALES[1],
     )
-    eval_flip: bool = option(False, "average with the flipped image", kind=bool, decides="records")
-    eval_average: str = option("logits", "average logits or probabilities", choices=AVERAGES, decides="records")
-    eval_short_side: int | None = option(
+    flip: bool = option(False, "average with the flipped image", kind=bool, decides="records")
+    average: str = option("logits", "average logits or probabilities", choices=AVERAGES, decides="records")
+    short_side: int | None = option(
         None,
         "resize images to this short side, in pixels",
         kind=int,
         least=SMALLEST,
         most=LARGEST_SIDE,
         decides="records",
+        excludes="fit",
     )
-    eval_fit: tuple[int, int] | None = option(
+    fit: tuple[int, int] | None = option(
         None,
         "resize images to the largest size that fits into H W",
         kind=int,
@@ -218,6 +226,7 @@ class Settings:
         least=SMALLEST,
         most=LARGEST_SIDE,
         decides="records",
+        excludes="short_side",
     )
     baselines: bool = option(False, "evaluate the untrained network and 'everything is class 0' too", kind=bool)
     # The run.
@@ -271,14 +280,16 @@ def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.
         problems.append(f"--lr must be more than 0, got {s.lr}")
     if s.dropout == 1 or s.momentum == 1:
         problems.append(f"--dropout and --momentum must be less than 1, got {s.dropout} and {s.momentum}")
-    if s.scale[0] > s.scale[1]:
-        problems.append(f"--scale must be LOW HIGH with LOW <= HIGH, got {s.scale[0]} {s.scale[1]}")
-    if any(step > side for step, side in zip(s.eval_stride, s.eval_crop, strict=True)):
-        problems.append(f"--eval-stride must be at most --eval-crop {s.eval_crop}, got {s.eval_stride}")
-    if s.eval_short_side is not None and s.eval_fit is not None:
-        problems.append("--eval-short-side and --eval-fit exclude each other")
-    if s.fit and s.short_sides:
-        problems.append("--fit and --short-sides exclude each other")
+    if s.random_scale[0] > s.random_scale[1]:
+        problems.append(
+            f"--random-scale must be LOW HIGH with LOW <= HIGH, got {s.random_scale[0]} {s.random_scale[1]}"
+        )
+    if any(step > side for step, side in zip(s.stride, s.window, strict=True)):
+        problems.append(f"--stride must be at most --window {s.window}, got {s.stride}")
+    if s.short_side is not None and s.fit is not None:
+        problems.append("--short-side and --fit exclude each other")
+    if s.fit_crop and s.random_short_sides:
+        problems.append("--fit-crop and --random-short-sides exclude each other")
     if s.recompute and s.context not in ("rcca", "nonlocal"):
         problems.append(f"--recompute must come with --context rcca or nonlocal, got {s.context}")
     if s.recurrence is not None and s.context != "rcca":
@@ -325,13 +336,13 @@ def criterion(s: Settings) -> Criterion:
 def prediction(s: Settings, dataset: Dataset) -> Prediction:
     """Return how images are predicted for the evaluation that the settings ask for."""
     return Prediction(
-        mode=s.eval,
-        crop=s.eval_crop,
-        stride=s.eval_stride,
-        scales=s.eval_scales,
-        flip=s.eval_flip,
-        average=s.eval_average,
-        short_side=s.eval_short_side,
-        fit=s.eval_fit,
+        mode=s.mode,
+        window=s.window,
+        stride=s.stride,
+        scales=s.scales,
+        flip=s.flip,
+        average=s.average,
+        short_side=s.short_side,
+        fit=s.fit,
         flip_pairs=dataset.flip_pairs,
     )

@@ -181,11 +181,11 @@ def load_training(
     """Return this process's training batches from iteration `start` on."""
     transform = TrainTransform(
         settings.crop,
-        settings.scale,
-        settings.flip,
+        settings.random_scale,
+        settings.random_flip,
         normalise,
-        short_sides=settings.short_sides,
-        fit=settings.fit,
+        random_short_sides=settings.random_short_sides,
+        fit_crop=settings.fit_crop,
         exchange=dataset.exchange,
     )
     stream = TrainStream(

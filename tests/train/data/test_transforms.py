@@ -59,7 +59,7 @@ def test_scaled_window_refuses_a_window_outside() -> None:
 @given(st.integers(0, 10**6), st.tuples(st.integers(1, 40), st.integers(1, 40)), st.booleans())
 def test_train_transform_keeps_image_and_label_aligned(seed: int, crop: tuple[int, int], flipped: bool) -> None:
     image, label = coordinates(24, 30)
-    transform = TrainTransform(crop, (0.75, 2.0), flip=flipped, normalise=RAW)
+    transform = TrainTransform(crop, (0.75, 2.0), random_flip=flipped, normalise=RAW)
     pixels, classes = transform(image, label, np.random.default_rng(seed))
     assert pixels.shape == (3, *crop)
     assert classes.shape == crop
@@ -76,7 +76,7 @@ def test_train_transform_keeps_image_and_label_aligned(seed: int, crop: tuple[in
 
 def test_train_transform_without_change_returns_the_image() -> None:
     image, label = coordinates(12, 20)
-    pixels, classes = TrainTransform((12, 20), (1.0, 1.0), flip=False, normalise=RAW)(
+    pixels, classes = TrainTransform((12, 20), (1.0, 1.0), random_flip=False, normalise=RAW)(
         image, label, np.random.default_rng(3)
     )
     assert np.array_equal(pixels.numpy().transpose(1, 2, 0), image)
@@ -99,7 +99,7 @@ def test_train_transform_flips_half_of_the_images_along_the_width() -> None:
 
 def test_train_transform_pads_at_the_right_and_bottom_with_the_mean_and_255() -> None:
     image, label = coordinates(6, 8)
-    pixels, classes = TrainTransform((10, 9), (1.0, 1.0), flip=False)(image, label, np.random.default_rng(0))
+    pixels, classes = TrainTransform((10, 9), (1.0, 1.0), random_flip=False)(image, label, np.random.default_rng(0))
     assert np.array_equal(classes[:6, :8].numpy(), label)
     assert np.array_equal(pixels[:, :6, :8].numpy(), Normalise()(image).numpy())
     for part in (np.s_[..., 6:, :], np.s_[..., 8:]):
@@ -116,7 +116,7 @@ def test_train_transform_scales_and_crops_uniformly() -> None:
     assert max(sides) in range(195, 201)
     assert np.mean(sides) == pytest.approx(125, abs=4 * 43.3 / 300**0.5)
     image, label = coordinates(32, 32)
-    still = TrainTransform((31, 30), (1.0, 1.0), flip=False, normalise=RAW)
+    still = TrainTransform((31, 30), (1.0, 1.0), random_flip=False, normalise=RAW)
     corners = [still(image, label, np.random.default_rng(seed))[0][:2, 0, 0].tolist() for seed in range(60)]
     assert {tuple(corner) for corner in corners} == {(8.0 * y, 8.0 * x) for y in range(2) for x in range(3)}
 
@@ -130,7 +130,7 @@ def test_train_transform_is_a_function_of_the_generator() -> None:
     assert not torch.equal(first[0], other[0])
     used, plain = np.random.default_rng(5), np.random.default_rng(5)
     transform(image, label, used)
-    TrainTransform((1, 40), (1.0, 1.0), flip=False)(image, label, plain)
+    TrainTransform((1, 40), (1.0, 1.0), random_flip=False)(image, label, plain)
     assert used.random() == plain.random()  # the same number of draws, whatever the settings
 
 
@@ -142,7 +142,7 @@ def coverage(transform: TrainTransform, size: tuple[int, int], seed: int) -> tup
 
 
 def test_train_transform_draws_the_short_side_and_scales_it() -> None:
-    still = TrainTransform((100, 100), (1.0, 1.0), short_sides=(30, 40, 60))
+    still = TrainTransform((100, 100), (1.0, 1.0), random_short_sides=(30, 40, 60))
     for size, sides in (
         ((50, 80), {(30, 48), (40, 64), (60, 96)}),
         ((80, 50), {(48, 30), (64, 40), (96, 60)}),
@@ -151,7 +151,7 @@ def test_train_transform_draws_the_short_side_and_scales_it() -> None:
         seen = [coverage(still, size, seed) for seed in range(150)]
         assert set(seen) == sides
         assert all(30 <= seen.count(side) <= 70 for side in sides)  # 50 +- 3.5 standard deviations
-    scaled = TrainTransform((150, 150), (0.5, 2.0), short_sides=(40,))
+    scaled = TrainTransform((150, 150), (0.5, 2.0), random_short_sides=(40,))
     short, long = zip(*(coverage(scaled, (50, 80), seed) for seed in range(100)), strict=True)
     assert min(short) in range(20, 24)
     assert max(short) in range(77, 81)
@@ -163,11 +163,11 @@ def test_train_transform_draws_the_short_side_and_scales_it() -> None:
 def test_train_transform_fits_the_image_into_the_crop(
     height: int, width: int, rows: int, columns: int, seed: int
 ) -> None:
-    fitted = coverage(TrainTransform((rows, columns), (1.0, 1.0), fit=True), (height, width), seed)
+    fitted = coverage(TrainTransform((rows, columns), (1.0, 1.0), fit_crop=True), (height, width), seed)
     ratio = min(rows / height, columns / width)
     assert fitted == (max(1, round(height * ratio)), max(1, round(width * ratio)))
     assert fitted[0] == rows or fitted[1] == columns
-    halved = coverage(TrainTransform((rows, columns), (0.5, 0.5), fit=True), (height, width), seed)
+    halved = coverage(TrainTransform((rows, columns), (0.5, 0.5), fit_crop=True), (height, width), seed)
     assert all(abs(half - max(1, full / 2)) <= 0.75 for half, full in zip(halved, fitted, strict=True))
 
 
@@ -176,7 +176,7 @@ def test_train_transform_scales_by_the_same_number_with_and_without_fit() -> Non
     plain = TrainTransform((16, 32), (0.5, 2.0))
     for seed in range(20):
         expected = plain(image, label, np.random.default_rng(seed))
-        got = dataclasses.replace(plain, fit=True)(image, label, np.random.default_rng(seed))
+        got = dataclasses.replace(plain, fit_crop=True)(image, label, np.random.default_rng(seed))
         assert torch.equal(got[0], expected[0])
         assert torch.equal(got[1], expected[1])
 
@@ -185,7 +185,7 @@ def test_train_transform_draws_the_short_side_before_everything_else() -> None:
     image, label = coordinates(24, 30)
     for seed in range(10):
         used = np.random.default_rng(seed)
-        got = TrainTransform((16, 16), short_sides=(24,))(image, label, used)
+        got = TrainTransform((16, 16), random_short_sides=(24,))(image, label, used)
         skipped = np.random.default_rng(seed)
         skipped.integers(1)
         expected = TrainTransform((16, 16))(image, label, skipped)
@@ -201,7 +201,7 @@ def test_train_transform_exchanges_classes_in_flipped_images_alone() -> None:
     exchange = np.arange(256, dtype=np.uint8)
     exchange[[1, 3]] = 3, 1
     transform = TrainTransform((14, 22), (1.0, 1.0), normalise=RAW, exchange=exchange)
-    still = dataclasses.replace(transform, flip=False)
+    still = dataclasses.replace(transform, random_flip=False)
     names = {0: 0, 1: 3, 2: 2, 3: 1, 255: 255}
     flipped = 0
     for seed in range(40):
@@ -219,7 +219,9 @@ def test_train_transform_exchanges_classes_in_flipped_images_alone() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 4), st.sampled_from([{}, {"fit": True}, {"short_sides": (9, 30)}]))
+@given(
+    st.integers(0, 10**6), st.integers(1, 4), st.sampled_from([{}, {"fit_crop": True}, {"random_short_sides": (9, 30)}])
+)
 def test_transforms_do_the_same_to_every_frame_of_a_clip(seed: int, length: int, base: dict[str, Any]) -> None:
     generator = np.random.default_rng(seed)
     images = generator.integers(0, 256, (length, 18, 24, 3), dtype=np.uint8)
@@ -270,8 +272,11 @@ def test_evaluation_transform_normalises_only() -> None:
         (lambda: TrainTransform((5, 5), (0.0, 1.0)), r"scale must be 0 < low <= high, got \(0.0, 1.0\)"),
         (lambda: TrainTransform((5, 5), (2.0, 1.0)), r"scale must be 0 < low <= high, got \(2.0, 1.0\)"),
         (lambda: TrainTransform((5, 5), (1.0, float("nan"))), "scale must be 0 < low <= high"),
-        (lambda: TrainTransform((5, 5), short_sides=(5, 0)), r"short_sides must be >= 1.*got \(5, 0\)"),
-        (lambda: TrainTransform((5, 5), short_sides=(5,), fit=True), r"none with fit, got \(5,\) and fit=True"),
+        (lambda: TrainTransform((5, 5), random_short_sides=(5, 0)), r"random_short_sides must be >= 1.*got \(5, 0\)"),
+        (
+            lambda: TrainTransform((5, 5), random_short_sides=(5,), fit_crop=True),
+            r"none with fit_crop, got \(5,\) and fit_crop=True",
+        ),
         (lambda: TrainTransform((5, 5), exchange=np.arange(256)), r"uint8 \(256,\), got int64 \(256,\)"),
         (lambda: TrainTransform((5, 5), exchange=np.zeros(19, np.uint8)), r"got uint8 \(19,\)"),
         (

@@ -187,7 +187,7 @@ def test_read_checkpoint_refuses_foreign_files(tmp_path: Path) -> None:
     with pytest.raises(checkpoints.CheckpointError, match="other contents"):
         checkpoints.read_checkpoint(path)
     torch.save({**checkpoint(), "format": 99}, path)
-    with pytest.raises(checkpoints.CheckpointError, match="format 5, got 99"):
+    with pytest.raises(checkpoints.CheckpointError, match=f"format {RUN_FORMAT}, got 99"):
         checkpoints.read_checkpoint(path)
     with pytest.raises(FileNotFoundError, match=r"absent\.pt"):
         checkpoints.read_checkpoint(tmp_path / "absent.pt")

@@ -3,7 +3,8 @@ from dataclasses import dataclass
 import pytest
 
 from ccgpu.train import predict
-from ccgpu.train.runs.flags import combine, option, range_problems
+from ccgpu.train.runs.flags import add_flags, combine, command_parser, option, range_problems
+from ccgpu.train.runs.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,28 @@ def test_settings_of_the_records_are_free_in_another_folder() -> None:
         combine(Recorded, preset={}, saved=saved, flags={"lr": 2.0}, kept=("result",))
 
 
+@dataclass(frozen=True)
+class Sized(Some):
+    short: int | None = option(None, "short side", kind=int, excludes="fit")
+    fit: bool = option(False, "fit", kind=bool, excludes="short")
+
+
+def test_a_flag_replaces_what_it_excludes_but_not_another_flag() -> None:
+    assert combine(Sized, preset={"short": 9}, saved=None, flags={"fit": True}) == Sized(short=None, fit=True)
+    assert combine(Sized, preset={"fit": True}, saved=None, flags={"short": 9}) == Sized(short=9, fit=False)
+    assert combine(Sized, preset={"short": 9}, saved=None, flags={"fit": False}) == Sized(short=9)
+    both = {"short": 9, "fit": True}  # for the check of the settings, which refuses them
+    assert combine(Sized, preset={}, saved=None, flags=both) == Sized(short=9, fit=True)
+
+
+def test_scales_without_values_are_those_of_the_paper() -> None:
+    parser = command_parser("train", "")
+    add_flags(parser, Settings, {})
+    assert vars(parser.parse_args(["--scales"])) == {"scales": (0.75, 1.0, 1.25)}
+    assert vars(parser.parse_args(["--scales", "1", "2"])) == {"scales": (1.0, 2.0)}
+    assert vars(parser.parse_args([])) == {}
+
+
 def test_range_problems_names_each_setting_once() -> None:
     assert range_problems(Some()) == []
     assert range_problems(Some(lr=-1.0, size=(1, 10), workers=-5)) == [
@@ -72,7 +95,7 @@ def test_range_problems_names_each_setting_once() -> None:
             "required: --checkpoint; got --chekpoint=c; did you mean --check",
         ),
         (["a.jpg", "--out", "b"], "required: --checkpoint\n"),
-        (["a.jpg", "--out", "b", "--checkpoint", "c", "--WINDOW", "9"], "--WINDOW 9; did you mean --window?"),
+        (["a.jpg", "--out", "b", "--checkpoint", "c", "--TILE", "9"], "--TILE 9; did you mean --tile?"),
         (["a.jpg", "--out", "b", "--checkpoint", "c", "-e"], "unrecognized arguments: -e; --help lists all flags"),
     ],
 )

@@ -121,12 +121,12 @@ def test_a_checkpoint_of_another_run_is_not_continued(
     """Found before the network is built from settings that are not its own."""
     last = run_folder / "last.pt"
     content = torch.load(last, weights_only=True)
-    other = {**content["settings"], "lr": 0.5, "eval_crop": (65, 65), "workers": 7, "head_channels": 16}
+    other = {**content["settings"], "lr": 0.5, "window": (65, 65), "workers": 7, "head_channels": 16}
     torch.save({**content, "settings": other}, last)
     assert resume(run_folder) == 2
     line = told(capsys, "camvid")
     assert f"{last} must be a checkpoint of the run in {run_folder}" in line
-    assert "--head-channels was 8, is 16; --lr was 0.001, is 0.5; --eval-crop was" in line
+    assert "--head-channels was 8, is 16; --lr was 0.001, is 0.5; --window was" in line
     assert "--workers" not in line
     shutil.copy(trained / "last.pt", last)
     assert resume(run_folder, "--workers", "0") == 0

@@ -43,10 +43,10 @@ DEFAULTS: dict[str, Any] = {
     "ccl_margins": (0.5, 1.5),
     "ccl_form": "piecewise",
     "crop": (769, 769),
-    "short_sides": (),
-    "fit": False,
-    "scale": (0.75, 2.0),
-    "flip": True,
+    "random_short_sides": (),
+    "fit_crop": False,
+    "random_scale": (0.75, 2.0),
+    "random_flip": True,
     "iterations": 60000,
     "batch": 8,
     "lr": 0.01,
@@ -57,14 +57,14 @@ DEFAULTS: dict[str, Any] = {
     "amp": "off",
     "channels_last": False,
     "compile": False,
-    "eval": "sliding",
-    "eval_crop": (769, 769),
-    "eval_stride": (513, 513),
-    "eval_scales": (1.0,),
-    "eval_flip": False,
-    "eval_average": "logits",
-    "eval_short_side": None,
-    "eval_fit": None,
+    "mode": "sliding",
+    "window": (769, 769),
+    "stride": (513, 513),
+    "scales": (1.0,),
+    "flip": False,
+    "average": "logits",
+    "short_side": None,
+    "fit": None,
     "baselines": False,
     "eval_every": 5000,
     "save_every": 1000,
@@ -79,34 +79,34 @@ ADE20K = {
     "scenes_size": (384, 512),
     "ccl": True,
     "crop": (512, 512),
-    "short_sides": (300, 375, 450, 525, 600),
-    "scale": (1.0, 1.0),
+    "random_short_sides": (300, 375, 450, 525, 600),
+    "random_scale": (1.0, 1.0),
     "iterations": 160000,
     "batch": 16,
-    "eval": "whole",
-    "eval_short_side": 450,
+    "mode": "whole",
+    "short_side": 450,
     "eval_every": 16000,
 }
 LIP = {
     "scenes_size": (320, 208),
     "ccl": True,
     "crop": (473, 473),
-    "fit": True,
-    "scale": (0.75, 1.25),
+    "fit_crop": True,
+    "random_scale": (0.75, 1.25),
     "iterations": 163190,
     "batch": 28,
     "lr": 0.007,
     "weight_decay": 0.0005,
-    "eval": "whole",
-    "eval_fit": (473, 473),
+    "mode": "whole",
+    "fit": (473, 473),
     "eval_every": 10880,
 }
 CAMVID = {
     "scenes_size": (360, 480),
     "crop": (360, 480),
-    "scale": (0.5, 2.0),
+    "random_scale": (0.5, 2.0),
     "iterations": 10000,
-    "eval": "whole",
+    "mode": "whole",
     "eval_every": 1000,
 }
 # What the demos of the three datasets of single images have in common.
@@ -129,7 +129,7 @@ PINNED: list[tuple[ModuleType, str | None, dict[str, Any]]] = [
     (
         cityscapes,
         "demo",
-        {**DEMO, "scenes_size": (128, 256), "crop": (97, 129), "scale": (0.75, 1.5), "eval": "whole"},
+        {**DEMO, "scenes_size": (128, 256), "crop": (97, 129), "random_scale": (0.75, 1.5), "mode": "whole"},
     ),
     (ade20k, None, ADE20K),
     (
@@ -140,12 +140,12 @@ PINNED: list[tuple[ModuleType, str | None, dict[str, Any]]] = [
             **DEMO,
             "scenes_size": (128, 192),
             "crop": (97, 129),
-            "short_sides": (97, 113, 129, 145, 161),
-            "eval_short_side": None,
+            "random_short_sides": (97, 113, 129, 145, 161),
+            "short_side": None,
         },
     ),
     (lip, None, LIP),
-    (lip, "demo", {**LIP, **DEMO, "scenes_size": (144, 96), "crop": (129, 97), "eval_fit": (129, 97)}),
+    (lip, "demo", {**LIP, **DEMO, "scenes_size": (144, 96), "crop": (129, 97), "fit": (129, 97)}),
     (camvid, None, CAMVID),
     (
         camvid,
@@ -157,11 +157,11 @@ PINNED: list[tuple[ModuleType, str | None, dict[str, Any]]] = [
             "backbone": "resnet18",
             "head_channels": 64,
             "crop": (97, 129),
-            "scale": (0.75, 1.5),
+            "random_scale": (0.75, 1.5),
             "iterations": 300,
             "batch": 2,
             "lr": 0.04,
-            "eval": "whole",
+            "mode": "whole",
             "baselines": True,
             "eval_every": 0,
             "save_every": 100,
@@ -191,10 +191,10 @@ def test_presets_hold_settings_the_command_takes(module: ModuleType) -> None:
 def test_defaults_are_the_recipe_of_the_paper() -> None:
     s = settings.Settings(**cityscapes.DATASET.recipe)
     assert (s.lr, s.momentum, s.weight_decay, s.power) == (1e-2, 0.9, 1e-4, 0.9)
-    assert (s.batch, s.crop, s.iterations, s.scale, s.flip) == (8, (769, 769), 60000, (0.75, 2.0), True)
+    assert (s.batch, s.crop, s.iterations, s.random_scale, s.random_flip) == (8, (769, 769), 60000, (0.75, 2.0), True)
     assert (s.backbone, s.context, s.loops, s.head_channels) == ("resnet101", "rcca", 2, 512)
     assert (s.auxiliary_weight, s.dropout) == (0.4, 0.1)
-    assert (s.eval, s.eval_crop, s.eval_stride) == ("sliding", (769, 769), (513, 513))
+    assert (s.mode, s.window, s.stride) == ("sliding", (769, 769), (513, 513))
 
 
 @pytest.mark.parametrize(
