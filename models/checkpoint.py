@@ -50,7 +50,7 @@ class Description(TypedDict):
     Attributes:
         network: arguments of `CCNet`.
         labels: the classes as plain values of `Labels`: "names" and "colours" in the order of the logits, optionally
-            "ids" and "void"; None where the classes are not known.
+            "ids", "void" and "coding"; None where the classes are not known.
         prediction: how images are resized to the size that the network was trained for, and which classes are swapped
             when an image is flipped: any of {"short_side": N, "fit": [H, W], "flip_pairs": [[class, class], ...]}.
         value_range: [low, high]: the values of images of more than 8 bits that the network saw as 0 and 255; None:
@@ -355,6 +355,7 @@ def _is_labels(labels: Any) -> bool:
         isinstance(labels, Mapping)
         and _is_list(labels.get("names"), str)
         and all(_is_list(labels.get(key, []), int) for key in ("ids", "void"))
+        and isinstance(labels.get("coding", ""), str)
     )
 
 

@@ -194,8 +194,12 @@ def as_rgb(path: Path, decoded: Decoded, value_range: tuple[float, float] | None
         stored = rgb(path, _scaled_colours(image, decoded.low_bytes, value_range))
     else:
         stored = rgb(path, image, value_range)
-    is_turned = image.format == "TIFF" and orientation != 1  # Pillow turns TIFF files itself
-    return stored.transpose(_INVERSE[orientation]) if is_turned else stored
+    return as_stored(stored, image.format, orientation)
+
+
+def as_stored(image: Image.Image, format: str | None, orientation: int) -> Image.Image:
+    """Return a decoded image as its file stores it: Pillow turns those of TIFF files by their orientation, 1..8."""
+    return image.transpose(_INVERSE[orientation]) if format == "TIFF" and orientation != 1 else image
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:

@@ -1,13 +1,14 @@
 """The classes of a dataset (`Labels`): names, colours, and the conversion between label ids and train ids.
 
-Label files contain *label ids*, which each dataset defines. Networks predict *train ids*: 0..K-1 in the order of the
-class names. A pixel without a class has the train id 255 and counts neither in the loss nor in the evaluation.
+Label files (masks) contain *label ids*, which each dataset defines: numbers, or colours, which are the ids 0xRRGGBB.
+Networks predict *train ids*: 0..K-1 in the order of the class names. A pixel without a class has the train id 255 and
+counts neither in the loss nor in the evaluation.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,9 @@ import numpy as np
 
 IGNORE = 255
 """Train id of every pixel without a class."""
+CODINGS = ("ids", "colours")
+"""What the pixels of label files are: numbers, or RGB colours."""
+_MOST = {"ids": 0xFFFF, "colours": 0xFFFFFF}  # the highest id of each coding
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,15 +28,17 @@ class Labels:
     Args:
         names: K different names, 1..255 of them; the index is the train id.
         colours: RGB of each class, uint8 (K, 3).
-        ids: the label id of each class, K different values in 0..255.
-        void: label ids of pixels without a class, in 0..255.
+        ids: the label id of each class, K different values in 0..65535, or 0xRRGGBB for colours.
+        void: label ids of pixels without a class, in the same range.
         hint: what to do about a label file with other values, for messages.
+        coding: "ids" or "colours": what the pixels of the label files are.
 
     Attributes:
-        to_train: uint8 (256,), label id -> train id; 255 for `void` and for unknown values.
-        to_file: uint8 (256,), train id -> label id; for values that are no class, the first of `void`, or 0 if `void`
-            is empty.
-        known: uint8, every label id that a file may contain, ascending.
+        to_train: uint8 (N,), label id -> train id; 255 for `void` and for unknown values. N is 256 where all ids are
+            below, else 65536; for colours 2^24.
+        to_file: train id (256 rows) -> pixel of a label file: uint8 (256,), uint16 (256,) where an id is above 255, or
+            uint8 (256, 3) for colours. For values that are no class, the first of `void`, or 0 if `void` is empty.
+        known: every label id that a file may contain, ascending; uint8, uint16, or uint32 for colours.
 
     Raises:
         ValueError: an argument is out of its range, or its length does not fit the others.
@@ -43,6 +49,7 @@ class Labels:
     ids: tuple[int, ...]
     void: tuple[int, ...] = ()
     hint: str = "use the label files of this dataset"
+    coding: str = "ids"
     to_train: np.ndarray = field(init=False, repr=False)
     to_file: np.ndarray = field(init=False, repr=False)
     known: np.ndarray = field(init=False, repr=False)
@@ -52,10 +59,13 @@ class Labels:
             raise ValueError(
                 f"Labels: names must be 1..{IGNORE} different names, got {self.names}; rename or drop some."
             )
-        all_ids = (*self.ids, *self.void)
-        if len(self.ids) != self.num_classes or len(set(all_ids)) != len(all_ids) or not set(all_ids) <= {*range(256)}:
+        if self.coding not in CODINGS:
+            raise ValueError(f"Labels: coding must be one of {CODINGS}, got {self.coding!r}; correct it.")
+        all_ids, most = (*self.ids, *self.void), _MOST[self.coding]
+        different = len(self.ids) == self.num_classes and len(set(all_ids)) == len(all_ids)
+        if not different or not all(0 <= value <= most for value in all_ids):
             raise ValueError(
-                f"Labels: ids and void must be different values in 0..255, {self.num_classes} of them ids, "
+                f"Labels: ids and void must be different values in 0..{most}, {self.num_classes} of them ids, "
                 f"got {self.ids} and {self.void}; give each class its id in the label files."
             )
         colours = np.array(self.colours)
@@ -64,15 +74,17 @@ class Labels:
                 f"Labels: colours must be uint8 ({self.num_classes}, 3), got {colours.dtype} {colours.shape}; "
                 "give an RGB colour for each class."
             )
-        to_train = np.full(256, IGNORE, dtype=np.uint8)
+        highest = most if self.coding == "colours" else 0xFF if max(all_ids) <= 0xFF else most
+        to_train = np.full(highest + 1, IGNORE, dtype=np.uint8)
         to_train[list(self.ids)] = np.arange(self.num_classes)
-        to_file = np.full(256, self.void[0] if self.void else 0, dtype=np.uint8)
+        stored = np.min_scalar_type(highest)
+        to_file = np.full(256, self.void[0] if self.void else 0, dtype=stored)
         to_file[: self.num_classes] = self.ids
         tables = {
             "colours": colours,
             "to_train": to_train,
-            "to_file": to_file,
-            "known": np.array(sorted(all_ids), dtype=np.uint8),
+            "to_file": rgb_of(to_file) if self.coding == "colours" else to_file,
+            "known": np.array(sorted(all_ids), dtype=stored),
         }
         for name, table in tables.items():
             table.flags.writeable = False  # shared by every reader in the process
@@ -82,7 +94,7 @@ class Labels:
     def from_plain(cls, values: Mapping[str, Any]) -> Labels:
         """Return the labels with these plain values: the inverse of `as_plain`.
 
-        Without "ids" the label ids are 0 .. K - 1, without "void" there are no void ids.
+        Without "ids" the label ids are 0 .. K - 1, without "void" there are no void ids, without "coding" it is "ids".
 
         Raises:
             ValueError: the values are no labels.
@@ -92,9 +104,10 @@ class Labels:
             colours = np.array(values["colours"], dtype=np.uint8)
             ids = tuple(int(value) for value in values.get("ids", range(len(names))))
             void = tuple(int(value) for value in values.get("void", ()))
+            coding = str(values.get("coding", "ids"))
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"Labels: values must have names and colours, got {dict(values)} ({error!r}).") from error
-        return cls(names, colours, ids, void)
+        return cls(names, colours, ids, void, coding=coding)
 
     @classmethod
     def numbered(cls, num_classes: int) -> Labels:
@@ -108,18 +121,44 @@ class Labels:
         return cls(tuple(f"class {index}" for index in range(num_classes)), colours, tuple(range(num_classes)))
 
     def as_plain(self) -> dict[str, Any]:
-        """Return names, colours, ids and void as lists of plain values, to be stored in a file."""
+        """Return names, colours, ids, void and coding as plain values, to be stored in a file."""
         return {
             "names": list(self.names),
             "colours": self.colours.tolist(),
             "ids": list(self.ids),
             "void": list(self.void),
+            "coding": self.coding,
         }
 
     @property
     def num_classes(self) -> int:
         """K, the number of classes."""
         return len(self.names)
+
+    def show(self, values: Iterable[int]) -> str:
+        """Return label ids as text, ascending: "0..2, 255", or for colours "#0000ff, #ff0000"."""
+        return shown_ids(values, self.coding)
+
+
+def rgb_of(codes: np.ndarray) -> np.ndarray:
+    """Return colours 0xRRGGBB, integers (...), as RGB, uint8 (..., 3)."""
+    return np.stack([codes >> 16 & 0xFF, codes >> 8 & 0xFF, codes & 0xFF], axis=-1).astype(np.uint8)
+
+
+def codes_of(rgb: np.ndarray) -> np.ndarray:
+    """Return RGB colours, uint8 (..., 3), as 0xRRGGBB, uint32 (...)."""
+    red, green, blue = np.moveaxis(rgb.astype(np.uint32), -1, 0)
+    codes: np.ndarray = red << 16 | green << 8 | blue
+    return codes
+
+
+def shown_ids(values: Iterable[int], coding: str) -> str:
+    """Return label ids of a coding as text, ascending: "0..2, 255", or for colours "#0000ff, #ff0000"."""
+    ids = np.array(sorted({*values}), dtype=np.int64)
+    if coding == "colours":
+        return ", ".join(f"#{value:06x}" for value in ids.tolist())
+    runs = np.split(ids, np.flatnonzero(np.diff(ids) != 1) + 1) if ids.size else []
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
 
 
 def class_differences(saved: Mapping[str, Any], labels: Labels, *, exact: bool) -> str:
@@ -140,12 +179,16 @@ def class_differences(saved: Mapping[str, Any], labels: Labels, *, exact: bool) 
     """
     theirs, ours = [*map(str, saved["names"])], [*labels.names]
     ids = [int(value) for value in saved["ids"]] if exact and "ids" in saved else None
+    coding = str(saved.get("coding", "ids")) if ids is not None else labels.coding
     places = range(max(len(theirs), len(ours)))
     renamed = [i for i in places if theirs[i : i + 1] != ours[i : i + 1]]
     if not exact:
         renamed = [i for i in renamed if i >= len(theirs) or i >= len(ours) or not _one_class(theirs, ours, i)]
     moved = [] if ids is None else [i for i in places if ids[i : i + 1] != [*labels.ids[i : i + 1]]]
     void = sorted(int(value) for value in saved["void"]) if exact and "void" in saved else sorted(labels.void)
+    if coding != labels.coding:
+        were = shown_ids(ids or (), coding)
+        return f"label files of {labels.coding} ({labels.show(labels.ids)}) instead of {coding} ({were})"
     if not (renamed or moved or void != sorted(labels.void)):
         return ""
     if len(theirs) != len(ours):
@@ -155,10 +198,15 @@ def class_differences(saved: Mapping[str, Any], labels: Labels, *, exact: bool) 
         kind = "another spelling" if once == now else "other names"
         kind = "the same names in another order" if once != now and sorted(once) == sorted(now) else kind
     else:
-        kind = "other label ids" if moved else f"the void ids {sorted(labels.void)} instead of {void}"
+        kind = (
+            f"other label {coding}"
+            if moved
+            else (f"the void {coding} [{labels.show(labels.void)}] instead of [{labels.show(void)}]")
+        )
     shown = sorted({*renamed, *moved})
     rows = [
-        f"class {i}: {_shown(theirs, ids, i)} -> {_shown(ours, None if ids is None else [*labels.ids], i)}"
+        f"class {i}: {_shown(theirs, ids, i, coding)} -> "
+        f"{_shown(ours, None if ids is None else [*labels.ids], i, coding)}"
         for i in shown[:10]
     ]
     more = [f"and {len(shown) - 10} more"] if len(shown) > 10 else []
@@ -178,7 +226,10 @@ def _words(name: str) -> list[str]:
     return re.findall(r"[^\W_]+", name.casefold()) or [name]
 
 
-def _shown(names: list[str], ids: list[int] | None, place: int) -> str:
+def _shown(names: list[str], ids: list[int] | None, place: int, coding: str) -> str:
     if place >= len(names):
         return "none"
-    return repr(names[place]) if ids is None or place >= len(ids) else f"{names[place]!r} (id {ids[place]})"
+    if ids is None or place >= len(ids):
+        return repr(names[place])
+    value = f"id {ids[place]}" if coding == "ids" else shown_ids([ids[place]], coding)
+    return f"{names[place]!r} ({value})"

@@ -31,17 +31,18 @@ def strips(height: int, width: int) -> Iterator[slice]:
 def write_png(
     file: BinaryIO, height: int, width: int, rows: Iterable[np.ndarray], palette: np.ndarray | None = None
 ) -> None:
-    """Write an 8-bit PNG: grey or RGB, or with a palette.
+    """Write a PNG of 8 bits: grey or RGB, or with a palette; or a grey one of 16 bits.
 
     Args:
         file: open for writing.
         height, width: of the image, 1 or more.
-        rows: strips of the image from the top, uint8 (h, width) for a grey image or (h, width, 3) for RGB.
-        palette: RGB colours of the values 0, 1, ..., uint8 (n, 3), n in 1..256; then the strips are (h, width).
+        rows: strips of the image from the top, uint8 or uint16 (h, width) for a grey image or uint8 (h, width, 3) for
+            RGB.
+        palette: RGB colours of the values 0, 1, ..., uint8 (n, 3), n in 1..256; then the strips are uint8 (h, width).
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: the strips are not uint8, not all of one kind, not `height` rows of `width` pixels, or have a value
+        ValueError: the strips have another dtype, are not all of one kind, not `height` rows of `width` pixels, or have a value
             that is not in the palette.
 
     Examples:
@@ -61,12 +62,18 @@ def write_png(
     written = 0
     for strip in rows:
         channels = strip.shape[2] if strip.ndim == 3 else 1
-        flat = strip.reshape(len(strip), -1)
+        deep = strip.dtype == np.uint16 and channels == 1
+        stored = strip.astype(">u2").view(np.uint8) if deep else strip
+        flat = stored.reshape(len(strip), -1)
         is_other = above is not None and len(above) != flat.shape[1]
-        if strip.dtype != np.uint8 or strip.shape[1] != width or channels not in _COLOUR_TYPES or is_other:
+        is_known = (deep or strip.dtype == np.uint8) and channels in _COLOUR_TYPES
+        if not is_known or strip.shape[1] != width or is_other:
             found = f"{strip.dtype} {strip.shape}"
-            raise ValueError(f"write_png: rows must be uint8, all (h, {width}) or all (h, {width}, 3), got {found}.")
-        if palette is not None and (channels != 1 or strip.max(initial=0) >= len(palette)):
+            raise ValueError(
+                f"write_png: rows must be uint8, all (h, {width}) or all (h, {width}, 3), or all uint16 (h, {width}), "
+                f"got {found}."
+            )
+        if palette is not None and (channels != 1 or deep or strip.max(initial=0) >= len(palette)):
             found = f"values up to {strip.max(initial=0)} in {strip.shape}"
             raise ValueError(
                 f"write_png: rows must be (h, {width}) of 0..{len(palette) - 1} for a palette, got {found}."
@@ -74,7 +81,7 @@ def write_png(
         if above is None:
             colour_type = _COLOUR_TYPES[channels] if palette is None else _PALETTE
             file.write(_SIGNATURE)
-            file.write(_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)))
+            file.write(_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16 if deep else 8, colour_type, 0, 0, 0)))
             if palette is not None:
                 file.write(_chunk(b"PLTE", palette.tobytes()))
             above = np.zeros_like(flat[0])

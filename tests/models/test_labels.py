@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ccgpu.models.labels import IGNORE, Labels, class_differences
+from ccgpu.models.labels import IGNORE, Labels, class_differences, codes_of
 from ccgpu.train.data.ade20k_labels import LABELS as ADE20K
 
 
@@ -31,9 +31,11 @@ def test_labels_look_up_both_ways() -> None:
     [
         ({"names": ("a", "a")}, "names must be 1..255 different names"),
         ({"names": (), "ids": (), "colours": np.zeros((0, 3), np.uint8)}, "names must be"),
-        ({"ids": (7,)}, "ids and void must be different values in 0..255, 2 of them ids"),
+        ({"ids": (7,)}, "ids and void must be different values in 0..65535, 2 of them ids"),
         ({"ids": (7, 9)}, r"got \(7, 9\) and \(9, 0\)"),
-        ({"ids": (7, 256)}, "in 0..255"),
+        ({"ids": (7, 65536)}, "in 0..65535"),
+        ({"ids": (7, 1 << 24), "coding": "colours"}, "in 0..16777215"),
+        ({"coding": "names"}, "coding must be one of"),
         ({"colours": np.zeros((3, 3), np.uint8)}, r"colours must be uint8 \(2, 3\), got uint8 \(3, 3\)"),
         ({"colours": np.zeros((2, 3))}, "got float64"),
     ],
@@ -41,6 +43,38 @@ def test_labels_look_up_both_ways() -> None:
 def test_labels_refuse_a_table_that_does_not_fit(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         some_labels(**changes)
+
+
+def test_labels_above_255_are_16_bit_ids() -> None:
+    labels = some_labels(ids=(7, 4000))
+    assert labels.to_train.shape == (65536,)
+    assert (labels.to_train[4000], labels.to_train[256], labels.to_train[9]) == (1, IGNORE, IGNORE)
+    assert labels.to_file.dtype == labels.known.dtype == np.uint16
+    assert [int(labels.to_file[value]) for value in (0, 1, 2)] == [7, 4000, 9]
+
+
+def test_colours_are_ids_of_24_bits_and_rgb_in_files() -> None:
+    labels = some_labels(ids=(0xFF0001, 0x00FF02), void=(0,), coding="colours")
+    assert labels.to_train.shape == (1 << 24,)
+    assert (labels.to_train[0xFF0001], labels.to_train[0x00FF02], labels.to_train[1]) == (0, 1, IGNORE)
+    assert labels.to_file.dtype == np.uint8
+    assert labels.to_file[[0, 1, 255]].tolist() == [[255, 0, 1], [0, 255, 2], [0, 0, 0]]
+    assert codes_of(labels.to_file[:2]).tolist() == [*labels.ids]
+    assert labels.show(labels.known) == "#000000, #00ff02, #ff0001"
+    same = Labels.from_plain(labels.as_plain())
+    assert (same.ids, same.void, same.coding) == (labels.ids, labels.void, "colours")
+    assert Labels.from_plain(some_labels().as_plain()).coding == "ids"
+
+
+def test_class_differences_show_colours_and_another_coding() -> None:
+    colours = some_labels(ids=(0xFF0000, 0x0000FF), void=(), coding="colours")
+    moved = some_labels(ids=(0xFF0000, 0x00FF00), void=(), coding="colours")
+    assert class_differences(colours.as_plain(), colours, exact=True) == ""
+    expected = "other label colours (class 1: 'b' (#0000ff) -> 'b' (#00ff00))"
+    assert class_differences(colours.as_plain(), moved, exact=True) == expected
+    expected = "label files of colours (#0000ff, #ff0000) instead of ids (3, 7)"
+    assert class_differences(some_labels().as_plain(), colours, exact=True) == expected
+    assert class_differences(some_labels().as_plain(), colours, exact=False) == ""
 
 
 SAVED = {"names": ["background", "pond"], "ids": [0, 1], "void": [255]}

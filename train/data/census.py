@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ccgpu.models.labels import IGNORE, Labels
 from ccgpu.train.data.facts import Facts
-from ccgpu.train.data.reading import ranges
 
 _LISTED = 10  # most names that a message lists
 
@@ -20,27 +20,28 @@ class Census:
 
     Attributes:
         purpose: "training" or "evaluation".
-        pixels: int64 (256,), pixels of each value of the label files.
-        files: int64 (256,), files that hold each value.
+        pixels: pixels of each value of the label files.
+        files: number of files that hold each value.
     """
 
     purpose: str
-    pixels: np.ndarray
-    files: np.ndarray
+    pixels: Mapping[int, int]
+    files: Mapping[int, int]
 
     @classmethod
-    def of(cls, purpose: str, facts: Iterable[Facts]) -> Census:
-        """Return the census of label files."""
-        pixels, files = np.zeros(256, dtype=np.int64), np.zeros(256, dtype=np.int64)
+    def of(cls, purpose: str, facts: Iterable[Facts], coding: str) -> Census:
+        """Return the census of label files whose values are of a coding."""
+        pixels: Counter[int] = Counter()
+        files: Counter[int] = Counter()
         for found in facts:
-            for value, number in found.counts.items():
-                pixels[value] += number
-                files[value] += 1
+            counts = {} if found.mask is None else found.mask.read_as(coding) or {}
+            pixels.update(counts)
+            files.update(counts.keys())
         return cls(purpose, pixels, files)
 
     def by_class(self, labels: Labels) -> np.ndarray:
         """Return the pixels of each class, int64 (K,)."""
-        return self.pixels[list(labels.ids)]
+        return np.array([self.pixels.get(value, 0) for value in labels.ids], dtype=np.int64)
 
 
 def census_table(censuses: Sequence[Census], labels: Labels) -> str:
@@ -56,9 +57,9 @@ def census_table(censuses: Sequence[Census], labels: Labels) -> str:
     for name, value in zip(names, [*labels.ids, None], strict=True):
         columns = ""
         for census in censuses:
-            valid, total = census.by_class(labels).sum(), max(int(census.pixels.sum()), 1)
-            number = total - valid if value is None else census.pixels[value]
-            files = "" if value is None else census.files[value]
+            valid, total = census.by_class(labels).sum(), max(sum(census.pixels.values()), 1)
+            number = total - valid if value is None else census.pixels.get(value, 0)
+            files = "" if value is None else census.files.get(value, 0)
             columns += f"{100 * number / total:>14.2f}{files:>9}"
         lines.append(f"{name:<{width}}{columns}".rstrip())
     return "\n".join(lines)
@@ -117,11 +118,12 @@ def check_number(labels: Labels) -> None:
 
 def _explanation(census: Census, labels: Labels) -> str:
     """Return the values found beside the ids declared, and what to do about 0/255 masks."""
-    values = np.flatnonzero(census.pixels)
-    void = f", {ranges(np.array(sorted(labels.void)))} as void" if labels.void else ""
+    void = f", {labels.show(labels.void)} as void" if labels.void else ""
     text = (
-        f"the files hold the values {ranges(values)}, declared are the ids {ranges(np.array(sorted(labels.ids)))}{void}"
+        f"the files hold the values {labels.show(census.pixels)}, declared are the {labels.coding} "
+        f"{labels.show(labels.ids)}{void}"
     )
-    if set(values.tolist()) <= {0, IGNORE} and IGNORE in labels.void and census.pixels[IGNORE]:
+    is_binary = labels.coding == "ids" and {*census.pixels} <= {0, IGNORE}
+    if is_binary and IGNORE in labels.void and census.pixels.get(IGNORE):
         text += "; in masks of 0 and 255 the 255 is a class: declare it as the id of one, and not as void"
     return text

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ccgpu.models.labels import Labels
+from ccgpu.models.labels import Labels, shown_ids
 from ccgpu.train.data.facts import Facts
+from ccgpu.train.data.masks import DESCRIPTION, NAMES
 from ccgpu.train.data.pairs import Pair, listing
-from ccgpu.train.data.reading import EXIF_ADVICE, LABEL_KIND, Reading, conflict, ranges, times
+from ccgpu.train.data.reading import EXIF_ADVICE, Reading, conflict, times
 
 File = tuple[Path, bool]
 """A file, and whether it is a label file."""
@@ -38,9 +39,9 @@ def check_pairs(
 ) -> None:
     """Raise unless all files of a dataset can be used.
 
-    A file must be whole, an image of a known range of values and of a size that is read; a label file a PNG of 8-bit
-    grey or a palette, of the size and EXIF orientation of its image, without values that are no ids. The frames of a
-    clip must have one size.
+    A file must be whole, an image of a known range of values and of a size that is read; a label file a mask (see
+    `masks`), of the size and EXIF orientation of its image, without values that are no ids. The frames of a clip must
+    have one size.
 
     Args:
         pairs: from `pairs.find_by_name`.
@@ -110,14 +111,22 @@ def _label_problems(label: Path, facts: Mapping[File, Facts], labels: Labels) ->
     found = facts[label, True]
     if found.problem is not None or not found.decoded:
         return []
-    if found.wrong_kind is not None:
-        return [f"{label}: {found.wrong_kind}, not {LABEL_KIND}"]
+    if found.wrong_kind is not None or found.mask is None:
+        return [f"{label}: {found.wrong_kind}, not {DESCRIPTION}"]
+    counts = found.mask.read_as(labels.coding)
+    if counts is None:
+        return [f"{label}: {NAMES[found.mask.kind]}, not one of {labels.coding}, which are {labels.show(labels.known)}"]
     known = {*labels.ids, *labels.void}
-    unknown = sorted(value for value in found.counts if value not in known)
+    unknown = sorted(value for value in counts if value not in known)
     if unknown:
-        shown = ", ".join(map(str, unknown[:_LISTED])) + (", ..." if len(unknown) > _LISTED else "")
-        return [f"{label}: holds the values {shown}, but the ids are {ranges(labels.known)}"]
+        more = len(unknown) > _LISTED or found.mask.different > len(found.mask.pixels)
+        shown = ", ".join(shown_ids([value], labels.coding) for value in unknown[:_LISTED]) + (", ..." * more)
+        return [f"{label}: holds the {_what(labels)} {shown}, but the {labels.coding} are {labels.show(labels.known)}"]
     return []
+
+
+def _what(labels: Labels) -> str:
+    return "values" if labels.coding == "ids" else "colours"
 
 
 def _orientations(pair: Pair, facts: Mapping[File, Facts]) -> tuple[int, int]:
@@ -202,7 +211,9 @@ def palette_warnings(pairs: Sequence[Pair], facts: Mapping[File, Facts]) -> list
     seen: dict[int, tuple[str, Path]] = {}
     odd: dict[int, str] = {}
     for label in dict.fromkeys(pair.label for pair in pairs if pair.label is not None):
-        for value, colour in facts[label, True].palette.items():
+        mask = facts[label, True].mask
+        for value, code in () if mask is None else mask.palette.items():
+            colour = shown_ids([code], "colours")
             first, where = seen.setdefault(value, (colour, label))
             if colour != first:
                 odd.setdefault(value, f"{value} is {first} in {where} and {colour} in {label}")

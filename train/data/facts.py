@@ -10,7 +10,7 @@ import hashlib
 import io
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from ccgpu.models.image_files import (
     pillows_limit,
     upright,
 )
-from ccgpu.train.data.reading import wrong_kind
+from ccgpu.train.data.masks import Counts, NoMask, counts_of, kind_of
 
 _POINTER = b"version https://git-lfs"
 _SAMPLES = 277  # TIFF's tag for the number of channels
@@ -49,15 +49,14 @@ class Facts:
         size: width and height of the image as it is stored, in pixels.
         decoded: whether the pixels were decoded; False for an image that is larger than was allowed.
         orientation: its EXIF orientation, 1..8.
-        wrong_kind: what a label file is, if it is of a kind that is not read; None otherwise.
+        mask: the values of a label file; None for an image, and for a file that is no mask.
+        wrong_kind: what a label file is, if it cannot be a mask; None if it can.
         transparent: whether it has pixels that are not opaque.
         bits: bits of a value: 8, 16, or 32 for integers and floats whose range is unknown.
         scalable: whether a range of values can be applied to the image.
         highest: the highest value of an image of 16 bits; of several channels, that value with its low byte set to 255.
-        counts: value -> pixels, of the values that occur in a label file; empty for an image.
         frames: images in the file, of which the first is read; 1 too for a JPEG with others for its viewer (MPO).
         unread: channels beside grey or red, green, blue and alpha, such as near infrared in a TIFF, which are not read.
-        palette: value -> colour such as "#a0b0c0", of the values that occur in a label file with a palette.
         digest: of all bytes of an image file, by which copies are found; empty for a label file.
     """
 
@@ -65,22 +64,19 @@ class Facts:
     size: tuple[int, int] = (0, 0)
     decoded: bool = True
     orientation: int = 1
+    mask: Counts | None = None
     wrong_kind: str | None = None
     transparent: bool = False
     bits: int = 8
     scalable: bool = True
     highest: int = 0
-    counts: Mapping[int, int] = field(default_factory=dict)
     frames: int = 1
     unread: int = 0
-    palette: Mapping[int, str] = field(default_factory=dict)
     digest: str = ""
 
     def as_plain(self) -> dict[str, Any]:
         """Return the facts as values that JSON can hold."""
-        counts = {str(value): number for value, number in self.counts.items()}
-        palette = {str(value): colour for value, colour in self.palette.items()}
-        return {**vars(self), "size": [*self.size], "counts": counts, "palette": palette}
+        return {**vars(self), "size": [*self.size], "mask": None if self.mask is None else self.mask.as_plain()}
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Facts:
@@ -90,9 +86,8 @@ class Facts:
             TypeError, ValueError, KeyError, AttributeError: the values are no facts.
         """
         width, height = values["size"]
-        counts = {int(value): int(number) for value, number in values["counts"].items()}
-        palette = {int(value): str(colour) for value, colour in values["palette"].items()}
-        return cls(**{**values, "size": (int(width), int(height)), "counts": counts, "palette": palette})
+        mask = None if values["mask"] is None else Counts.from_plain(values["mask"])
+        return cls(**{**values, "size": (int(width), int(height)), "mask": mask})
 
 
 def facts_of(path: Path, *, is_label: bool, max_pixels: int = MAX_PIXELS) -> Facts:
@@ -130,7 +125,7 @@ def open_with_facts(
     decoded = decode_file(path, value_range=value_range, max_pixels=max_pixels, check=True)
     image = upright(as_rgb(path, decoded, value_range), decoded.orientation)
     try:
-        return image, _of_decoded(decoded, is_label=False, wrong=None)
+        return image, _of_decoded(decoded, None, None)
     except DECODE_ERRORS as error:  # of a further image in the file
         raise BadImage(f"read_image: path must be a whole image, got {path} ({error}); copy it again.") from error
 
@@ -148,20 +143,30 @@ def _decode(content: bytes, is_label: bool, max_pixels: int) -> Facts:
         return Facts(size=image.size, decoded=False)
     kind = str(image.format)
     try:
-        wrong = wrong_kind(image) if is_label else None
-        return _of_decoded(decode(image, content), is_label, wrong)
+        kind, wrong = _mask_kind(image) if is_label else (None, None)
+        return _of_decoded(decode(image, content), kind, wrong)
     except DECODE_ERRORS as error:
         return Facts(problem=f"truncated or damaged {kind} file ({error})")
 
 
-def _of_decoded(decoded: Decoded, is_label: bool, wrong: str | None) -> Facts:
-    """Return the facts of a decoded file; `wrong` says why it cannot be a label file."""
+def _of_decoded(decoded: Decoded, kind: str | None, wrong: str | None) -> Facts:
+    """Return the facts of a decoded file.
+
+    Args:
+        decoded: the file.
+        kind: the kind of mask that a label file is; None for other files.
+        wrong: why a label file cannot be a mask.
+    """
     image = decoded.image
     size = image.size
     if image.format == "TIFF" and decoded.orientation >= 5:  # Pillow has turned it
         size = size[::-1]
-    counts = np.bincount(np.asarray(image).ravel()) if is_label and wrong is None else np.empty(0)
-    colours = (image.getpalette("RGB") or []) if image.mode == "P" else []
+    mask = None
+    if kind is not None:
+        try:
+            mask = counts_of(image, kind)
+        except NoMask as error:
+            wrong = str(error)
     bits, highest = 8, 0
     if decoded.deep_colour:
         bits, highest = 16, int(np.asarray(image.convert("RGB")).max(initial=0)) * 256 + 255
@@ -170,19 +175,23 @@ def _of_decoded(decoded: Decoded, is_label: bool, wrong: str | None) -> Facts:
     return Facts(
         size=size,
         orientation=decoded.orientation,
+        mask=mask,
         wrong_kind=wrong,
         transparent=has_alpha(image) and _is_transparent(image),
         bits=bits,
         scalable=decoded.scalable,
         highest=highest,
-        counts={int(value): int(counts[value]) for value in np.flatnonzero(counts)},
-        palette={
-            int(value): f"#{bytes(colours[3 * value : 3 * value + 3]).hex()}"
-            for value in np.flatnonzero(counts[: len(colours) // 3])
-        },
         unread=_unread(image),
         frames=1 if image.format == "MPO" else getattr(image, "n_frames", 1),
     )
+
+
+def _mask_kind(image: ImageFile.ImageFile) -> tuple[str | None, str | None]:
+    """Return the kind of mask that a label file is, or what else it is."""
+    try:
+        return kind_of(image), None
+    except NoMask as error:
+        return None, str(error)
 
 
 def _unread(image: ImageFile.ImageFile) -> int:

@@ -1,7 +1,4 @@
-"""Reading an image and its label file as training, evaluation and the check of the files see them.
-
-A label file is a PNG with one channel of 8 bits, or with a palette of any depth.
-"""
+"""Reading an image and its label file as training, evaluation and the check of the files see them."""
 
 from __future__ import annotations
 
@@ -10,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 
 from ccgpu.models.image_files import (
     DECODE_ERRORS,
     FORMATS,
     MAX_PIXELS,
     BadImage,
+    as_stored,
     check_regular,
     load_image,
     open_header,
@@ -25,12 +23,10 @@ from ccgpu.models.image_files import (
     upright,
 )
 from ccgpu.models.labels import IGNORE, Labels
+from ccgpu.train.data import masks
 from ccgpu.train.data.pairs import Pair
 
-LABEL_KIND = "a PNG of 8-bit grey or a palette"
 _LISTED = 10  # most values that a message lists
-# Mode of a PNG of 8 bits -> what it is.
-_KINDS = {"LA": "grey with alpha", "RGB": "RGB", "RGBA": "RGBA"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ def read_pair(pair: Pair, labels: Labels, reading: Reading | None = None) -> tup
 
     Raises:
         FileNotFoundError: a file is missing.
-        BadImage: a file cannot be decoded, sizes or EXIF orientations differ, the label is not single-channel or
+        BadImage: a file cannot be decoded, sizes or EXIF orientations differ, the label is no mask (see `masks`) or
             contains a value that is not in `labels`. The message names the file.
     """
     how = Reading() if reading is None else reading
@@ -71,7 +67,7 @@ def read_pair(pair: Pair, labels: Labels, reading: Reading | None = None) -> tup
     if pair.label is None:
         pixels = np.asarray(image if how.exif == "stored" else upright(image, orientation))
         return pixels, np.full(pixels.shape[:2], IGNORE, dtype=np.uint8)
-    label, label_orientation = _open_label(pair.label, how.max_pixels, labels)
+    label, kind, label_orientation = _open_label(pair.label, how.max_pixels, labels)
     if how.exif != "stored":
         if how.exif is None and orientation != label_orientation:
             raise BadImage(f"read_pair: {conflict(pair, orientation, label_orientation)}; {EXIF_ADVICE}.")
@@ -81,14 +77,21 @@ def read_pair(pair: Pair, labels: Labels, reading: Reading | None = None) -> tup
             f"read_pair: label must have its image's size {times(image.size)}, got {times(label.size)} in "
             f"{pair.label}; copy both files again."
         )
-    ids = np.asarray(label)
-    unknown = np.setdiff1d(np.flatnonzero(np.bincount(ids.ravel())), labels.known)
+    try:
+        values = masks.values_of(label, kind, labels.coding)
+    except masks.NoMask as error:
+        raise BadImage(
+            f"read_pair: label must be a mask of {labels.coding}, got {error} in {pair.label}; {labels.hint}."
+        ) from None
+    most = len(labels.to_train) - 1
+    classes = labels.to_train[np.minimum(values, most)]
+    unknown = np.setdiff1d(values[(classes == IGNORE) | (values > most)], labels.known)
     if unknown.size:
         raise BadImage(
-            f"read_pair: label must hold the ids {ranges(labels.known)}, got "
-            f"{unknown[:_LISTED].tolist()} in {pair.label}; {labels.hint}."
+            f"read_pair: label must hold the {labels.coding} {labels.show(labels.known)}, got "
+            f"{labels.show(unknown[:_LISTED])} in {pair.label}; {labels.hint}."
         )
-    return np.asarray(image), labels.to_train[ids]
+    return np.asarray(image), classes
 
 
 EXIF_ADVICE = (
@@ -106,51 +109,25 @@ def conflict(pair: Pair, orientation: int, label_orientation: int) -> str:
     )
 
 
-def _open_label(path: Path, max_pixels: int, labels: Labels) -> tuple[Image.Image, int]:
-    """Return a label file's decoded image and its EXIF orientation."""
+def _open_label(path: Path, max_pixels: int, labels: Labels) -> tuple[Image.Image, str, int]:
+    """Return a label file's image, decoded and as it is stored, its kind of mask, and its EXIF orientation."""
     check_regular(path)
     try:
         with path.open("rb") as file:
             image = open_header(file, FORMATS)
             if image.width * image.height > max_pixels:
                 raise BadImage(too_large(path, image.size, max_pixels))
-            wrong = wrong_kind(image)
-            if wrong is not None:
-                raise BadImage(f"read_pair: label must be {LABEL_KIND}, got {wrong} in {path}; {labels.hint}.")
+            kind = masks.kind_of(image)
             orientation = load_image(image)
-            return image, orientation
+            return as_stored(image, image.format, orientation), kind, orientation
     except BadImage:
         raise
+    except masks.NoMask as error:
+        raise BadImage(f"read_pair: label must be {masks.DESCRIPTION}, got {error} in {path}; {labels.hint}.") from None
     except DECODE_ERRORS as error:
         raise BadImage(
-            f"read_pair: label must be a whole PNG image, got {path}, which does not decode ({error}); copy it again."
+            f"read_pair: label must be a whole image, got {path}, which does not decode ({error}); copy it again."
         ) from error
-
-
-def wrong_kind(image: ImageFile.ImageFile) -> str | None:
-    """Return what an image that is open but not loaded is, if it cannot be a label file; None if it can.
-
-    The values of grey images of 1, 2 or 4 bits cannot be ids, because Pillow scales them to 0..255.
-    """
-    if image.format != "PNG":
-        return f"a {image.format} file"
-    coding = str(image.tile[0][3]) if image.tile else image.mode
-    if image.mode == "P" or (image.mode, coding) == ("L", "L"):
-        return None
-    if image.mode == "1":
-        return "a 1-bit PNG"
-    if image.mode == "L":
-        return f"a PNG of {coding.partition(';')[2]}-bit grey"
-    if image.mode.startswith("I"):
-        return "a PNG of 16-bit grey"
-    kind = "grey with alpha" if coding.startswith("LA") else _KINDS.get(image.mode, image.mode)
-    return f"a PNG of {'16-bit ' if ';16' in coding else ''}{kind}"
-
-
-def ranges(values: np.ndarray) -> str:
-    """Return ascending integers as text: [0, 1, 2, 255] -> "0..2, 255"."""
-    runs = np.split(values, np.flatnonzero(np.diff(values) != 1) + 1)
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
 
 
 def times(size: Sequence[int]) -> str:

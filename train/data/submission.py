@@ -13,9 +13,11 @@ from ccgpu.models.weights import write_atomically
 
 
 def save_prediction(folder: Path, name: str, classes: torch.Tensor | np.ndarray, labels: Labels) -> Path:
-    """Write the predicted classes of an image as folder/NAME.png, an 8-bit grey PNG of the dataset's label ids.
+    """Write the predicted classes of an image as folder/NAME.png, a label file of the dataset.
 
         pixel = labels.to_file[class]:    Cityscapes 7, 8, 11, ... 33, ADE20K 1..150
+
+    The PNG is of 8-bit grey, of 16-bit grey where ids are above 255, and RGB where the dataset's masks are colours.
 
     The file is written atomically: as NAME.png.partial, synchronised to the disk and renamed, so a killed run leaves at
     most such partial files. A file of the same name is replaced.

@@ -93,7 +93,7 @@ def _take_census(
     training: Sequence[Pair], evaluation: Sequence[Pair], facts: Mapping[File, Facts], labels: Labels
 ) -> None:
     censuses = [
-        Census.of(purpose, (facts[pair.label, True] for pair in pairs if pair.label is not None))
+        Census.of(purpose, (facts[pair.label, True] for pair in pairs if pair.label is not None), labels.coding)
         for purpose, pairs in (("training", training), ("evaluation", evaluation))
         if any(pair.label is not None for pair in pairs)
     ]

@@ -10,6 +10,7 @@ import pytest
 from ccgpu.models.labels import Labels
 from ccgpu.train.data.census import Census, census_table, census_warnings, check_census, check_number
 from ccgpu.train.data.facts import Facts
+from ccgpu.train.data.masks import Counts
 
 
 def labels(ids: tuple[int, ...] = (1, 2, 3), void: tuple[int, ...] = (0, 255)) -> Labels:
@@ -19,7 +20,7 @@ def labels(ids: tuple[int, ...] = (1, 2, 3), void: tuple[int, ...] = (0, 255)) -
 
 def census(*files: dict[int, int], purpose: str = "training") -> Census:
     """Return the census of files that hold these numbers of pixels of these values."""
-    return Census.of(purpose, [Facts(counts=file) for file in files])
+    return Census.of(purpose, [Facts(mask=Counts("grey8", file, len(file))) for file in files], "ids")
 
 
 def test_table_counts_pixels_and_files() -> None:

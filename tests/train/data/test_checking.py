@@ -50,9 +50,9 @@ def test_check_pairs_finds_every_problem_and_names_the_files(tmp_path: Path) -> 
     pairs[3].image.write_bytes(b"<html>not found</html>")
     labels[4].unlink()
     Image.new("L", (9, 6)).save(labels[5])
-    Image.new("RGB", (8, 6)).save(labels[6])
-    png(labels[7], (6, 8), 16, 0, bytes(6 * 17))
-    png(labels[8], (6, 8), 4, 0, rows_of_4_bits(np.full((6, 8), 7)))
+    Image.new("RGB", (8, 6), (9, 9, 8)).save(labels[6])
+    Image.fromarray(np.full((6, 8), 256, dtype=np.uint16)).save(labels[7])
+    png(labels[8], (6, 8), 4, 0, rows_of_4_bits(np.full((6, 8), 6)))
     pairs[9].image.write_bytes(pairs[9].image.read_bytes()[:-2])
     Image.new("RGB", (8, 7)).save(pairs[10].image)
     Image.new("L", (8, 6)).save(labels[11], format="JPEG")
@@ -71,12 +71,12 @@ def test_check_pairs_finds_every_problem_and_names_the_files(tmp_path: Path) -> 
         pairs[3].image: "no image file of PNG, JPEG",
         labels[4]: "No such file or directory",
         labels[5]: "9x6 pixels, but the image has 8x6",
-        labels[6]: "a PNG of RGB, not a PNG of 8-bit grey or a palette",
-        labels[7]: "a PNG of 16-bit grey, not a PNG of 8-bit grey or a palette",
-        labels[8]: "a PNG of 4-bit grey, not a PNG of 8-bit grey or a palette",
+        labels[6]: "a mask of colours, not one of ids, which are 0, 3, 7..9, 255",
+        labels[7]: "holds the values 256, but the ids are 0, 3, 7..9, 255",
+        labels[8]: "holds the values 6, but the ids are 0, 3, 7..9, 255",
         pairs[9].image: "truncated or damaged JPEG file",
         labels[10]: "8x6 pixels, but the image has 8x7",
-        labels[11]: "a JPEG file, not a PNG of 8-bit grey or a palette",
+        labels[11]: "a JPEG file, which changes values where it compresses, not a lossless PNG, BMP",
         pairs[12].image: "named pipe, not a regular file",
         labels[13]: "named pipe, not a regular file",
         labels[14]: "folder, not a regular file",

@@ -167,37 +167,8 @@ def test_read_pair_names_a_label_outside_the_table(tmp_path: Path, value: int) -
     ids = np.full((6, 8), 7, dtype=np.uint8)
     ids[2, 3] = value
     Image.fromarray(ids).save(pair.label)
-    expected = f"label must hold the ids 0, 3, 7..9, 255, got [{value}] in {pair.label}; take the files of ids."
+    expected = f"label must hold the ids 0, 3, 7..9, 255, got {value} in {pair.label}; take the files of ids."
     with pytest.raises(BadImage, match=re.escape(expected)):
-        read_pair(pair, TABLE)
-
-
-@pytest.mark.parametrize(
-    ("mode", "message"),
-    [
-        ("RGB", r"got a PNG of RGB in .*a\.png; take the files of ids"),
-        ("RGBA", "got a PNG of RGBA in"),
-        ("1", "got a 1-bit PNG in"),
-        ("LA", "got a PNG of grey with alpha in"),
-        ("I;16", "got a PNG of 16-bit grey in"),
-    ],
-)
-def test_read_pair_refuses_labels_of_other_modes(tmp_path: Path, mode: str, message: str) -> None:
-    pair = write_pair(tmp_path)
-    assert pair.label is not None
-    Image.new(mode, (8, 6)).save(pair.label)
-    with pytest.raises(BadImage, match=message):
-        read_pair(pair, TABLE)
-
-
-def test_read_pair_refuses_labels_whose_values_are_brightnesses(tmp_path: Path) -> None:
-    pair = write_pair(tmp_path)
-    assert pair.label is not None
-    png(pair.label, (6, 8), 4, 0, rows_of_4_bits(np.zeros((6, 8), dtype=np.uint8)))  # as ids: 0, which is known
-    with pytest.raises(BadImage, match="label must be a PNG of 8-bit grey or a palette, got a PNG of 4-bit grey in"):
-        read_pair(pair, TABLE)
-    Image.new("L", (8, 6), 7).save(pair.label, format="JPEG")
-    with pytest.raises(BadImage, match=r"got a JPEG file in .*a\.png; take"):
         read_pair(pair, TABLE)
 
 
