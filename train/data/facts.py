@@ -143,8 +143,8 @@ def _decode(content: bytes, is_label: bool, max_pixels: int) -> Facts:
         return Facts(size=image.size, decoded=False)
     kind = str(image.format)
     try:
-        kind, wrong = _mask_kind(image) if is_label else (None, None)
-        return _of_decoded(decode(image, content), kind, wrong)
+        mask, wrong = _mask_kind(image) if is_label else (None, None)
+        return _of_decoded(decode(image, content), mask, wrong)
     except DECODE_ERRORS as error:
         return Facts(problem=f"truncated or damaged {kind} file ({error})")
 
