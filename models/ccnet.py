@@ -59,8 +59,10 @@ class CCNet(nn.Module):
         dims: 2 for images; 3 for clips.
         stem: for a ResNet, "deep", "7x7" or "v1c"; None: deep.
         halved_dilation, ceil_mode: for a ResNet, see `ResNet`; None: False and True, as in the authors' code.
-        mean, std: normalisation of the images, red, green, blue, in units of 0..255; None: the backbone's own. They are
-            stored as `net.backbone.mean` and `net.backbone.std`; the caller normalises the images with them.
+        in_channels: channels C of the images, 1 or more; 3 are red, green and blue, unless mean and std say otherwise.
+        mean, std: normalisation of the images, one number for each channel in units of the images' values, for RGB
+            0..255; None, for three channels alone: the backbone's own. They are stored as `net.backbone.mean` and
+            `net.backbone.std`; the caller normalises the images with them.
         head_channels: channels in both heads, 1 or more; 512 in the paper.
         auxiliary: whether there is an auxiliary head.
         auxiliary_channels: channels in the auxiliary head, 1 or more; None: head_channels.
@@ -72,7 +74,7 @@ class CCNet(nn.Module):
         gamma, nonlocal_form, recompute, backend: see `CCHead`.
 
     Shape:
-        images: (B, 3, H, W), or clips (B, 3, T, H, W) for dims=3, T, H and W 1 or more; floating point, normalised
+        images: (B, C, H, W), or clips (B, C, T, H, W) for dims=3, T, H and W 1 or more; floating point, normalised
         with the backbone's mean and std. In train mode the network returns `Outputs`: logits and auxiliary logits
         (B, num_classes, H, W), the embedding at the features' size; in eval mode the logits alone. For clips all of
         these have T before H. For T = 1 a network for clips computes the same as the network for images with the same
@@ -118,6 +120,7 @@ class CCNet(nn.Module):
         stem: str | None = None,
         halved_dilation: bool | None = None,
         ceil_mode: bool | None = None,
+        in_channels: int = 3,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         head_channels: int = 512,
@@ -143,6 +146,7 @@ class CCNet(nn.Module):
         recurrence = (2 if dims == 2 else 3) if recurrence is None else recurrence
         sizes = (
             ("num_classes", num_classes, 1),
+            ("in_channels", in_channels, 1),
             ("head_channels", head_channels, 1),
             ("recurrence", recurrence, 0),
             ("embedding", embedding, 0),
@@ -153,14 +157,18 @@ class CCNet(nn.Module):
         if not 0 <= dropout <= 1:
             raise ValueError(f"CCNet: dropout must be from 0 to 1, got {dropout}; pass a probability.")
         self.dims = dims
+        self.in_channels = in_channels
         self.align_corners = align_corners
         resnet = {"halved_dilation": halved_dilation, "ceil_mode": ceil_mode}
         self.backbone = build_backbone(
-            backbone, stem=stem, **{name: value for name, value in resnet.items() if value is not None}
+            backbone,
+            stem=stem,
+            in_channels=in_channels,
+            **{name: value for name, value in resnet.items() if value is not None},
         )
         for name, values in (("mean", mean), ("std", std)):
-            if values is not None:
-                setattr(self.backbone, name, _per_channel(name, values))
+            if values is not None or in_channels != 3:
+                setattr(self.backbone, name, _per_channel(name, values, in_channels))
         before, last = self.backbone.channels
         self.head = CCHead(
             last,
@@ -198,8 +206,9 @@ class CCNet(nn.Module):
         Args:
             path: a file of `torch.save` or safetensors. Only tensors and plain values are read.
             changes: arguments of `CCNet` that override the file's: recurrence, backend, recompute; num_classes for a
-                ResNet's file. mmsegmentation's files without a config need align_corners=True where they were trained
-                on crops of 769x769. The authors' files do not hold R; 2 is assumed.
+                ResNet's file; in_channels with mean and std, for which the first convolution is adapted as in
+                `ccgpu.models.backbones.load_imagenet`. mmsegmentation's files without a config need align_corners=True
+                where they were trained on crops of 769x769. The authors' files do not hold R; 2 is assumed.
 
         Raises:
             FileNotFoundError: there is no file at path. (Any other OSError from opening it is passed on.)
@@ -236,7 +245,7 @@ class CCNet(nn.Module):
         every module is back in its own mode.
 
         Args:
-            images: (B, 3, H, W) or (B, 3, T, H, W), as for `forward`.
+            images: (B, C, H, W) or (B, C, T, H, W), as for `forward`.
             at: (y, x), a pixel of the images, 0 <= y < H and 0 <= x < W; for clips (t, y, x).
             recurrence: number of loops, 0 or more; None: the network's own.
 
@@ -294,11 +303,12 @@ class CCNet(nn.Module):
         return as_clips(full, frames) if self.dims == 3 else full
 
     def _check_images(self, images: Tensor) -> None:
-        shape = "(B, 3, H, W)" if self.dims == 2 else "(B, 3, T, H, W)"
-        if images.ndim != self.dims + 2 or images.shape[1] != 3:
+        channels = self.in_channels
+        shape = f"(B, {channels}, H, W)" if self.dims == 2 else f"(B, {channels}, T, H, W)"
+        if images.ndim != self.dims + 2 or images.shape[1] != channels:
             raise ValueError(
                 f"CCNet: images must be {shape} for dims={self.dims}, got shape {tuple(images.shape)}; "
-                "add the batch axis with images.unsqueeze(0) or convert the images to three channels."
+                f"add the batch axis with images.unsqueeze(0) or convert the images to {channels} channels."
             )
         if 0 in images.shape[2:]:
             raise ValueError(
@@ -310,12 +320,17 @@ class CCNet(nn.Module):
             )
 
 
-def _per_channel(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    """Return values as a tuple of three floats; raise unless they are finite and, for "std", more than 0."""
-    if len(values) != 3 or not all(math.isfinite(x) and (x > 0 or name == "mean") for x in values):
+def _per_channel(name: str, values: Sequence[float] | None, channels: int) -> tuple[float, ...]:
+    """Return values as a tuple of `channels` floats; raise unless they are finite and, for "std", more than 0."""
+    if (
+        values is None
+        or len(values) != channels
+        or not all(math.isfinite(x) and (x > 0 or name == "mean") for x in values)
+    ):
         raise ValueError(
-            f"CCNet: {name} must be three finite numbers{'' if name == 'mean' else ' more than 0'}, got {values!r}; "
-            "give one each for red, green and blue, in units of 0..255."
+            f"CCNet: {name} must be {channels} finite numbers{'' if name == 'mean' else ' more than 0'} for images of "
+            f"{channels} channels, got {values!r}; give one for each channel, in units of the images' values: for RGB "
+            "red, green and blue in 0..255."
         )
     return tuple(float(x) for x in values)
 

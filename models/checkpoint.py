@@ -24,12 +24,14 @@ import torch
 from torch import Tensor
 
 from ccgpu.models.ccnet import CCNet
+from ccgpu.models.image_format import ImageFormat
 from ccgpu.models.labels import Labels
 from ccgpu.models.published import recognise, translate
 from ccgpu.models.weights import (
     check_tensors,
     check_weights,
     differences,
+    for_channels,
     listed,
     read_content,
     safetensors_bytes,
@@ -55,12 +57,14 @@ class Description(TypedDict):
             when an image is flipped: any of {"short_side": N, "fit": [H, W], "flip_pairs": [[class, class], ...]}.
         value_range: [low, high]: the values of images of more than 8 bits that the network saw as 0 and 255; None:
             such images are read as `models.image_files` reads them without a range.
+        images: how the images are read, plain values of `ImageFormat`: "channels", "raw" and "dtype".
     """
 
     network: dict[str, Any]
     labels: dict[str, Any] | None
     prediction: dict[str, Any]
     value_range: list[float] | None
+    images: dict[str, Any]
 
 
 class Header(Description):
@@ -115,6 +119,7 @@ class Checkpoint:
         labels: the classes, see `Description`; None where the file does not say.
         prediction: size of the images and swapped classes, see `Description`.
         value_range: (low, high) of images of more than 8 bits, see `Description`; None where the file does not say.
+        images: how the images are read; 8-bit RGB for published files.
         source: text that names the layout of the file.
         notes: texts, one for each value that was assumed because the file does not hold it.
         run: "iteration", "dataset" and "settings" of a `RunCheckpoint`, None for other files. `write` leaves it out.
@@ -128,6 +133,7 @@ class Checkpoint:
     source: str = OWN
     notes: tuple[str, ...] = ()
     run: Mapping[str, Any] | None = field(default=None, repr=False)
+    images: ImageFormat = field(default_factory=ImageFormat)
 
 
 def read(path: str | os.PathLike[str], **changes: Any) -> Checkpoint:
@@ -172,11 +178,12 @@ def _read(path: str | os.PathLike[str], changes: Mapping[str, Any]) -> Checkpoin
             f"{', ...' if len(state) > 8 else ''}; name such a file."
         )
     network = {**layout.config, **changes}
-    weights, problems = translate(layout, state, _skeleton(path, network))
+    weights, problems = translate(layout, state, _skeleton(path, network), network.get("in_channels", 3))
     if problems:
         raise _misfit(path, layout.name, problems)
     notes = tuple(note for argument, note in layout.notes.items() if argument not in changes)
-    return Checkpoint(network, weights, _mmsegmentation_labels(meta), source=layout.name, notes=notes)
+    labels, images = _mmsegmentation_labels(meta), _format_of(network, ImageFormat())
+    return Checkpoint(network, weights, labels, source=layout.name, notes=notes, images=images)
 
 
 def build(checkpoint: Checkpoint) -> CCNet:
@@ -209,6 +216,7 @@ def write(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
         labels=checkpoint.labels,
         prediction=checkpoint.prediction,
         value_range=None if checkpoint.value_range is None else list(checkpoint.value_range),
+        images=checkpoint.images.as_plain(),
         source=checkpoint.source,
         notes=list(checkpoint.notes),
     )
@@ -272,8 +280,9 @@ def _described(
     """Return the network of either kind of our own files."""
     network = {**description["network"], **changes}
     _check_description(path, description)
-    weights = check_tensors(FUNCTION, path, state)
-    problems = differences(weights, _skeleton(path, network))
+    skeleton = _skeleton(path, network)
+    weights = for_channels(check_tensors(FUNCTION, path, state), skeleton, network.get("in_channels", 3))
+    problems = differences(weights, skeleton)
     if problems:
         raise _misfit(path, OWN, problems)
     labels = description.get("labels")
@@ -283,7 +292,13 @@ def _described(
             f"{FUNCTION}: {os.fspath(path)!r} must hold the classes of its network, got {problem}; the file is damaged "
             "or was changed: write it again."
         )
-    value_range = description.get("value_range")
+    value_range, images = description.get("value_range"), ImageFormat.from_plain(description["images"])
+    if images.channels != description["network"].get("in_channels", 3):
+        raise ValueError(
+            f"{FUNCTION}: {os.fspath(path)!r} must hold the format of its network's images, got {images} for a network "
+            f"of {description['network'].get('in_channels', 3)} channels; the file is damaged or was changed: write it "
+            "again."
+        )
     return Checkpoint(
         network,
         weights,
@@ -292,7 +307,14 @@ def _described(
         None if value_range is None else (float(value_range[0]), float(value_range[1])),
         description.get("source", OWN),
         tuple(description.get("notes", ())),
+        images=_format_of(network, images),
     )
+
+
+def _format_of(network: Mapping[str, Any], images: ImageFormat) -> ImageFormat:
+    """Return the format of a file's images; for a network of another number of channels, bytes as stored."""
+    channels = network.get("in_channels", 3)
+    return images if channels == images.channels else ImageFormat(channels, raw=True)
 
 
 def _check_description(path: str | os.PathLike[str], description: Mapping[str, Any]) -> None:
@@ -340,6 +362,7 @@ def _wrong_types(description: Mapping[str, Any]) -> list[str]:
         "value_range": value_range is None or _is_range(value_range),
         "source": isinstance(description.get("source", OWN), str),
         "notes": _is_list(notes, str),
+        "images": _is_format(description.get("images")),
     }
     return [f"{name} {description.get(name)!r:.80}" for name, is_right in right.items() if not is_right]
 
@@ -347,6 +370,15 @@ def _wrong_types(description: Mapping[str, Any]) -> list[str]:
 def _is_range(values: Any) -> bool:
     """Return whether a value may be [low, high] with low < high, in the range of float32."""
     return _is_list(values, (int, float)) and len(values) == 2 and -_LARGEST <= values[0] < values[1] <= _LARGEST
+
+
+def _is_format(images: Any) -> bool:
+    """Return whether a value may be the plain values of `ImageFormat`."""
+    try:
+        ImageFormat.from_plain(images)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _is_labels(labels: Any) -> bool:

@@ -11,6 +11,7 @@ import os
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ccgpu.models.attention import require_int
 from ccgpu.models.weights import fill, read_state_dict
 
 # Kernel size and expansion of the blocks in stages 1 ... 7 (Tan and Le, ICML 2019, table 1).
@@ -112,20 +113,20 @@ class InvertedResidual(nn.Module):
 class _Trunk(nn.Module):
     """The stem and the seven stages, shared by the backbone and the classifier."""
 
-    mean = (127.0, 127.0, 127.0)
-    std = (128.0, 128.0, 128.0)
-
-    def __init__(self, variant: str, output_stride: int) -> None:
+    def __init__(self, variant: str, output_stride: int, in_channels: int = 3) -> None:
         super().__init__()
+        require_int(type(self).__name__, "in_channels", in_channels, 1)
         for name, value, known in (("variant", variant, _VARIANTS), ("output_stride", output_stride, _STAGES)):
             if value not in known:
                 raise ValueError(
                     f"{type(self).__name__}: {name} must be one of {tuple(known)}, got {value!r}; pass one of these."
                 )
         self.variant = variant
+        self.in_channels = in_channels
+        self.mean, self.std = (127.0,) * in_channels, (128.0,) * in_channels
         counts, channels = _VARIANTS[variant]
         self.channels = (channels[4], channels[6])
-        self._conv_stem = SameConv2d(3, _STEM, 3, stride=2)
+        self._conv_stem = SameConv2d(in_channels, _STEM, 3, stride=2)
         self._bn0 = _norm(_STEM)
         self._blocks = nn.ModuleList()
         before = _STEM
@@ -184,13 +185,14 @@ class EfficientNetLite(_Trunk):
     Args:
         variant: "lite0" or "lite2".
         output_stride: 8, or 16 or 32 for smaller maps with less dilation.
+        in_channels: channels of the images, 1 or more.
 
     Attributes:
         channels: (channels of stage 5, channels of stage 7): (112, 320) for lite0, (120, 352) for lite2.
         mean, std: 127 and 128 for each channel: the published networks take (0..255 value - 127) / 128.
 
     Shape:
-        images (B, 3, H, W) -> (stage 5, stage 7), both (B, channels, H', W') at the output stride (at output
+        images (B, in_channels, H, W) -> (stage 5, stage 7), both (B, channels, H', W') at the output stride (at output
         stride 32, stage 5 is at 16); an extent n becomes ceil(n / stride).
 
     Raises:
@@ -207,8 +209,8 @@ class EfficientNetLite(_Trunk):
         (torch.Size([1, 112, 9, 5]), torch.Size([1, 320, 9, 5]))
     """
 
-    def __init__(self, variant: str, *, output_stride: int = 8) -> None:
-        super().__init__(variant, output_stride)
+    def __init__(self, variant: str, *, output_stride: int = 8, in_channels: int = 3) -> None:
+        super().__init__(variant, output_stride, in_channels)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features of stages 5 and 7; see the class for shapes."""
@@ -266,7 +268,7 @@ def load_imagenet(network: EfficientNetLite | EfficientNetLiteClassifier, source
     loaded = read_state_dict(path)
     if isinstance(network, EfficientNetLite):
         loaded = {name: value for name, value in loaded.items() if not name.startswith(_CLASSIFIER)}
-    fill(network, loaded, path, f"EfficientNet-{network.variant.capitalize()}")
+    fill(network, loaded, path, f"EfficientNet-{network.variant.capitalize()}", network.in_channels)
 
 
 def _package_file(variant: str) -> str:

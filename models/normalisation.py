@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,11 @@ import torch
 # Mean and standard deviation of ImageNet's training images, RGB in 0..255: the normalisation of ImageNet backbones.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+def for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Return a mean or std of red, green and blue for images of `channels`: their average for each, unless it is 3."""
+    return tuple(values) if channels == len(values) else (sum(values) / len(values),) * channels
 
 
 @dataclass(frozen=True)

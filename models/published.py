@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ccgpu.models.resnet import V1C_STEM, depth_of
-from ccgpu.models.weights import differences
+from ccgpu.models.weights import adapted, differences
 
 AUTHORS = "the authors' CCNet"
 MMSEGMENTATION = "mmsegmentation's CCNet"
@@ -203,7 +203,7 @@ def _resnet(state: Mapping[str, Tensor]) -> Layout | None:
 
 
 def translate(
-    layout: Layout, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+    layout: Layout, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], in_channels: int = 3
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Return the weights under our names, and a list of the entries that do not fit, one line for each.
 
@@ -211,6 +211,7 @@ def translate(
         layout: from `recognise`.
         state: the file's tensors by their names.
         expected: the state dict of `CCNet(**config)`; only shapes and dtypes are used, so it may be on the meta device.
+        in_channels: channels of the network's images; the first convolution is adapted to others than three.
 
     Returns:
         The entries of `expected` that begin with `layout.part`, without the counters of batch norms
@@ -229,5 +230,5 @@ def translate(
             continue
         wanted[theirs] = value
         if theirs in state:
-            weights[ours] = found[theirs] = layout.convert(ours, state[theirs])
+            weights[ours] = found[theirs] = adapted(layout.convert(ours, state[theirs]), value, in_channels)
     return weights, differences(found, wanted)

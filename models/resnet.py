@@ -12,7 +12,8 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ccgpu.models.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from ccgpu.models.attention import require_int
+from ccgpu.models.normalisation import IMAGENET_MEAN, IMAGENET_STD, for_channels
 from ccgpu.models.weights import fill, read_state_dict
 
 STEMS = ("deep", "7x7", "v1c")
@@ -124,14 +125,16 @@ class ResNet(nn.Module):
         halved_dilation: whether the first block of a dilated stage has half the stage's dilation (mmsegmentation).
         ceil_mode: whether the max-pool rounds up (the authors' code) or down (torchvision and mmsegmentation); if down,
             an extent n becomes (n - 1) // 8 + 1.
+        in_channels: channels of the images, 1 or more.
 
     Attributes:
         channels: (channels of layer3, channels of layer4): (256, 512) for depth 18, (1024, 2048) for 50 and
             101.
-        mean, std: ImageNet's, with which torchvision's files were trained: red, green, blue, in units of 0..255.
+        mean, std: ImageNet's, with which torchvision's files were trained: red, green, blue, in units of 0..255. For
+            other channels their average for each.
 
     Shape:
-        images (B, 3, H, W) -> (layer3, layer4), both (B, channels, H', W') at the output stride (at output
+        images (B, in_channels, H, W) -> (layer3, layer4), both (B, channels, H', W') at the output stride (at output
         stride 32, layer3 is at 16).
 
     Raises:
@@ -147,9 +150,6 @@ class ResNet(nn.Module):
         (torch.Size([1, 256, 9, 5]), torch.Size([1, 512, 9, 5]))
     """
 
-    mean = IMAGENET_MEAN
-    std = IMAGENET_STD
-
     def __init__(
         self,
         depth: int,
@@ -158,8 +158,10 @@ class ResNet(nn.Module):
         output_stride: int = 8,
         halved_dilation: bool = False,
         ceil_mode: bool = True,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
+        require_int("ResNet", "in_channels", in_channels, 1)
         for name, value, known in (
             ("depth", depth, tuple(_BLOCKS)),
             ("stem", stem, STEMS),
@@ -170,16 +172,18 @@ class ResNet(nn.Module):
         self.depth = depth
         self.stem = stem
         self.ceil_mode = ceil_mode
+        self.in_channels = in_channels
+        self.mean, self.std = (for_channels(values, in_channels) for values in (IMAGENET_MEAN, IMAGENET_STD))
         if stem in _DEEP_STEMS:
             first, second, channels = _DEEP_STEMS[stem]
-            self.conv1 = nn.Conv2d(3, first, 3, stride=2, padding=1, bias=False)
+            self.conv1 = nn.Conv2d(in_channels, first, 3, stride=2, padding=1, bias=False)
             self.bn1 = nn.BatchNorm2d(first)
             self.conv2 = nn.Conv2d(first, second, 3, padding=1, bias=False)
             self.bn2 = nn.BatchNorm2d(second)
             self.conv3 = nn.Conv2d(second, channels, 3, padding=1, bias=False)
             self.bn3 = nn.BatchNorm2d(channels)
         else:
-            self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+            self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
             self.bn1 = nn.BatchNorm2d(64)
             channels = 64
         block = BasicBlock if depth == 18 else Bottleneck
@@ -245,7 +249,7 @@ def load_imagenet(resnet: ResNet, path: str | os.PathLike[str]) -> None:
             f"load_imagenet: {os.fspath(path)!r} must hold a {wanted}, got a {found}; "
             "pass a file for this network or build the network for the file."
         )
-    fill(resnet, loaded, path, wanted)
+    fill(resnet, loaded, path, wanted, resnet.in_channels)
 
 
 def depth_of(state: Mapping[str, Tensor]) -> int | None:

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ccgpu.models import weights
+from ccgpu.models.attention import require_int
+from ccgpu.models.normalisation import for_channels
 from ccgpu.models.weights import check_weights, fill, read_state_dict
 
 
@@ -24,13 +27,15 @@ class TimmBackbone(nn.Module):
     Args:
         name: timm's name, with or without the tag of its weights: "mobilenetv3_small_100" or
             "resnet18.a1_in1k"; `timm.list_models()` has all of them.
+        in_channels: channels of the images, 1 or more.
 
     Attributes:
         channels: the channels of the two levels.
-        mean, std: the normalisation that timm trained the network with: red, green, blue, in units of 0..255.
+        mean, std: the normalisation that timm trained the network with: red, green, blue, in units of 0..255. For other
+            channels their average for each.
 
     Shape:
-        images (B, 3, H, W) -> two maps (B, channels, H', W'), H' about H / 8, rounded as the network does.
+        images (B, in_channels, H, W) -> two maps (B, channels, H', W'), H' about H / 8, rounded as the network does.
 
     Raises:
         ModuleNotFoundError: timm is not installed.
@@ -38,8 +43,9 @@ class TimmBackbone(nn.Module):
         ValueError: timm has no network of this name, or cannot build it with features at 1/8.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, in_channels: int = 3) -> None:
         super().__init__()
+        require_int("TimmBackbone", "in_channels", in_channels, 1)
         timm = _import_timm(name)
         if not timm.is_model(name.partition(".")[0]):
             close = get_close_matches(name.partition(".")[0], timm.list_models(), n=5)
@@ -48,7 +54,7 @@ class TimmBackbone(nn.Module):
                 + (f"pass one like {', '.join(close)}." if close else "timm.list_models() has all names.")
             )
         try:
-            self.network = _build(name)
+            self.network = _build(name, in_chans=in_channels)
         # timm raises exceptions of any type for networks that it cannot build this way: TypeError, AssertionError
         # (often without a message) and RuntimeError were seen.
         except Exception as error:
@@ -64,9 +70,12 @@ class TimmBackbone(nn.Module):
                 f"with {strides}; pass another."
             )
         self.name = name
+        self.in_channels = in_channels
         self.channels = tuple(self.network.feature_info.channels())
         # timm normalises images in 0..1.
-        self.mean, self.std = (tuple(255 * x for x in self.network.pretrained_cfg[key]) for key in ("mean", "std"))
+        self.mean, self.std = (
+            for_channels([255 * x for x in self.network.pretrained_cfg[key]], in_channels) for key in ("mean", "std")
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the last two feature levels; see the class for shapes."""
@@ -110,7 +119,9 @@ def load_imagenet(backbone: TimmBackbone, source: str | os.PathLike[str]) -> Non
         whole = timm.create_model(backbone.name, output_stride=8)
         fill(whole, read_state_dict(source), source, f"network {backbone.name!r} of timm")
     filled = _build(backbone.name, pretrained=True, pretrained_cfg_overlay={"state_dict": whole.state_dict()})
-    backbone.network.load_state_dict(filled.state_dict())
+    # timm adapts the first convolution to other channels by another rule than ours, so it gets three.
+    own = backbone.network.state_dict()
+    backbone.network.load_state_dict(weights.for_channels(filled.state_dict(), own, backbone.in_channels))
 
 
 def _import_timm(name: str) -> ModuleType:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 # The key of a safetensors file's metadata that holds the digest of the rest of the file.
 DIGEST = "ccgpu.sha256"
+_COLOURS = 3
 
 
 def read_content(function: str, path: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]:
@@ -227,7 +228,13 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return check_tensors("load_imagenet", path, read_content("load_imagenet", path)[0])
 
 
-def fill(network: nn.Module, loaded: Mapping[str, Tensor], path: str | os.PathLike[str], wanted: str) -> None:
+def fill(
+    network: nn.Module,
+    loaded: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    wanted: str,
+    in_channels: int = _COLOURS,
+) -> None:
     """Copy the entries of a file into a network, all of them or none.
 
     Counters `num_batches_tracked` that the file lacks, as old files do, keep their value. All other entries must fit
@@ -238,12 +245,14 @@ def fill(network: nn.Module, loaded: Mapping[str, Tensor], path: str | os.PathLi
         loaded: the file's entries by name.
         path: the file, for messages.
         wanted: description of the network, for messages.
+        in_channels: channels of the network's images; the first convolution is `adapted` to others than three.
 
     Raises:
         ValueError: entries are missing, surplus or of another shape or kind; all of these entries are listed. Or
             weights are not finite.
     """
     expected = network.state_dict()
+    loaded = for_channels(loaded, expected, in_channels)
     problems = differences(loaded, expected)
     if problems:
         raise ValueError(
@@ -254,6 +263,34 @@ def fill(network: nn.Module, loaded: Mapping[str, Tensor], path: str | os.PathLi
         )
     check_weights("load_imagenet", path, loaded)
     network.load_state_dict({**expected, **loaded})
+
+
+def adapted(weight: Tensor, wanted: Tensor, in_channels: int) -> Tensor:
+    """Return a weight trained on RGB for images of C channels, where it is that of the first convolution.
+
+        weight[:, c] = (red + green + blue) / C,    c = 1 .. C
+
+    So an image of C equal channels gives the features of the same values as red, green and blue, and the scale of the
+    activations stays.
+
+    Args:
+        weight: of any layer; that of a convolution with 3 input channels is adapted where `wanted` has `in_channels`.
+        wanted: the network's own weight of that layer.
+        in_channels: C; 3: nothing is adapted.
+    """
+    if in_channels == _COLOURS or weight.ndim != 4 or weight.shape[1] != _COLOURS:
+        return weight
+    if tuple(wanted.shape) != (weight.shape[0], in_channels, *weight.shape[2:]):
+        return weight
+    return (weight.sum(dim=1, keepdim=True) / in_channels).repeat(1, in_channels, 1, 1)
+
+
+def for_channels(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor], in_channels: int) -> dict[str, Tensor]:
+    """Return a state dict with its first convolution `adapted` to images of `in_channels`."""
+    return {
+        name: adapted(value, expected[name], in_channels) if name in expected else value
+        for name, value in loaded.items()
+    }
 
 
 def differences(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

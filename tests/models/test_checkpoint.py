@@ -11,6 +11,7 @@ import torch
 
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
+from ccgpu.models.image_format import ImageFormat
 from ccgpu.models.labels import Labels
 from ccgpu.models.weights import safetensors_bytes
 from tests.models.problems import random_images
@@ -25,6 +26,7 @@ def run_checkpoint(net: CCNet, **changes: Any) -> dict[str, Any]:
             "labels": None,
             "prediction": {},
             "value_range": None,
+            "images": ImageFormat().as_plain(),
             "settings": {},
             "data": "",
             "model": net.state_dict(),

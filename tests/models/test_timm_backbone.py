@@ -214,3 +214,17 @@ def test_a_timm_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: py
     message = "timm must be importable for 'timm:resnet18', got RuntimeError: operator torchvision::nms does not exist"
     with pytest.raises(RuntimeError, match=message):
         build_backbone("timm:resnet18")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+def test_rgb_weights_see_equal_channels_as_grey(timm: ModuleType, channels: int, tmp_path: Path) -> None:
+    torch.save(randomised(timm.create_model(SMALL)), tmp_path / "rgb.pth")
+    rgb, net = (build_backbone(f"timm:{SMALL}", in_channels=number).eval() for number in (3, channels))
+    for backbone in (rgb, net):
+        load_imagenet(backbone, tmp_path / "rgb.pth")
+    grey = torch.randn(2, 1, 65, 65)
+    with torch.no_grad():
+        found, expected = net(grey.repeat(1, channels, 1, 1)), rgb(grey.repeat(1, 3, 1, 1))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
+    assert len(net.mean) == len(net.std) == channels

@@ -91,6 +91,9 @@ def build_network(settings: Settings, dataset: Dataset, device: torch.device, *,
             recurrence=settings.loops,
             dims=2 if settings.clip == 1 else 3,
             stem=settings.stem,
+            in_channels=dataset.images.channels,
+            mean=dataset.mean,
+            std=dataset.std,
             head_channels=settings.head_channels,
             embedding=EMBEDDING_CHANNELS if settings.ccl else 0,
             dropout=settings.dropout,
@@ -100,6 +103,11 @@ def build_network(settings: Settings, dataset: Dataset, device: torch.device, *,
         )
         if pretrained and settings.imagenet is not None:
             load_imagenet(net.backbone, settings.imagenet)
+            if net.in_channels != 3:
+                say(
+                    f"--imagenet: the weights were trained on RGB; each of the {net.in_channels} channels begins with "
+                    f"the sum of those of red, green and blue, divided by {net.in_channels}"
+                )
     except RuntimeError as error:  # a package of weights or models cannot be imported, or its download failed
         raise ValueError(str(error)) from error
     return place_network(net, settings, device)

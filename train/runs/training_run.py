@@ -98,6 +98,7 @@ class TrainingRun:
             labels=self.dataset.labels.as_plain(),
             prediction=self.predict.preparation(),
             value_range=None if value_range is None else list(value_range),
+            images=self.dataset.images.as_plain(),
             settings=dict(self.settings),
             data=self.data_digest,
             model=self.net.state_dict(),

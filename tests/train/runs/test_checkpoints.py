@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ccgpu.models.checkpoint import RUN_FORMAT, RunCheckpoint
+from ccgpu.models.image_format import ImageFormat
 from ccgpu.train.runs import checkpoints
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,6 +46,7 @@ def checkpoint(iteration: int = 7, net: nn.Module | None = None, optimiser: Any 
         "network": {"backbone": "resnet18"},
         "prediction": {},
         "value_range": None,
+        "images": ImageFormat().as_plain(),
         "labels": {"names": ["road"], "colours": [[1, 2, 3]], "ids": [7], "void": []},
         "settings": {"lr": 0.1, "crop": (33, 33), "data": None},
         "data": "digest",
