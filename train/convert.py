@@ -110,7 +110,7 @@ def find_labels(found: checkpoint.Checkpoint, dataset: str | None) -> tuple[dict
     """Return the classes of a network: from --dataset, else from the file, else from a known dataset.
 
     Returns:
-        The classes as in `checkpoint.Description`, or None; and notes on what was assumed about them.
+        The classes as in `checkpoint_keys.Description`, or None; and notes on what was assumed about them.
 
     Raises:
         ValueError: there is no such dataset, or the network was trained on other classes.

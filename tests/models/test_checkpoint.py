@@ -11,6 +11,7 @@ import torch
 
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
+from ccgpu.models.checkpoint_keys import FORMAT, RUN_FORMAT
 from ccgpu.models.image_format import ImageFormat
 from ccgpu.models.labels import Labels
 from ccgpu.models.weights import safetensors_bytes
@@ -21,7 +22,7 @@ from tests.models.published_files import State, saved, without
 def run_checkpoint(net: CCNet, **changes: Any) -> dict[str, Any]:
     """Return the content of a run's checkpoint of a network."""
     content: dict[str, Any] = {
-        **{"format": checkpoint.RUN_FORMAT, "iteration": 1, "position": 2, "dataset": "lip", "network": net.config},
+        **{"format": RUN_FORMAT, "iteration": 1, "position": 2, "dataset": "lip", "network": net.config},
         **{
             "labels": None,
             "prediction": {},
@@ -65,7 +66,7 @@ def test_a_run_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "last.pt")
     assert checkpoint.read(tmp_path / "last.pt").network == net.config
     torch.save({**content, "format": 3, "data_set": "lip"}, tmp_path / "last.pt")
-    with pytest.raises(ValueError, match=rf"must have format {checkpoint.RUN_FORMAT} .*, got 3; read it with"):
+    with pytest.raises(ValueError, match=rf"must have format {RUN_FORMAT} .*, got 3; read it with"):
         checkpoint.read(tmp_path / "last.pt")
 
 
@@ -79,13 +80,13 @@ def test_a_run_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
         [torch.zeros(3)],
         {"ccgpu": {"format": 99}, "state_dict": {}},
         {"ccgpu": 3, "state_dict": {}},
-        {"ccgpu": {"format": checkpoint.FORMAT, "network": {"backbone": "vgg"}}, "state_dict": {"a": torch.zeros(1)}},
-        {"ccgpu": {"format": checkpoint.FORMAT, "network": {"wings": 2}}, "state_dict": {"a": torch.zeros(1)}},
+        {"ccgpu": {"format": FORMAT, "network": {"backbone": "vgg"}}, "state_dict": {"a": torch.zeros(1)}},
+        {"ccgpu": {"format": FORMAT, "network": {"wings": 2}}, "state_dict": {"a": torch.zeros(1)}},
         {
-            "ccgpu": {"format": checkpoint.FORMAT, "network": {"backbone": "resnet18"}},
+            "ccgpu": {"format": FORMAT, "network": {"backbone": "resnet18"}},
             "state_dict": {"a": torch.zeros(1)},
         },
-        {"ccgpu": {"format": checkpoint.FORMAT, "network": {"backbone": "resnet18"}}},
+        {"ccgpu": {"format": FORMAT, "network": {"backbone": "resnet18"}}},
     ],
 )
 def test_other_files_are_refused_with_a_reason(content: Any, tmp_path: Path) -> None:
@@ -143,9 +144,7 @@ def test_a_run_checkpoint_with_values_of_wrong_types_is_refused(
 def test_a_safetensors_file_with_another_header_is_refused(header: str, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     path.write_bytes(safetensors_bytes({"a": torch.zeros(2)}, {"ccgpu": header}))
-    with pytest.raises(
-        ValueError, match=rf"net\.safetensors' must have format {checkpoint.FORMAT} with a network's arguments"
-    ):
+    with pytest.raises(ValueError, match=rf"net\.safetensors' must have format {FORMAT} with a network's arguments"):
         checkpoint.read(path)
 
 

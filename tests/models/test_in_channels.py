@@ -11,6 +11,7 @@ import torch
 from ccgpu.models import checkpoint
 from ccgpu.models.backbones import build_backbone, load_imagenet
 from ccgpu.models.ccnet import CCNet
+from ccgpu.models.checkpoint_keys import FORMAT
 from ccgpu.models.image_format import ImageFormat
 
 CHANNELS = (1, 2, 4, 7)
@@ -112,7 +113,7 @@ def test_a_file_is_read_for_other_channels(tmp_path: Path) -> None:
 )
 def test_a_format_that_does_not_fit_is_refused(tmp_path: Path, images: dict[str, Any], message: str) -> None:
     net = network(5)
-    header = {"format": checkpoint.FORMAT, "network": net.config, "images": images}
+    header = {"format": FORMAT, "network": net.config, "images": images}
     torch.save({"ccgpu": header, "state_dict": net.state_dict()}, tmp_path / "net.pt")
     with pytest.raises(ValueError, match=message):
         checkpoint.read(tmp_path / "net.pt")

@@ -3,7 +3,8 @@
 A run folder holds the newest checkpoint, `last.pt`, and the one before, `previous.pt`. A checkpoint is first written to
 `last.pt.partial` and synchronised to the disk; then `last.pt` is renamed to `previous.pt`, the new file to `last.pt`.
 Renaming is atomic, so a run killed at any moment leaves at least one whole checkpoint where there was one before, and
-training from either gives the same result. The keys of a checkpoint are those of `models.checkpoint.RunCheckpoint`.
+training from either gives the same result. The keys of a checkpoint are those of
+`models.checkpoint_keys.RunCheckpoint`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ccgpu.models.checkpoint import RUN_FORMAT, RunCheckpoint, run_problems
+from ccgpu.models.checkpoint_keys import RUN_FORMAT, RunCheckpoint, run_problems
 from ccgpu.models.weights import (
     broken_weights,
     differences,

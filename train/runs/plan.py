@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import filelock
 import torch
 
-from ccgpu.models.checkpoint import RunCheckpoint
+from ccgpu.models.checkpoint_keys import RunCheckpoint
 from ccgpu.train import distributed
 from ccgpu.train.runs import checkpoints, records
 from ccgpu.train.runs.flags import Decides, add_flags, changed_settings, combine, saved_values

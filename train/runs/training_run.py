@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ccgpu.models.ccnet import CCNet
-from ccgpu.models.checkpoint import RUN_FORMAT, RunCheckpoint
+from ccgpu.models.checkpoint_keys import RUN_FORMAT, RunCheckpoint
 from ccgpu.models.normalisation import Normalise
 from ccgpu.models.prediction import Prediction
 from ccgpu.models.weights import write_atomically

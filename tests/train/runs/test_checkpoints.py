@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from ccgpu.models.checkpoint import RUN_FORMAT, RunCheckpoint
+from ccgpu.models.checkpoint_keys import RUN_FORMAT, RunCheckpoint
 from ccgpu.models.image_format import ImageFormat
 from ccgpu.train.runs import checkpoints
 

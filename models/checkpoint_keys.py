@@ -1,0 +1,141 @@
+"""The keys of our own files: what a network file and a run's checkpoint hold, and whether values have their types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+import torch
+
+from ccgpu.models.image_format import ImageFormat
+
+# Versions of the two formats, increased whenever a key changes its meaning; files of another version are refused.
+FORMAT = 4  # of `Header`
+RUN_FORMAT = 6  # of `RunCheckpoint`
+_LARGEST = torch.finfo(torch.float32).max
+
+
+class Description(TypedDict):
+    """The keys with which each of our own files describes its network.
+
+    Attributes:
+        network: arguments of `CCNet`.
+        labels: the classes as plain values of `Labels`: "names" and "colours" in the order of the logits, optionally
+            "ids", "void" and "coding"; None where the classes are not known.
+        prediction: how images are resized to the size that the network was trained for, and which classes are swapped
+            when an image is flipped: any of {"short_side": N, "fit": [H, W], "flip_pairs": [[class, class], ...]}.
+        value_range: [low, high]: the values of images of more than 8 bits that the network saw as 0 and 255; None:
+            such images are read as `models.image_files` reads them without a range.
+        images: how the images are read, plain values of `ImageFormat`: "channels", "raw" and "dtype".
+    """
+
+    network: dict[str, Any]
+    labels: dict[str, Any] | None
+    prediction: dict[str, Any]
+    value_range: list[float] | None
+    images: dict[str, Any]
+
+
+class Header(Description):
+    """The keys of a network file beside its weights.
+
+    Attributes:
+        format: `FORMAT`.
+        source: text that names the layout of the file from which the network was converted.
+        notes: texts, one for each value that was assumed because the original file does not hold it.
+    """
+
+    format: int
+    source: str
+    notes: list[str]
+
+
+class RunCheckpoint(Description):
+    """The keys of a training run's checkpoint: the network, and all that training needs to continue exactly.
+
+    Attributes:
+        format: `RUN_FORMAT`.
+        iteration: optimiser steps done.
+        position: samples drawn from the stream, iteration * batch.
+        dataset: name of the training command.
+        settings: all settings of the run by name.
+        data: digest of the training images' names, on whose order the stream of samples depends.
+        model: state dict of the network.
+        optimiser: state dict of the optimiser.
+        scaler: state dict of the gradient scaler, empty unless --amp is fp16.
+        random: state of all random generators, see `random_state` in `train/runs/checkpoints.py`.
+    """
+
+    format: int
+    iteration: int
+    position: int
+    dataset: str
+    settings: dict[str, Any]
+    data: str
+    model: dict[str, Any]
+    optimiser: dict[str, Any]
+    scaler: dict[str, Any]
+    random: dict[str, Any]
+
+
+def run_problems(content: Mapping[str, Any]) -> list[str]:
+    """Return a line for each key of a run's checkpoint that is missing, surplus or of a wrong type."""
+    missing = [f"no {name}" for name in RunCheckpoint.__annotations__ if name not in content]
+    surplus = [f"a key {name!r}" for name in content if name not in RunCheckpoint.__annotations__]
+    if missing or surplus:
+        return missing + surplus
+    kinds: dict[str, type] = {
+        **dict.fromkeys(("iteration", "position"), int),
+        **dict.fromkeys(("dataset", "data"), str),
+        **dict.fromkeys(("network", "settings", "model", "optimiser", "scaler", "random"), Mapping),
+    }
+    wrong = [f"{name} of type {type(content[name]).__name__}" for name in kinds if not _is(content[name], kinds[name])]
+    counts = {name: content[name] for name in ("iteration", "position") if _is(content[name], int)}
+    return wrong + [f"{name} {count}" for name, count in counts.items() if count < 0] + wrong_types(content)
+
+
+def wrong_types(description: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a `Header`, or those of a `Description` alone, whose values are of a wrong type."""
+    labels, value_range = description.get("labels"), description.get("value_range")
+    notes = description.get("notes", [])
+    right = {
+        "labels": labels is None or _is_labels(labels),
+        "prediction": isinstance(description.get("prediction", {}), Mapping),
+        "value_range": value_range is None or _is_range(value_range),
+        "source": isinstance(description.get("source", ""), str),
+        "notes": _is_list(notes, str),
+        "images": _is_format(description.get("images")),
+    }
+    return [f"{name} {description.get(name)!r:.80}" for name, is_right in right.items() if not is_right]
+
+
+def _is_range(values: Any) -> bool:
+    """Return whether a value may be [low, high] with low < high, in the range of float32."""
+    return _is_list(values, (int, float)) and len(values) == 2 and -_LARGEST <= values[0] < values[1] <= _LARGEST
+
+
+def _is_format(images: Any) -> bool:
+    """Return whether a value may be the plain values of `ImageFormat`."""
+    try:
+        ImageFormat.from_plain(images)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _is_labels(labels: Any) -> bool:
+    """Return whether a value may be the plain values of `Labels`."""
+    return (
+        isinstance(labels, Mapping)
+        and _is_list(labels.get("names"), str)
+        and all(_is_list(labels.get(key, []), int) for key in ("ids", "void"))
+        and isinstance(labels.get("coding", ""), str)
+    )
+
+
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_list(values: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(values, (list, tuple)) and all(isinstance(value, kind) for value in values)
