@@ -253,6 +253,7 @@ def page(net: CCNet, loops: Sequence[torch.Tensor], image: np.ndarray, at: Pixel
         "positions": [rows, columns],
         "align_corners": net.align_corners,
         "at": at,
+        "trained": net.head.cca.recurrence if net.head.cca is not None else 0,
         "heat": HEAT.tolist(),
         "opacity": HEAT_OPACITY,
         "image": f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}",

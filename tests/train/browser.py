@@ -1,4 +1,4 @@
-"""Opens a page in headless Chromium, for tests that click on it; they are skipped where there is no Chromium."""
+"""Opens a page in headless Chromium, for tests that look at it; they are skipped where there is no Chromium."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 try:
     from playwright import sync_api
 except ImportError:
@@ -15,20 +17,42 @@ except ImportError:
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next((path for name in BROWSERS if (path := shutil.which(name))), None) if sync_api else None
+REASON = "playwright is not installed" if sync_api is None else f"no Chromium ({', '.join(BROWSERS)}) on this machine"
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason=REASON)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
+DESKTOP, PHONE = (1440, 900), (390, 844)  # width and height of a window, in CSS pixels
+
+
 @contextlib.contextmanager
-def opened(page: Path) -> Iterator[Any]:
-    """Open a page of `python -m train.attention` and wait until it shows a pixel; an error in it fails the test."""
+def opened(page: Path, *, shown: str, size: tuple[int, int] = DESKTOP, dark: bool = False) -> Iterator[Any]:
+    """Open a page and wait until the JavaScript expression `shown` is true; an error on the page fails the test.
+
+    Args:
+        page: a file.
+        shown: what is true once the page is there.
+        size: width and height of the window; that of a phone gets touch and two device pixels for a CSS pixel.
+        dark: whether the reader prefers dark colours.
+    """
     with sync_api.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        tab = browser.new_page()
+        tab = browser.new_page(
+            viewport={"width": size[0], "height": size[1]},
+            device_scale_factor=2 if size == PHONE else 1,
+            has_touch=size == PHONE,
+            color_scheme="dark" if dark else "light",
+        )
         problems: list[str] = []
         tab.on("pageerror", lambda error: problems.append(str(error)))
         tab.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
         tab.goto(page.as_uri())
-        tab.wait_for_function("document.body.dataset.chosen !== undefined")
+        tab.wait_for_function(shown)
         yield tab
         browser.close()
     assert not problems
+
+
+def overflow(tab: Any) -> int:
+    """Return by how many CSS pixels the page is wider than its window."""
+    return tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")

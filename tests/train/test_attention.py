@@ -21,7 +21,7 @@ from ccgpu.models.normalisation import Normalise
 from ccgpu.models.prediction import Prediction, predict_classes
 from ccgpu.train import attention
 from ccgpu.train.visualise import CAPTION_HEIGHT, GAP
-from tests.train.browser import CHROMIUM, opened
+from tests.train.browser import DESKTOP, PHONE, needs_browser, opened, overflow
 from tests.train.networks import write_network
 
 
@@ -285,16 +285,38 @@ def test_page_is_a_single_file_and_holds_the_weights(file: Path, image_file: Pat
         np.testing.assert_allclose(shares, weights[0].permute(1, 2, 0), rtol=0, atol=2e-5)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+CHOSEN = "document.body.dataset.chosen !== undefined"
+
+
+@pytest.fixture(scope="module")
+def page_file(file: Path, image_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    assert run("--checkpoint", file, image_file, "--html", path) == 0
+    return path
+
+
+def drawn(tab: Any, view: int) -> str:
+    return tab.evaluate(f"canvases[{view}].toDataURL()")
+
+
+def size_of(tab: Any, view: int) -> tuple[float, float]:
+    box = tab.locator("canvas").nth(view).bounding_box()
+    return box["width"], box["height"]
+
+
+@needs_browser
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_a_click_shows_the_maps_of_the_pixel(align_corners: bool, image_file: Path, tmp_path: Path) -> None:
     net = write_network(tmp_path / "net.pt", align_corners=align_corners)
     assert run("--checkpoint", tmp_path / "net.pt", image_file, "--html", tmp_path / "page.html") == 0
-    with opened(tmp_path / "page.html") as tab:
+    with opened(tmp_path / "page.html", shown=CHOSEN) as tab:
         assert tab.evaluate("document.body.dataset.chosen") == "32,48", "the middle at first"
-        before = tab.evaluate("canvases[2].toDataURL()")
+        before = drawn(tab, 2)
         for y, x in [(5, 90), (64, 0), (33, 12)]:
-            tab.locator("canvas").nth(y % 4).click(position={"x": x + 0.5, "y": y + 0.5})
+            view = y % 4
+            wide, high = size_of(tab, view)
+            place = {"x": (x + 0.5) / 97 * wide, "y": (y + 0.5) / 65 * high}
+            tab.locator("canvas").nth(view).click(position=place)
             chosen = tuple(int(index) for index in tab.evaluate("document.body.dataset.chosen").split(","))
             # The browser rounds where a click fell to its own pixels, which lie between those of the image.
             assert max(abs(chosen[0] - y), abs(chosen[1] - x)) <= 1
@@ -302,9 +324,132 @@ def test_a_click_shows_the_maps_of_the_pixel(align_corners: bool, image_file: Pa
                 expected = net.attention_map(random_images(net, image_file), chosen, recurrence=loops)[0].flatten()
                 shown = torch.tensor(tab.evaluate(f"Array.from(maps[{loops - 1}])"))
                 torch.testing.assert_close(shown, expected, rtol=0, atol=1e-4)
-        assert tab.evaluate("canvases[2].toDataURL()") != before
+                largest = tab.locator(".scale span span:last-child").nth(loops - 1).inner_text()
+                assert float(largest.removesuffix(" %")) == pytest.approx(100 * float(expected.max()), rel=0.01)
+        assert drawn(tab, 2) != before
         tab.locator("canvas").nth(2).hover(position={"x": 50, "y": 20})
         assert "R = 2" in tab.inner_text("#status")
         tab.goto((tmp_path / "page.html").as_uri() + "#8,9")
         tab.reload()
         tab.wait_for_function("document.body.dataset.chosen === '8,9'")
+
+
+@needs_browser
+@pytest.mark.parametrize(("size", "dark"), [(DESKTOP, False), (DESKTOP, True), (PHONE, False), (PHONE, True)])
+def test_the_views_are_as_large_as_the_window_allows(size: tuple[int, int], dark: bool, page_file: Path) -> None:
+    with opened(page_file, shown=CHOSEN, size=size, dark=dark) as tab:
+        assert overflow(tab) <= 0
+        ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        red = int(re.search(r"\d+", ground)[0])
+        assert red < 64 if dark else red > 192
+        wide, high = size_of(tab, 0)
+        assert all(size_of(tab, view) == (wide, high) for view in range(4))
+        assert wide / high == pytest.approx(97 / 65, rel=0.02)
+        assert tab.evaluate("canvases[0].width") == wide * (2 if size == PHONE else 1), "as many pixels as the screen"
+        if size == PHONE:  # one below the other, across the window
+            assert wide > 0.9 * size[0]
+        else:  # two lines of two, without scrolling
+            assert tab.evaluate("document.documentElement.scrollHeight") == size[1]
+            assert 2 * high > 0.62 * size[1]
+        tab.keyboard.press("2")
+        assert [tab.locator("canvas").nth(view).is_visible() for view in range(4)] == [False, False, True, False]
+        alone = size_of(tab, 2)
+        assert tab.evaluate("document.documentElement.scrollHeight") == size[1], "one view fits into the window"
+        assert alone[0] > 0.9 * size[0] or alone[1] > 0.65 * size[1]
+        tab.set_viewport_size({"width": 700, "height": 500})
+        assert size_of(tab, 2) != alone
+        assert overflow(tab) <= 0
+
+
+@needs_browser
+def test_keys_buttons_and_the_strength_change_the_drawing(page_file: Path) -> None:
+    with opened(page_file, shown=CHOSEN) as tab:
+
+        def chosen() -> list[int]:
+            return [int(index) for index in tab.evaluate("document.body.dataset.chosen").split(",")]
+
+        seen = [drawn(tab, 2)]
+        for key, position in {
+            "ArrowRight": (4, 7),
+            "ArrowDown": (5, 7),
+            "ArrowLeft": (5, 6),
+            "ArrowUp": (4, 6),
+        }.items():
+            tab.keyboard.press(key)
+            y, x = chosen()
+            assert (round(y * 8 / 64), round(x * 12 / 96)) == position, "a step is one position of the feature map"
+            seen.append(drawn(tab, 2))
+        assert len(set(seen)) == 4, "the last arrow leads back to the first map"
+        before = chosen()
+        tab.keyboard.press("Shift+ArrowRight")
+        assert chosen() == [before[0], before[1] + 1]
+        for _ in range(20):
+            tab.keyboard.press("ArrowUp")
+        assert chosen()[0] == 0, "it stays within the image"
+
+        strong = drawn(tab, 2)
+        tab.keyboard.press("-")
+        assert tab.input_value("#strength") == "70"
+        weaker = drawn(tab, 2)
+        assert weaker != strong
+        tab.keyboard.press("+")
+        assert drawn(tab, 2) == strong
+        tab.fill("#strength", "0")
+        bare = drawn(tab, 2)
+        assert bare not in (strong, weaker)
+        assert tab.inner_text("#percent") == "0 %"
+        image = drawn(tab, 0)
+        assert bare != image, "the image below a map is grey"
+        tab.keyboard.press("g")
+        assert drawn(tab, 2) == image
+        tab.locator("#strength").focus()
+        place = chosen()
+        tab.keyboard.press("ArrowRight")
+        assert (tab.input_value("#strength"), chosen()) == ("1", place), "in the slider the arrows are the slider's"
+
+        for name, view in {"image": 0, "R = 1": 1, "R = 3": 3}.items():
+            button = tab.get_by_role("button", name=name)
+            button.click()
+            assert button.get_attribute("aria-pressed") == "true"
+            assert tab.locator("canvas").nth(view).is_visible()
+            assert tab.locator("canvas:visible").count() == 1
+        tab.keyboard.press("a")
+        assert tab.locator("canvas:visible").count() == 4
+        tab.keyboard.press("9")
+        assert tab.locator("canvas:visible").count() == 4, "there is no map of nine loops"
+        tab.keyboard.press("?")
+        assert tab.get_by_role("dialog").is_visible()
+        tab.keyboard.press("2")
+        tab.keyboard.press("Escape")
+        assert not tab.get_by_role("dialog").is_visible()
+        assert tab.locator("canvas:visible").count() == 4, "keys do nothing below the help"
+
+
+@needs_browser
+def test_a_finger_chooses_and_moves_the_pixel(page_file: Path) -> None:
+    with opened(page_file, shown=CHOSEN, size=PHONE) as tab:
+        wide, high = size_of(tab, 1)
+        tab.locator("canvas").nth(1).tap(position={"x": 0.1 * wide, "y": 0.9 * high})
+        y, x = (int(index) for index in tab.evaluate("document.body.dataset.chosen").split(","))
+        assert (y, x) == pytest.approx((58, 9), abs=1)
+        tab.get_by_role("button", name="R = 2").tap()
+        assert tab.locator("canvas:visible").count() == 1
+        wide, high = size_of(tab, 2)
+        box = tab.locator("canvas").nth(2).bounding_box()
+        session = tab.context.new_cdp_session(tab)
+        for kind, share in (("touchStart", 0.2), ("touchMove", 0.5), ("touchMove", 0.8), ("touchEnd", None)):
+            points = [] if share is None else [{"x": box["x"] + share * wide, "y": box["y"] + share * high}]
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        tab.wait_for_function("Math.abs(document.body.dataset.chosen.split(',')[1] - 77) <= 1")
+
+
+@needs_browser
+def test_what_the_page_shows_has_accessible_names(page_file: Path) -> None:
+    with opened(page_file, shown=CHOSEN) as tab:
+        assert tab.get_by_role("img", name="attention map of R = 2, of pixel 32, 48").count() == 1
+        assert tab.get_by_role("slider", name="strength").count() == 1
+        assert tab.get_by_role("checkbox", name="grey image").is_checked()
+        assert tab.get_by_role("button", name="Help").count() == 1
+        assert tab.get_by_role("status").inner_text().startswith("pixel (32, 48) of 65 x 97")
+        for role, number in {"img": 4, "button": 6, "slider": 1, "checkbox": 1}.items():
+            assert tab.get_by_role(role, name=re.compile(r"\w")).count() == tab.get_by_role(role).count() == number
