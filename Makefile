@@ -84,8 +84,10 @@ tree:
 types: $(STAMP) tree
 	cd build/tree && ../../$(BIN)/python -m mypy --config-file ../../setup.cfg --cache-dir /dev/null -p ccgpu
 
-$(STAMP_DOCS): $(STAMP)
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e ".[docs]"
+# Alone in an environment the site's packages are few and small: no torch.
+$(STAMP_DOCS): docs/requirements.txt constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -r docs/requirements.txt
 	touch $@
 
 docs: $(STAMP_DOCS) tree

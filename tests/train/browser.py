@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,16 @@ except ImportError:
     sync_api = None  # type: ignore[assignment]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((path for name in BROWSERS if (path := shutil.which(name))), None) if sync_api else None
+
+
+def _starts(path: str) -> bool:
+    """Return whether a browser starts; some systems have a script of that name which only tells to install it."""
+    return subprocess.run([path, "--version"], capture_output=True, timeout=60).returncode == 0
+
+
+CHROMIUM = (
+    next((path for name in BROWSERS if (path := shutil.which(name)) and _starts(path)), None) if sync_api else None
+)
 REASON = "playwright is not installed" if sync_api is None else f"no Chromium ({', '.join(BROWSERS)}) on this machine"
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason=REASON)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
