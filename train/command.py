@@ -27,7 +27,8 @@ from ccgpu.train.data.clips import Clip
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.distributed import is_main, say
 from ccgpu.train.loaders import is_lost_loader
-from ccgpu.train.runs import checkpoints, records
+from ccgpu.train.runs import checkpoints
+from ccgpu.train.runs.boards import open_boards
 from ccgpu.train.runs.errors import BAD_INPUT, fail, run_command
 from ccgpu.train.runs.flags import command_parser
 from ccgpu.train.runs.interrupts import DeferredInterrupts
@@ -153,7 +154,7 @@ def prepare(
         val_loader=val_loader,
         normalise=normalise,
         predict=prediction(settings, dataset),
-        board=records.Board(out if is_main() and settings.tensorboard else None, plan.start),
+        boards=open_boards(out, plan.start, settings),
         interrupts=DeferredInterrupts(),
     )
     return run, batches, evaluated
@@ -173,6 +174,7 @@ def train_and_evaluate(plan: Plan[Settings], run: TrainingRun, batches: Batches,
         start=plan.start,
         interrupted=run.interrupts,
     )
+    finished = False
     with run.interrupts:
         try:
             # A checkpoint is written before it is evaluated: a run that was stopped between the two evaluates it now.
@@ -180,13 +182,13 @@ def train_and_evaluate(plan: Plan[Settings], run: TrainingRun, batches: Batches,
                 run.evaluate(plan.start)
             finished = follow(steps, run, settings, plan.start)
         except engine.Interrupted:
-            finished = False
+            pass
         except RuntimeError as error:  # a scheduler's SIGTERM reaches the loaders' processes too, and ends them
             if not (run.interrupts() and is_lost_loader(error)):
                 raise
-            finished = False
         finally:
-            run.board.close()
+            for board in run.boards:
+                board.close(finished=finished)
     if not finished:
         return fail(run.dataset.name, f"stopped; continue with --resume --out {plan.out}", run.interrupts.exit_status)
     if is_main():

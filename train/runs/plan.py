@@ -15,7 +15,7 @@ import torch
 
 from ccgpu.models.checkpoint_keys import RunCheckpoint
 from ccgpu.train import distributed
-from ccgpu.train.runs import checkpoints, records
+from ccgpu.train.runs import boards, checkpoints, records
 from ccgpu.train.runs.flags import Decides, add_flags, changed_settings, combine, saved_values
 
 S = TypeVar("S")
@@ -24,7 +24,7 @@ LOCK = "run.lock"
 LOCK_SECONDS = 10.0
 SCENES = "scenes"  # folder of a run's synthetic images
 # What a run may have written, beside settings.json, before its first checkpoint.
-RUN_FILES = (records.METRICS, "images", "tensorboard")
+RUN_FILES = (records.METRICS, "images", boards.TENSORBOARD, boards.WANDB, boards.WANDB_ID)
 
 
 @dataclass(frozen=True)

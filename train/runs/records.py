@@ -1,4 +1,4 @@
-"""A run folder's records: metrics.jsonl (losses and scores), settings.json, TensorBoard files."""
+"""A run folder's records: metrics.jsonl (losses and scores), settings.json."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import torch
 
 from ccgpu.models.weights import write_atomically
 from ccgpu.train.metrics import SCORES, ConfusionMatrix
-from ccgpu.train.runs.outputs import check_utf8
 from ccgpu.version import __version__
 
 METRICS, SETTINGS = "metrics.jsonl", "settings.json"
@@ -161,41 +160,3 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):  # no git, or an installed package
         return None
     return commit.strip() + ("+changes" if changes.strip() else "")
-
-
-class Board:
-    """TensorBoard scalars and images of a run, in folder/tensorboard.
-
-    Args:
-        folder: the run folder; None: nothing is written (all processes but the first).
-        iteration: the iteration after which the run continues; TensorBoard hides later events of the former start.
-
-    Raises:
-        ValueError: TensorBoard cannot write to the folder, whose path is not in UTF-8.
-    """
-
-    def __init__(self, folder: Path | None, iteration: int) -> None:
-        self._writer: Any = None
-        if folder is not None:
-            # Imported here: it costs seconds and only the process that writes needs it.
-            from torch.utils.tensorboard import SummaryWriter
-
-            check_utf8("--out", folder, "TensorBoard (--no-tensorboard writes no such files)")
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=iteration + 1)
-
-    def scalars(self, iteration: int, values: Mapping[str, float | None]) -> None:
-        """Add the values that are numbers."""
-        if self._writer is not None:
-            for name, value in values.items():
-                if value is not None:
-                    self._writer.add_scalar(name, value, iteration)
-
-    def image(self, iteration: int, name: str, image: np.ndarray) -> None:
-        """Add an image, uint8 (H, W, 3)."""
-        if self._writer is not None:
-            self._writer.add_image(name, image, iteration, dataformats="HWC")
-
-    def close(self) -> None:
-        """Write pending events and close the files."""
-        if self._writer is not None:
-            self._writer.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 import os
 from dataclasses import dataclass
 
@@ -236,6 +237,9 @@ class Settings:
     save_every: int = option(1000, "steps between checkpoints", kind=int, decides="nothing", least=1)
     log_every: int = option(50, "steps between records of the loss", kind=int, decides="nothing", least=1)
     tensorboard: bool = option(True, "write TensorBoard files", kind=bool, decides="nothing")
+    wandb: bool = option(
+        False, "send curves and pictures to Weights & Biases (extra wandb)", kind=bool, decides="nothing"
+    )
     device: str = option("auto", "where to run", choices=DEVICES, decides="nothing")
     workers: int = option(
         4, "loader processes for each training process", kind=int, decides="nothing", least=0, most=MOST_WORKERS
@@ -310,6 +314,8 @@ def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.
         problems.append(f"--clip must be 1 for {dataset.name}, whose images are no videos, got {s.clip}")
     if s.batch % processes:
         problems.append(f"--batch must be a multiple of the {processes} processes, got {s.batch}")
+    if s.wandb and importlib.util.find_spec("wandb") is None:
+        problems.append('--wandb needs the package wandb, which is not installed: pip install "ccgpu[wandb]"')
     if s.context in ("psp", "aspp") and s.batch * s.clip < 2:
         problems.append(f"--batch must be 2 or more for --context {s.context}, which normalises one value an image")
     problems += engine.amp_problems(s.amp, device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ccgpu.models.attention import GatedAttention
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.checkpoint_keys import RUN_FORMAT, RunCheckpoint
 from ccgpu.models.normalisation import Normalise
@@ -22,13 +23,16 @@ from ccgpu.train import engine
 from ccgpu.train.data.samples import EvaluationSet
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.distributed import bar_interval, is_main, say
-from ccgpu.train.metrics import ConfusionMatrix, results_table, scores_line
+from ccgpu.train.metrics import SCORES, ConfusionMatrix, results_table, scores_line
 from ccgpu.train.runs import checkpoints, records
+from ccgpu.train.runs.boards import TENSORBOARD, Board
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.visualise import attention_overlay, side_by_side
 
 SHOWN = 4  # number of evaluation images that are drawn beside truth and prediction
 RESULTS = "results.txt"
+# Pixels of the first evaluation image whose attention maps the boards get at each evaluation, as shares (y, x).
+WATCHED = ((1 / 2, 1 / 2), (3 / 4, 1 / 4), (1 / 4, 3 / 4))
 
 
 @dataclass
@@ -49,7 +53,7 @@ class TrainingRun:
         val_loader: loader of this process's share of the evaluation images.
         normalise: image -> network input, and back for drawing.
         predict: network input -> class scores.
-        board: TensorBoard files.
+        boards: where curves and pictures are watched; empty in all processes but the first.
         interrupts: whether to stop; called between two images of an evaluation.
     """
 
@@ -66,22 +70,29 @@ class TrainingRun:
     val_loader: DataLoader[dict[str, Any]]
     normalise: Normalise
     predict: Prediction
-    board: records.Board
+    boards: Sequence[Board]
     interrupts: DeferredInterrupts
 
     def record(self, step: engine.Step, images_per_second: float) -> None:
-        """Write losses, learning rate and speed of a step to metrics.jsonl and TensorBoard."""
+        """Write losses, learning rate, the attention's gamma and speed of a step to metrics.jsonl and the boards."""
         if not is_main():
             return
         values = {
             "loss": step.loss,
             **step.parts,
             "lr": step.lr,
+            **self._gamma(),
             "images_per_second": images_per_second,
         }
         line = {"kind": "training", "iteration": step.iteration, **values}
         records.append_record(self.out / records.METRICS, line)
-        self.board.scalars(step.iteration, {f"training/{name}": value for name, value in values.items()})
+        for board in self.boards:
+            board.scalars(step.iteration, {f"training/{name}": value for name, value in values.items()})
+
+    def _gamma(self) -> dict[str, float]:
+        """Return gamma of the head's attention by its name; nothing for a head without."""
+        attention = self.net.head.context if self.net.head.cca is None else self.net.head.cca
+        return {"gamma": attention.gamma.item()} if isinstance(attention, GatedAttention) else {}
 
     def save(self, iteration: int) -> None:
         """Write a checkpoint after `iteration` steps, from which the run continues exactly."""
@@ -136,9 +147,10 @@ class TrainingRun:
             return
         self._draw(iteration)
         record = records.evaluation_record(iteration, confusion, labels.names)
-        scalars = {f"evaluation/{name}": record[name] for name in self.dataset.scores}
+        scalars = {f"evaluation/{name}": record[name] for name in SCORES}
         scalars |= {f"iou/{name}": value for name, value in record["iou"].items()}
-        self.board.scalars(iteration, scalars)
+        for board in self.boards:
+            board.scalars(iteration, {name: value for name, value in scalars.items() if value is not None})
         # The record comes last, because a resumed run considers an evaluation with a record complete.
         records.append_record(self.out / records.METRICS, record)
         say(f"iteration {iteration}: {scores_line(confusion, self.dataset.scores)}")
@@ -155,7 +167,15 @@ class TrainingRun:
                 image, label, classes = image[:, -1], label[-1], classes[-1]
             sheet = side_by_side(self.normalise.denormalise(image), label, classes, self.dataset.labels.colours)
             sheet.save(folder / f"{sample['names'][-1]}.png")
-            self.board.image(iteration, f"evaluation/{index}", np.asarray(sheet))
+            for board in self.boards:
+                board.image(iteration, f"evaluation/{index}", np.asarray(sheet))
+        if self.boards and self.net.head.cca is not None:
+            height, width = self.val_set[0]["image"].shape[-2:]
+            for down, across in WATCHED:
+                at = int(down * height), int(across * width)
+                overlay = self._attention_overlay(at)
+                for board in self.boards:
+                    board.image(iteration, f"attention/pixel_{at[0]}_{at[1]}", np.asarray(overlay))
 
     def report(self) -> None:
         """Print the last evaluation's table and the baselines, write results.txt, and say where the files are."""
@@ -173,24 +193,25 @@ class TrainingRun:
         say(f"\n{text}\n\nrun folder: {self.out} (results.txt, metrics.jsonl, settings.json, last.pt)")
         say(f"images: {self.out / 'images'}")
         if self.net.head.cca is not None:
-            say(f"attention of the middle pixel: {self._draw_attention()}")
-        if (self.out / "tensorboard").exists():
+            height, width = self.val_set[0]["image"].shape[-2:]
+            path = self.out / "images" / "attention.png"
+            path.parent.mkdir(exist_ok=True)  # a finished run may be resumed without its images
+            self._attention_overlay((height // 2, width // 2)).save(path)
+            say(f"attention of the middle pixel: {path}")
+        if (self.out / TENSORBOARD).exists():
             say(f"curves: tensorboard --logdir {self.out}")
 
-    def _draw_attention(self) -> Path:
+    def _attention_overlay(self, at: tuple[int, int]) -> Image.Image:
+        """Return the first evaluation image under the attention map of its pixel (y, x), over all loops."""
         images = self.precision.images(self.val_set[0]["image"][None])
-        *frame, y, x = (side // 2 for side in images.shape[2:])
+        frame = [images.shape[2] // 2] if images.ndim == 5 else []  # a clip is shown by its middle frame
         with self.precision.autocast():
-            attention = self.net.attention_map(images, at=(*frame, y, x))[0]
+            attention = self.net.attention_map(images, at=(*frame, *at))[0]
         image = images[0].cpu()
-        if attention.ndim == 3:  # a clip's map is shown by its middle frame
+        if frame:
             attention, image = attention[frame[0]], image[:, frame[0]]
-        path = self.out / "images" / "attention.png"
-        path.parent.mkdir(exist_ok=True)  # a finished run may be resumed without its images
         pixels, corners = self.normalise.denormalise(image), self.net.align_corners
-        overlay: Image.Image = attention_overlay(pixels, attention, (y, x), align_corners=corners)
-        overlay.save(path)
-        return path
+        return attention_overlay(pixels, attention, at, align_corners=corners)
 
 
 def one_class_baseline(confusion: ConfusionMatrix, prediction: int = 0) -> ConfusionMatrix:

@@ -70,6 +70,7 @@ DEFAULTS: dict[str, Any] = {
     "save_every": 1000,
     "log_every": 50,
     "tensorboard": True,
+    "wandb": False,
     "device": "auto",
     "workers": 4,
 }
