@@ -14,7 +14,7 @@ from PIL import Image
 
 from ccgpu.models import image_files, stored_values
 from ccgpu.models.image_files import DECODE_ERRORS, EXIF, MAX_PIXELS, BadImage, check_regular, pillows_limit
-from ccgpu.models.stored_values import DTYPES, Unreadable, as_kept, pillow_values, read_stored
+from ccgpu.models.stored_values import DTYPES, TooLarge, Unreadable, as_kept, pillow_values, read_stored
 
 Pixels: TypeAlias = Image.Image | np.ndarray
 """A decoded image: a Pillow image of mode RGB, or values (H, W, C) of one of `stored_values.DTYPES`."""
@@ -138,6 +138,8 @@ class ImageFormat:
                 content = opened.read() if check else None
                 file = opened if content is None else io.BytesIO(content)
                 pixels, orientation = read_stored(file, max_pixels, content)
+        except TooLarge as error:
+            raise BadImage(image_files.too_large(path, error.size, max_pixels)) from error
         except Unreadable as error:
             raise BadImage(
                 f"read_image: image must have values that can be read exactly, got {path}: {error}; convert it to a "

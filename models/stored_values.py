@@ -1,7 +1,7 @@
 """The values of an image file as they are stored: any number of channels, 8 and 16 bits, floats.
 
-TIFF files are read by tifffile and imagecodecs (optional dependencies, extra `tiff`), the others by Pillow, where it
-reads their values exactly.
+Pillow reads them where it does so exactly; other TIFF files are read by tifffile and imagecodecs (optional
+dependencies, extra `tiff`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from types import ModuleType
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from ccgpu.models.image_files import (
     DECODE_ERRORS,
     FORMATS,
-    can_scale,
+    Decoded,
     decode,
     has_16_bits,
     is_deep,
@@ -29,12 +29,27 @@ from ccgpu.models.image_files import (
 DTYPES = ("uint8", "uint16", "float32")
 """The dtypes in which values are kept; integers of other sizes and floats of other sizes become float32."""
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: files of more than 4 GB
-_ORIENTATION, _PHOTOMETRIC = 274, ("MINISWHITE", "MINISBLACK", "RGB")
+_SAMPLES, _EXTRA, _ORIENTATION, _PHOTOMETRIC = 277, 338, 274, ("MINISWHITE", "MINISBLACK", "RGB")
+# Modes in which Pillow opens TIFF files without loss; the colours among them become RGB.
+_EXACT = ("1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16B", "F")
 _ALPHA = (1, 2)  # TIFF's kinds of extra samples that are transparency; 0 is data of any meaning
 
 
 class Unreadable(ValueError):
     """A whole file whose values cannot be read exactly; the message is what it is, without its name."""
+
+
+class TooLarge(Unreadable):
+    """An image of more pixels than are read; `size` is its width and height."""
+
+    def __init__(self, size: tuple[int, int], max_pixels: int) -> None:
+        super().__init__(f"{size[0]}x{size[1]} pixels, more than {max_pixels}; allow more with --max-pixels")
+        self.size = size
+
+
+def is_tiff(content: bytes) -> bool:
+    """Return whether a file begins as a TIFF file does."""
+    return content.startswith(_TIFF)
 
 
 def read_stored(file: BinaryIO, max_pixels: int, content: bytes | None = None) -> tuple[np.ndarray, int]:
@@ -54,31 +69,59 @@ def read_stored(file: BinaryIO, max_pixels: int, content: bytes | None = None) -
 
     Raises:
         Unreadable: more than `max_pixels` pixels, or values of a kind that is not read exactly.
-        ModuleNotFoundError: a TIFF whose values Pillow does not read, without tifffile and imagecodecs.
+        ModuleNotFoundError: a TIFF whose values Pillow does not read exactly, without tifffile and imagecodecs.
         Any of `DECODE_ERRORS`: the file is truncated, damaged or no image.
     """
-    start = file.read(4)
+    start = file.read(len(_TIFF[0]))
     file.seek(0)
-    if start in _TIFF:
-        found = _read_tiff(file, max_pixels)
-        if found is not None:
-            return found
-        file.seek(0)
-    image = open_header(file, FORMATS)
+    try:
+        image = open_header(file, FORMATS)
+    except OSError:
+        if not is_tiff(start):
+            raise
+        return _read_tiff(file, max_pixels)  # of kinds that Pillow does not know
     _check_pixels(image.width, image.height, max_pixels)
-    if is_deep_colour(image) and not can_scale(image):
+    if not pillow_reads(image, is_deep_colour(image)):
+        if image.format == "TIFF":
+            return _read_tiff(file, max_pixels)
         raise Unreadable(f"{image.format} file of several channels of 16 bits, of which only the high byte is read")
     decoded = decode(image, content)
+    return values_of(decoded, file), decoded.orientation
+
+
+def pillow_reads(image: ImageFile.ImageFile, deep_colour: bool) -> bool:
+    """Return whether `values_of` gives all values of an image that Pillow has opened exactly.
+
+    Args:
+        image: the image.
+        deep_colour: whether it has several channels of 16 bits.
+    """
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        if deep_colour or image.mode not in _EXACT:
+            return False
+        samples, extra = image.tag_v2.get(_SAMPLES, 1), image.tag_v2.get(_EXTRA, ())
+        return samples == len(image.getbands()) and set(extra) <= {*_ALPHA}
+    return not deep_colour or image.format == "PNG"
+
+
+def values_of(decoded: Decoded, file: BinaryIO) -> np.ndarray:
+    """Return the values (H, W, C) of a decoded image that `pillow_reads`, as `read_stored` does.
+
+    Args:
+        decoded: the image.
+        file: its open file, from which the low bytes of a PNG file of 16 bits are read.
+    """
     if decoded.deep_colour:
-        return (np.asarray(image).astype(np.uint16) << 8 | second_bytes(file))[..., :3], decoded.orientation
-    pixels = pillow_values(image)
+        high = np.asarray(decoded.image).astype(np.uint16)
+        return (high << 8 | second_bytes(file))[..., :3]
+    pixels = pillow_values(decoded.image)
     # Pillow turns TIFF files itself.
-    return (stored(pixels, decoded.orientation) if image.format == "TIFF" else pixels), decoded.orientation
+    return stored(pixels, decoded.orientation) if decoded.image.format == "TIFF" else pixels
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise Unreadable(f"{width}x{height} pixels, more than {max_pixels}; allow more with --max-pixels")
+        raise TooLarge((width, height), max_pixels)
 
 
 def pillow_values(image: Image.Image) -> np.ndarray:
@@ -120,31 +163,31 @@ def stored(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return upright(pixels, {6: 8, 8: 6}.get(orientation, orientation))
 
 
-def _tifffile() -> ModuleType | None:
+def _tifffile() -> ModuleType:
     try:
         import imagecodecs  # noqa: F401  # tifffile decodes compressed files with it
         import tifffile
-    except ImportError:
-        return None
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            f"read_image: tifffile and imagecodecs must be installed for TIFF files of such channels, got {error}; "
+            'pip install "ccgpu[tiff]".'
+        ) from error
     return tifffile
 
 
-def _read_tiff(file: BinaryIO, max_pixels: int) -> tuple[np.ndarray, int] | None:
-    """Return the values of a TIFF file and its orientation; None for a file that Pillow reads exactly.
-
-    That are palettes, CMYK, YCbCr (and with them JPEG), Lab, and fewer than 8 bits.
-    """
+def _read_tiff(file: BinaryIO, max_pixels: int) -> tuple[np.ndarray, int]:
+    """Return the values of a TIFF file and its orientation, as `read_stored` does."""
     tifffile = _tifffile()
-    if tifffile is None:
-        _check_pillow_reads(file)
-        return None
+    file.seek(0)
     with _as_decode_errors(), tifffile.TiffFile(file) as tiff:
         if not tiff.pages:
             raise OSError("no image in the TIFF file")
         page = tiff.pages[0]
         _check_pixels(page.imagewidth, page.imagelength, max_pixels)
         if page.photometric.name not in _PHOTOMETRIC or page.bitspersample < 8:
-            return None
+            raise Unreadable(
+                f"TIFF file of {page.samplesperpixel} channels of {page.bitspersample} bits, {page.photometric.name}"
+            )
         if page.imagedepth > 1:
             raise Unreadable(f"TIFF file of {page.imagedepth} planes in depth")
         _check_whole(file, page)
@@ -163,27 +206,6 @@ def _read_tiff(file: BinaryIO, max_pixels: int) -> tuple[np.ndarray, int] | None
     if len(channels) < values.shape[-1]:
         values = np.ascontiguousarray(values[..., channels])
     return as_kept(values), orientation
-
-
-def _check_pillow_reads(file: BinaryIO) -> None:
-    """Raise ModuleNotFoundError unless Pillow reads all values of a TIFF file exactly."""
-    try:
-        image = open_header(file, ("TIFF",))
-    except OSError as error:
-        raise ModuleNotFoundError(
-            "read_image: tifffile and imagecodecs must be installed to read this TIFF file, got "
-            f'{error}; pip install "ccgpu[tiff]".'
-        ) from error
-    samples = int(image.tag_v2.get(277, 1))  # type: ignore[attr-defined]
-    file.seek(0)
-    exact = image.mode in ("1", "L", "P", "CMYK", "YCbCr", "LAB", "I;16", "F") or (
-        image.mode in ("LA", "RGB", "RGBA") and samples == len(image.getbands())
-    )
-    if not exact or is_deep_colour(image):
-        raise ModuleNotFoundError(
-            f"read_image: tifffile and imagecodecs must be installed to read a TIFF file of {samples} channels, got "
-            'neither; pip install "ccgpu[tiff]".'
-        )
 
 
 def _check_whole(file: BinaryIO, page: object) -> None:

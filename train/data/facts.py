@@ -34,7 +34,10 @@ from ccgpu.models.image_files import (
     pillows_limit,
     upright,
 )
+from ccgpu.models.image_format import ImageFormat
+from ccgpu.models.stored_values import TooLarge, Unreadable, is_tiff, pillow_reads, read_stored, values_of
 from ccgpu.train.data.masks import Counts, NoMask, counts_of, kind_of
+from ccgpu.train.data.values import Values
 
 _POINTER = b"version https://git-lfs"
 _SAMPLES = 277  # TIFF's tag for the number of channels
@@ -56,7 +59,12 @@ class Facts:
         scalable: whether a range of values can be applied to the image.
         highest: the highest value of an image of 16 bits; of several channels, that value with its low byte set to 255.
         frames: images in the file, of which the first is read; 1 too for a JPEG with others for its viewer (MPO).
-        unread: channels beside grey or red, green, blue and alpha, such as near infrared in a TIFF, which are not read.
+        unread: channels beside grey or red, green, blue and alpha, such as near infrared in a TIFF, which are not read
+            as 8-bit RGB.
+        no_rgb: why an image cannot be read as 8-bit RGB, such as a TIFF of five channels; None if it can.
+        values: what the channels of an image hold as they are stored; None for a label file, and for an image whose
+            values cannot be read exactly.
+        unreadable: why they cannot; None if they can.
         digest: of all bytes of an image file, by which copies are found; empty for a label file.
     """
 
@@ -72,11 +80,16 @@ class Facts:
     highest: int = 0
     frames: int = 1
     unread: int = 0
+    no_rgb: str | None = None
+    values: Values | None = None
+    unreadable: str | None = None
     digest: str = ""
 
     def as_plain(self) -> dict[str, Any]:
         """Return the facts as values that JSON can hold."""
-        return {**vars(self), "size": [*self.size], "mask": None if self.mask is None else self.mask.as_plain()}
+        values = None if self.values is None else vars(self.values)
+        mask = None if self.mask is None else self.mask.as_plain()
+        return {**vars(self), "size": [*self.size], "mask": mask, "values": values}
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Facts:
@@ -87,7 +100,8 @@ class Facts:
         """
         width, height = values["size"]
         mask = None if values["mask"] is None else Counts.from_plain(values["mask"])
-        return cls(**{**values, "size": (int(width), int(height)), "mask": mask})
+        channels = None if values["values"] is None else Values.from_plain(values["values"])
+        return cls(**{**values, "size": (int(width), int(height)), "mask": mask, "values": channels})
 
 
 def facts_of(path: Path, *, is_label: bool, max_pixels: int = MAX_PIXELS) -> Facts:
@@ -138,15 +152,56 @@ def _decode(content: bytes, is_label: bool, max_pixels: int) -> Facts:
             return Facts(problem="a pointer of Git LFS instead of the file; fetch it with: git lfs pull")
         return Facts(problem=f"no image file of {', '.join(FORMATS)}")
     except OSError as error:
+        if not is_label and is_tiff(content):
+            return _of_other_tiff(content, max_pixels)
         return Facts(problem=f"truncated or {error}")
     if image.width * image.height > max_pixels:
         return Facts(size=image.size, decoded=False)
     kind = str(image.format)
     try:
         mask, wrong = _mask_kind(image) if is_label else (None, None)
-        return _of_decoded(decode(image, content), mask, wrong)
+        decoded = decode(image, content)
+        found = _of_decoded(decoded, mask, wrong)
+        return found if is_label else _with_values(found, decoded, content, max_pixels)
     except DECODE_ERRORS as error:
         return Facts(problem=f"truncated or damaged {kind} file ({error})")
+
+
+def _with_values(found: Facts, decoded: Decoded, content: bytes, max_pixels: int) -> Facts:
+    """Return the facts of a decoded image with those of its values as they are stored.
+
+    Raises:
+        Any of `DECODE_ERRORS`: the file is truncated or damaged.
+    """
+    file = io.BytesIO(content)
+    try:
+        if pillow_reads(decoded.image, decoded.deep_colour):
+            return replace(found, values=Values.of(values_of(decoded, file)))
+        return replace(found, values=Values.of(read_stored(file, max_pixels)[0]))
+    except (Unreadable, ModuleNotFoundError) as error:
+        return replace(found, unreadable=str(error))
+
+
+def _of_other_tiff(content: bytes, max_pixels: int) -> Facts:
+    """Return the facts of a TIFF file of a kind that Pillow does not read, such as one of five channels."""
+    try:
+        pixels, orientation = read_stored(io.BytesIO(content), max_pixels)
+    except TooLarge as error:
+        return Facts(size=error.size, decoded=False)
+    except (Unreadable, ModuleNotFoundError) as error:
+        return Facts(problem=str(error))
+    except DECODE_ERRORS as error:
+        return Facts(problem=f"truncated or damaged TIFF file ({error})")
+    values = Values.of(pixels)
+    kind = ImageFormat(values.channels, raw=True, dtype=values.dtype)
+    return Facts(
+        size=(pixels.shape[1], pixels.shape[0]),
+        orientation=orientation,
+        bits=8 * pixels.dtype.itemsize,
+        highest=int(max(values.highest)),
+        no_rgb=f"a TIFF of {kind}, which cannot be read as 8-bit RGB",
+        values=values,
+    )
 
 
 def _of_decoded(decoded: Decoded, kind: str | None, wrong: str | None) -> Facts:

@@ -1,7 +1,7 @@
 """The cache of what the files of datasets are: two lines of JSON for each dataset, in the user's cache folder.
 
-An entry holds while size and times of its file stay the same. Files with a problem are not cached, because the problem
-may be the machine's, such as a missing library.
+An entry holds while size and times of its file stay the same. Files with a problem, and those whose values cannot be
+read, are not cached, because the reason may be the machine's, such as a missing library.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ccgpu.train.data.facts import Facts
 FOLDER = "CCGPU_CACHE_DIR"
 """Environment variable that names the folder of the caches."""
 
-_VERSION = 6  # of the facts; increase it when a file would give others
+_VERSION = 7  # of the facts; increase it when a file would give others
 
 Stamp = tuple[int, int, int]
 
@@ -107,7 +107,7 @@ def _head(body: bytes) -> bytes:
 def _entries(facts: Mapping[File, Facts], stamps: Mapping[File, Stamp | None]) -> Iterable[tuple[str, dict[str, Any]]]:
     for file, found in facts.items():
         stamp = stamps[file]
-        if stamp is not None and found.decoded and found.problem is None:
+        if stamp is not None and found.decoded and found.problem is None and found.unreadable is None:
             yield _key(file), {"stamp": [*stamp], "facts": found.as_plain()}
 
 
