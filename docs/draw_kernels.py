@@ -22,6 +22,7 @@ from docs.drawing import (
     BLUE,
     GREEN,
     GREY,
+    IMAGES,
     INK,
     OF_IMAGES,
     ORANGE,
@@ -78,7 +79,7 @@ def draw_lines() -> None:
         f"one position, C = {CHANNELS}, bf16: {CHANNELS * 2:,} bytes. A block takes one chunk of every position of its "
     )
     note(bottom, 10, 4.1, text + f"line at a time: N pieces of {chunk} bytes, on a row as on a column", 8, "center")
-    save(figure, "lines")
+    save(figure, IMAGES / "lines.svg")
 
 
 def memory(ax: Axes, x: float, heading: str, parts: list[tuple[str, int, str]], total: int, scale: float) -> None:
@@ -97,7 +98,7 @@ def draw_forward() -> None:
     figure, (flow, shared) = plt.subplots(1, 2, figsize=(9, 5.4), width_ratios=(10, 7), layout="constrained")
     forward_flow(flow, used)
     forward_memory(shared, used)
-    save(figure, "forward")
+    save(figure, IMAGES / "forward.svg")
 
 
 def forward_flow(flow: Axes, used: Configuration) -> None:
@@ -161,7 +162,7 @@ def draw_backward() -> None:
     figure, (flow, shared) = plt.subplots(1, 2, figsize=(9, 5.8), width_ratios=(10, 8.4), layout="constrained")
     backward_flow(flow, used)
     backward_memory(shared, used)
-    save(figure, "backward")
+    save(figure, IMAGES / "backward.svg")
 
 
 def backward_flow(flow: Axes, used: Configuration) -> None:
@@ -251,7 +252,7 @@ def draw_schedule() -> None:
     draw_lags(axes["B"])
     draw_execution(axes["C"], items, slots=14)
     draw_segments(axes["D"])
-    save(figure, "schedule")
+    save(figure, IMAGES / "schedule.svg")
 
 
 def draw_tickets(ax: Axes, items: list[Item], sizes: tuple[int, int]) -> None:
@@ -308,7 +309,7 @@ def draw_execution(gantt: Axes, items: list[Item], slots: int) -> None:
                 box(gantt, (begin + BEFORE, slot - 0.4, resumed - begin - BEFORE, 0.8), "", "white")
             gantt.text(end - 0.3, slot, str(item.image), ha="center", va="center", fontsize=7, bbox=LABEL)
     gantt.set(yticks=range(slots), xlabel="time, items", ylabel="block slot", xlim=(0, 3), ylim=(slots + 0.2, -0.6))
-    gantt.set_title(f"on {slots} block slots; white: waiting", loc="left", fontsize=10, fontweight="bold")
+    gantt.set_title(f"on {slots} block slots; empty: waiting", loc="left", fontsize=10, fontweight="bold")
     done: dict[float, list[int]] = {}
     for image in range(IMAGES_SHOWN):
         finished = [time[3] for item, time in zip(items, times, strict=True) if item[:3] == (True, image, 0)]
@@ -358,7 +359,7 @@ def draw_swizzle() -> None:
                 box(ax, (1.2 + at[row][unit], 1.2 + row, 1, 1), str(unit), ORANGE if chosen else "white", fontsize=8)
         hit = sorted(at[row][unit] for row, unit in access)
         note(ax, 5.2, 9.7, f"groups of banks: {', '.join(map(str, hit))}", 7.5, "center")
-    save(figure, "swizzle")
+    save(figure, IMAGES / "swizzle.svg")
 
 
 def draw_fragments() -> None:
@@ -399,7 +400,7 @@ def draw_fragments() -> None:
     note(right, 1.0, 16.5, "so V's rows are read in the same order:", 7.5)
     note(right, 1.0, 17.2, "the sum over k is the same, and nothing moves", 7.5)
     note(right, 1.0, 17.9, "between threads", 7.5)
-    save(figure, "fragments")
+    save(figure, IMAGES / "fragments.svg")
 
 
 def main() -> None:

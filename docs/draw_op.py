@@ -7,7 +7,7 @@ import torch
 from matplotlib.patches import Rectangle
 
 from ccgpu.models.attention import RCCA, attention_map
-from docs.drawing import INK, ORANGE, RED, save
+from docs.drawing import IMAGES, INK, ORANGE, RED, save
 
 HEIGHT, WIDTH, AT = 9, 13, (3, 4)
 
@@ -32,7 +32,7 @@ def main() -> None:
                 ax.add_patch(Rectangle((x, y), 1, 1, facecolor="white", edgecolor=INK, linewidth=0.5))
                 ax.add_patch(Rectangle((x, y), 1, 1, facecolor=ORANGE, edgecolor="none", alpha=share))
         ax.add_patch(Rectangle(AT[::-1], 1, 1, facecolor="none", edgecolor=RED, linewidth=2))
-    save(figure, "criss-cross")
+    save(figure, IMAGES / "criss-cross.svg")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,11 @@
-"""Draw the runs of docs/results/camvid-contexts: `python docs/plot_contexts.py` (needs matplotlib)."""
+"""Draw the runs of docs/results/camvid-contexts: `python -m docs.plot_contexts` (needs matplotlib)."""
 
 import statistics
 
-import matplotlib
+from docs.drawing import plt, save
+from docs.results_table import CONFIGURATIONS, RESULTS, last_evaluations, runs_of
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from results_table import CONFIGURATIONS, RESULTS, last_evaluations, runs_of
-
-TARGET = RESULTS / "camvid-contexts" / "curves.png"
+TARGET = RESULTS / "camvid-contexts" / "curves.svg"
 
 
 def main() -> None:
@@ -30,7 +27,7 @@ def main() -> None:
     right.set(xlabel="mIoU %, test", yticks=range(len(titles)), yticklabels=titles)
     right.invert_yaxis()
     right.grid(axis="x", alpha=0.4)
-    figure.savefig(TARGET, dpi=110)
+    save(figure, TARGET)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,10 @@
-"""Draw the curves of a run's metrics.jsonl: `python docs/plot_run.py RUN/metrics.jsonl OUT.png` (needs matplotlib)."""
+"""Draw the curves of a run's metrics.jsonl: `python -m docs.plot_run RUN/metrics.jsonl OUT.svg` (needs matplotlib)."""
 
 import json
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from docs.drawing import plt, save
 
 
 def main(source: str, target: str) -> None:
@@ -24,7 +21,7 @@ def main(source: str, target: str) -> None:
         right.plot([r["iteration"] for r in evaluation], [100 * r[name] for r in evaluation], "o-", label=label)
     right.set(xlabel="iteration", ylabel="%", xlim=(0, None), ylim=(0, 100))
     right.legend()
-    figure.savefig(target, dpi=120)
+    save(figure, Path(target))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")  # pages of the s
 
 
 def math_block(source: str, *_: Any, **__: Any) -> str:
-    """Return a ```math block as MathML, which browsers show without scripts."""
-    return f'<div class="math">{convert(source, display="block")}</div>'
+    """Return a ```math block as MathML, which browsers show without scripts; lines break where a \\qquad stands."""
+    parts = "".join(convert(part, display="block") for part in source.split(r"\qquad"))
+    return f'<div class="math">{parts}</div>'
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
