@@ -9,7 +9,7 @@ import pytest
 
 from tests.docs.reader import ROOT, Reader, blocks
 
-PLACES = ("*.md", "docs/*.md", "docs/api/*.md", "tests/*/*.md")
+PLACES = ("*.md", "docs/*.md", "docs/api/*.md", "docs/api/*/*.md", "tests/*/*.md")
 PAGES = {page.relative_to(ROOT).as_posix(): page for place in PLACES for page in ROOT.glob(place) if blocks(page)}
 CHECKED_ELSEWHERE = {"docs/checkpoints.md"}  # test_checkpoints.py runs its blocks and checks their results
 
