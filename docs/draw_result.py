@@ -18,7 +18,8 @@ from ccgpu.models.ccnet import CCNet
 from ccgpu.models.colouring import colour_mask
 from ccgpu.models.image_files import read_image
 from ccgpu.models.normalisation import Normalise
-from ccgpu.models.prediction import Prediction, predict_classes
+from ccgpu.models.prediction import Prediction
+from ccgpu.models.tiles import predict_classes
 from ccgpu.train.data.cityscapes_labels import CITYSCAPES
 from ccgpu.train.visualise import attention_overlay
 from docs.drawing import IMAGES, plt

@@ -204,7 +204,8 @@ class CCNet(nn.Module):
         The layouts are described in `ccgpu.models.published`.
 
         Args:
-            path: a file of `torch.save` or safetensors. Only tensors and plain values are read.
+            path: a file of `torch.save` or safetensors, or a run's folder, for its `last.pt`. Only tensors and plain
+                values are read.
             changes: arguments of `CCNet` that override the file's: recurrence, backend, recompute; num_classes for a
                 ResNet's file; in_channels with mean and std, for which the first convolution is adapted as in
                 `ccgpu.models.backbones.load_imagenet`. mmsegmentation's files without a config need align_corners=True

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ccgpu.models.ccnet import CCNet
-from ccgpu.models.checkpoint_keys import FORMAT, RUN_FORMAT, Header, run_problems, wrong_types
+from ccgpu.models.checkpoint_keys import FORMAT, LAST, RUN_FORMAT, Header, run_problems, wrong_types
 from ccgpu.models.image_format import ImageFormat
 from ccgpu.models.labels import Labels
 from ccgpu.models.published import recognise, translate
@@ -73,9 +73,27 @@ class Checkpoint:
 
 def read(path: str | os.PathLike[str], **changes: Any) -> Checkpoint:
     """Read a file of any layout of `ccgpu.models.published`, or of our own; see `CCNet.from_checkpoint` for errors."""
+    path = network_file(path)
     found = _read(path, changes)
     check_weights(FUNCTION, path, found.weights)
     return found
+
+
+def network_file(path: str | os.PathLike[str]) -> Path:
+    """Return the file of a network: `last.pt` for the folder of a run, else the path itself.
+
+    Raises:
+        ValueError: the path is a folder without such a file.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    if not (path / LAST).is_file():
+        raise ValueError(
+            f"{FUNCTION}: path must be a file, or a run's folder with a {LAST}, got the folder {str(path)!r} without; "
+            "name another, or the file itself."
+        )
+    return path / LAST
 
 
 def _read(path: str | os.PathLike[str], changes: Mapping[str, Any]) -> Checkpoint:

@@ -140,8 +140,8 @@ def decode_file(
     path: Path, *, value_range: tuple[float, float] | None = None, max_pixels: int = MAX_PIXELS, check: bool = False
 ) -> Decoded:
     """Return a decoded image file; arguments and errors are `open_image`'s."""
-    if value_range is not None and not -math.inf < value_range[0] < value_range[1] < math.inf:
-        raise ValueError(f"open_image: value_range must be (low, high) with low < high, got {value_range}.")
+    if value_range is not None:
+        check_range(value_range)
     check_regular(path)
     try:
         with path.open("rb") as opened, pillows_limit(max_pixels):
@@ -166,6 +166,12 @@ def decode_file(
             f"read_image: path must be a whole image, got {path}, which does not decode ({error}); copy or convert it "
             "again."
         ) from error
+
+
+def check_range(value_range: tuple[float, float]) -> None:
+    """Raise ValueError unless a range of values is (low, high) with low < high, both finite."""
+    if not -math.inf < value_range[0] < value_range[1] < math.inf:
+        raise ValueError(f"open_image: value_range must be (low, high) with low < high, got {value_range}.")
 
 
 def decode(image: ImageFile.ImageFile, content: bytes | None = None) -> Decoded:
@@ -279,14 +285,15 @@ def load_image(image: ImageFile.ImageFile) -> int:
         Any of `DECODE_ERRORS`: the file is truncated or damaged.
     """
     if image.format == "TIFF":  # Pillow forgets the orientation when it has turned the image
-        orientation = _orientation(image)
+        orientation = orientation_of(image)
         image.load()
         return orientation
     image.load()  # first, because the EXIF data of a PNG may follow its pixels
-    return _orientation(image)
+    return orientation_of(image)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image, 1..8: 1 too where there is none."""
     try:
         found = image.getexif().get(_ORIENTATION, 1)
     except DECODE_ERRORS:  # EXIF data that cannot be read says nothing; viewers show such an image as it is stored
@@ -347,7 +354,7 @@ def second_bytes(file: BinaryIO) -> np.ndarray:
 def _scaled_colours(image: Image.Image, second: np.ndarray, value_range: tuple[float, float]) -> Image.Image:
     """Return the colours of a 16-bit PNG with the range of values applied; alpha keeps its high byte."""
     first = np.asarray(image)
-    scaled = _to_bytes(np.arange(1 << 16), value_range)[first.astype(np.uint16) << 8 | second]
+    scaled = to_bytes(np.arange(1 << 16), value_range)[first.astype(np.uint16) << 8 | second]
     scaled[..., 3:] = first[..., 3:]
     return Image.fromarray(scaled)
 
@@ -380,11 +387,11 @@ def _eight_bits(name: str | Path, image: Image.Image, value_range: tuple[float, 
     if value_range is None:
         return (values >> 8).astype(np.uint8)
     if has_16_bits(image):
-        return _to_bytes(np.arange(1 << 16), value_range)[values]
-    return _to_bytes(values, value_range)
+        return to_bytes(np.arange(1 << 16), value_range)[values]
+    return to_bytes(values, value_range)
 
 
-def _to_bytes(values: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
+def to_bytes(values: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
     """Return the values as bytes, low..high as 0..255; NaN becomes 0."""
     low, high = value_range
     scaled = np.rint((values.astype(np.float64) - low) * (255 / (high - low)))

@@ -128,10 +128,7 @@ class ImageFormat:
             decoded = image_files.decode_file(path, value_range=value_range, max_pixels=max_pixels, check=check)
             return image_files.as_rgb(path, decoded, value_range), decoded.orientation
         if value_range is not None:
-            raise ValueError(
-                f"ImageFormat.open: value_range must be None for images of {self}, got {value_range}; their values are "
-                "taken as they are stored: leave --value-range out."
-            )
+            self._check_range(value_range)
         check_regular(path)
         try:
             with path.open("rb") as opened, pillows_limit(max_pixels):
@@ -152,24 +149,31 @@ class ImageFormat:
             ) from error
         return self._checked(pixels, str(path)), orientation
 
-    def convert(self, image: Image.Image | np.ndarray | torch.Tensor) -> Pixels:
+    def convert(
+        self, image: Image.Image | np.ndarray | torch.Tensor, value_range: tuple[float, float] | None = None
+    ) -> Pixels:
         """Return an image in memory as `open` returns one from a file, or refuse it.
 
         Args:
             image: for 8-bit RGB, a Pillow image of any mode of 8 bits, uint8 (H, W, 3) or (H, W), or a tensor uint8
                 (3, H, W), (1, H, W) or (H, W), red, green, blue. For raw, a Pillow image, or (H, W, channels) of
                 `dtype`, (H, W) too for one channel, or a tensor (channels, H, W), channels first.
+            value_range: the values that become 0 and 255, for Pillow images of more than 8 bits, and for arrays and
+                tensors of numbers that are not uint8, which are refused without it. None for raw.
 
         Raises:
             TypeError: it is none of these types.
             ValueError: it is empty, or has other channels, another dtype, NaN or infinity.
         """
+        if value_range is not None:
+            self._check_range(value_range)
         if isinstance(image, Image.Image):
             if not image.width or not image.height:
                 raise ValueError(f"ImageFormat: image must have a pixel or more, got {image.width}x{image.height}.")
             if not self.raw:
-                return image_files.rgb("the image", image)
+                return image_files.rgb("the image", image, value_range)
             return self._checked(pillow_values(image), "the image")
+        shape = tuple(getattr(image, "shape", ()))
         if isinstance(image, torch.Tensor):
             values = image.detach().cpu()
             values = values.float() if values.dtype == torch.bfloat16 else values
@@ -184,16 +188,32 @@ class ImageFormat:
         if image.ndim != 3 or not image.size:
             raise ValueError(
                 f"ImageFormat: image must be (H, W, C), or a tensor (C, H, W), of a pixel or more, got shape "
-                f"{tuple(image.shape)}; pass one image without a batch axis."
+                f"{shape}; pass one image without a batch axis."
             )
         if self.raw:
             return self._checked(as_kept(image) if image.dtype.kind in "iuf" else image, "the image")
-        if image.dtype != np.uint8 or image.shape[-1] not in (1, 3):
+        if value_range is not None and image.dtype != np.uint8 and image.dtype.kind in "iuf":
+            image = image_files.to_bytes(image, value_range)
+        if image.dtype != np.uint8:
             raise ValueError(
-                f"ImageFormat: image must be uint8 with 3 channels, red, green, blue in 0..255, or with 1 of grey, got "
-                f"{image.dtype} with {image.shape[-1]}; convert it, because the range of other values is not known."
+                f"ImageFormat: image must be uint8, values in 0..255, got {image.dtype}, whose range is not known; "
+                "name it with value_range=(low, high), or convert the image."
+            )
+        if image.shape[-1] not in (1, 3):
+            raise ValueError(
+                "ImageFormat: image must be of 3 channels, red, green, blue, or 1 of grey, got "
+                f"{image.shape[-1]} in the shape {shape}; pass an array (H, W, 3) or a tensor (3, H, W)."
             )
         return Image.fromarray(np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3))))
+
+    def _check_range(self, value_range: tuple[float, float]) -> None:
+        """Raise ValueError unless a range of values can be applied to images of this format."""
+        image_files.check_range(value_range)
+        if self.raw:
+            raise ValueError(
+                f"ImageFormat: value_range must be None for images of {self}, got {value_range}; their values are "
+                "taken as they are stored: leave --value-range out."
+            )
 
     def _checked(self, pixels: np.ndarray, name: str) -> np.ndarray:
         """Return raw pixels (H, W, C), from grey saved as RGB one of the equal channels, if they fit the format.

@@ -63,7 +63,8 @@ class PixelInput:
         >>> import torch
         >>> from PIL import Image
         >>> from ccgpu.models.normalisation import Normalise
-        >>> from ccgpu.models.prediction import Prediction, predict_classes
+        >>> from ccgpu.models.prediction import Prediction
+        >>> from ccgpu.models.tiles import predict_classes
         >>> net = torch.nn.Conv2d(3, 5, 1)
         >>> image = PixelInput(Image.new("RGB", (300, 200)), lambda pixels: Normalise()(pixels)[None])
         >>> classes = predict_classes(net, image, Prediction(), tile=64, overlap=16)

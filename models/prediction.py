@@ -1,14 +1,12 @@
 """From a network to class scores of a whole image: sliding windows, several scales and flipped images, averaged.
 
-`Prediction` is the evaluation that papers report (multi-scale and flip); `predict_classes` predicts images of any size
-in bounded memory, from a tensor or from a decoded file (`models/network_input.py`).
+`Prediction` is the evaluation that papers report (multi-scale and flip). One image of any size, in bounded memory:
+`models/tiles.py`.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ccgpu.models.network_input import NetworkInput, TensorInput, resize
+from ccgpu.models.network_input import resize
 
 Network = Callable[[Tensor], Tensor]
-# Side of the tiles, in pixels, that `ccgpu predict` cuts large images into: two side by side are an image of
-# Cityscapes.
-TILE = 1024
 MULTI_SCALE = (0.75, 1.0, 1.25)  # Huang et al., TPAMI 2020, section 4.2
 MODES, AVERAGES = ("whole", "sliding"), ("logits", "probabilities")
 # Beyond these, a mistyped number asks for more memory than there is, or leaves nothing of an image.
@@ -232,139 +227,6 @@ def require_finite(scores: Tensor, of: str) -> None:
             f"the network's scores of {of} must be finite, got NaN or infinity; with --amp fp16, values above 65504 "
             "overflow: use --amp bf16 or off; otherwise its weights are damaged or diverged: use another checkpoint"
         )
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A tile of a large image: where it lies, and the part of it that gives the classes.
-
-    Attributes:
-        top, left: its first row and column.
-        rows, columns: rows and columns of the image that take their class from this tile.
-    """
-
-    top: int
-    left: int
-    rows: slice
-    columns: slice
-
-
-def _all_tiles(tiles: Sequence[Tile]) -> Iterable[Tile]:
-    return tiles
-
-
-@torch.no_grad()
-def predict_classes(
-    net: Network,
-    image: Tensor | NetworkInput,
-    prediction: Prediction,
-    *,
-    tile: int = 0,
-    overlap: int = 0,
-    progress: Callable[[Sequence[Tile]], Iterable[Tile]] = _all_tiles,
-) -> Tensor:
-    """Return the class of every pixel of one image of any size, in memory that does not grow with the image.
-
-        classes[y, x] = argmax of prediction(net, the tile whose centre is nearest to (y, x))[y, x]
-
-    An image with more than 2 tile^2 pixels is cut into tiles of tile x tile pixels that overlap by `overlap`
-    pixels or more. Each is predicted by itself; in an overlap, the pixels on either side of its middle come from the
-    tile on that side. If the prediction has a short_side or fit, the network expects to see a whole image: a large
-    image is then shrunk to 2 tile^2 pixels instead, and each pixel gets the class of the nearest pixel of the small
-    image. Smaller images, and all images if tile=0, are predicted without cutting or shrinking.
-
-    Args:
-        net: as for `Prediction`.
-        image: (1, 3, H, W), normalised; or a `NetworkInput`, which makes such tiles when they are needed.
-        prediction: how each tile is predicted.
-        tile: side of a tile in pixels; 0 for no tiles.
-        overlap: pixels, 0 or more and less than tile.
-        progress: returns the tiles of a large image, for example `tqdm.tqdm`; it may raise to stop between two.
-
-    Returns:
-        (H, W) on the CPU, uint8; int64 for a network with more than 256 classes.
-
-    Raises:
-        ValueError: overlap is out of its range.
-        NonFiniteScores: the network returns NaN or infinity.
-    """
-    source = TensorInput(image) if isinstance(image, Tensor) else image
-    height, width = source.size
-    if not _is_large(source, tile):
-        return _classes(prediction(net, whole_input(source, prediction, tile)))
-    if not 0 <= overlap < tile:
-        raise ValueError(
-            f"predict_classes: overlap must be in 0..{tile - 1}, got {overlap}; lower it or enlarge the tile."
-        )
-    if _sees_whole_images(prediction):
-        found = _classes(prediction(net, whole_input(source, prediction, tile)))
-        rows, columns = map(_nearest, source.size, found.shape)
-        return found[rows][:, columns]
-    tiles = [
-        Tile(top, left, rows, columns)
-        for top, rows in _cells(height, tile, overlap)
-        for left, columns in _cells(width, tile, overlap)
-    ]
-    classes: Tensor | None = None
-    for at in progress(tiles):
-        bottom, right = min(at.top + tile, height), min(at.left + tile, width)
-        found = _classes(prediction(net, source.crop(slice(at.top, bottom), slice(at.left, right))))
-        if classes is None:
-            classes = torch.empty(height, width, dtype=found.dtype)
-        inner = (
-            slice(at.rows.start - at.top, at.rows.stop - at.top),
-            slice(at.columns.start - at.left, at.columns.stop - at.left),
-        )
-        classes[at.rows, at.columns] = found[inner]
-    assert classes is not None  # a large image has tiles
-    return classes
-
-
-def whole_input(source: NetworkInput, prediction: Prediction, tile: int) -> Tensor:
-    """Return a whole image as `predict_classes` gives it to a prediction, (1, 3, h, w), normalised.
-
-    That is the image itself; but if it has more than 2 tile^2 pixels, tile is not 0 and the prediction has a
-    short_side or fit, it is shrunk to so many pixels.
-    """
-    height, width = source.size
-    if not (_is_large(source, tile) and _sees_whole_images(prediction)):
-        return source.crop(slice(0, height), slice(0, width))
-    share = tile * math.sqrt(2 / (height * width))
-    return source.shrink(max(1, int(height * share)), max(1, int(width * share)))
-
-
-def _is_large(source: NetworkInput, tile: int) -> bool:
-    height, width = source.size
-    return tile > 0 and height * width > 2 * tile**2
-
-
-def _sees_whole_images(prediction: Prediction) -> bool:
-    return prediction.short_side is not None or prediction.fit is not None
-
-
-def _classes(scores: Tensor) -> Tensor:
-    """Return the classes (H, W) of one image's scores, on the CPU, in one byte where that holds them.
-
-    Raises:
-        NonFiniteScores: a score is NaN or infinite.
-    """
-    kind = torch.uint8 if scores.shape[1] <= 256 else torch.int64
-    classes = scores[0].argmax(dim=0).to(kind).cpu()
-    # After the copy, for which the device has finished anyway, so that this check waits for nothing.
-    require_finite(scores, "an image")
-    return classes
-
-
-def _nearest(full: int, small: int) -> Tensor:
-    """Return floor((i + 1/2) small / full), i = 0 .. full - 1: of `small` pixels, the one nearest to each of `full`."""
-    return ((2 * torch.arange(full) + 1) * small) // (2 * full)
-
-
-def _cells(size: int, tile: int, overlap: int) -> list[tuple[int, slice]]:
-    """Return (start, slice) of each tile along an axis; positions in the slice take their class from the tile."""
-    starts = window_starts(size, tile, tile - overlap)
-    borders = [(one + tile + other) // 2 for one, other in itertools.pairwise(starts)]
-    return list(zip(starts, map(slice, [0, *borders], [*borders, size]), strict=True))
 
 
 def window_starts(size: int, window: int, stride: int) -> list[int]:

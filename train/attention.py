@@ -24,7 +24,8 @@ from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.network_input import PixelInput, resize
 from ccgpu.models.normalisation import Normalise
-from ccgpu.models.prediction import LARGEST_SIDE, TILE, NonFiniteScores, Prediction, whole_input
+from ccgpu.models.prediction import LARGEST_SIDE, NonFiniteScores, Prediction
+from ccgpu.models.tiles import TILE, whole_input
 from ccgpu.models.weights import write_atomically
 from ccgpu.train import distributed
 from ccgpu.train.data.checking import notes

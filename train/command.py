@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ccgpu.models.labels import class_differences
 from ccgpu.models.normalisation import Normalise
+from ccgpu.models.precision import Precision
 from ccgpu.train import distributed, engine
 from ccgpu.train.data.clips import Clip
 from ccgpu.train.dataset import Dataset
@@ -120,7 +121,7 @@ def prepare(
     settings, out = plan.settings, plan.out
     torch.manual_seed(settings.seed)
     # The network and its optimiser.
-    precision = engine.Precision(device, settings.amp, settings.channels_last)
+    precision = Precision(device, settings.amp, settings.channels_last)
     net = build_network(settings, dataset, device, pretrained=plan.checkpoint is None)
     optimiser = torch.optim.SGD(
         net.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay

@@ -25,6 +25,7 @@ from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.image_files import EXIF
 from ccgpu.models.normalisation import Normalise
+from ccgpu.models.precision import AMP_DTYPES, Precision, amp_problems
 from ccgpu.models.prediction import AVERAGES, LARGEST_SIDE, MODES, Prediction
 from ccgpu.train import distributed, engine
 from ccgpu.train.data.clips import Clip, evaluation_clips
@@ -81,7 +82,7 @@ class Evaluation:
     dataset: Dataset
     net: CCNet
     loader: DataLoader[dict[str, Any]]
-    precision: engine.Precision
+    precision: Precision
     predict: Prediction
 
 
@@ -130,7 +131,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--save-predictions", type=Path, metavar="DIR", help="write each prediction as a file of label ids")
     add_overwrite(parser, "predictions that exist in DIR")
     add("--record", type=Path, metavar="FILE", help="append the scores to this file of JSON lines")
-    add("--amp", choices=tuple(engine.AMP_DTYPES), help="autocast (default: the run's)")
+    add("--amp", choices=tuple(AMP_DTYPES), help="autocast (default: the run's)")
     add("--channels-last", action=argparse.BooleanOptionalAction, help="NHWC memory format (default: the run's)")
     add("--compile", action=argparse.BooleanOptionalAction, help="compile with torch.compile (default: the run's)")
     add("--exif", choices=EXIF, help="leave pixels as stored, or turn images upright (default: the run's)")
@@ -158,7 +159,7 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
     dataset = dataset_of_network(found, flags.dataset)
     run = found.run
     settings = evaluation_settings(recipe_of(found, dataset) if run is None else run["settings"], flags)
-    if problems := engine.amp_problems(settings.amp, device):
+    if problems := amp_problems(settings.amp, device):
         raise ValueError(problems[0])
     predict = prediction(settings, dataset)
     net = place_network(checkpoint.build(found), settings, device)
@@ -173,7 +174,7 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
     origin = found.source if run is None else f"iteration {iteration}"
     what = "images" if settings.clip == 1 else f"clips of up to {settings.clip} images"
     say(f"{flags.checkpoint}, {origin}: {dataset.name}, {len(clips)} {what}, {describe(predict)}")
-    precision = engine.Precision(device, settings.amp, settings.channels_last)
+    precision = Precision(device, settings.amp, settings.channels_last)
     return Evaluation(iteration, settings, dataset, net, loader, precision, predict)
 
 

@@ -26,7 +26,9 @@ from ccgpu.models.image_files import BadImage
 from ccgpu.models.labels import Labels
 from ccgpu.models.network_input import PixelInput
 from ccgpu.models.normalisation import Normalise
-from ccgpu.models.prediction import LARGEST_SIDE, TILE, NonFiniteScores, Prediction, Tile, predict_classes
+from ccgpu.models.precision import AMP_DTYPES, Precision, amp_problems
+from ccgpu.models.prediction import LARGEST_SIDE, NonFiniteScores, Prediction
+from ccgpu.models.tiles import TILE, Tile, predict_classes
 from ccgpu.train import distributed, engine
 from ccgpu.train.data.checking import notes
 from ccgpu.train.data.facts import Facts, open_with_facts
@@ -95,7 +97,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--every", type=int, default=1, metavar="N", help="predict every N-th frame of a video (default: 1)")
     add("--dataset", metavar="MODULE", help="dataset that defines the network's classes (default: the checkpoint's)")
-    add("--amp", choices=tuple(engine.AMP_DTYPES), default="off", help="autocast (default: off)")
+    add("--amp", choices=tuple(AMP_DTYPES), default="off", help="autocast (default: off)")
     add_value_range(parser, "the network's")
     add_max_pixels(parser)
     add_overwrite(parser, "results that exist in DIR")
@@ -111,7 +113,7 @@ def prepare(flags: argparse.Namespace) -> tuple[Predictor, list[Input]]:
     Raises:
         ValueError, OSError, ImportError, TypeError: flags, inputs or a checkpoint that cannot be used.
     """
-    if problems := engine.amp_problems(flags.amp, distributed.choose_device(flags.device)):
+    if problems := amp_problems(flags.amp, distributed.choose_device(flags.device)):
         raise ValueError(problems[0])
     for folder in (flags.out, *(flags.out / kind for kind in flags.write)):
         check_output_folder("--out", folder)
@@ -160,7 +162,7 @@ class Predictor:
         )
         self.net = checkpoint.build(found).to(device)
         self.normalise = Normalise(self.net.backbone.mean, self.net.backbone.std)
-        self.precision = engine.Precision(device, flags.amp)
+        self.precision = Precision(device, flags.amp)
         self.tile = flags.tile
 
     def __call__(self, image: Image.Image, progress: Callable[[Sequence[Tile]], Iterator[Tile]] = iter) -> np.ndarray:

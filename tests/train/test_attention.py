@@ -18,7 +18,8 @@ from ccgpu.models.attention import RCCA, attention_map, attention_weights
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.context import NonLocal
 from ccgpu.models.normalisation import Normalise
-from ccgpu.models.prediction import Prediction, predict_classes
+from ccgpu.models.prediction import Prediction
+from ccgpu.models.tiles import predict_classes
 from ccgpu.train import attention
 from ccgpu.train.visualise import CAPTION_HEIGHT, GAP
 from tests.train.browser import DESKTOP, PHONE, needs_browser, opened, overflow

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from ccgpu.train import distributed, engine
+from ccgpu.models.precision import AMP_DTYPES
+from ccgpu.train import distributed
 from ccgpu.train.distributed import GlobalBatchNorm2d, GlobalDropout2d, convert_for_global_batch
 from ccgpu.train.losses import Criterion
 
@@ -131,7 +132,7 @@ def main(path):
             own = slice(rank * share, (rank + 1) * share)
             batches.append({"image": images[own], "label": label[own]})
         torch.manual_seed(1)
-        precision = engine.Precision(torch.device("cpu"))
+        precision = Precision(torch.device("cpu"))
         steps = engine.train(
             model, batches, optimiser, precision.scaler(), precision=precision, schedule=lambda _: 0.1,
             criterion=Criterion(), interrupted=lambda: rank == world - 1,
@@ -365,4 +366,4 @@ def test_single_process_helpers() -> None:
     net = nn.Conv2d(3, 2, 1)
     assert distributed.wrap(net, torch.device("cpu")) is net
     assert Criterion()(net(torch.randn(1, 3, 2, 2)), torch.zeros(1, 2, 2).long()).total.requires_grad
-    assert engine.AMP_DTYPES["off"] is None
+    assert AMP_DTYPES["off"] is None

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from ccgpu.models.precision import AMP_DTYPES, Precision
 from ccgpu.models.prediction import NonFiniteScores, Prediction
 from ccgpu.train import engine
-from ccgpu.train.engine import Precision, evaluate, poly, train
+from ccgpu.train.engine import evaluate, poly, train
 from ccgpu.train.losses import Criterion
 
 CPU = Precision(torch.device("cpu"))
@@ -164,7 +165,7 @@ def test_train_passes_on_that_it_was_interrupted() -> None:
 
 
 def test_train_under_bf16_autocast_follows_float32() -> None:
-    assert set(engine.AMP_DTYPES) == {"off", "bf16", "fp16"}
+    assert set(AMP_DTYPES) == {"off", "bf16", "fp16"}
     losses = []
     for amp in ("off", "bf16"):
         torch.manual_seed(0)

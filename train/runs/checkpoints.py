@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ccgpu.models.checkpoint_keys import RUN_FORMAT, RunCheckpoint, run_problems
+from ccgpu.models.checkpoint_keys import LAST, RUN_FORMAT, RunCheckpoint, run_problems
 from ccgpu.models.weights import (
     broken_weights,
     differences,
@@ -32,7 +32,7 @@ from ccgpu.models.weights import (
 from ccgpu.train.loaders import is_lost_loader
 
 KEYS = frozenset(RunCheckpoint.__required_keys__)
-LAST, PREVIOUS, ABANDONED = "last.pt", "previous.pt", "abandoned.pt"
+PREVIOUS, ABANDONED = "previous.pt", "abandoned.pt"
 
 
 class CheckpointError(RuntimeError):

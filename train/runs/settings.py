@@ -17,9 +17,9 @@ import torch
 from ccgpu.models.backbones import BACKBONES
 from ccgpu.models.context import CONTEXTS
 from ccgpu.models.image_files import EXIF, MAX_PIXELS
+from ccgpu.models.precision import AMP_DTYPES, amp_problems
 from ccgpu.models.prediction import AVERAGES, LARGEST_SIDE, MODES, MULTI_SCALE, SCALES, Prediction
 from ccgpu.models.resnet import STEMS
-from ccgpu.train import engine
 from ccgpu.train.consistency import FORMS
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.losses import AUXILIARY_WEIGHT, ConsistencyWeights, Criterion
@@ -186,7 +186,7 @@ class Settings:
     seed: int = option(
         0, "seed of weights, order, augmentation, dropout and synthetic images", kind=int, least=0, most=MOST_SEED
     )
-    amp: str = option("off", "autocast; fp16 scales the loss and needs CUDA", choices=tuple(engine.AMP_DTYPES))
+    amp: str = option("off", "autocast; fp16 scales the loss and needs CUDA", choices=tuple(AMP_DTYPES))
     channels_last: bool = option(False, "NHWC memory format, faster with amp on CUDA", kind=bool)
     compile: bool = option(False, "compile the network with torch.compile", kind=bool)
     # Evaluation.
@@ -318,7 +318,7 @@ def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.
         problems.append('--wandb needs the package wandb, which is not installed: pip install "ccgpu[wandb]"')
     if s.context in ("psp", "aspp") and s.batch * s.clip < 2:
         problems.append(f"--batch must be 2 or more for --context {s.context}, which normalises one value an image")
-    problems += engine.amp_problems(s.amp, device)
+    problems += amp_problems(s.amp, device)
     if s.preset is not None and not dataset.demo:
         problems.append(f"--preset must be left out for {dataset.name}, which has no demo, got {s.preset}")
     if s.data is None and dataset.write_synthetic is None:

@@ -17,6 +17,7 @@ from ccgpu.models.attention import GatedAttention
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.checkpoint_keys import RUN_FORMAT, RunCheckpoint
 from ccgpu.models.normalisation import Normalise
+from ccgpu.models.precision import Precision
 from ccgpu.models.prediction import Prediction
 from ccgpu.models.weights import write_atomically
 from ccgpu.train import engine
@@ -62,7 +63,7 @@ class TrainingRun:
     settings: Mapping[str, Any]
     data_digest: str
     batch: int
-    precision: engine.Precision
+    precision: Precision
     net: CCNet
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ccgpu.models.network_input import PixelInput, TensorInput
 from ccgpu.models.normalisation import Normalise
-from ccgpu.models.prediction import NonFiniteScores, Prediction, Tile, predict_classes
+from ccgpu.models.prediction import NonFiniteScores, Prediction
+from ccgpu.models.tiles import Tile, predict_classes
 
 
 def local(images: Tensor) -> Tensor:
