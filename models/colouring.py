@@ -83,14 +83,14 @@ def pixel_strips(image: Image.Image) -> Iterator[np.ndarray]:
 def mask_tables(labels: Labels) -> tuple[np.ndarray, np.ndarray]:
     """Return what masks with a palette are made of: the value of each class, and the colours of the values.
 
-    The values are the label ids where these are at most 255, so that masks can be used as label files, else the numbers
-    of the classes, 0 .. K - 1.
+    The values are the label ids where these are numbers of at most 255, so that masks can be used as label files, else
+    the numbers of the classes, 0 .. K - 1.
 
     Returns:
         values: uint8 (K,), class -> value.
         palette: uint8 (n, 3), value -> RGB; black for values of no class.
     """
-    are_ids = max(labels.ids) <= 255
+    are_ids = labels.coding == "ids" and max(labels.ids) <= 255
     values = np.array(labels.ids if are_ids else range(labels.num_classes), dtype=np.uint8)
     palette = np.zeros((int(values.max()) + 1, 3), dtype=np.uint8)
     palette[values] = labels.colours

@@ -42,8 +42,8 @@ def write_png(
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: the strips have another dtype, are not all of one kind, not `height` rows of `width` pixels, or have a value
-            that is not in the palette.
+        ValueError: the strips have another dtype, are not all of one kind, not `height` rows of `width` pixels, or have
+            a value that is not in the palette.
 
     Examples:
         >>> import io

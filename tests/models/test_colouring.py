@@ -54,3 +54,10 @@ def test_masks_hold_label_ids_in_the_colours_of_their_classes() -> None:
     assert np.array_equal(palette[values], COLOURS)
     assert palette.shape == (201, 3)
     assert not palette[1].any()
+
+
+@pytest.mark.parametrize(("coding", "ids"), [("ids", (7, 0, 300, 3)), ("colours", (0, 255, 254, 0xFF0000))])
+def test_masks_of_other_label_files_hold_the_numbers_of_the_classes(coding: str, ids: tuple[int, ...]) -> None:
+    values, palette = mask_tables(Labels(("a", "b", "c", "d"), COLOURS, ids, coding=coding))
+    assert values.tolist() == [0, 1, 2, 3]
+    assert np.array_equal(palette, COLOURS)
