@@ -64,12 +64,14 @@ def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], color:
 
 
 def save(figure: Figure, target: Path) -> None:
-    """Write a figure as SVG with colours for light and dark pages, with the same bytes each time (no date, fixed ids)."""
+    """Write a figure as SVG for light and dark pages, with the same bytes each time (no date, fixed ids)."""
     matplotlib.rcParams["svg.hashsalt"] = "ccgpu"
     target.parent.mkdir(exist_ok=True)
     content = io.StringIO()
     # The tight box holds titles that reach beyond the axes' share of the figure.
-    figure.savefig(content, format="svg", metadata={"Date": None}, facecolor="white", bbox_inches="tight", pad_inches=0.05)
+    figure.savefig(
+        content, format="svg", metadata={"Date": None}, facecolor="white", bbox_inches="tight", pad_inches=0.05
+    )
     plt.close(figure)
     target.write_text(with_dark_colours(content.getvalue()), encoding="utf-8")
 
@@ -79,7 +81,7 @@ def with_dark_colours(svg: str) -> str:
 
     Browsers apply the rules to an image on a page too. The colours in the drawing itself remain, for other readers.
     """
-    rules = ["svg { fill: %s }" % dark("#000000")]  # what has no colour of its own is black
+    rules = [f"svg {{ fill: {dark('#000000')} }}"]  # what has no colour of its own is black
     for colour in sorted(set(COLOUR.findall(svg))):
         for kind in ("fill", "stroke"):
             rules.append(f'[style*="{kind}: {colour}"], [{kind}="{colour}"] {{ {kind}: {dark(colour)} !important }}')
