@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from ccgpu.models.colouring import colour_mask
-from ccgpu.models.legend import Entry, draw_legend, with_legend
+from ccgpu.models.labels import IGNORE
+from ccgpu.models.legend import Entry, draw_legend, text_size, with_legend
 
-CAPTION_HEIGHT = 16  # pixels; Pillow's built-in font is 11 pixels high
+NOT_SCORED: Entry = ("not scored", (0, 0, 0))  # the legend's entry of pixels without a class, which are drawn black
 GAP = 4  # pixels between two images
 # Colours of attention from low, where the overlay is transparent, to high: red, orange, pale yellow (RGB 0..255).
 HEAT = np.array([[60, 0, 40], [190, 10, 30], [250, 130, 20], [255, 250, 170]], dtype=np.float64)
@@ -25,17 +26,19 @@ def side_by_side(
     truth: torch.Tensor | np.ndarray,
     prediction: torch.Tensor | np.ndarray,
     colours: np.ndarray,
+    names: Sequence[str],
 ) -> Image.Image:
-    """Return input, truth and prediction in one row, with captions.
+    """Return input, truth and prediction in one row, with captions, above a legend of the classes in the two.
 
     Args:
         image: uint8 (H, W, 3), RGB.
         truth: (H, W), 0 .. K - 1, or 255 for pixels that are not scored.
         prediction: (H, W), 0 .. K - 1.
         colours: uint8 (K, 3), RGB.
+        names: K names.
 
     Returns:
-        An RGB image of 3 W + 8 by H + 16 pixels.
+        An RGB image, 3 W + 8 pixels wide or, where the legend of a small image needs more, wider.
 
     Raises:
         ValueError: the sizes differ, or a value is no class.
@@ -47,14 +50,27 @@ def side_by_side(
             f"{tuple(truth.shape)} and {tuple(prediction.shape)}; resize the logits first."
         )
     height, width = image.shape[:2]
-    sheet = Image.new("RGB", (3 * width + 2 * GAP, height + CAPTION_HEIGHT), "white")
+    wide = 3 * width + 2 * GAP
+    size = text_size(height, wide)
+    top = caption_height(size)
+    sheet = Image.new("RGB", (wide, height + top), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default()
+    font = ImageFont.load_default(size)
     for index, (panel, caption) in enumerate(zip(panels, ("input", "truth", "prediction"), strict=True)):
         left = index * (width + GAP)
         draw.text((left + 2, 2), caption, fill="black", font=font)
-        sheet.paste(Image.fromarray(panel), (left, CAPTION_HEIGHT))
-    return sheet
+        sheet.paste(Image.fromarray(panel), (left, top))
+    pixels = np.bincount(np.concatenate([np.ravel(truth), np.ravel(prediction)]), minlength=IGNORE + 1)
+    shown = [index for index in np.argsort(-pixels[:IGNORE], kind="stable") if pixels[index]]  # the largest first
+    entries: list[Entry] = [(names[index], colours[index].tolist()) for index in shown]
+    if pixels[IGNORE]:
+        entries.append(NOT_SCORED)
+    return with_legend(sheet, draw_legend(entries, wide, size))
+
+
+def caption_height(size: int) -> int:
+    """Return the height of a caption above an image whose text has this size, both in pixels."""
+    return round(1.45 * size)
 
 
 def thumbnail(image: Image.Image, side: int) -> Image.Image:
@@ -76,21 +92,23 @@ def contact_sheet(cells: Sequence[tuple[str, Image.Image]], legend: Sequence[Ent
     Returns:
         An RGB image; each cell is as large as the largest image.
     """
-    font = ImageFont.load_default()
     wide = max(image.width for _, image in cells)
-    high = max(image.height for _, image in cells) + CAPTION_HEIGHT
     columns = min(columns, len(cells))
     width = columns * (wide + GAP) + GAP
     rows = -(-len(cells) // columns)
+    size = text_size(0, 2 * wide)  # small enough for the captions of single cells
+    top = caption_height(size)
+    high = max(image.height for _, image in cells) + top
+    font = ImageFont.load_default(size)
     sheet = Image.new("RGB", (width, rows * (high + GAP) + GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for index, (caption, image) in enumerate(cells):
-        left, top = GAP + index % columns * (wide + GAP), GAP + index // columns * (high + GAP)
+        left, above = GAP + index % columns * (wide + GAP), GAP + index // columns * (high + GAP)
         while font.getlength(caption) > wide and len(caption) > 1:
             caption = "\u2026" + caption[2:] if caption.startswith("\u2026") else "\u2026" + caption[1:]
-        draw.text((left, top + 2), caption, fill="black", font=font)
-        sheet.paste(image, (left, top + CAPTION_HEIGHT))
-    return with_legend(sheet, draw_legend(legend, width)) if legend else sheet
+        draw.text((left, above + 2), caption, fill="black", font=font)
+        sheet.paste(image, (left, above + top))
+    return with_legend(sheet, draw_legend(legend, width, size)) if legend else sheet
 
 
 def attention_overlay(

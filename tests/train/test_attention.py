@@ -17,13 +17,16 @@ from PIL import Image
 from ccgpu.models.attention import RCCA, attention_map, attention_weights
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.context import NonLocal
+from ccgpu.models.legend import SMALLEST_TEXT
 from ccgpu.models.normalisation import Normalise
 from ccgpu.models.prediction import Prediction
 from ccgpu.models.tiles import predict_classes
 from ccgpu.train import attention
-from ccgpu.train.visualise import CAPTION_HEIGHT, GAP
+from ccgpu.train.visualise import GAP, caption_height
 from tests.train.browser import DESKTOP, PHONE, needs_browser, opened, overflow
 from tests.train.networks import write_network
+
+CAPTION = caption_height(SMALLEST_TEXT)
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +103,12 @@ def test_maps_are_drawn_for_each_pixel_and_number_of_loops(file: Path, image_fil
     flags = ("--checkpoint", file, image_file, "--at", "8,16", "--at", "64,96", "--out", tmp_path / "maps.png")
     assert run(*flags) == 0
     sheet = np.asarray(Image.open(tmp_path / "maps.png"), dtype=float)
-    assert sheet.shape == (2 * (65 + CAPTION_HEIGHT + GAP) + GAP, 3 * (97 + GAP) + GAP, 3)
+    assert sheet.shape == (2 * (65 + CAPTION + GAP) + GAP, 3 * (97 + GAP) + GAP, 3)
     net = CCNet.from_checkpoint(file)
     image = np.asarray(Image.open(image_file), dtype=float)
     for line, at in enumerate([(8, 16), (64, 96)]):
         for column in range(3):
-            top, left = GAP + line * (65 + CAPTION_HEIGHT + GAP) + CAPTION_HEIGHT, GAP + column * (97 + GAP)
+            top, left = GAP + line * (65 + CAPTION + GAP) + CAPTION, GAP + column * (97 + GAP)
             changed = np.abs(sheet[top : top + 65, left : left + 97] - image).sum(-1)
             weights = net.attention_map(random_images(net, image_file), at, recurrence=column + 1)[0]
             # Positions lie 8 pixels apart, corners on corners: where there is weight the image is changed.
@@ -121,9 +124,9 @@ def test_pixels_refer_to_the_file_while_the_network_gets_its_own_size(image_file
     write_network(tmp_path / "net.pt", prediction={"short_side": 33})
     given = ("--checkpoint", tmp_path / "net.pt", image_file, "--at", "64,96", "--loops", "2")
     assert run(*given, "--out", tmp_path / "maps.png") == 0
-    assert Image.open(tmp_path / "maps.png").size == (49 + 2 * GAP, 33 + CAPTION_HEIGHT + 2 * GAP)
+    assert Image.open(tmp_path / "maps.png").size == (49 + 2 * GAP, 33 + CAPTION + 2 * GAP)
     assert run(*given, "--out", tmp_path / "maps.png", "--short-side", "65", "--overwrite") == 0
-    assert Image.open(tmp_path / "maps.png").size == (97 + 2 * GAP, 65 + CAPTION_HEIGHT + 2 * GAP)
+    assert Image.open(tmp_path / "maps.png").size == (97 + 2 * GAP, 65 + CAPTION + 2 * GAP)
 
 
 def test_a_network_for_clips_sees_a_clip_of_one(image_file: Path, tmp_path: Path) -> None:

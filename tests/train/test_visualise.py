@@ -1,10 +1,14 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 
 from ccgpu.models.colouring import colour_mask
-from ccgpu.train.visualise import CAPTION_HEIGHT, GAP, MARK, attention_overlay, side_by_side
+from ccgpu.models.legend import SMALLEST_TEXT, text_size
+from ccgpu.train.visualise import GAP, MARK, attention_overlay, caption_height, side_by_side
 
+NAMES = ("road", "sky", "person", "bicycle")
 COLOURS = np.array([[128, 64, 128], [70, 130, 180], [220, 20, 60], [119, 11, 32]], dtype=np.uint8)
 
 
@@ -13,18 +17,46 @@ def test_side_by_side_places_input_truth_and_prediction() -> None:
     image = generator.integers(0, 256, (20, 60, 3), dtype=np.uint8)
     truth, prediction = torch.randint(0, 4, (20, 60)), torch.randint(0, 4, (20, 60))
     truth[:3] = 255
-    sheet = np.asarray(side_by_side(image, truth, prediction, COLOURS))
-    assert sheet.shape == (20 + CAPTION_HEIGHT, 3 * 60 + 2 * GAP, 3)
+    top = caption_height(SMALLEST_TEXT)
+    sheet = np.asarray(side_by_side(image, truth, prediction, COLOURS, NAMES))
     for index, panel in enumerate((image, colour_mask(truth, COLOURS), colour_mask(prediction, COLOURS))):
         left = index * (60 + GAP)
-        assert np.array_equal(sheet[CAPTION_HEIGHT:, left : left + 60], panel)
-        assert (sheet[:CAPTION_HEIGHT, left : left + 60] < 128).any(), "a caption stands above"
+        assert np.array_equal(sheet[top : top + 20, left : left + 60], panel)
+        assert (sheet[:top, left : left + 60] < 128).any(), "a caption stands above"
 
 
 def test_side_by_side_refuses_other_sizes() -> None:
     image = np.zeros((4, 6, 3), dtype=np.uint8)
     with pytest.raises(ValueError, match=r"\(4, 6\), got \(4, 6\) and \(4, 5\)"):
-        side_by_side(image, np.zeros((4, 6), dtype=int), np.zeros((4, 5), dtype=int), COLOURS)
+        side_by_side(image, np.zeros((4, 6), dtype=int), np.zeros((4, 5), dtype=int), COLOURS, NAMES)
+
+
+def test_side_by_side_has_a_legend_of_the_classes_that_occur() -> None:
+    image = np.full((20, 60, 3), 250, dtype=np.uint8)
+    truth, prediction = np.zeros((20, 60), dtype=np.uint8), np.full((20, 60), 2)
+
+    def below() -> np.ndarray:
+        sheet = np.asarray(side_by_side(image, truth, prediction, COLOURS, NAMES))
+        return sheet[caption_height(SMALLEST_TEXT) + 20 :]
+
+    def swatch(colour: Sequence[int]) -> int:
+        return int((legend == np.asarray(colour)).all(axis=-1).sum())
+
+    legend = below()
+    assert [swatch(colour) > 100 for colour in COLOURS] == [True, False, True, False]
+    ink = swatch((0, 0, 0))
+    truth[:5] = 255
+    legend = below()
+    assert [swatch(colour) > 100 for colour in COLOURS] == [True, False, True, False]
+    assert swatch((0, 0, 0)) > ink + 100, "pixels without a class are named too"
+
+
+def test_captions_grow_with_the_image() -> None:
+    truth = np.zeros((500, 1000), dtype=np.uint8)
+    sheet = side_by_side(np.full((500, 1000, 3), 250, dtype=np.uint8), truth, truth, COLOURS, NAMES)
+    size = text_size(500, 3 * 1000 + 2 * GAP)
+    assert size > 3 * SMALLEST_TEXT
+    assert np.array_equal(np.asarray(sheet)[caption_height(size) :][:500, :1000], np.full((500, 1000, 3), 250))
 
 
 def test_attention_overlay_is_bright_where_attention_is_and_leaves_the_rest() -> None:

@@ -166,7 +166,8 @@ class TrainingRun:
             image, label, classes = sample["image"], sample["label"], scores[0].argmax(dim=0).cpu()
             if label.ndim == 3:  # a clip is shown by its last frame
                 image, label, classes = image[:, -1], label[-1], classes[-1]
-            sheet = side_by_side(self.normalise.denormalise(image), label, classes, self.dataset.labels.colours)
+            labels, pixels = self.dataset.labels, self.normalise.denormalise(image)
+            sheet = side_by_side(pixels, label, classes, labels.colours, labels.names)
             sheet.save(folder / f"{sample['names'][-1]}.png")
             for board in self.boards:
                 board.image(iteration, f"evaluation/{index}", np.asarray(sheet))
