@@ -38,7 +38,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m train.cityscapes --preset demo --out $(OUT) --resume
+	$(BIN)/ccgpu train cityscapes --preset demo --out $(OUT) --resume
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow and not nvrtc"

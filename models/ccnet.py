@@ -197,7 +197,7 @@ class CCNet(nn.Module):
         """Return the network of a file, with its weights, in eval mode on the CPU.
 
         The file may be the authors' CCNet, mmsegmentation's CCNet R-50/101-D8, a ResNet of torchvision, MIT scene
-        parsing or mmsegmentation (v1c), or one of our own: a run's `last.pt` or a file that `python -m train.convert`
+        parsing or mmsegmentation (v1c), or one of our own: a run's `last.pt` or a file that `ccgpu convert`
         writes. The network gets everything that its weights depend on: stem, dilation, the max-pool's rounding,
         activation, align_corners, and the normalisation of images (`net.backbone.mean`, `.std`; always red, green, blue
         in 0..255). A ResNet's file fills the backbone; the heads are randomly initialised, and a UserWarning says so.

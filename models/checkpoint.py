@@ -3,7 +3,7 @@
 Our own files describe their network (`models.checkpoint_keys.Description`), so that reading one needs no flags. There
 are two kinds:
 
-- a network file, which `write` and `python -m train.convert` write: safetensors with {"ccgpu": JSON of a `Header`} as
+- a network file, which `write` and `ccgpu convert` write: safetensors with {"ccgpu": JSON of a `Header`} as
   metadata, or `torch.save` of {"ccgpu": `Header`, "state_dict": weights};
 - a checkpoint of a training run, `last.pt`, which `train/runs/checkpoints.py` writes: `torch.save` of a
   `RunCheckpoint`.
@@ -127,7 +127,7 @@ def _read(path: str | os.PathLike[str], changes: Mapping[str, Any]) -> Checkpoin
         raise ValueError(
             f"{FUNCTION}: {os.fspath(path)!r} must hold the authors' CCNet, mmsegmentation's CCNet R-50/101-D8, a "
             "ResNet of torchvision, MIT or mmsegmentation, or a network of this package with its arguments (a run's "
-            f"last.pt, a file of python -m train.convert), got {len(state)} entries of no such layout: {shown}"
+            f"last.pt, a file of ccgpu convert), got {len(state)} entries of no such layout: {shown}"
             f"{', ...' if len(state) > 8 else ''}; name such a file."
         )
     network = {**layout.config, **changes}

@@ -1,1 +1,1 @@
-"""Training, evaluating and using CCNet: commands such as `python -m train.cityscapes`, and their modules."""
+"""Training, evaluating and using CCNet: commands such as `ccgpu train cityscapes`, and their modules."""

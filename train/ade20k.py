@@ -1,4 +1,4 @@
-"""Train CCNet on ADE20K (SceneParse150): `python -m train.ade20k --data PATH`.
+"""Train CCNet on ADE20K (SceneParse150): `ccgpu train ade20k --data PATH`.
 
 20210 images for training, 2000 for validation, 150 classes (`data/ade20k_labels.py`). In the paper (Huang et al., TPAMI
 2020), as others quote it, the short side of a training image is one of 300, 375, 450, 525, 600, the category consistent

@@ -1,4 +1,4 @@
-"""Draw attention maps of a pixel: `python -m train.attention --checkpoint X IMAGE --at Y,X --out FILE.png`.
+"""Draw attention maps of a pixel: `ccgpu attention --checkpoint X IMAGE --at Y,X --out FILE.png`.
 
 After R loops a position's attention map is its row of A_R ... A_1, the product of the loops' attention matrices. It is
 computed exactly, as the op's vector-Jacobian product in v (`ccgpu.models.attention.attention_map`). `--html` writes a
@@ -38,9 +38,9 @@ from ccgpu.train.runs.flags import (
     add_max_pixels,
     add_value_range,
     chosen_range,
-    command_parser,
 )
 from ccgpu.train.runs.outputs import add_overwrite, check_output_file
+from ccgpu.train.runs.parser import command_parser
 from ccgpu.train.runs.settings import MOST_LOOPS
 from ccgpu.train.runs.setup import read_network
 from ccgpu.train.visualise import HEAT, HEAT_OPACITY, attention_overlay, contact_sheet
@@ -154,7 +154,7 @@ def prepare(flags: argparse.Namespace) -> tuple[CCNet, torch.Tensor, list[tuple[
 def seen_images(net: CCNet, image: Image.Image, prediction: Prediction) -> torch.Tensor:
     """Return the image as the network sees it when it predicts at scale 1: (1, 3, h, w), normalised, on its device.
 
-    An image without a size to resize it to is seen whole here, whereas `train.predict` cuts large ones into tiles.
+    An image without a size to resize it to is seen whole here, whereas `ccgpu predict` cuts large ones into tiles.
     """
     normalise = Normalise(net.backbone.mean, net.backbone.std)
     source = PixelInput(image, lambda pixels: normalise(pixels)[None])

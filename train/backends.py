@@ -15,7 +15,7 @@ import torch
 from ccgpu.bridges.call import Call
 from ccgpu.dispatch import BACKENDS
 from ccgpu.layouts import NAMES
-from ccgpu.train.runs.flags import command_parser
+from ccgpu.train.runs.parser import command_parser
 
 WIDTH = 100  # columns
 

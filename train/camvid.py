@@ -1,7 +1,7 @@
-"""Train CCNet on CamVid: `python -m train.camvid --data PATH`, on videos with `--clip 5`.
+"""Train CCNet on CamVid: `ccgpu train camvid --data PATH`, on videos with `--clip 5`.
 
 The 480x360 images and 11 classes of the SegNet split: 367 images for training, 101 for validation, 233 for testing.
-Papers report the score of the test split (`python -m train.evaluate --split test`). The paper (Huang et al., TPAMI
+Papers report the score of the test split (`ccgpu evaluate --split test`). The paper (Huang et al., TPAMI
 2020), as others quote it, has this split, clips of 1 and of 5 frames, and R = 3 in 3D, and reaches 77.9 and 79.1 % mIoU
 on the test split. The optimiser's settings are those of the paper's Cityscapes recipe; crop, scale and the number of
 steps (about 220 epochs) are ours. Without `--data` the videos are synthetic (`scenes/streets.py`).

@@ -1,4 +1,4 @@
-"""Train CCNet on Cityscapes: `python -m train.cityscapes --data PATH`.
+"""Train CCNet on Cityscapes: `ccgpu train cityscapes --data PATH`.
 
 The defaults are the paper's recipe (Huang et al., TPAMI 2020, section 4.2). Without `--data` the images are synthetic
 street scenes (`scenes/streets.py`); `--preset demo` is a small run on them for a CPU. The classes are in

@@ -1,7 +1,7 @@
 """A training command from start to end, for any dataset: read the plan, prepare the run, train, evaluate, report.
 
-`python -m train.NAME --data PATH` for each dataset NAME (`cityscapes.py` and its neighbours); installed,
-`python -m ccgpu.train.NAME`. Several processes share the global batch:
+`ccgpu train NAME --data PATH` for each dataset NAME (`cityscapes.py` and its neighbours), or `python -m train.NAME` in
+a checkout. Several processes share the global batch:
 
     python -m torch.distributed.run --nproc_per_node 4 -m train.cityscapes --data PATH
 """
@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,8 +32,8 @@ from ccgpu.train.loaders import is_lost_loader
 from ccgpu.train.runs import checkpoints
 from ccgpu.train.runs.boards import open_boards
 from ccgpu.train.runs.errors import BAD_INPUT, fail, run_command
-from ccgpu.train.runs.flags import command_parser
 from ccgpu.train.runs.interrupts import DeferredInterrupts
+from ccgpu.train.runs.parser import command_parser
 from ccgpu.train.runs.plan import Plan, only_writer, open_run_folder, read_plan
 from ccgpu.train.runs.settings import Settings, check_recipe, check_settings, criterion, prediction
 from ccgpu.train.runs.setup import Batches, build_network, load_evaluation, load_training, open_data
@@ -44,10 +45,14 @@ def main(dataset: Dataset, argv: Sequence[str] | None = None) -> int:
 
     0: finished. 1: the run failed. 2: bad flags, data or checkpoint. 130, 143: stopped by Ctrl-C, SIGTERM.
     """
-    parser = command_parser(dataset.name, f"Train and evaluate CCNet. {dataset.source} --data is {dataset.layout}")
+    text = f"Train and evaluate CCNet. {dataset.source} --data is {dataset.layout}"
+    parser = command_parser(f"train {dataset.name}", text, "[--data PATH] [--out DIR] [flags]")
+    unset = {} if dataset.write_synthetic else {"data": "none, it must be given"}
     try:
         check_recipe(dataset)
-        plan = read_plan(parser, argv, Settings, presets(dataset), lambda settings: default_out(settings, dataset))
+        plan = read_plan(
+            parser, argv, Settings, presets(dataset), lambda settings: default_out(settings, dataset), unset
+        )
         check_resumed(plan, dataset)
         device = distributed.choose_device(plan.settings.device)
         check_settings(plan.settings, dataset, distributed.launched_world_size(), device)
@@ -61,12 +66,17 @@ def main(dataset: Dataset, argv: Sequence[str] | None = None) -> int:
             dataset.name,
             lambda: prepare(plan, dataset, device, locks),
             lambda prepared: train_and_evaluate(plan, *prepared),
-            again=f"continue with --resume --out {plan.out}",
+            again=f"continue with {resuming(dataset, plan)}",
             smaller="lower --batch or --crop, or use --amp bf16 (a run with a checkpoint keeps them: in another --out)",
             stopped="stopped at once; --resume continues from the last checkpoint, if any",
             explained={checkpoints.CheckpointError: 1, engine.NonFiniteLoss: 1},
             everywhere=True,
         )
+
+
+def resuming(dataset: Dataset, plan: Plan[Settings]) -> str:
+    """Return the command that continues a run."""
+    return f"ccgpu train {shlex.quote(dataset.name)} --resume --out {shlex.quote(str(plan.out))}"
 
 
 def check_resumed(plan: Plan[Settings], dataset: Dataset) -> None:
@@ -191,7 +201,11 @@ def train_and_evaluate(plan: Plan[Settings], run: TrainingRun, batches: Batches,
             for board in run.boards:
                 board.close(finished=finished)
     if not finished:
-        return fail(run.dataset.name, f"stopped; continue with --resume --out {plan.out}", run.interrupts.exit_status)
+        return fail(
+            run.dataset.name,
+            f"stopped; continue with {resuming(run.dataset, plan)}",
+            run.interrupts.exit_status,
+        )
     if is_main():
         run.report()
     distributed.wait_for_all()

@@ -1,4 +1,4 @@
-"""Convert a published checkpoint to our own format: `python -m train.convert IN OUT`.
+"""Convert a published checkpoint to our own format: `ccgpu convert IN OUT`.
 
 IN is the authors' CCNet, mmsegmentation's CCNet R-50/101-D8, a run's `last.pt`, or a ResNet of torchvision, MIT scene
 parsing or mmsegmentation. OUT, a safetensors file (or .pt), holds the weights, the settings that they need to give the
@@ -21,8 +21,8 @@ from ccgpu.models.published import RESNET
 from ccgpu.train.dataset import check_classes, find_dataset
 from ccgpu.train.distributed import say
 from ccgpu.train.runs.errors import BAD_FILE, run_command
-from ccgpu.train.runs.flags import command_parser
 from ccgpu.train.runs.outputs import add_overwrite, check_output_file
+from ccgpu.train.runs.parser import command_parser
 from ccgpu.train.runs.settings import MOST_LOOPS
 from ccgpu.train.runs.setup import dataset_of_network
 

@@ -1,7 +1,7 @@
 """Measure what each context module costs: parameters, FLOPs, memory and time, beside the paper's numbers.
 
-    python -m train.cost                                  # the paper's case: 769x769 images, 512 channels
-    python -m train.cost --size 1024 2048 --contexts rcca nonlocal --json cost.jsonl
+    ccgpu cost                                  # the paper's case: 769x769 images, 512 channels
+    ccgpu cost --size 1024 2048 --contexts rcca nonlocal --json cost.jsonl
 
 Every module gets features x (B, C, H, W) of the size that a ResNet returns for the images, in float32 and channels last
 as in most demos, with gamma 0.5. Norms use running statistics, as in evaluation, because PSP and ASPP cannot compute
@@ -46,7 +46,8 @@ from ccgpu.train.distributed import choose_device
 from ccgpu.train.memory import peak_bytes, saved_bytes
 from ccgpu.train.runs import records
 from ccgpu.train.runs.errors import fail
-from ccgpu.train.runs.flags import add_device, command_parser
+from ccgpu.train.runs.flags import add_device
+from ccgpu.train.runs.parser import command_parser
 from ccgpu.train.runs.settings import MOST_BATCH, MOST_CHANNELS
 
 PAPERS_SHAPE = (1, 512, 97, 97)
@@ -225,7 +226,9 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     size = "image size in pixels (default: 769 769)"
     add("--size", type=int, nargs=2, default=(769, 769), metavar=("H", "W"), help=size)
     add("--channels", type=int, default=512, metavar="C", help="channels of the features (default: 512)")
-    add("--stride", type=int, choices=(8, 16, 32), default=8, help="output stride of the ResNet (default: 8)")
+    add(
+        "--output-stride", type=int, choices=(8, 16, 32), default=8, help="stride of the ResNet's features (default: 8)"
+    )
     add("--batch", type=int, default=1, metavar="B", help="images per batch (default: 1)")
     add("--contexts", nargs="+", choices=CONTEXTS, default=CONTEXTS, help="modules to measure (default: all)")
     add_device(parser)
@@ -253,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = choose_device(flags.device)
     except (ValueError, OSError) as error:
         return fail("cost", str(error), 2)
-    shape = feature_shape(flags.batch, flags.channels, flags.size, flags.stride)
+    shape = feature_shape(flags.batch, flags.channels, flags.size, flags.output_stride)
     paper = shape == PAPERS_SHAPE and tuple(flags.size) == (769, 769)
     common = circumstances(flags, shape, device)
     height, width = flags.size

@@ -39,7 +39,7 @@ class Dataset:
     """A dataset: classes, files, recipe.
 
     Attributes:
-        name: such as "camvid"; the command is `python -m train.camvid`.
+        name: such as "camvid"; the command is `ccgpu train camvid`.
         labels: the classes.
         layout: the folders and files in one line, for the help of `--data`.
         find_pairs: (root, split, labelled) -> the images of a split, sorted; with labelled=False label files are not

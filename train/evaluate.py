@@ -1,4 +1,4 @@
-"""Evaluate a trained network: `python -m train.evaluate --checkpoint RUN/last.pt --data PATH`.
+"""Evaluate a trained network: `ccgpu evaluate --checkpoint RUN/last.pt --data PATH`.
 
 Images are predicted whole or in sliding windows, at several scales (`--scales`), also flipped (`--flip`). Flags
 default to the values of the run's own evaluation, including the dataset. `--save-predictions DIR` writes the label
@@ -45,13 +45,13 @@ from ccgpu.train.runs.flags import (
     add_value_range,
     chosen_range,
     chosen_scales,
-    command_parser,
     flag,
     saved_values,
     without_excluded,
 )
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.outputs import add_overwrite, check_output_folder, check_outputs, check_outside
+from ccgpu.train.runs.parser import command_parser
 from ccgpu.train.runs.settings import MOST_WORKERS, Settings, prediction
 from ccgpu.train.runs.setup import (
     UNCHECKED,
@@ -107,17 +107,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the flags; None for those left out, whose values come from the checkpoint's settings."""
-    parser = command_parser("evaluate", __doc__)
-    add_checkpoint(parser)
-    add = parser.add_argument
+    usage = "--checkpoint FILE [--data PATH] [flags]"
+    parser = command_parser("evaluate", __doc__, usage)
+    group = parser.add_argument_group("network and data")
+    add = group.add_argument
+    add_checkpoint(group)
     add("--data", type=Path, metavar="PATH", help="the dataset's folder (default: the run's)")
     add("--dataset", metavar="MODULE", help="module with a DATASET (default: the run's)")
     add("--split", nargs="+", metavar="NAME", help="splits to evaluate on (default: the run's)")
     add("--unlabelled", action="store_true", help="the images have no labels: save predictions, score nothing")
+    add("--exif", choices=EXIF, help="leave pixels as stored, or turn images upright (default: the run's)")
+    add_value_range(group, "the run's")
+    add("--max-pixels", type=int, metavar="N", help="largest image that is read (default: the run's)")
+    add("--check", action=argparse.BooleanOptionalAction, help="decode every file first (default: the run's)")
+    group = parser.add_argument_group("prediction")
+    add = group.add_argument
     add("--mode", choices=MODES, help="whole images or sliding windows (default: the run's)")
     add("--window", type=int, nargs="+", metavar="N", help="window in pixels, H W or N (default: the run's)")
     add("--stride", type=int, nargs="+", metavar="N", help="window step in pixels, H W or N (default: the run's)")
-    add_scales(parser, default=" (default: the run's)")
+    add_scales(group, "the run's")
     add("--flip", action=argparse.BooleanOptionalAction, help="average with the flipped image (default: the run's)")
     add("--average", choices=AVERAGES, help="average logits or probabilities (default: the run's)")
     add("--short-side", type=int, metavar="N", help="resize images to this short side, in pixels (default: the run's)")
@@ -128,18 +136,18 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="resize images to the largest size that fits into H W, or N for a square (default: the run's)",
     )
+    group = parser.add_argument_group("results")
+    add = group.add_argument
     add("--save-predictions", type=Path, metavar="DIR", help="write each prediction as a file of label ids")
-    add_overwrite(parser, "predictions that exist in DIR")
+    add_overwrite(group, "predictions that exist in DIR")
     add("--record", type=Path, metavar="FILE", help="append the scores to this file of JSON lines")
+    group = parser.add_argument_group("run")
+    add = group.add_argument
     add("--amp", choices=tuple(AMP_DTYPES), help="autocast (default: the run's)")
     add("--channels-last", action=argparse.BooleanOptionalAction, help="NHWC memory format (default: the run's)")
     add("--compile", action=argparse.BooleanOptionalAction, help="compile with torch.compile (default: the run's)")
-    add("--exif", choices=EXIF, help="leave pixels as stored, or turn images upright (default: the run's)")
-    add_value_range(parser, "the run's")
-    add("--max-pixels", type=int, metavar="N", help="largest image that is read (default: the run's)")
-    add("--check", action=argparse.BooleanOptionalAction, help="decode every file first (default: the run's)")
-    add_device(parser)
-    add("--workers", type=int, default=4, help="loader processes (default: 4)")
+    add_device(group)
+    add("--workers", type=int, default=4, metavar="N", help="loader processes (default: 4)")
     return parser.parse_args(argv)
 
 

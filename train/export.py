@@ -1,4 +1,4 @@
-"""Export a network: `python -m train.export --checkpoint X --to onnx --out net.onnx`.
+"""Export a network: `ccgpu export --checkpoint X --to onnx --out net.onnx`.
 
 onnx: an ONNX model of standard operators alone, opset 18. torch-export: a `torch.export` program of torch's own
 operators, which `torch.export.load` reads without this package. Batch, height and width are dynamic in both. The
@@ -29,8 +29,9 @@ from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
 from ccgpu.train.distributed import say
 from ccgpu.train.runs.errors import BAD_FILE, run_command
-from ccgpu.train.runs.flags import add_checkpoint, command_parser
+from ccgpu.train.runs.flags import add_checkpoint
 from ccgpu.train.runs.outputs import add_overwrite, check_output_file, check_utf8
+from ccgpu.train.runs.parser import command_parser
 from ccgpu.train.runs.setup import read_network
 
 ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2"}

@@ -1,4 +1,4 @@
-"""Train CCNet on LIP (Look into Person, single people): `python -m train.lip --data PATH`.
+"""Train CCNet on LIP (Look into Person, single people): `ccgpu train lip --data PATH`.
 
 30462 images for training, 10000 for validation, 20 classes. In the paper (Huang et al., TPAMI 2020), as others quote
 it, the category consistent loss is on, and the scores on the validation set are 55.47 % mIoU, 88.01 % pixel accuracy

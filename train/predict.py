@@ -1,6 +1,6 @@
-"""Predict images and videos: `python -m train.predict --checkpoint X INPUT... --out DIR`.
+"""Predict images and videos: `ccgpu predict --checkpoint X INPUT... --out DIR`.
 
-INPUT is an image, a folder, a pattern ("photos/*.jpg") or a video. X is a run's `last.pt`, a file of `train.convert`,
+INPUT is an image, a folder, a pattern ("photos/*.jpg") or a video. X is a run's `last.pt`, a file of `ccgpu convert`,
 or a published checkpoint; normalisation, image size and classes come from it. For each image, DIR gets masks/NAME.png
 in the classes' colours, overlays/NAME.jpg, ids/NAME.png with label ids, and a line in predictions.jsonl; sheet.jpg
 shows the first images. A video becomes a folder of frames in each of masks, overlays and ids, and overlays/NAME.mp4.
@@ -46,11 +46,11 @@ from ccgpu.train.runs.flags import (
     add_value_range,
     chosen_range,
     chosen_scales,
-    command_parser,
     flag,
 )
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.outputs import add_overwrite, check_output_folder, check_outputs
+from ccgpu.train.runs.parser import command_parser
 from ccgpu.train.runs.setup import dataset_of_network, read_network
 
 SMALLEST_TILE = 32  # pixels; a few positions of a feature map, and still fewer than 2000 tiles a million pixels
@@ -78,16 +78,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the flags."""
-    parser = command_parser("predict", __doc__)
-    add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="images, folders, patterns, videos")
-    add_checkpoint(parser)
-    add("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
-    add("--write", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of files to write (default: all)")
-    add("--opacity", type=float, default=0.55, metavar="SHARE", help="opacity of overlays, 0 to 1 (default: 0.55)")
-    add_scales(parser, default="")
-    add("--flip", action="store_true", help="average with the flipped image")
-    add("--short-side", type=int, metavar="N", help="resize images to this short side for the network, in pixels")
+    parser = command_parser("predict", __doc__, "INPUT... --checkpoint FILE --out DIR [flags]")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="images, folders, patterns, videos")
+    group = parser.add_argument_group("network")
+    add = group.add_argument
+    add_checkpoint(group)
+    add("--dataset", metavar="MODULE", help="dataset that defines the network's classes (default: the checkpoint's)")
+    group = parser.add_argument_group("prediction")
+    add = group.add_argument
+    add_scales(group, "1")
+    add("--flip", action=argparse.BooleanOptionalAction, default=False, help="average with the flipped image")
+    add(
+        "--short-side",
+        type=int,
+        metavar="N",
+        help="resize images to this short side for the network, in pixels (default: the network's)",
+    )
     add(
         "--tile",
         type=int,
@@ -96,12 +102,17 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"cut images of more than 2 N x N pixels into tiles of this side; 0: never (default: {TILE})",
     )
     add("--every", type=int, default=1, metavar="N", help="predict every N-th frame of a video (default: 1)")
-    add("--dataset", metavar="MODULE", help="dataset that defines the network's classes (default: the checkpoint's)")
-    add("--amp", choices=tuple(AMP_DTYPES), default="off", help="autocast (default: off)")
-    add_value_range(parser, "the network's")
-    add_max_pixels(parser)
-    add_overwrite(parser, "results that exist in DIR")
-    add_device(parser)
+    add_value_range(group, "the network's")
+    add_max_pixels(group)
+    group = parser.add_argument_group("results")
+    add = group.add_argument
+    add("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    add("--write", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of files to write (default: all)")
+    add("--opacity", type=float, default=0.55, metavar="SHARE", help="opacity of overlays, 0 to 1 (default: 0.55)")
+    add_overwrite(group, "results that exist in DIR")
+    group = parser.add_argument_group("run")
+    group.add_argument("--amp", choices=tuple(AMP_DTYPES), default="off", help="autocast (default: off)")
+    add_device(group)
     flags = parser.parse_args(argv)
     flags.write = [kind for kind in KINDS if kind in flags.write]
     return flags

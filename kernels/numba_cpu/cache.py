@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import cfunc, from_dtype, njit
-from numba.core.caching import FunctionCache
+from numba import from_dtype, njit
+from numba.core.caching import FunctionCache, NullCache
+from numba.core.ccallback import CFunc
 
+from ccgpu.kernels.compilation import Compilation
 from ccgpu.kernels.numba_cpu import attention, lines, matrices, stages, tickets, vectors
 
 LOGGER = logging.getLogger("ccgpu")
+COMPILATION = Compilation()
 
 
 def _source() -> str:
@@ -49,21 +52,28 @@ class _Cache(FunctionCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled code for a signature; None where there is none that can be read."""
         try:
-            return super().load_overload(sig, target_context)
+            found = super().load_overload(sig, target_context)
         except Exception as error:  # Numba unpickles its files, which can raise anything
             _forget(self, error)
-            return None
+            found = None
+        if found is None:
+            COMPILATION.begin(f"CPU kernels, once for this machine; they are kept in {self.cache_path}")
+        return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Save the compiled code for a signature; a full disk is no reason not to use it."""
         try:
             super().save_overload(sig, data)
         except OSError as error:
-            _warn_not_saved(self, error)
+            LOGGER.warning("ccgpu: a compiled CPU kernel cannot be saved in %s (%s)", self.cache_path, error)
 
 
-def _warn_not_saved(cache: FunctionCache, error: OSError) -> None:
-    LOGGER.warning("ccgpu: a compiled CPU kernel cannot be saved in %s (%s)", cache.cache_path, error)
+class _NoCache(NullCache):
+    """The cache of a function where no folder can be written to."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> None:
+        """Return None: the function is compiled."""
+        COMPILATION.begin("CPU kernels, for this process alone")
 
 
 def _forget(cache: FunctionCache, error: Exception) -> None:
@@ -75,56 +85,55 @@ def _forget(cache: FunctionCache, error: Exception) -> None:
         cache.disable()
 
 
-def _cached(decorator: Callable[..., Any], *arguments: Any) -> Callable[[Callable[..., None]], Any]:
-    """Return Numba's decorator, `njit` or `cfunc`, with a cache on disk where some folder can be written to."""
+def _cache_of(function: Callable[..., None]) -> Any:
+    """Return a function's cache on disk, where some folder can be written to."""
+    try:
+        return _Cache(function)
+    except RuntimeError:
+        _log_no_cache()
+        return _NoCache()
 
-    def decorate(function: Callable[..., None]) -> Any:
-        options: dict[str, Any] = {"error_model": "numpy"}
-        if decorator is njit:
-            options["nogil"] = True
-        try:
-            cache = _Cache(function)
-        except RuntimeError:  # no folder can be written to
-            _log_no_cache()
-            return decorator(*arguments, **options)(function)
-        if decorator is njit:
-            compiled = njit(**options)(function)
-            compiled._cache = cache  # as its method enable_caching does with Numba's own class
-            return compiled
-        try:  # a callback is compiled here, with Numba's own class
-            return decorator(*arguments, **options, cache=True)(function)
-        except OSError as error:
-            _warn_not_saved(cache, error)
-            return decorator(*arguments, **options)(function)
-        except Exception as error:  # of the cache; one of the function itself comes again
-            _forget(cache, error)
-            return decorator(*arguments, **options, cache=True)(function)
 
-    return decorate
+# Both set the cache as Numba's own `enable_caching` does, which would take Numba's class.
+
+
+def _kernel(function: Callable[..., None]) -> Any:
+    """Return a function that is compiled or loaded when it is called."""
+    compiled = njit(error_model="numpy", nogil=True)(function)
+    compiled._cache = _cache_of(function)
+    return compiled
+
+
+def _callback(function: Callable[..., None], signature: Any) -> Any:
+    """Return a function that C code can call, compiled or loaded here."""
+    compiled = CFunc(function, (signature.args, signature.return_type), locals={}, options={"error_model": "numpy"})
+    compiled._cache = _cache_of(function)
+    compiled.compile()
+    return compiled
 
 
 def _kernels(source: str) -> tuple[Any, ...]:
     """Return the kernels. Each computes one thread's part of a call: the groups whose tickets it takes (tickets.py)."""
 
-    @_cached(njit)
+    @_kernel
     def forward(like: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
         source  # noqa: B018
         for axis, begin, end in tickets.tickets(phases, counters):
             attention.forward_groups(like, begin, end, memory, axis, sizes, *arguments)
 
-    @_cached(njit)
+    @_kernel
     def backward(like: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
         source  # noqa: B018
         for axis, begin, end in tickets.tickets(phases, counters):
             attention.backward_groups(like, begin, end, memory, axis, sizes, *arguments)
 
-    @_cached(njit)
+    @_kernel
     def affinity(like: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
         source  # noqa: B018
         for axis, begin, end in tickets.tickets(phases, counters):
             stages.affinity_groups(like, begin, end, memory, axis, sizes, *arguments)
 
-    @_cached(njit)
+    @_kernel
     def aggregate(like: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
         source  # noqa: B018
         for axis, begin, end in tickets.tickets(phases, counters):
@@ -146,12 +155,9 @@ def prepare(dtype: Any) -> None:
     with _compiling:
         if dtype in _large:
             return
-        LOGGER.info(
-            "ccgpu: loading the CPU kernels for %s; if Numba has none cached, it compiles them", np.dtype(dtype)
-        )
         kind, functions = from_dtype(np.dtype(dtype)), []
         for function in matrices.large_functions(SOURCE):
-            compiled = _cached(cfunc, matrices.signature_of(function, kind))(function)
+            compiled = _callback(function, matrices.signature_of(function, kind))
             matrices.add_symbol(function, kind, compiled)
             functions.append(compiled)
         _large[dtype] = functions

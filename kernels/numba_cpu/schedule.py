@@ -18,7 +18,7 @@ from numba import config
 from numpy.typing import NDArray
 
 from ccgpu.kernels.numba_cpu.attention import Sizes, divide_memory
-from ccgpu.kernels.numba_cpu.cache import prepare
+from ccgpu.kernels.numba_cpu.cache import COMPILATION, prepare
 from ccgpu.kernels.numba_cpu.lines import Axis, Map
 from ccgpu.kernels.numba_cpu.matrices import filled_up
 from ccgpu.kernels.numba_cpu.tickets import new_counters, phase_of
@@ -215,6 +215,8 @@ class Problem(NamedTuple):
         except BaseException:  # helpers may still be writing to this call's arrays
             wait(helper for helper in helpers if not helper.cancel())
             raise
+        finally:
+            COMPILATION.end()
         for helper in helpers:  # all work is done: a helper that starts now would find no ticket
             helper.cancel()
 

@@ -13,12 +13,14 @@ In Numba's simulator (NUMBA_ENABLE_CUDASIM=1), NumPy arrays and the simulator's 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
 import numpy as np
 from numba import config, cuda
 
+from ccgpu.kernels.compilation import told
 from ccgpu.kernels.dtypes import energy_dtype
 from ccgpu.kernels.numba_cuda.fused import backward_kernel, forward_kernel
 from ccgpu.kernels.numba_cuda.schedule import Phase, phases
@@ -69,8 +71,10 @@ def _run(
     kernel: Any, shape: Shape, steps: tuple[Phase, ...], images: int, stream: Any, arguments: Any, numbers: Any = ()
 ) -> None:
     """Launch a kernel for each phase of `steps`: kernel(*arguments, phase, *numbers)."""
-    for phase in steps:
-        kernel[phase.blocks(images), (shape.side, shape.side), stream](*arguments, phase, *numbers)
+    compiles = not SIMULATED and not kernel.overloads
+    with told("a CUDA kernel with Numba, for this process") if compiles else contextlib.nullcontext():
+        for phase in steps:
+            kernel[phase.blocks(images), (shape.side, shape.side), stream](*arguments, phase, *numbers)
 
 
 def launch_forward(

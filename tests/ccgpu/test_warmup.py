@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from ccgpu import warmup as module
+from ccgpu.bridges import numba_cpu
 from ccgpu.bridges.cupy_cuda.attention import plan
 from ccgpu.bridges.cupy_cuda.launch import LAUNCHER
+from ccgpu.kernels.numba_cpu import calls
 from ccgpu.warmup import main, warmup
 
 
@@ -71,13 +73,36 @@ def test_reason_in_one_line_where_it_cannot(gpu, capsys):
     assert line.startswith(
         "warmup: the kernels must be able to run on cuda, got: its kernels hold at most 256 channels"
     )
-    with pytest.raises(RuntimeError, match="these are on cpu"):
-        list(warmup((3, 3), device="cpu"))
+
+
+def test_the_cpu_kernels_of_a_dtype(capsys):
+    """They are loaded here, because other tests compile them, or compiled if this one is the first."""
+    kernels = [kernel.name for kernel in warmup(dtype=torch.float16, device="cpu")]
+    assert kernels == ["forward float32", "backward float32", "affinity float32", "aggregate float32"]
+    assert calls.FORWARD.signatures
+    assert calls.BACKWARD.signatures
+    assert main(["--dtype", "float32", "--forward-only"]) == 0  # without a GPU, the CPU is the default
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line.split(" s  ")[1] for line in lines] == [name for name in kernels if "backward" not in name]
+    assert last.endswith("for 3 kernels")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "meta"])
+def test_command_names_a_bad_device(device, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--device", device])
+    assert f"--device must be cpu, cuda or cuda:N, got {device}" in capsys.readouterr().err
+
+
+def test_reason_where_numba_cannot_be_used(monkeypatch, capsys):
+    monkeypatch.setattr(numba_cpu, "_reason", lambda: "Numba cannot be used (broken)")
+    assert main(["--device", "cpu"]) == 1
+    assert "must be able to run on the CPU, got: Numba cannot be used (broken)" in capsys.readouterr().err
 
 
 def test_command_fails_where_there_is_no_device():
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", module.__name__, "--size", "9", "9"]
+    command = [sys.executable, "-m", module.__name__, "--size", "9", "9", "--device", "cuda"]
     answer = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert answer.returncode == 1
     assert answer.stdout == ""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from ccgpu.train.__main__ import main as ccgpu
 
 ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"\n]*)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -118,31 +118,24 @@ class Reader:
                 arguments = ["--nproc_per_node", "2", "-m", words[4], *self.smaller(words[4], words[5:])]
                 done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", *arguments])
                 assert done.returncode == 0, f"{block}: {command}"
+            elif words[0] == "ccgpu":
+                first = 3 if words[1] == "train" else 2  # arguments before the flags
+                arguments = self.smaller(words[first - 1], words[first:])
+                run(ccgpu, [*words[1:first], *arguments], f"{block}: {command}")
             else:
                 assert words[:2] == ["python", "-m"], f"{block}: no such command: {command}"
-                self.module(words[2], words[3:], f"{block}: {command}")
-
-    def module(self, name: str, arguments: list[str], what: str) -> None:
-        """Run `python -m NAME ARGUMENTS`."""
-        own = name.partition(".")[0] in ("kernels", "models", "train")
-        main = importlib.import_module(f"ccgpu.{name}" if own else name).main
-        try:
-            status = main(self.smaller(name, arguments))
-        except SystemExit as exit:  # of --help
-            status = exit.code
-        # Without a CUDA device the command has nothing to compile for, says so, and fails.
-        expected = 1 if name == "ccgpu.warmup" and not torch.cuda.is_available() else 0
-        assert (status or 0) == expected, f"{what}: status {status}"
+                own = words[2].partition(".")[0] in ("kernels", "models", "train")
+                main = importlib.import_module(f"ccgpu.{words[2]}" if own else words[2]).main
+                run(main, self.smaller(words[2], words[3:]), f"{block}: {command}")
 
     def make(self, targets: list[str], block: Block) -> None:
-        """Run the commands `python -m train.X` of a make target; of other targets only check that they exist."""
+        """Run the commands `ccgpu X` of a make target; of other targets only check that they exist."""
         shown = subprocess.run(["make", "-n", "-C", str(ROOT), *targets], capture_output=True, text=True)
         assert shown.returncode == 0, f"{block}: make {targets}: {shown.stderr}"
         for line in shown.stdout.splitlines():
-            _, python, rest = line.partition("bin/python -m train.")
-            if python:
-                name, *arguments = shlex.split(rest)
-                self.module(f"train.{name}", arguments, f"{block}: make {targets}")
+            _, found, rest = line.partition("bin/ccgpu ")
+            if found:
+                self.command(f"ccgpu {rest}", block)
 
     def smaller(self, module: str, arguments: list[str]) -> list[str]:
         """Return the arguments with real folders instead of PATH, and flags at the end that make the command small."""
@@ -165,6 +158,19 @@ class Reader:
         more = [] if "package" in arguments else ["--backbone", "resnet18"]
         more += [] if "--preset" in arguments else ["--scenes-size", "64", "96"]
         return [*arguments, *SMALL_RUN, *SMALL_RECIPES.get(name, []), *more, *HERE]
+
+
+def run(main: Callable[[list[str]], int], arguments: list[str], what: str) -> None:
+    """Run a command in this process.
+
+    Raises:
+        AssertionError: it fails.
+    """
+    try:
+        status: Any = main(arguments)
+    except SystemExit as exit:  # of --help
+        status = exit.code
+    assert not status, f"{what}: status {status}"
 
 
 def commands(text: str) -> list[str]:

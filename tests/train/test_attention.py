@@ -1,4 +1,4 @@
-"""python -m train.attention: the maps that it draws, and its page, clicked on in headless Chromium."""
+"""ccgpu attention: the maps that it draws, and its page, clicked on in headless Chromium."""
 
 from __future__ import annotations
 

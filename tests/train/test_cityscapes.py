@@ -132,7 +132,7 @@ def test_a_killed_and_resumed_run_ends_bit_for_bit_like_an_undisturbed_one(
     stop_when(process, lambda: iterations_in(out)[-1:] > [reached], signal.SIGINT)
     text = finish(process, 130)
     assert "continuing" in text
-    assert f"stopped; continue with --resume --out {out}" in text
+    assert f"stopped; continue with ccgpu train cityscapes --resume --out {out}" in text
 
     text = finish(start("--resume", str(out / "last.pt")))
     assert "mIoU" in text
@@ -350,7 +350,7 @@ def test_an_image_that_does_not_decode_is_named(
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("cityscapes: read_image: path must be a whole image, got ")
     assert "_leftImg8bit.png" in line
-    assert line.endswith(f"continue with --resume --out {out}")
+    assert line.endswith(f"continue with ccgpu train cityscapes --resume --out {out}")
 
 
 def test_help_names_every_setting_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""python -m train.convert: files of every layout become files that need no flags; errors leave OUT as it was."""
+"""ccgpu convert: files of every layout become files that need no flags; errors leave OUT as it was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m train.cost: its numbers equal the paper's FLOPs and memory; the table; wrong flags. gamma is 0.5."""
+"""ccgpu cost: its numbers equal the paper's FLOPs and memory; the table; wrong flags. gamma is 0.5."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_wrong_values_are_told_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--stride", "4"], ["--contexts", "ocr"], ["--size", "769"], ["--channels", "x"]]
+    "arguments", [["--output-stride", "4"], ["--contexts", "ocr"], ["--size", "769"], ["--channels", "x"]]
 )
 def test_unknown_flags_have_exit_status_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -1,4 +1,4 @@
-"""python -m train.evaluate: runs, converted networks, images without labels; the errors that it reports."""
+"""ccgpu evaluate: runs, converted networks, images without labels; the errors that it reports."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""python -m train.export: exported files give the network's logits at any size, without this package."""
+"""ccgpu export: exported files give the network's logits at any size, without this package."""
 
 from __future__ import annotations
 

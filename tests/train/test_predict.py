@@ -1,4 +1,4 @@
-"""python -m train.predict: from images, folders and videos to masks, overlays, label ids and a contact sheet."""
+"""ccgpu predict: from images, folders and videos to masks, overlays, label ids and a contact sheet."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def check_census(census: Census, labels: Labels) -> None:
     """
     present = census.by_class(labels) > 0
     if not present.any():
-        unlabelled = "" if census.purpose == "training" else "; train.evaluate predicts such images with --unlabelled"
+        unlabelled = "" if census.purpose == "training" else "; ccgpu evaluate predicts such images with --unlabelled"
         raise ValueError(
             f"check_census: label files for {census.purpose} must hold pixels of the classes, got none; "
             f"{_explanation(census, labels)}{unlabelled}."

@@ -8,83 +8,55 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import math
-import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ccgpu.models.image_files import MAX_PIXELS
 from ccgpu.models.prediction import MULTI_SCALE, SCALES
+from ccgpu.train.runs.checkpoints import LAST
 
 S = TypeVar("S")
 Decides = Literal["result", "records", "nothing"]
 DEVICES = ("auto", "cpu", "cuda")
 
 
-def command_parser(name: str, text: str | None) -> argparse.ArgumentParser:
-    """Return the parser of a command; its description is the first line of `text`, the module's docstring."""
-    return _Parser(prog=name, description=(text or "").partition("\n")[0], allow_abbrev=False)
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser that proposes the flags that an unknown one may stand for, and refuses empty values."""
-
-    _words: Sequence[str] = ()  # the command line
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Return the flags; an error ends the process with status 2, as argparse does."""
-        self._words = [*(sys.argv[1:] if args is None else args)]
-        # No flag has an empty value, but a shell makes one of a variable that is not set; as a path it is this folder.
-        for before, word in zip(["", *self._words], self._words, strict=False):
-            if word == "" or (word.startswith("--") and word.endswith("=")):
-                name = word[:-1] or before
-                where = f"argument {name}: " if name.startswith("--") else ""
-                self.error(f"{where}expected a value, got an empty one, as of a variable that is not set")
-        found, unknown = self.parse_known_args(self._words, namespace)
-        if unknown:
-            self.error(
-                f"unrecognized arguments: {' '.join(unknown)}{self._hint(unknown) or '; --help lists all flags'}"
-            )
-        return found
-
-    def error(self, message: str) -> NoReturn:
-        """Print a message and end the process; a flag that is missing may be there in another spelling."""
-        if "arguments are required" in message:
-            known = self._option_string_actions
-            unknown = [word for word in self._words if word.startswith("--") and word.partition("=")[0] not in known]
-            message += f"; got {' '.join(unknown)}{self._hint(unknown)}" if unknown else ""
-        super().error(message)
-
-    def _hint(self, unknown: Sequence[str]) -> str:
-        words = [word.partition("=")[0] for word in unknown if word.startswith("-")]
-        near = [name for word in words for name in self._near(word)]
-        return f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
-
-    def _near(self, word: str) -> list[str]:
-        """Return the flags that are spelled like a word or, if there are none, those whose help names it."""
-        flags = [name for action in self._actions for name in action.option_strings]
-        spelled = difflib.get_close_matches(word.lower(), flags, n=1)
-        phrase = re.compile(rf"\b{re.escape(re.sub('[-_]+', ' ', word).strip().lower())}\b")
-        named = [a.option_strings[0] for a in self._actions if a.option_strings and phrase.search(a.help or "")]
-        return spelled or named[:2]
-
-
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Add --checkpoint, the file of a network."""
+def add_checkpoint(parser: argparse._ActionsContainer) -> None:
+    """Add --checkpoint, the file of a network, or the folder of a run."""
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="FILE", help="a run's last.pt, or a published checkpoint"
+        "--checkpoint",
+        type=checkpoint_file,
+        required=True,
+        metavar="FILE",
+        help="a run folder, whose last.pt is read, another file of a run, or a published checkpoint",
     )
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
+def checkpoint_file(text: str) -> Path:
+    """Return the file that --checkpoint names: itself, or the last.pt of a run folder.
+
+    Raises:
+        argparse.ArgumentTypeError: a folder without one.
+    """
+    path = Path(text)
+    if not path.is_dir():
+        return path
+    file = path / LAST
+    if not file.is_file():
+        raise argparse.ArgumentTypeError(
+            f"must be a file or a run folder with {LAST}, got the folder {text} without it; name a file, or a folder "
+            "that ccgpu train wrote."
+        )
+    return file
+
+
+def add_device(parser: argparse._ActionsContainer) -> None:
     """Add --device."""
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where to run (default: auto)")
 
 
-def add_max_pixels(parser: argparse.ArgumentParser) -> None:
+def add_max_pixels(parser: argparse._ActionsContainer) -> None:
     """Add --max-pixels, the largest image that is read."""
     parser.add_argument(
         "--max-pixels",
@@ -95,7 +67,7 @@ def add_max_pixels(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_value_range(parser: argparse.ArgumentParser, default: str) -> None:
+def add_value_range(parser: argparse._ActionsContainer, default: str) -> None:
     """Add --value-range, the values of deep images that become black and white; its help ends with `default`."""
     parser.add_argument(
         "--value-range",
@@ -120,7 +92,7 @@ def chosen_range(given: Sequence[float] | None, default: tuple[float, float] | N
     return low, high
 
 
-def add_scales(parser: argparse.ArgumentParser, default: str) -> None:
+def add_scales(parser: argparse._ActionsContainer, default: str) -> None:
     """Add --scales, the scales of multi-scale prediction; its help ends with `default`."""
     scales = " ".join(map(str, MULTI_SCALE))
     parser.add_argument(
@@ -128,7 +100,7 @@ def add_scales(parser: argparse.ArgumentParser, default: str) -> None:
         type=float,
         nargs="*",
         metavar="S",
-        help=f"average over these scales; without values: {scales}{default}",
+        help=f"average over these scales; without values: {scales} (default: {default})",
     )
 
 
@@ -148,6 +120,8 @@ def option(
     default: Any,
     help: str,
     *,
+    group: str | None = None,
+    unset: str | None = None,
     kind: Callable[[str], Any] = str,
     choices: Sequence[str] | None = None,
     count: str | int | None = None,
@@ -163,6 +137,9 @@ def option(
     Args:
         default: value that holds without flag, preset and saved run.
         help: one line with the unit.
+        group: the group of flags in which the help shows this setting and the following ones; None: that of the setting
+            before.
+        unset: what a default of None or () means, for the help.
         kind: bool (--name and --no-name), or what turns a word into the value: int, float, str or another function.
         choices: the values allowed.
         count: argparse's nargs if the value is a tuple; "size" takes H W, or N for a square.
@@ -179,6 +156,8 @@ def option(
     """
     metadata = {
         "help": help,
+        "group": group,
+        "unset": unset,
         "kind": kind,
         "choices": choices,
         "count": count,
@@ -220,32 +199,50 @@ class _Size(argparse.Action):
         setattr(namespace, self.dest, (values[0], values[-1]))
 
 
-def add_flags(parser: argparse.ArgumentParser, settings: type, defaults: Mapping[str, Any]) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser,
+    settings: type,
+    defaults: Mapping[str, Any],
+    unset: Mapping[str, str] | None = None,
+) -> dict[str, argparse._ArgumentGroup]:
     """Add a flag for each setting; the namespace has no attribute for a flag that the user leaves out.
 
     Args:
         parser: the parser to add to.
         settings: dataclass of `option`s.
         defaults: defaults by name that the help shows instead of the dataclass's own.
+        unset: what None or () means, by name, where it is not what the `option` says.
+
+    Returns:
+        The groups of the help by title, to which more flags can be added.
     """
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    adder: argparse._ActionsContainer = parser
     for field in dataclasses.fields(settings):
         m = field.metadata
+        if m["group"] is not None:
+            adder = groups.setdefault(m["group"], parser.add_argument_group(m["group"]))
         default = defaults.get(field.name, field.default)
+        shown = ("yes" if default else "no") if m["kind"] is bool else _shown(default)
+        if default is None or default == ():
+            shown = (unset or {}).get(field.name) or m["unset"] or shown
         names = [flag(field.name)]
         common: dict[str, Any] = {
             "dest": field.name,
             "default": argparse.SUPPRESS,
-            "help": f"{m['help']} (default: {_shown(default)})".replace("%", "%%"),
+            "help": f"{m['help']} (default: {shown})".replace("%", "%%"),
         }
         if m["kind"] is bool:
-            parser.add_argument(*names, action=argparse.BooleanOptionalAction, **common)
+            adder.add_argument(*names, action=argparse.BooleanOptionalAction, **common)
         elif m["count"] == "size":
-            parser.add_argument(*names, type=m["kind"], nargs="+", action=_Size, metavar="N", **common)
+            adder.add_argument(*names, type=m["kind"], nargs="+", action=_Size, metavar="N", **common)
         elif m["count"] is not None:
             several = {"nargs": m["count"], "const": m["bare"], "metavar": m["metavar"]}
-            parser.add_argument(*names, type=m["kind"], action=_Tuple, **several, **common)
+            adder.add_argument(*names, type=m["kind"], action=_Tuple, **several, **common)
         else:
-            parser.add_argument(*names, type=m["kind"], choices=m["choices"], metavar=m["metavar"], **common)
+            metavar = m["metavar"] or {int: "N", float: "X"}.get(m["kind"])
+            adder.add_argument(*names, type=m["kind"], choices=m["choices"], metavar=metavar, **common)
+    return groups
 
 
 def _shown(value: Any) -> str:

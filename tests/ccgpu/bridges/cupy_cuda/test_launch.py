@@ -12,6 +12,7 @@ import torch
 
 from ccgpu.bridges.cupy_cuda import attention
 from ccgpu.bridges.cupy_cuda import launch as module
+from ccgpu.kernels import compilation
 from ccgpu.kernels.cuda import configurations, plans
 from ccgpu.kernels.cuda.plans import Pointers
 from ccgpu.layouts import NAMES
@@ -225,15 +226,19 @@ def test_concurrent_threads_compile_once(gpu, launcher):
     assert len(gpu.runs) == 5 * count
 
 
-def test_compilation_is_logged_once(gpu, launcher, caplog):
+def test_a_compilation_that_takes_long_is_logged_once(gpu, launcher, caplog, monkeypatch):
+    monkeypatch.setattr(compilation, "PATIENCE", 0.02)
     with caplog.at_level(logging.INFO, "ccgpu"):
+        launch(launcher, plan(), 1)  # at once, as from CuPy's cache
+        assert not caplog.records
+        gpu.compile_seconds = 0.5
         for _ in range(3):
             launch(launcher, plan())
-    (record,) = caplog.records
-    assert record.name == "ccgpu"
-    assert record.levelno == logging.INFO
+    assert {(record.name, record.levelno) for record in caplog.records} == {("ccgpu", logging.INFO)}
     entry = plan()[0].configuration.entry
-    assert record.getMessage() == f"ccgpu: compiling {entry} for sm_90 (once; kept in CuPy's cache)"
+    what = f"CUDA kernel {entry} for sm_90, once for this machine; it is kept in CuPy's cache"
+    assert caplog.records[0].getMessage() == f"ccgpu: compiling {what}"
+    assert [record.getMessage()[:18] for record in caplog.records[1:]] == ["ccgpu: compiled in"]
 
 
 def test_compile_errors_are_named(gpu, launcher):
