@@ -106,7 +106,9 @@ def _kernel(function: Callable[..., None]) -> Any:
 
 def _callback(function: Callable[..., None], signature: Any) -> Any:
     """Return a function that C code can call, compiled or loaded here."""
-    compiled = CFunc(function, (signature.args, signature.return_type), locals={}, options={"error_model": "numpy"})
+    compiled: Any = CFunc(
+        function, (signature.args, signature.return_type), locals={}, options={"error_model": "numpy"}
+    )
     compiled._cache = _cache_of(function)
     compiled.compile()
     return compiled

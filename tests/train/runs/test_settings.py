@@ -222,3 +222,9 @@ def test_a_recipe_that_no_flags_could_give_is_told_in_one_line(
     assert line.startswith(f"ponds: Dataset: {kind} of ponds must hold ")
     assert message in line
     assert not (tmp_path / "run").exists()
+
+
+def test_the_help_says_what_happens_without_a_flag() -> None:
+    for field in dataclasses.fields(settings.Settings):
+        if field.default is None or field.default == ():
+            assert field.metadata["unset"], f"option(unset=) must say what no {field.name} means"
