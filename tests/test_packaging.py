@@ -117,6 +117,18 @@ def test_commands_run_from_the_wheel(environment):
     assert "--data" in answer
 
 
+def test_the_wheel_has_the_command_ccgpu(wheel, environment):
+    (name,) = (name for name in zipfile.ZipFile(wheel).namelist() if name.endswith("entry_points.txt"))
+    script = "ccgpu = ccgpu.train.__main__:main"
+    assert zipfile.ZipFile(wheel).read(name).decode().split("\n")[:2] == ["[console_scripts]", script]
+    answer = environment(
+        "from ccgpu.train.__main__ import main\nassert main(['--help']) == 0\nassert 'torch' not in sys.modules\n"
+        "assert main(['backends']) == 0\n"
+    )
+    assert answer.startswith("usage: ccgpu COMMAND")
+    assert "\n  numba_cpu " in answer
+
+
 def test_the_wheel_has_what_is_read_beside_the_modules(environment):
     """The CUDA sources and the page of `train.attention`."""
     answer = environment(

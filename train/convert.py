@@ -21,6 +21,7 @@ from ccgpu.models.published import RESNET
 from ccgpu.train.dataset import check_classes, find_dataset
 from ccgpu.train.distributed import say
 from ccgpu.train.runs.errors import BAD_FILE, run_command
+from ccgpu.train.runs.flags import checkpoint_file
 from ccgpu.train.runs.outputs import add_overwrite, check_output_file
 from ccgpu.train.runs.parser import command_parser
 from ccgpu.train.runs.settings import MOST_LOOPS
@@ -50,7 +51,12 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the flags; for those left out, the file's values hold."""
     parser = command_parser("convert", __doc__)
     add = parser.add_argument
-    add("source", type=Path, metavar="IN", help="a published checkpoint, or a run's last.pt")
+    add(
+        "source",
+        type=checkpoint_file,
+        metavar="IN",
+        help="a published checkpoint, or a run folder, whose last.pt is read",
+    )
     add(
         "target", type=Path, metavar="OUT", help="the file to write: .safetensors (added where there is no ending), .pt"
     )
