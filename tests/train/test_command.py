@@ -174,4 +174,4 @@ def test_an_image_that_vanishes_in_a_loaders_process_is_named(
     assert cityscapes.main([*TINY, "--data", str(data), "--workers", "1", "--out", str(out)]) == 1
     line = told(capsys, "cityscapes")
     assert line.startswith("cityscapes: read_image: path must be an image, got no file ")
-    assert line.endswith(f"put it back or name another. Then continue with ccgpu train camvid --resume --out {out}")
+    assert line.endswith(f"put it back or name another. Then continue with ccgpu train cityscapes --resume --out {out}")

@@ -202,5 +202,7 @@ def test_a_run_folder_is_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixt
     assert checkpoint_file(str(tmp_path / "run")) == tmp_path / "run" / "last.pt"
     with pytest.raises(SystemExit, match="2"):
         main(["evaluate", "--checkpoint", str(tmp_path)])
-    message = f"must be a file or a run folder with last.pt, got the folder {tmp_path} without it"
+    message = (
+        f"--checkpoint: path must be a file, or a run's folder with a last.pt, got the folder '{tmp_path}' without"
+    )
     assert message in capsys.readouterr().err

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from ccgpu.models.checkpoint import network_file
 from ccgpu.models.image_files import MAX_PIXELS
 from ccgpu.models.prediction import MULTI_SCALE, SCALES
-from ccgpu.train.runs.checkpoints import LAST
 
 S = TypeVar("S")
 Decides = Literal["result", "records", "nothing"]
@@ -39,16 +39,10 @@ def checkpoint_file(text: str) -> Path:
     Raises:
         argparse.ArgumentTypeError: a folder without one.
     """
-    path = Path(text)
-    if not path.is_dir():
-        return path
-    file = path / LAST
-    if not file.is_file():
-        raise argparse.ArgumentTypeError(
-            f"must be a file or a run folder with {LAST}, got the folder {text} without it; name a file, or a folder "
-            "that ccgpu train wrote."
-        )
-    return file
+    try:
+        return network_file(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from error
 
 
 def add_device(parser: argparse._ActionsContainer) -> None:
