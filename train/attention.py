@@ -22,6 +22,7 @@ from PIL import Image
 
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
+from ccgpu.models.image_format import ImageFormat, Pixels, size_of
 from ccgpu.models.network_input import PixelInput, resize
 from ccgpu.models.normalisation import Normalise
 from ccgpu.models.prediction import LARGEST_SIDE, NonFiniteScores, Prediction
@@ -109,8 +110,10 @@ def _pixel(text: str) -> Pixel:
     return y, x
 
 
-def prepare(flags: argparse.Namespace) -> tuple[CCNet, torch.Tensor, list[tuple[Pixel, Pixel]]]:
-    """Return the network on its device, its input, and the chosen pixels: (in that input, in the file).
+def prepare(flags: argparse.Namespace) -> tuple[CCNet, ImageFormat, torch.Tensor, list[tuple[Pixel, Pixel]]]:
+    """Return the network on its device, how its images are read, its input, and the chosen pixels.
+
+    Each of these is (the pixel in that input, the pixel in the file).
 
     Raises:
         ValueError, OSError, ImportError, TypeError: a checkpoint, image or flags that cannot be used.
@@ -134,10 +137,10 @@ def prepare(flags: argparse.Namespace) -> tuple[CCNet, torch.Tensor, list[tuple[
     if net.head.cca is None:
         raise ValueError(f"--checkpoint must hold a network with criss-cross attention, got {flags.checkpoint} without")
     value_range = chosen_range(flags.value_range, found.value_range)
-    image, facts = open_with_facts(flags.image, value_range=value_range, max_pixels=flags.max_pixels)
-    for line in notes({flags.image: facts}, value_range):
+    image, facts = open_with_facts(flags.image, found.images, value_range=value_range, max_pixels=flags.max_pixels)
+    for line in notes({flags.image: facts}, value_range, raw=found.images.raw):
         say(line)
-    height, width = image.height, image.width
+    height, width = size_of(image)
     pixels = [(height // 2, width // 2)] if flags.at is None else flags.at
     for y, x in pixels:
         if not (0 <= y < height and 0 <= x < width):
@@ -148,11 +151,11 @@ def prepare(flags: argparse.Namespace) -> tuple[CCNet, torch.Tensor, list[tuple[
     if flags.html is not None:
         check_page(net, rows, columns)
     seen = [((2 * y + 1) * rows // (2 * height), (2 * x + 1) * columns // (2 * width)) for y, x in pixels]
-    return net, images, list(zip(seen, pixels, strict=True))
+    return net, found.images, images, list(zip(seen, pixels, strict=True))
 
 
-def seen_images(net: CCNet, image: Image.Image, prediction: Prediction) -> torch.Tensor:
-    """Return the image as the network sees it when it predicts at scale 1: (1, 3, h, w), normalised, on its device.
+def seen_images(net: CCNet, image: Pixels, prediction: Prediction) -> torch.Tensor:
+    """Return the image as the network sees it when it predicts at scale 1: (1, C, h, w), normalised, on its device.
 
     An image without a size to resize it to is seen whole here, whereas `ccgpu predict` cuts large ones into tiles.
     """
@@ -168,7 +171,7 @@ def check_page(net: CCNet, height: int, width: int) -> None:
     The backbone runs on torch's device "meta", where only shapes are computed.
     """
     state = (*net.backbone.named_parameters(), *net.backbone.named_buffers())
-    images = torch.empty(1, 3, height, width, device="meta")
+    images = torch.empty(1, net.in_channels, height, width, device="meta")
     _, last = torch.func.functional_call(net.backbone, {name: value.to("meta") for name, value in state}, (images,))
     rows, columns = last.shape[-2:]
     if rows * columns > MOST_POSITIONS:
@@ -181,6 +184,7 @@ def check_page(net: CCNet, height: int, width: int) -> None:
 def draw(
     flags: argparse.Namespace,
     net: CCNet,
+    images_format: ImageFormat,
     images: torch.Tensor,
     chosen: Sequence[tuple[Pixel, Pixel]],
 ) -> int:
@@ -189,7 +193,7 @@ def draw(
     Raises:
         NonFiniteScores: attention weights are NaN.
     """
-    image = Normalise(net.backbone.mean, net.backbone.std).denormalise(images[0])
+    image = images_format.display(Normalise(net.backbone.mean, net.backbone.std).values(images[0]))
     if net.dims == 3:
         images = images[:, :, None]
     loops = net.head.cca.recurrence if net.head.cca is not None else 0

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ccgpu.models.image_format import ImageFormat
 from ccgpu.models.labels import class_differences
 from ccgpu.models.normalisation import Normalise
 from ccgpu.models.precision import Precision
@@ -36,7 +37,7 @@ from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.parser import command_parser
 from ccgpu.train.runs.plan import Plan, only_writer, open_run_folder, read_plan
 from ccgpu.train.runs.settings import Settings, check_recipe, check_settings, criterion, prediction
-from ccgpu.train.runs.setup import Batches, build_network, load_evaluation, load_training, open_data
+from ccgpu.train.runs.setup import Batches, as_trained, build_network, load_evaluation, load_training, open_data
 from ccgpu.train.runs.training_run import TrainingRun
 
 
@@ -96,6 +97,12 @@ def check_resumed(plan: Plan[Settings], dataset: Dataset) -> None:
             f"{plan.settings.batch} samples, got {plan.checkpoint_path} after {iteration} iterations and {position} "
             "samples; the file was changed: name another."
         )
+    images = ImageFormat.from_plain(saved["images"])
+    if images != dataset.images:
+        raise ValueError(
+            f"--resume must go on with images of {images}, as {plan.checkpoint_path} holds, got {dataset.name} with "
+            f"{dataset.images}; put the former images back, or start a new run in another --out."
+        )
     changed = "" if saved["labels"] is None else class_differences(saved["labels"], dataset.labels, exact=True)
     if changed:
         raise ValueError(
@@ -129,6 +136,9 @@ def prepare(
         The run, this process's training batches, and the iterations whose evaluation is recorded already.
     """
     settings, out = plan.settings, plan.out
+    if plan.checkpoint is not None:  # the mean and std of the images may be others by now
+        images = ImageFormat.from_plain(plan.checkpoint["images"])
+        dataset = as_trained(dataset, images, plan.checkpoint["network"])
     torch.manual_seed(settings.seed)
     # The network and its optimiser.
     precision = Precision(device, settings.amp, settings.channels_last)

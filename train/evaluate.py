@@ -221,7 +221,7 @@ def find_clips(flags: argparse.Namespace, settings: Settings, dataset: Dataset) 
     clips = [clip for split in found for clip in evaluation_clips(split, settings.clip, dataset.frame_of)]
     if settings.check:
         frames = [clip for clip, _ in clips]
-        check_data(root, [], pairs, dataset.labels, reading_of(settings), flags.workers > 0, frames)
+        check_data(root, [], pairs, dataset.labels, reading_of(settings, dataset), flags.workers > 0, frames)
     else:
         say(UNCHECKED)
     return clips

@@ -44,7 +44,7 @@ INFORMATION = "ccgpu"  # key of an ONNX model's metadata, name of a torch.export
 
 
 class Pixels(nn.Module):
-    """A network with its normalisation in front: the input is RGB images with values in 0..255."""
+    """A network with its normalisation in front: the input is images with their values as stored, RGB in 0..255."""
 
     mean: Tensor
     std: Tensor
@@ -53,11 +53,11 @@ class Pixels(nn.Module):
         super().__init__()
         self.net = net
         for name in ("mean", "std"):
-            values = torch.tensor(getattr(net.backbone, name)).view(1, 3, 1, 1)
+            values = torch.tensor(getattr(net.backbone, name)).view(1, -1, 1, 1)
             self.register_buffer(name, values, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits of images (B, 3, H, W)."""
+        """Return the logits of images (B, C, H, W)."""
         return self.net((images - self.mean) / self.std)
 
 
@@ -105,7 +105,7 @@ def export(flags: argparse.Namespace, module: nn.Module, information: dict[str, 
     with tempfile.TemporaryDirectory(prefix=".export-", dir=target.parent) as folder:
         written = Path(folder) / target.name
         run = WRITERS[flags.to](module, written, information)
-        difference = compare(module, run)
+        difference = compare(module, run, information["network"]["in_channels"])
         os.replace(written, target)
     size = target.stat().st_size / 1e6
     say(f"{target}: {size:.1f} MB, logits equal to {difference:.1e} of the largest at {len(SIZES)} sizes")
@@ -152,9 +152,11 @@ def check_target(flags: argparse.Namespace) -> None:
 
 def describe(net: CCNet, found: checkpoint.Checkpoint, pixels: bool) -> dict[str, Any]:
     """Return what a user of the exported network needs to know, as plain values."""
+    images = found.images
+    what = f"channels of {images.dtype} as stored" if images.raw else "red, green, blue, 0..255"
     return {
-        "input": "images (B, 3, H, W), float32, red, green, blue, "
-        + ("0..255" if pixels else "(value in 0..255 - mean) / std"),
+        "input": f"images (B, {net.in_channels}, H, W), float32, {what}{'' if pixels else ', as (value - mean) / std'}",
+        "images": images.as_plain(),
         "output": "class logits (B, classes, H, W)",
         "mean": list(net.backbone.mean),
         "std": list(net.backbone.std),
@@ -165,8 +167,8 @@ def describe(net: CCNet, found: checkpoint.Checkpoint, pixels: bool) -> dict[str
 
 
 @torch.no_grad()
-def exported_program(module: nn.Module) -> torch.export.ExportedProgram:
-    """Return a module as a program of torch's own operators, for any number and size of images.
+def exported_program(module: nn.Module, channels: int) -> torch.export.ExportedProgram:
+    """Return a module as a program of torch's own operators, for any number and size of images of `channels`.
 
     The op is replaced by its formula in torch operations, `ccgpu.formula.attention`.
     """
@@ -174,7 +176,9 @@ def exported_program(module: nn.Module) -> torch.export.ExportedProgram:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's warnings about its own deprecated parts
         program = torch.export.export(
-            module, (torch.zeros(2, 3, 65, 97),), dynamic_shapes={"images": {0: dynamic, 2: dynamic, 3: dynamic}}
+            module,
+            (torch.zeros(2, channels, 65, 97),),
+            dynamic_shapes={"images": {0: dynamic, 2: dynamic, 3: dynamic}},
         )
         return program.run_decompositions({torch.ops.ccgpu.cca_forward.default: _formula})
 
@@ -190,7 +194,12 @@ def write_onnx(module: nn.Module, path: Path, information: dict[str, Any]) -> Ca
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(exported_program(module), dynamo=True, opset_version=OPSET, verbose=False)
+        program = torch.onnx.export(
+            exported_program(module, information["network"]["in_channels"]),
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+        )
     assert program is not None  # torch.onnx.export returns None only if it is given a file
     model = program.model_proto
     _name_axes(model)
@@ -221,7 +230,7 @@ def _name_axes(model: Any) -> None:
 
 def write_torch_export(module: nn.Module, path: Path, information: dict[str, Any]) -> Callable[[Tensor], Tensor]:
     """Write a program of torch.export and return a function that runs it."""
-    program = exported_program(module)
+    program = exported_program(module, information["network"]["in_channels"])
     torch.export.save(program, path, extra_files={f"{INFORMATION}.json": json.dumps(information)})
     return torch.export.load(path).module()
 
@@ -234,12 +243,13 @@ class Mismatch(RuntimeError):
 
 
 @torch.no_grad()
-def compare(module: nn.Module, run: Callable[[Tensor], Tensor]) -> float:
+def compare(module: nn.Module, run: Callable[[Tensor], Tensor], channels: int) -> float:
     """Return the largest difference between the logits over all `SIZES`, relative to the largest logit.
 
     Args:
         module: the network.
         run: the exported network.
+        channels: channels of the images.
 
     Raises:
         Mismatch: the difference is more than `TOLERANCE`, the shapes differ, or a logit is NaN or infinite.
@@ -247,9 +257,9 @@ def compare(module: nn.Module, run: Callable[[Tensor], Tensor]) -> float:
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     for batch, height, width in SIZES:
-        images = torch.randn(batch, 3, height, width, generator=generator)
+        images = torch.randn(batch, channels, height, width, generator=generator)
         if isinstance(module, Pixels):
-            images = (images * 64 + 128).clamp(0, 255)
+            images = images * module.std + module.mean
         expected, found = module(images), run(images)
         if found.shape != expected.shape:
             raise Mismatch(f"the exported network returns {tuple(found.shape)}, not {tuple(expected.shape)}")

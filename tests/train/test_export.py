@@ -114,13 +114,13 @@ def test_logits_that_are_not_finite_are_no_agreement(value: float) -> None:
     bad = torch.nn.Conv2d(3, 2, 1)
     torch.nn.init.constant_(bad.bias, value)
     good = torch.nn.Conv2d(3, 2, 1)
-    assert export.compare(good, good) == 0
+    assert export.compare(good, good, 3) == 0
     with pytest.raises(
         export.Mismatch, match="the network's logits must be finite, got NaN or infinity for images of 97"
     ):
-        export.compare(bad, bad)
+        export.compare(bad, bad, 3)
     with pytest.raises(export.Mismatch, match="the exported network's logits must be finite"):
-        export.compare(good, bad)
+        export.compare(good, bad, 3)
 
 
 def test_a_network_that_overflows_is_not_exported(

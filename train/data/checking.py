@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ccgpu.models.image_format import ImageFormat
 from ccgpu.models.labels import Labels, shown_ids
 from ccgpu.train.data.facts import Facts
 from ccgpu.train.data.masks import DESCRIPTION, NAMES
@@ -79,10 +80,10 @@ def _pair_problems(pair: Pair, facts: Mapping[File, Facts], labels: Labels, read
             yield f"{path}: {times(found.size)} pixels, more than {reading.max_pixels}; allow more with --max-pixels"
         broken = broken or found.problem is not None or not found.decoded
     image = facts[pair.image, False]
-    if image.bits == 32 and reading.value_range is None:
-        yield f"{pair.image}: values of 32 bits, whose range is unknown; name it with --value-range LOW HIGH"
-    if not image.scalable and reading.value_range is not None:
-        yield f"{pair.image}: 16 bits of each colour, read as 8; convert it to 8 bits, or to PNG for --value-range"
+    if image.problem is None and image.decoded:
+        problem = _values_problem(image, reading)
+        if problem is not None:
+            yield f"{pair.image}: {problem}"
     if pair.label is None:
         return
     yield from _label_problems(pair.label, facts, labels)
@@ -90,6 +91,28 @@ def _pair_problems(pair: Pair, facts: Mapping[File, Facts], labels: Labels, read
         sizes = [_turned(facts[file], reading) for file in files]
         if sizes[0] != sizes[1]:
             yield f"{pair.label}: {times(sizes[1])} pixels, but the image has {times(sizes[0])}"
+
+
+def _values_problem(image: Facts, reading: Reading) -> str | None:
+    """Return why an image cannot be read in the format of the dataset's images; None if it can."""
+    wanted, values = reading.images, image.values
+    if not wanted.raw:
+        if image.no_rgb is not None:
+            return image.no_rgb
+        if image.bits == 32 and reading.value_range is None:
+            return "values of 32 bits, whose range is unknown; name it with --value-range LOW HIGH"
+        if not image.scalable and reading.value_range is not None:
+            return "16 bits of each colour, read as 8; convert it to 8 bits, or to PNG for --value-range"
+        return None
+    if values is None:
+        return f"{image.unreadable}; its values cannot be read as they are stored"
+    if values.broken:
+        return f"{values.broken} values are NaN or infinite; replace them"
+    # Grey that was saved as RGB is found when the image is read.
+    is_grey = wanted.channels == 1 and values.channels == 3 and len({*values.sums}) == 1
+    if values.dtype != wanted.dtype or (values.channels != wanted.channels and not is_grey):
+        return f"{ImageFormat(values.channels, raw=True, dtype=values.dtype)}, not {wanted}"
+    return None
 
 
 def _clip_problems(clips: Sequence[Sequence[Pair]], facts: Mapping[File, Facts], reading: Reading) -> list[str]:
@@ -161,7 +184,7 @@ def _fitting(conflicts: Sequence[Pair], facts: Mapping[File, Facts]) -> str:
     return f" ({', '.join(said)})" if said else ""
 
 
-def notes(images: Mapping[Path, Facts], value_range: tuple[float, float] | None) -> list[str]:
+def notes(images: Mapping[Path, Facts], value_range: tuple[float, float] | None, *, raw: bool = False) -> list[str]:
     """Return a line for each thing that is allowed but may surprise.
 
     These are transparent pixels, files of several images, and 16 bits of which not all are used.
@@ -169,22 +192,26 @@ def notes(images: Mapping[Path, Facts], value_range: tuple[float, float] | None)
     Args:
         images: what the image files are.
         value_range: the values that become 0 and 255; None: 0 and 65535.
+        raw: whether the images are read with all channels and values as stored.
     """
     lines = []
     for these, what in (
-        ([path for path, found in images.items() if found.transparent], "have transparent pixels, read as white"),
+        (
+            [path for path, found in images.items() if found.transparent],
+            "have transparent pixels, " + ("whose transparency is not read" if raw else "read as white"),
+        ),
         (
             [path for path, found in images.items() if found.frames > 1],
             "hold several images, of which the first is read",
         ),
         (
-            [path for path, found in images.items() if found.unread],
+            [path for path, found in images.items() if found.unread and not raw],
             "have further channels, such as near infrared, which are not read",
         ),
     ):
         if these:
             lines.append(f"note: {len(these)} images {what}, such as {these[0]}")
-    deep = [path for path, found in images.items() if found.bits == 16]
+    deep = [path for path, found in images.items() if found.bits == 16 and not raw]
     highest = max((images[path].highest for path in deep), default=0)
     limit = next((limit for limit in _RANGES if highest <= limit), None)
     scalable = all(images[path].scalable for path in deep)

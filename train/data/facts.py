@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+from PIL import ImageFile, TiffImagePlugin, UnidentifiedImageError
 
 from ccgpu.models.image_files import (
     DECODE_ERRORS,
@@ -34,7 +34,7 @@ from ccgpu.models.image_files import (
     pillows_limit,
     upright,
 )
-from ccgpu.models.image_format import ImageFormat
+from ccgpu.models.image_format import ImageFormat, Pixels
 from ccgpu.models.stored_values import TooLarge, Unreadable, is_tiff, pillow_reads, read_stored, values_of
 from ccgpu.train.data.masks import Counts, NoMask, counts_of, kind_of
 from ccgpu.train.data.values import Values
@@ -129,13 +129,20 @@ def facts_of(path: Path, *, is_label: bool, max_pixels: int = MAX_PIXELS) -> Fac
 
 
 def open_with_facts(
-    path: Path, *, value_range: tuple[float, float] | None = None, max_pixels: int = MAX_PIXELS
-) -> tuple[Image.Image, Facts]:
-    """Return an image as `open_image` does, upright and its file checked, and what the file is.
+    path: Path,
+    images: ImageFormat,
+    *,
+    value_range: tuple[float, float] | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[Pixels, Facts]:
+    """Return an image as `images.open` does, upright and its file checked, and what the file is.
 
     Raises:
-        FileNotFoundError, BadImage: as `open_image`.
+        FileNotFoundError, BadImage, ModuleNotFoundError, ValueError: as `ImageFormat.open`.
     """
+    if images.raw:
+        pixels = images.open(path, value_range=value_range, max_pixels=max_pixels, check=True)
+        return pixels, facts_of(path, is_label=False, max_pixels=max_pixels)
     decoded = decode_file(path, value_range=value_range, max_pixels=max_pixels, check=True)
     image = upright(as_rgb(path, decoded, value_range), decoded.orientation)
     try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ccgpu.models import image_files
 from ccgpu.models.image_files import (
     DECODE_ERRORS,
     FORMATS,
@@ -18,10 +19,9 @@ from ccgpu.models.image_files import (
     check_regular,
     load_image,
     open_header,
-    open_stored,
     too_large,
-    upright,
 )
+from ccgpu.models.image_format import ImageFormat, size_of, upright
 from ccgpu.models.labels import IGNORE, Labels
 from ccgpu.train.data import masks
 from ccgpu.train.data.pairs import Pair
@@ -38,11 +38,13 @@ class Reading:
             EXIF orientation; None does so too, but refuses a pair whose orientations differ.
         value_range: values that become 0 and 255 in images of more than 8 bits; None: 0 and 65535.
         max_pixels: largest image that is read, in pixels.
+        images: whether the images are read as 8-bit RGB or as they are stored; `Dataset.images`.
     """
 
     exif: str | None = None
     value_range: tuple[float, float] | None = None
     max_pixels: int = MAX_PIXELS
+    images: ImageFormat = field(default_factory=ImageFormat)
 
 
 def read_pair(pair: Pair, labels: Labels, reading: Reading | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -54,8 +56,8 @@ def read_pair(pair: Pair, labels: Labels, reading: Reading | None = None) -> tup
         reading: how the files are read; None: the defaults of `Reading`.
 
     Returns:
-        uint8 (H, W, 3) RGB as from `models.image_files.read_image`, and train ids uint8 (H, W): 0..K-1, or 255 for
-        pixels without a class and, where the pair has no label file, for all.
+        The image (H, W, C) as from `ImageFormat.open`, uint8 RGB unless it is raw, and train ids uint8 (H, W): 0..K-1,
+        or 255 for pixels without a class and, where the pair has no label file, for all.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -63,7 +65,7 @@ def read_pair(pair: Pair, labels: Labels, reading: Reading | None = None) -> tup
             contains a value that is not in `labels`. The message names the file.
     """
     how = Reading() if reading is None else reading
-    image, orientation = open_stored(pair.image, value_range=how.value_range, max_pixels=how.max_pixels)
+    image, orientation = how.images.open_stored(pair.image, value_range=how.value_range, max_pixels=how.max_pixels)
     if pair.label is None:
         pixels = np.asarray(image if how.exif == "stored" else upright(image, orientation))
         return pixels, np.full(pixels.shape[:2], IGNORE, dtype=np.uint8)
@@ -71,10 +73,11 @@ def read_pair(pair: Pair, labels: Labels, reading: Reading | None = None) -> tup
     if how.exif != "stored":
         if how.exif is None and orientation != label_orientation:
             raise BadImage(f"read_pair: {conflict(pair, orientation, label_orientation)}; {EXIF_ADVICE}.")
-        image, label = upright(image, orientation), upright(label, label_orientation)
-    if image.size != label.size:
+        image, label = upright(image, orientation), image_files.upright(label, label_orientation)
+    size = size_of(image)[::-1]
+    if size != label.size:
         raise BadImage(
-            f"read_pair: label must have its image's size {times(image.size)}, got {times(label.size)} in "
+            f"read_pair: label must have its image's size {times(size)}, got {times(label.size)} in "
             f"{pair.label}; copy both files again."
         )
     try:

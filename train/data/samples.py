@@ -34,7 +34,7 @@ def read_clip(
         reading: how the files are read; None: the defaults of `Reading`.
 
     Returns:
-        RGB uint8 (H, W, 3) and train ids uint8 (H, W), or (T, H, W, 3) and (T, H, W).
+        The image (H, W, C) and train ids uint8 (H, W), or (T, H, W, C) and (T, H, W).
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -74,7 +74,7 @@ class TrainStream(Dataset[dict[str, Any]]):
         video: whether samples have an axis T.
         reading: how the files are read; None: the defaults of `Reading`.
 
-    A sample is a dict: `image` float32 (3, H, W) or (3, T, H, W), `label` int64 (H, W) or (T, H, W), and `names`, a
+    A sample is a dict: `image` float32 (C, H, W) or (C, T, H, W), `label` int64 (H, W) or (T, H, W), and `names`, a
     tuple of the names of the T frames.
 
     Raises:

@@ -1,18 +1,19 @@
 """Augmentation and normalisation of training and evaluation images: pure functions of image, label map and generator.
 
-An image is uint8 (H, W, 3) RGB, its label map uint8 (H, W) of train ids; a clip of T frames is uint8 (T, H, W, 3) with
-label maps (T, H, W). Every function transforms all frames and their label maps alike. There is no hidden random state:
-the same arguments give the same result in any process.
+An image is (H, W, C) of uint8, uint16 or float32, such as RGB of uint8, its label map uint8 (H, W) of train ids; a clip
+of T frames is (T, H, W, C) with label maps (T, H, W). Every function transforms all frames and their label maps alike.
+There is no hidden random state: the same arguments give the same result in any process.
 """
 
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ccgpu.models.labels import IGNORE
+from ccgpu.models.network_input import resize_pixels
 from ccgpu.models.normalisation import Normalise
+from ccgpu.models.stored_values import DTYPES
 
 
 def scaled_window(
@@ -26,17 +27,18 @@ def scaled_window(
 
     The result is the same as resizing first and cropping second: pixel (y, x) is sampled at (start + (y, x) + 1/2) *
     original / scaled - 1/2, bilinearly in the image (with Pillow's smoothing where the image is shrunk), and at the
-    nearest pixel in the label map.
+    nearest pixel in the label map. Each channel is resized by itself; RGB of uint8 is rounded to whole values, all
+    other images become float32.
 
     Args:
-        image: uint8 (H, W, 3) or (T, H, W, 3).
+        image: (H, W, C) or (T, H, W, C) of uint8, uint16 or float32.
         label: uint8 (H, W) or (T, H, W).
         scaled: height and width after resizing.
         start: top and left of the window in the resized image.
         size: height and width of the window; it must lie inside the resized image.
 
     Returns:
-        uint8 (h, w, 3) and (h, w), or (T, h, w, 3) and (T, h, w).
+        The image (h, w, C), uint8 or float32, and the label map uint8 (h, w), or (T, h, w, C) and (T, h, w).
 
     Raises:
         ValueError: image and label do not belong together, or the window leaves the resized image.
@@ -53,14 +55,12 @@ def scaled_window(
     bottom = min((top + rows) * step_y, original[0])
     right = min((left + columns) * step_x, original[1])
     box = (left * step_x, top * step_y, right, bottom)
-    windows = [
-        np.asarray(Image.fromarray(frame).resize((columns, rows), Image.Resampling.BILINEAR, box=box))
-        for frame in image.reshape(-1, *original, 3)
-    ]
+    channels = image.shape[-1]
+    windows = [resize_pixels(frame, (rows, columns), box) for frame in image.reshape(-1, *original, channels)]
     # Computed in integers, so that a centre on the border of two pixels does not depend on rounding.
     y = (2 * (top + np.arange(rows)) + 1) * original[0] // (2 * height)
     x = (2 * (left + np.arange(columns)) + 1) * original[1] // (2 * width)
-    return np.stack(windows).reshape(*label.shape[:-2], rows, columns, 3), label[..., y[:, None], x]
+    return np.stack(windows).reshape(*label.shape[:-2], rows, columns, channels), label[..., y[:, None], x]
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,13 +125,13 @@ class TrainTransform:
         """Return the augmented image and label map.
 
         Args:
-            image: uint8 (H, W, 3) or (T, H, W, 3), RGB.
+            image: (H, W, C) or (T, H, W, C) of uint8, uint16 or float32.
             label: uint8 (H, W) or (T, H, W), train ids.
             generator: gives four random numbers (scale, top, left, flip), whatever the settings, and before them one
                 more if there are short sides.
 
         Returns:
-            float32 (3, h, w) and int64 (h, w), or (3, T, h, w) and (T, h, w), with (h, w) = crop.
+            float32 (C, h, w) and int64 (h, w), or (C, T, h, w) and (T, h, w), with (h, w) = crop.
 
         Raises:
             ValueError: shapes or dtypes of image and label do not belong together.
@@ -150,7 +150,7 @@ class TrainTransform:
         if flipped and self.exchange is not None:
             label = self.exchange[label]
         frames = label.shape[:-2]
-        padded_image = torch.zeros(3, *frames, *self.crop)
+        padded_image = torch.zeros(image.shape[-1], *frames, *self.crop)
         padded_label = torch.full((*frames, *self.crop), IGNORE, dtype=torch.int64)
         padded_image[..., : size[0], : size[1]] = self.normalise(image)
         padded_label[..., : size[0], : size[1]] = torch.from_numpy(label.astype(np.int64))
@@ -178,7 +178,7 @@ class EvaluationTransform:
     normalise: Normalise = field(default_factory=Normalise)
 
     def __call__(self, image: np.ndarray, label: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return float32 (3, H, W) and int64 (H, W) for uint8 (H, W, 3) and uint8 (H, W), or with T before H.
+        """Return float32 (C, H, W) and int64 (H, W) for an image (H, W, C) and uint8 (H, W), or with T before H.
 
         Raises:
             ValueError: shapes or dtypes of image and label do not belong together.
@@ -188,9 +188,9 @@ class EvaluationTransform:
 
 
 def _check_pair(caller: str, image: np.ndarray, label: np.ndarray) -> None:
-    fits = image.ndim in (3, 4) and image.shape == (*label.shape, 3) and label.size > 0
-    if not fits or image.dtype != np.uint8 or label.dtype != np.uint8:
+    fits = image.ndim in (3, 4) and image.shape[:-1] == label.shape and image.size > 0
+    if not fits or image.dtype.name not in DTYPES or label.dtype != np.uint8:
         raise ValueError(
-            f"{caller}: image and label must be uint8 (H, W, 3) and uint8 (H, W), or with T before H, "
-            f"got {image.dtype} {image.shape} and {label.dtype} {label.shape}; decode them with read_pair."
+            f"{caller}: image and label must be (H, W, C) of {', '.join(DTYPES)}, and uint8 (H, W), or with T before "
+            f"H, got {image.dtype} {image.shape} and {label.dtype} {label.shape}; decode them with read_pair."
         )

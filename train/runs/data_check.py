@@ -82,7 +82,8 @@ def _check(
         _store(root, decoded, stamps)
     facts |= decoded
     check_pairs(pairs, facts, labels, reading, clips)
-    for line in notes({pair.image: facts[pair.image, False] for pair in pairs}, reading.value_range):
+    images = {pair.image: facts[pair.image, False] for pair in pairs}
+    for line in notes(images, reading.value_range, raw=reading.images.raw):
         say(line)
     for line in [*palette_warnings(pairs, facts), *copies(training, evaluation, facts)]:
         say(line)

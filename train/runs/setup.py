@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from ccgpu.models import checkpoint
 from ccgpu.models.backbones import load_imagenet
 from ccgpu.models.ccnet import EMBEDDING_CHANNELS, CCNet
+from ccgpu.models.image_format import ImageFormat
 from ccgpu.models.labels import class_differences
 from ccgpu.models.normalisation import Normalise
 from ccgpu.models.published import RESNET
@@ -47,7 +49,8 @@ def dataset_of_network(found: checkpoint.Checkpoint, name: str | None) -> Datase
     """Return the dataset with a network's classes: the one that --dataset names, else the one that it was trained on.
 
     The run's own dataset must have the names and label ids that the run was trained on. Another one must have the same
-    classes in the same order; label ids belong to its label files, and so may differ, which is printed.
+    classes in the same order; label ids belong to its label files, and so may differ, which is printed. Images are read
+    and normalised as those that the network was trained on.
 
     Args:
         found: the network's file; a file without names of classes is compared by their number alone.
@@ -61,6 +64,7 @@ def dataset_of_network(found: checkpoint.Checkpoint, name: str | None) -> Datase
     if chosen is None:
         raise ValueError("--dataset must be given for a file that is not a run's checkpoint: cityscapes, for example")
     dataset = find_dataset(chosen, found.network["num_classes"])
+    dataset = as_trained(dataset, found.images, found.network)
     if found.labels is None:
         return dataset
     own = dataset.name == trained_on
@@ -75,6 +79,18 @@ def dataset_of_network(found: checkpoint.Checkpoint, name: str | None) -> Datase
     if not own and known.get("ids", [*dataset.labels.ids]) != [*dataset.labels.ids]:
         say(f"note: label ids are those of {dataset.name}, others than those that the network was trained on")
     return dataset
+
+
+def as_trained(dataset: Dataset, images: ImageFormat, network: Mapping[str, Any]) -> Dataset:
+    """Return a dataset whose images are read and normalised as those that a network was trained on.
+
+    Args:
+        dataset: the dataset.
+        images: the format of the images that the network was trained on.
+        network: the network's arguments, of which mean and std are taken.
+    """
+    mean, std = (None if network.get(name) is None else tuple(network[name]) for name in ("mean", "std"))
+    return dataclasses.replace(dataset, images=images, mean=mean, std=std)
 
 
 def build_network(settings: Settings, dataset: Dataset, device: torch.device, *, pretrained: bool) -> CCNet:
@@ -156,7 +172,9 @@ def open_data(settings: Settings, dataset: Dataset, out: Path) -> tuple[list[Cli
     if settings.check:
         to_evaluate = [pair for pairs in evaluation.values() for pair in pairs]
         both = [*clips, *(clip for clip, _ in counted)]
-        check_data(root, to_train, to_evaluate, dataset.labels, reading_of(settings), settings.workers > 0, both)
+        check_data(
+            root, to_train, to_evaluate, dataset.labels, reading_of(settings, dataset), settings.workers > 0, both
+        )
     else:
         say(UNCHECKED)
     return clips, counted
@@ -173,9 +191,18 @@ def _write_scenes(settings: Settings, dataset: Dataset, root: Path) -> Iterator[
         dataset.write_synthetic(root, {val_split: val, train_split: train}, settings.scenes_size, settings.seed)
 
 
-def reading_of(settings: Settings) -> Reading:
-    """Return how the settings ask to read the files of a dataset."""
-    return Reading(settings.exif, settings.value_range, settings.max_pixels)
+def reading_of(settings: Settings, dataset: Dataset) -> Reading:
+    """Return how the files of a dataset are read.
+
+    Raises:
+        ValueError: a range of values for images whose values are taken as they are stored.
+    """
+    if dataset.images.raw and settings.value_range is not None:
+        raise ValueError(
+            f"--value-range must be left out for images of {dataset.images}, whose values are taken as they are stored,"
+            " got {:g} {:g}".format(*settings.value_range)
+        )
+    return Reading(settings.exif, settings.value_range, settings.max_pixels, dataset.images)
 
 
 def load_training(
@@ -203,7 +230,7 @@ def load_training(
         settings.seed,
         settings.iterations * settings.batch,
         video=settings.clip > 1,
-        reading=reading_of(settings),
+        reading=reading_of(settings, dataset),
     )
     rank, processes = distributed.rank(), distributed.world_size()
     order = StreamSampler(start, settings.iterations, settings.batch, rank, processes)
@@ -220,7 +247,11 @@ def load_evaluation(
 ) -> tuple[EvaluationSet, Batches]:
     """Return the evaluation set and this process's share of it."""
     val_set = EvaluationSet(
-        clips, dataset.labels, EvaluationTransform(normalise), video=settings.clip > 1, reading=reading_of(settings)
+        clips,
+        dataset.labels,
+        EvaluationTransform(normalise),
+        video=settings.clip > 1,
+        reading=reading_of(settings, dataset),
     )
     # One image or clip a batch: a dataset's images may differ in size.
     share = [[index] for index in evaluation_indices(len(val_set), distributed.rank(), distributed.world_size())]

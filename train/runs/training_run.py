@@ -166,7 +166,7 @@ class TrainingRun:
             image, label, classes = sample["image"], sample["label"], scores[0].argmax(dim=0).cpu()
             if label.ndim == 3:  # a clip is shown by its last frame
                 image, label, classes = image[:, -1], label[-1], classes[-1]
-            labels, pixels = self.dataset.labels, self.normalise.denormalise(image)
+            labels, pixels = self.dataset.labels, self.dataset.images.display(self.normalise.values(image))
             sheet = side_by_side(pixels, label, classes, labels.colours, labels.names)
             sheet.save(folder / f"{sample['names'][-1]}.png")
             for board in self.boards:
@@ -212,7 +212,7 @@ class TrainingRun:
         image = images[0].cpu()
         if frame:
             attention, image = attention[frame[0]], image[:, frame[0]]
-        pixels, corners = self.normalise.denormalise(image), self.net.align_corners
+        pixels, corners = self.dataset.images.display(self.normalise.values(image)), self.net.align_corners
         return attention_overlay(pixels, attention, at, align_corners=corners)
 
 
