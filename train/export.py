@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ccgpu.formula import attention
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
+from ccgpu.models.image_format import ImageFormat
 from ccgpu.train.distributed import say
 from ccgpu.train.runs.errors import BAD_FILE, run_command
 from ccgpu.train.runs.flags import add_checkpoint
@@ -49,9 +50,10 @@ class Pixels(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: CCNet) -> None:
+    def __init__(self, net: CCNet, images: ImageFormat) -> None:
         super().__init__()
         self.net = net
+        self.images = images
         for name in ("mean", "std"):
             values = torch.tensor(getattr(net.backbone, name)).view(1, -1, 1, 1)
             self.register_buffer(name, values, persistent=False)
@@ -59,6 +61,12 @@ class Pixels(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of images (B, C, H, W)."""
         return self.net((images - self.mean) / self.std)
+
+    def examples(self, noise: Tensor) -> Tensor:
+        """Return images with values as the network may see them, made of normal noise."""
+        if self.images.dtype == "uint8":
+            return (noise * 64 + 128).clamp(0, 255)
+        return noise * self.std + self.mean
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,7 +98,7 @@ def prepare(flags: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
     if found.network.get("dims", 2) != 2:
         raise ValueError(f"--checkpoint must hold a network for images, got {flags.checkpoint} for clips")
     net = checkpoint.build(found)
-    return Pixels(net) if flags.pixels else net, describe(net, found, flags.pixels)
+    return Pixels(net, found.images) if flags.pixels else net, describe(net, found, flags.pixels)
 
 
 def export(flags: argparse.Namespace, module: nn.Module, information: dict[str, Any]) -> int:
@@ -259,7 +267,7 @@ def compare(module: nn.Module, run: Callable[[Tensor], Tensor], channels: int) -
     for batch, height, width in SIZES:
         images = torch.randn(batch, channels, height, width, generator=generator)
         if isinstance(module, Pixels):
-            images = images * module.std + module.mean
+            images = module.examples(images)
         expected, found = module(images), run(images)
         if found.shape != expected.shape:
             raise Mismatch(f"the exported network returns {tuple(found.shape)}, not {tuple(expected.shape)}")

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ccgpu.models import checkpoint
 from ccgpu.models.image_files import BadImage
+from ccgpu.models.image_format import Pixels
 from ccgpu.models.labels import Labels
 from ccgpu.models.network_input import PixelInput
 from ccgpu.models.normalisation import Normalise
@@ -162,6 +163,7 @@ class Predictor:
             raise ValueError(f"--short-side must be from 1 to {LARGEST_SIDE} pixels, got {flags.short_side}")
         device = distributed.choose_device(flags.device)
         found = read_network(flags.checkpoint)
+        self.images = found.images
         self.value_range = chosen_range(flags.value_range, found.value_range)
         self.facts: dict[Path, Facts] = {}
         self.labels = labels_of(found, flags.dataset)
@@ -176,8 +178,8 @@ class Predictor:
         self.precision = Precision(device, flags.amp)
         self.tile = flags.tile
 
-    def __call__(self, image: Image.Image, progress: Callable[[Sequence[Tile]], Iterator[Tile]] = iter) -> np.ndarray:
-        """Return the classes, uint8 (H, W), of an image of mode RGB; `progress` is that of `predict_classes`.
+    def __call__(self, image: Pixels, progress: Callable[[Sequence[Tile]], Iterator[Tile]] = iter) -> np.ndarray:
+        """Return the classes, uint8 (H, W), of a decoded image; `progress` is that of `predict_classes`.
 
         Raises:
             NonFiniteScores: the network returns NaN or infinity.
@@ -228,7 +230,7 @@ def predict_all(flags: argparse.Namespace, predictor: Predictor, inputs: Sequenc
             if interrupts():
                 break
     files.finish()
-    for line in notes(predictor.facts, predictor.value_range):
+    for line in notes(predictor.facts, predictor.value_range, raw=predictor.images.raw):
         say(line)
     if interrupts():
         return fail("predict", "stopped", interrupts.exit_status)
@@ -288,10 +290,13 @@ def predict_image(
     Raises:
         BadImage, FileNotFoundError: the image cannot be read, or its file is damaged.
     """
-    image, found = open_with_facts(entry.path, value_range=predictor.value_range, max_pixels=flags.max_pixels)
+    image, found = open_with_facts(
+        entry.path, predictor.images, value_range=predictor.value_range, max_pixels=flags.max_pixels
+    )
     predictor.facts[entry.path] = found
     classes = predictor(image, lambda tiles: follow(tiles, interrupts))
-    files.write(entry.name, str(entry.path), image, classes)
+    shown = image if isinstance(image, Image.Image) else Image.fromarray(predictor.images.display(image))
+    files.write(entry.name, str(entry.path), shown, classes)
 
 
 def predict_video(
@@ -323,7 +328,7 @@ def predict_video(
                 if number % flags.every:
                     continue
                 image = Image.fromarray(frame)
-                classes = predictor(image, lambda tiles: follow(tiles, interrupts))
+                classes = predictor(predictor.images.convert(image), lambda tiles: follow(tiles, interrupts))
                 files.write(f"{entry.name}/{number:06d}", f"{entry.path}#{number}", image, classes)
                 written += 1
                 if writer is not None:

@@ -119,13 +119,13 @@ def test_train_resume_evaluate_predict_attention_and_export(
     capsys.readouterr()
 
     scores = tmp_path / "scores.jsonl"
-    assert evaluate.main(["--checkpoint", str(out / "last.pt"), "--record", str(scores), *DEVICE]) == 0
+    network = ("--checkpoint", str(out / "last.pt"))
+    assert evaluate.main([*network, "--record", str(scores), "--workers", "0", *DEVICE]) == 0
     last = [line for line in records.read_records(out / "metrics.jsonl") if line["kind"] == "evaluation"][-1]
     assert records.read_records(scores)[0]["matrix"] == last["matrix"]
 
     image = root / "val" / "images" / "4.tif"
     predicted = tmp_path / "predicted"
-    network = ("--checkpoint", str(out / "last.pt"))
     assert predict.main([str(image), *network, "--out", str(predicted), *DEVICE]) == 0
     shown = np.asarray(Image.open(predicted / "overlays" / "4.jpg"))
     assert shown.shape == (*SIZE, 3)
