@@ -74,7 +74,3 @@ class Normalise:
         """
         values = np.moveaxis(image.detach().cpu().float().numpy(), 0, -1)
         return values * np.array(self.std, np.float32) + np.array(self.mean, np.float32)
-
-    def denormalise(self, image: torch.Tensor) -> np.ndarray:
-        """Return `values` rounded and clipped to 0..255, uint8: the inverse of the call for images of 8 bits."""
-        return self.values(image).round().clip(0, 255).astype(np.uint8)
