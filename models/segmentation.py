@@ -13,7 +13,7 @@ from PIL import Image
 from ccgpu.models.colouring import blend, mask_tables
 from ccgpu.models.image_format import ImageFormat, Pixels
 from ccgpu.models.labels import Labels
-from ccgpu.models.legend import draw_legend, text_size, with_legend
+from ccgpu.models.legend import draw_legend, occurring, text_size, with_legend
 from ccgpu.models.png_files import strips, write_png
 from ccgpu.models.weights import write_atomically
 
@@ -114,10 +114,7 @@ class Segmentation:
     def legend(self) -> Image.Image:
         """Return names and colours of the classes that occur, the largest first, as an image as wide as this one."""
         height, width = self.classes.shape
-        counts = self.counts()
-        shown = [index for index in np.argsort(-counts, kind="stable") if counts[index]]
-        entries = [(self.names[index], self.colours[index].tolist()) for index in shown]
-        return draw_legend(entries, width, text_size(height, width))
+        return draw_legend(occurring(self.labels, self.counts()), width, text_size(height, width))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write `mask` as a PNG file, atomically; a file of the same name is replaced. Return its path.

@@ -148,6 +148,7 @@ class Segmenter:
         return cls(
             checkpoint.build(found),
             labels,
+            images=found.images,
             prediction=Prediction(**found.prediction),
             value_range=found.value_range if value_range is None else value_range,
             device=device,

@@ -1,22 +1,24 @@
 """The files of predicted images: masks, overlays, label ids, their records and the contact sheet.
 
 Large images are written strip by strip, and an overlay is blended into the image's own memory: beside the image and
-its classes, memory does not grow with the image.
+its classes, memory does not grow with the image. An overlay with a legend is another image of 4 bytes a pixel.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from ccgpu.models.colouring import blend, colour_mask, pixel_strips
+from ccgpu.models.colouring import blend, pixel_strips
 from ccgpu.models.labels import Labels
-from ccgpu.models.png_files import strips, write_png
+from ccgpu.models.legend import draw_legend, entries, occurring, text_size, with_legend
+from ccgpu.models.png_files import write_png
+from ccgpu.models.segmentation import Segmentation
 from ccgpu.models.weights import write_atomically
 from ccgpu.train.data.inputs import Input
 from ccgpu.train.data.submission import save_prediction
@@ -55,52 +57,59 @@ class PredictionFiles:
         kinds: which of `KINDS` to write.
         labels: the classes.
         opacity: of overlays, 0 to 1.
+        legend: whether overlays have a legend below them: of the classes that occur; in videos, whose frames have one
+            size, of all classes.
     """
 
-    def __init__(self, out: Path, kinds: Sequence[str], labels: Labels, opacity: float) -> None:
+    def __init__(
+        self, out: Path, kinds: Sequence[str], labels: Labels, opacity: float, *, legend: bool = False
+    ) -> None:
         self.out = out
         self.kinds = kinds
         self.labels = labels
         self.opacity = opacity
+        self.legend = legend
         self._cells: list[tuple[str, Image.Image]] = []
         self._seen = np.zeros(labels.num_classes, dtype=np.int64)
         self._written: set[Path] = set()
+        self._legends: dict[tuple[int, int], Image.Image] = {}
         for name in (RECORDS, SHEET):
             (out / name).unlink(missing_ok=True)
 
-    def write(self, name: str, source: str, image: Image.Image, classes: np.ndarray) -> None:
-        """Write the files of one image, each atomically, and leave the overlay in the image.
+    def write(self, name: str, source: str, found: Segmentation, *, is_frame: bool = False) -> Image.Image:
+        """Write the files of one image, each atomically, and return its overlay, where one is written.
 
         Args:
             name: the results' path without ending, relative to the folder of their kind.
             source: the input, for the record.
-            image: of mode RGB; where an overlay is asked for or shown on the sheet, it becomes the overlay.
-            classes: uint8 (H, W).
+            found: the image and its classes; where an overlay is asked for or shown on the sheet, its image becomes the
+                overlay.
+            is_frame: whether it is a frame of a video.
 
         Raises:
             OSError: a file cannot be written.
         """
-        height, width = classes.shape
         for kind in self.kinds:
             (self.out / kind / name).parent.mkdir(parents=True, exist_ok=True)
         if "ids" in self.kinds:
             target = self.out / "ids" / name
-            self._written.add(save_prediction(target.parent, target.name, classes, self.labels))
+            self._written.add(save_prediction(target.parent, target.name, found.classes, self.labels))
         if "masks" in self.kinds:
-            colours = self.labels.colours
-            masks = (colour_mask(classes[rows], colours) for rows in strips(height, width))
-            self._write_png(self.out / "masks" / name, height, width, masks)
+            self._written.add(found.save(_with_ending(self.out / "masks" / name, ".png")))
+        image, counts = found.image, found.counts()
         if "overlays" in self.kinds or len(self._cells) < CELLS:
-            blend(image, classes, self.labels.colours, self.opacity)
+            blend(image, found.classes, self.labels.colours, self.opacity)
+        overlay = image
         if "overlays" in self.kinds:
-            self._write_overlay(self.out / "overlays" / name, image)
-        counts = np.zeros(self.labels.num_classes, dtype=np.int64)
-        for rows in strips(height, width):
-            counts += np.bincount(classes[rows].ravel(), minlength=len(counts))
-        self._record(name, source, image.size, counts)
+            overlay = (
+                with_legend(image, self._legend(image.size, None if is_frame else counts)) if self.legend else image
+            )
+            self._write_overlay(self.out / "overlays" / name, overlay)
+        self._record(name, source, found)
         if len(self._cells) < CELLS:
             self._cells.append((name, thumbnail(image, CELL_SIDE)))
             self._seen += counts
+        return overlay
 
     def add(self, path: Path) -> None:
         """Note another file of this run, written by the caller."""
@@ -109,11 +118,7 @@ class PredictionFiles:
     def finish(self) -> None:
         """Write the contact sheet, and print where the files are and how many others lie beside them."""
         if self._cells:
-            shown = [
-                (self.labels.names[index], self.labels.colours[index].tolist())
-                for index in np.argsort(-self._seen, kind="stable")
-                if self._seen[index]
-            ]
+            shown = occurring(self.labels, self._seen)
             _save_jpeg(self.out / SHEET, contact_sheet(self._cells, shown, COLUMNS))
             say(f"{', '.join(str(self.out / kind) for kind in self.kinds)}; the first: {self.out / SHEET}")
         others = [path for kind in KINDS for path in sorted((self.out / kind).rglob("*")) if path.is_file()]
@@ -131,21 +136,23 @@ class PredictionFiles:
             self._written.add(path)
             return
         say(f"{_with_ending(target, '.png')}: a PNG, because JPEG ends at {JPEG_SIDE} pixels a side")
-        self._write_png(target, image.height, image.width, pixel_strips(image))
-
-    def _write_png(self, target: Path, height: int, width: int, rows: Iterator[np.ndarray]) -> None:
         path = _with_ending(target, ".png")
-        write_atomically(path, lambda file: write_png(file, height, width, rows))
+        write_atomically(path, lambda file: write_png(file, image.height, image.width, pixel_strips(image)))
         self._written.add(path)
 
-    def _record(self, name: str, source: str, size: tuple[int, int], counts: np.ndarray) -> None:
-        width, height = size
-        shares = {
-            self.labels.names[index]: round(counts[index] / (height * width), 6)
-            for index in np.argsort(-counts, kind="stable")
-            if counts[index]
-        }
-        record = {"input": source, "name": name, "height": height, "width": width, "shares": shares}
+    def _legend(self, size: tuple[int, int], counts: np.ndarray | None) -> Image.Image:
+        """Return the legend of an image of this (width, height): of the classes with pixels; None: of all classes."""
+        if counts is not None:
+            return draw_legend(occurring(self.labels, counts), size[0], text_size(size[1], size[0]))
+        if size not in self._legends:
+            self._legends[size] = draw_legend(entries(self.labels), size[0], text_size(size[1], size[0]))
+        return self._legends[size]
+
+    def _record(self, name: str, source: str, found: Segmentation) -> None:
+        height, width = found.classes.shape
+        shares = sorted(found.shares().items(), key=lambda item: -item[1])
+        shown = {class_name: round(share, 6) for class_name, share in shares if share}
+        record = {"input": source, "name": name, "height": height, "width": width, "shares": shown}
         with (self.out / RECORDS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
