@@ -24,7 +24,7 @@ from ccgpu.models.precision import AMP_DTYPES, Precision, amp_problems
 from ccgpu.models.prediction import Prediction
 from ccgpu.models.published import RESNET
 from ccgpu.models.segmentation import Segmentation
-from ccgpu.models.tiles import TILE, is_large, outcomes, predict_image, whole_input
+from ccgpu.models.tiles import TILE, Outcome, is_large, outcomes, predict_image, whole_input
 
 Given: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 """An image as users have it: a path, a Pillow image, an array (H, W, C) or a tensor (C, H, W)."""
@@ -217,35 +217,70 @@ class Segmenter:
         read = self._read(given, value_range, are_several)
         sources = [PixelInput(pixels, self._input) for pixels, _ in read]
         groups = _batches(sources, tile, batch)
-        found: dict[int, tuple[Tensor, Tensor | None]] = {}
         wrap = iter if progress is None else progress
+        found: dict[int, Segmentation] = {}
         for group in wrap(groups) if are_several else groups:
             names = [_name(given, index, are_several) for index in group]
+            if len(group) == 1:
+                pixels, source = read[group[0]]
+                found[group[0]] = self.predict_decoded(
+                    pixels,
+                    how,
+                    tile=tile,
+                    probabilities=probabilities,
+                    progress=wrap,
+                    source=source,
+                    name=names[0],
+                )
+                continue
             with self._precision.autocast():
-                if len(group) == 1:
-                    results = [
-                        predict_image(
-                            self._logits,
-                            sources[group[0]],
-                            how,
-                            tile=tile,
-                            overlap=tile // 4,
-                            progress=wrap,
-                            probabilities=probabilities,
-                            name=names[0],
-                        )
-                    ]
-                else:
-                    inputs = torch.cat([whole_input(sources[index], how, tile) for index in group])
-                    results = outcomes(how, how(self._logits, inputs), probabilities, names)
-            found |= dict(zip(group, results, strict=True))
-        segmentations = [
-            Segmentation(
-                classes.numpy(), self.labels, pixels, path, self.images, None if shares is None else shares.numpy()
-            )
-            for (pixels, path), (classes, shares) in ((read[index], found[index]) for index in range(len(read)))
-        ]
+                inputs = torch.cat([whole_input(sources[index], how, tile) for index in group])
+                results = outcomes(how, how(self._logits, inputs), probabilities, names)
+            for index, result in zip(group, results, strict=True):
+                pixels, source = read[index]
+                found[index] = self._segmentation(pixels, source, result)
+        segmentations = [found[index] for index in range(len(read))]
         return segmentations if are_several else segmentations[0]
+
+    def predict_decoded(
+        self,
+        pixels: Pixels,
+        how: Prediction,
+        *,
+        tile: int = TILE,
+        probabilities: bool = False,
+        progress: Progress = iter,
+        source: Path | None = None,
+        name: str = "an image",
+    ) -> Segmentation:
+        """Predict an image that is decoded already, without a copy of it.
+
+        Args:
+            pixels: from `images.open` or `images.convert`, of `ImageFormat`.
+            how: from `settings`.
+            tile, probabilities, progress: as for `predict`.
+            source: the image's file, for `Segmentation.source`.
+            name: of the image, for the message about scores that are not finite.
+
+        Raises:
+            NonFiniteScores: the network returns NaN or infinity.
+        """
+        with self._precision.autocast():
+            outcome = predict_image(
+                self._logits,
+                PixelInput(pixels, self._input),
+                how,
+                tile=tile,
+                overlap=tile // 4,
+                progress=progress,
+                probabilities=probabilities,
+                name=name,
+            )
+        return self._segmentation(pixels, source, outcome)
+
+    def _segmentation(self, pixels: Pixels, source: Path | None, outcome: Outcome) -> Segmentation:
+        shares = None if outcome.probabilities is None else outcome.probabilities.numpy()
+        return Segmentation(outcome.classes.numpy(), self.labels, pixels, source, self.images, shares)
 
     def settings(self, scales: Sequence[float], flip: bool, short_side: int | None) -> Prediction:
         """Return how an image is predicted with these arguments of `predict`.

@@ -2,8 +2,9 @@
 
 INPUT is an image, a folder, a pattern ("photos/*.jpg") or a video. X is a run's `last.pt`, a file of `ccgpu convert`,
 or a published checkpoint; normalisation, image size and classes come from it. For each image, DIR gets masks/NAME.png
-in the classes' colours, overlays/NAME.jpg, ids/NAME.png with label ids, and a line in predictions.jsonl; sheet.jpg
-shows the first images. A video becomes a folder of frames in each of masks, overlays and ids, and overlays/NAME.mp4.
+with a palette of the classes' colours, overlays/NAME.jpg, ids/NAME.png with label ids, and a line in predictions.jsonl;
+sheet.jpg shows the first images. A video becomes a folder of frames in each of masks, overlays and ids, and
+overlays/NAME.mp4. In Python: `ccgpu.models.segmenter`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -25,11 +28,11 @@ from ccgpu.models import checkpoint
 from ccgpu.models.image_files import BadImage
 from ccgpu.models.image_format import Pixels
 from ccgpu.models.labels import Labels
-from ccgpu.models.network_input import PixelInput
-from ccgpu.models.normalisation import Normalise
-from ccgpu.models.precision import AMP_DTYPES, Precision, amp_problems
+from ccgpu.models.precision import AMP_DTYPES, amp_problems
 from ccgpu.models.prediction import LARGEST_SIDE, NonFiniteScores, Prediction
-from ccgpu.models.tiles import TILE, Tile, predict_classes
+from ccgpu.models.segmentation import OPACITY, Segmentation
+from ccgpu.models.segmenter import SMALLEST_TILE, Segmenter
+from ccgpu.models.tiles import TILE, Tile
 from ccgpu.train import distributed, engine
 from ccgpu.train.data.checking import notes
 from ccgpu.train.data.facts import Facts, open_with_facts
@@ -54,7 +57,8 @@ from ccgpu.train.runs.outputs import add_overwrite, check_output_folder, check_o
 from ccgpu.train.runs.parser import command_parser
 from ccgpu.train.runs.setup import dataset_of_network, read_network
 
-SMALLEST_TILE = 32  # pixels; a few positions of a feature map, and still fewer than 2000 tiles a million pixels
+Predict: TypeAlias = Callable[[Pixels], Segmentation]
+SHOWN_CLASSES = 20  # names that are printed
 MANY_TILES = 8  # from so many tiles an image is worth a progress bar
 # What stops writing for all inputs: a disk that is full, over its quota, or read-only.
 NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -79,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the flags."""
-    parser = command_parser("predict", __doc__, "INPUT... --checkpoint FILE --out DIR [flags]")
+    parser = command_parser("predict", __doc__, "INPUT... --checkpoint FILE [flags]")
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="images, folders, patterns, videos")
     group = parser.add_argument_group("network")
     add = group.add_argument
@@ -107,9 +111,16 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add_max_pixels(group)
     group = parser.add_argument_group("results")
     add = group.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    add(
+        "--out",
+        type=Path,
+        default=Path("predicted"),
+        metavar="DIR",
+        help="folder for the results (default: predicted, here)",
+    )
     add("--write", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of files to write (default: all)")
-    add("--opacity", type=float, default=0.55, metavar="SHARE", help="opacity of overlays, 0 to 1 (default: 0.55)")
+    add("--opacity", type=float, default=OPACITY, metavar="SHARE", help=f"of overlays, 0 to 1 (default: {OPACITY})")
+    add("--legend", action="store_true", help="show the classes' names and colours below overlays")
     add_overwrite(group, "results that exist in DIR")
     group = parser.add_argument_group("run")
     group.add_argument("--amp", choices=tuple(AMP_DTYPES), default="off", help="autocast (default: off)")
@@ -119,13 +130,15 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     return flags
 
 
-def prepare(flags: argparse.Namespace) -> tuple[Predictor, list[Input]]:
-    """Return the network and the inputs, and create the folders for the results.
+def prepare(flags: argparse.Namespace) -> tuple[Segmenter, Prediction, list[Input]]:
+    """Return the network, how it predicts, and the inputs, and create the folders for the results.
 
     Raises:
         ValueError, OSError, ImportError, TypeError: flags, inputs or a checkpoint that cannot be used.
     """
-    if problems := amp_problems(flags.amp, distributed.choose_device(flags.device)):
+    check_flags(flags)
+    device = distributed.choose_device(flags.device)
+    if problems := amp_problems(flags.amp, device):
         raise ValueError(problems[0])
     for folder in (flags.out, *(flags.out / kind for kind in flags.write)):
         check_output_folder("--out", folder)
@@ -134,65 +147,62 @@ def prepare(flags: argparse.Namespace) -> tuple[Predictor, list[Input]]:
         raise ValueError(f"INPUT must name other files than the results in --out, got {len(left_out)} of these alone.")
     files = result_paths(flags.out, flags.write, inputs)
     check_outputs("--out", files, [entry.path for entry in inputs] + [flags.checkpoint], overwrite=flags.overwrite)
-    predictor = Predictor(flags)
+    found = read_network(flags.checkpoint)
+    segmenter = Segmenter.of_checkpoint(
+        found,
+        labels=labels_of(found, flags.dataset),
+        value_range=chosen_range(flags.value_range, found.value_range),
+        device=device,
+        amp=flags.amp,
+        max_pixels=flags.max_pixels,
+    )
+    how = segmenter.settings(chosen_scales(flags.scales) or (1.0,), flags.flip, flags.short_side)
     if left_out:
         say(f"note: the files below --out are results, not inputs: {len(left_out)} are left out")
+    say(told_size(how, flags.tile, is_given=flags.short_side is not None))
+    say(told_classes(segmenter.labels))
     for kind in flags.write:
         (flags.out / kind).mkdir(parents=True, exist_ok=True)
-    return predictor, inputs
+    return segmenter, how, inputs
 
 
-class Predictor:
-    """A network as a function of images of any size that returns their classes.
+def check_flags(flags: argparse.Namespace) -> None:
+    """Raise ValueError if a number is out of its range."""
+    if flags.tile != 0 and flags.tile < SMALLEST_TILE:
+        raise ValueError(f"--tile must be 0, or {SMALLEST_TILE} or more, got {flags.tile}")
+    for name, least in (("every", 1), ("max_pixels", 1)):
+        if getattr(flags, name) < least:
+            raise ValueError(f"{flag(name)} must be {least} or more, got {getattr(flags, name)}")
+    if not 0 <= flags.opacity <= 1:
+        raise ValueError(f"--opacity must be from 0 to 1, got {flags.opacity}")
+    if flags.short_side is not None and not 1 <= flags.short_side <= LARGEST_SIDE:
+        raise ValueError(f"--short-side must be from 1 to {LARGEST_SIDE} pixels, got {flags.short_side}")
 
-    A network for clips gets each image, or each frame, as a clip of one.
 
-    Raises:
-        ValueError, OSError, ImportError: a checkpoint or flags that cannot be used.
-    """
+def told_size(how: Prediction, tile: int, *, is_given: bool) -> str:
+    """Return at which size images are predicted, and why; `is_given` says whether by --short-side."""
+    why = "--short-side" if is_given else "as in the network's training; --short-side changes it"
+    large = f"those of more than 2 x {tile} x {tile} pixels"
+    if how.short_side is not None:
+        size = f"resized to a short side of {how.short_side} pixels ({why})"
+    elif how.fit is not None:
+        size = f"resized to fit into {how.fit[0]} x {how.fit[1]} pixels ({why})"
+    else:
+        size = "at their own size (--short-side resizes them)"
+    if tile == 0:
+        cut = "none is cut (--tile 0)"
+    elif how.short_side is None and how.fit is None:
+        cut = f"{large} in tiles of {tile} x {tile} (--tile)"
+    else:
+        cut = f"{large} are shrunk to so many first (--tile)"
+    scales = "" if how.scales == (1.0,) else f", at the scales {' '.join(f'{scale:g}' for scale in how.scales)}"
+    return f"images: {size}{scales}{', also flipped' if how.flip else ''}; {cut}"
 
-    def __init__(self, flags: argparse.Namespace) -> None:
-        if flags.tile != 0 and flags.tile < SMALLEST_TILE:
-            raise ValueError(f"--tile must be 0, or {SMALLEST_TILE} or more, got {flags.tile}")
-        for name, least in (("every", 1), ("max_pixels", 1)):
-            if getattr(flags, name) < least:
-                raise ValueError(f"{flag(name)} must be {least} or more, got {getattr(flags, name)}")
-        if not 0 <= flags.opacity <= 1:
-            raise ValueError(f"--opacity must be from 0 to 1, got {flags.opacity}")
-        if flags.short_side is not None and not 1 <= flags.short_side <= LARGEST_SIDE:
-            raise ValueError(f"--short-side must be from 1 to {LARGEST_SIDE} pixels, got {flags.short_side}")
-        device = distributed.choose_device(flags.device)
-        found = read_network(flags.checkpoint)
-        self.images = found.images
-        self.value_range = chosen_range(flags.value_range, found.value_range)
-        self.facts: dict[Path, Facts] = {}
-        self.labels = labels_of(found, flags.dataset)
-        size = {} if flags.short_side is None else {"short_side": flags.short_side, "fit": None}
-        self.prediction = Prediction(
-            scales=chosen_scales(flags.scales) or (1.0,),
-            flip=flags.flip,
-            **{**found.prediction, **size},
-        )
-        self.net = checkpoint.build(found).to(device)
-        self.normalise = Normalise(self.net.backbone.mean, self.net.backbone.std)
-        self.precision = Precision(device, flags.amp)
-        self.tile = flags.tile
 
-    def __call__(self, image: Pixels, progress: Callable[[Sequence[Tile]], Iterator[Tile]] = iter) -> np.ndarray:
-        """Return the classes, uint8 (H, W), of a decoded image; `progress` is that of `predict_classes`.
-
-        Raises:
-            NonFiniteScores: the network returns NaN or infinity.
-        """
-        source = PixelInput(image, lambda pixels: self.precision.images(self.normalise(pixels)[None]))
-        with self.precision.autocast():
-            classes = predict_classes(
-                self._logits, source, self.prediction, tile=self.tile, overlap=self.tile // 4, progress=progress
-            )
-        return classes.numpy()
-
-    def _logits(self, images: torch.Tensor) -> torch.Tensor:
-        return self.net(images[:, :, None])[:, :, 0] if self.net.dims == 3 else self.net(images)
+def told_classes(labels: Labels) -> str:
+    """Return the number of the classes and the names of the first."""
+    more = f" and {labels.num_classes - SHOWN_CLASSES} more" if labels.num_classes > SHOWN_CLASSES else ""
+    return f"classes: {labels.num_classes}: {', '.join(labels.names[:SHOWN_CLASSES])}{more}"
 
 
 def labels_of(found: checkpoint.Checkpoint, dataset: str | None) -> Labels:
@@ -211,17 +221,22 @@ def labels_of(found: checkpoint.Checkpoint, dataset: str | None) -> Labels:
     return labels
 
 
-def predict_all(flags: argparse.Namespace, predictor: Predictor, inputs: Sequence[Input]) -> int:
+def predict_all(flags: argparse.Namespace, segmenter: Segmenter, how: Prediction, inputs: Sequence[Input]) -> int:
     """Predict all inputs and return the exit status; an input that fails is reported and does not stop the others."""
-    files = PredictionFiles(flags.out, flags.write, predictor.labels, flags.opacity)
+    files = PredictionFiles(flags.out, flags.write, segmenter.labels, flags.opacity, legend=flags.legend)
+    facts: dict[Path, Facts] = {}
     failed = 0
     bar = tqdm(inputs, unit="input", mininterval=distributed.bar_interval())
     with DeferredInterrupts() as interrupts, bar:
         for entry in bar:
             bar.set_postfix_str(entry.name, refresh=False)
             try:
-                predict_one = predict_video if entry.is_video else predict_image
-                predict_one(flags, predictor, files, entry, interrupts)
+                progress = partial(follow, interrupts=interrupts)
+                predict = partial(segmenter.predict_decoded, how=how, tile=flags.tile, progress=progress)
+                if entry.is_video:
+                    predict_video(flags, segmenter, predict, files, entry, interrupts)
+                else:
+                    facts[entry.path] = predict_image(segmenter, predict, files, entry)
             except engine.Interrupted:
                 break
             except Exception as error:
@@ -230,7 +245,7 @@ def predict_all(flags: argparse.Namespace, predictor: Predictor, inputs: Sequenc
             if interrupts():
                 break
     files.finish()
-    for line in notes(predictor.facts, predictor.value_range, raw=predictor.images.raw):
+    for line in notes(facts, segmenter.value_range, raw=segmenter.images.raw):
         say(line)
     if interrupts():
         return fail("predict", "stopped", interrupts.exit_status)
@@ -278,30 +293,23 @@ def why_failed(error: Exception, path: Path) -> str:
     return f"{path}: unexpected {type(error).__name__}: {error}; please report it with what follows\n{lines}"
 
 
-def predict_image(
-    flags: argparse.Namespace,
-    predictor: Predictor,
-    files: PredictionFiles,
-    entry: Input,
-    interrupts: DeferredInterrupts,
-) -> None:
-    """Predict an image and write its files.
+def predict_image(segmenter: Segmenter, predict: Predict, files: PredictionFiles, entry: Input) -> Facts:
+    """Predict an image, write its files, and return what its file is.
 
     Raises:
         BadImage, FileNotFoundError: the image cannot be read, or its file is damaged.
     """
-    image, found = open_with_facts(
-        entry.path, predictor.images, value_range=predictor.value_range, max_pixels=flags.max_pixels
+    pixels, found = open_with_facts(
+        entry.path, segmenter.images, value_range=segmenter.value_range, max_pixels=segmenter.max_pixels
     )
-    predictor.facts[entry.path] = found
-    classes = predictor(image, lambda tiles: follow(tiles, interrupts))
-    shown = image if isinstance(image, Image.Image) else Image.fromarray(predictor.images.display(image))
-    files.write(entry.name, str(entry.path), shown, classes)
+    files.write(entry.name, str(entry.path), predict(pixels))
+    return found
 
 
 def predict_video(
     flags: argparse.Namespace,
-    predictor: Predictor,
+    segmenter: Segmenter,
+    predict: Predict,
     files: PredictionFiles,
     entry: Input,
     interrupts: DeferredInterrupts,
@@ -327,12 +335,11 @@ def predict_video(
                     raise engine.Interrupted("predict: stopped between two frames")
                 if number % flags.every:
                     continue
-                image = Image.fromarray(frame)
-                classes = predictor(predictor.images.convert(image), lambda tiles: follow(tiles, interrupts))
-                files.write(f"{entry.name}/{number:06d}", f"{entry.path}#{number}", image, classes)
+                found = predict(segmenter.images.convert(Image.fromarray(frame)))
+                overlay = files.write(f"{entry.name}/{number:06d}", f"{entry.path}#{number}", found, is_frame=True)
                 written += 1
                 if writer is not None:
-                    writer.add(np.asarray(image))  # the overlay
+                    writer.add(np.asarray(overlay))
         if writer is not None:
             files.add(writer.path)
     except BadImage as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import struct
@@ -18,8 +19,13 @@ from PIL import Image
 
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.image_files import read_image
+from ccgpu.models.legend import draw_legend, entries, text_size
 from ccgpu.models.prediction import Prediction
+from ccgpu.models.segmentation import Segmentation
+from ccgpu.models.segmenter import Segmenter
 from ccgpu.train import camvid, lip, predict
+from ccgpu.train.data.pairs import Pair
+from ccgpu.train.data.reading import read_pair
 from ccgpu.train.prediction_files import PredictionFiles
 from ccgpu.train.visualise import contact_sheet
 from tests.train.networks import write_network
@@ -68,7 +74,10 @@ def test_files_hold_the_predictions_of_the_network(file: Path, tmp_path: Path) -
     assert len(np.unique(classes)) > 2, "an image of one class would show nothing"
     labels = camvid.LABELS
     assert np.array_equal(np.asarray(Image.open(out / "ids" / "a.png")), labels.to_file[classes])
-    assert np.array_equal(np.asarray(Image.open(out / "masks" / "a.png")), labels.colours[classes])
+    mask = Image.open(out / "masks" / "a.png")
+    assert mask.mode == "P"
+    assert np.array_equal(np.asarray(mask), labels.to_file[classes])
+    assert np.array_equal(np.asarray(mask.convert("RGB")), labels.colours[classes])
     overlay = np.asarray(Image.open(out / "overlays" / "a.jpg"), dtype=float)
     assert np.abs(overlay - (0.45 * pixels + 0.55 * labels.colours[classes])).mean() < 12
     (record,) = (json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines())
@@ -79,6 +88,38 @@ def test_files_hold_the_predictions_of_the_network(file: Path, tmp_path: Path) -
     }
     assert Image.open(out / "sheet.jpg").size[0] >= 56
     assert not list(out.rglob("*.partial"))
+
+
+def test_python_gives_the_same_bits_as_the_command(file: Path, tmp_path: Path) -> None:
+    sources = [save(tmp_path / f"{seed}.png", image(90, 80 + seed, seed=seed)) for seed in range(3)]
+    for number, (flags, options) in enumerate(
+        [
+            ((), {}),
+            (("--tile", 64), {"tile": 64}),
+            (("--scales", 0.5, 1, "--flip", "--short-side", 50), {"scales": (0.5, 1), "flip": True, "short_side": 50}),
+        ]
+    ):
+        out = tmp_path / f"out{number}"
+        assert run("--checkpoint", file, "--out", out, *sources, *flags) == 0
+        segmenter = Segmenter.load(file)
+        for source in sources:
+            result = segmenter.predict(source, **options)
+            ids = np.asarray(Image.open(out / "ids" / source.name))
+            assert np.array_equal(camvid.LABELS.to_file[result.classes], ids)
+            written = result.save(tmp_path / "mask.png").read_bytes()
+            assert (out / "masks" / source.name).read_bytes() == written
+            overlay = Image.open(out / "overlays" / source.with_suffix(".jpg").name)
+            buffer = io.BytesIO()
+            result.overlay().save(buffer, "JPEG", quality=92)
+            assert np.array_equal(np.asarray(overlay), np.asarray(Image.open(buffer)))
+
+
+def test_masks_are_label_files(file: Path, tmp_path: Path) -> None:
+    source = save(tmp_path / "a.png", image())
+    assert run("--checkpoint", file, "--out", tmp_path / "out", source) == 0
+    pair = Pair(source, tmp_path / "out" / "masks" / "a.png", "a")
+    _, classes = read_pair(pair, camvid.LABELS)
+    assert np.array_equal(classes, expected_classes(CCNet.from_checkpoint(file), image()))
 
 
 def test_a_bad_file_does_not_stop_the_others(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,6 +247,89 @@ def test_a_backbone_alone_cannot_predict(tmp_path: Path, capsys: pytest.CaptureF
     source = save(tmp_path / "a.png", image())
     assert run("--checkpoint", tmp_path / "resnet18.pth", "--out", tmp_path / "out", source) == 2
     assert "backbone alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("prediction", "flags", "told"),
+    [
+        (
+            {},
+            (),
+            "images: at their own size (--short-side resizes them); those of more than 2 x 1024 x 1024 pixels in tiles "
+            "of 1024 x 1024 (--tile)",
+        ),
+        ({}, ("--tile", 0), "images: at their own size (--short-side resizes them); none is cut (--tile 0)"),
+        (
+            {"short_side": 24},
+            ("--tile", 64),
+            "images: resized to a short side of 24 pixels (as in the network's training; --short-side changes it); "
+            "those of more than 2 x 64 x 64 pixels are shrunk to so many first (--tile)",
+        ),
+        (
+            {"fit": [24, 32]},
+            ("--tile", 0, "--scales", 0.5, 1, "--flip"),
+            "images: resized to fit into 24 x 32 pixels (as in the network's training; --short-side changes it), at "
+            "the scales 0.5 1, also flipped; none is cut (--tile 0)",
+        ),
+        (
+            {"fit": [24, 32]},
+            ("--tile", 0, "--short-side", 30),
+            "images: resized to a short side of 30 pixels (--short-side); none is cut (--tile 0)",
+        ),
+    ],
+)
+def test_the_size_and_the_classes_are_told(
+    prediction: dict[str, Any],
+    flags: tuple[Any, ...],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_network(tmp_path / "net.pt", prediction=prediction)
+    source = save(tmp_path / "a.png", image())
+    monkeypatch.chdir(tmp_path)
+    assert run("--checkpoint", "net.pt", source, *flags) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert told in lines
+    assert f"classes: 11: {', '.join(camvid.LABELS.names)}" in lines
+    assert (tmp_path / "predicted" / "masks" / "a.png").exists(), "the default of --out"
+
+
+# Legends
+
+
+def test_overlays_have_a_legend_of_the_classes_that_occur(file: Path, tmp_path: Path) -> None:
+    source = save(tmp_path / "a.png", image(80, 100))
+    given = ("--checkpoint", file, source, "--opacity", 0)
+    assert run(*given, "--out", tmp_path / "plain") == 0
+    assert run(*given, "--out", tmp_path / "out", "--legend") == 0
+    overlay = np.asarray(Image.open(tmp_path / "out" / "overlays" / "a.jpg")).astype(int)
+    plain = np.asarray(Image.open(tmp_path / "plain" / "overlays" / "a.jpg"))
+    assert overlay.shape[0] > 80
+    assert np.abs(overlay[:72, :96] - plain[:72, :96]).max() < 8, "no pixel is covered"
+    occurring = np.unique(expected_classes(CCNet.from_checkpoint(file), image(80, 100)))
+    for index, colour in enumerate(camvid.LABELS.colours):
+        shown = (np.abs(overlay[80:] - colour).max(axis=-1) < 12).sum() > 60
+        assert shown == (index in occurring), camvid.LABELS.names[index]
+
+
+def test_videos_have_a_legend_of_all_classes(file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    from ccgpu.train.data.video import Video, VideoWriter
+
+    with VideoWriter(tmp_path / "video.mp4", Fraction(10)) as writer:
+        for number in range(2):
+            writer.add(image(48, 64, seed=number))
+    out = tmp_path / "out"
+    assert run("--checkpoint", file, "--out", out, tmp_path / "video.mp4", "--legend") == 0
+    with Video(out / "overlays" / "video.mp4") as video:
+        shapes = {frame.shape for frame in video}
+    legend = draw_legend(entries(camvid.LABELS), 64, text_size(48, 64))
+    frame = Image.open(out / "overlays" / "video" / "000000.jpg")
+    assert frame.size == (legend.width, 48 + legend.height)
+    assert shapes == {(frame.height // 2 * 2, frame.width // 2 * 2, 3)}
+    assert np.abs(np.asarray(frame).astype(int)[48:] - np.asarray(legend)).mean() < 8
 
 
 # What exists already
@@ -375,14 +499,14 @@ def test_an_input_that_fails_does_not_stop_the_others(
 ) -> None:
     for name in "abc":
         save(tmp_path / "photos" / f"{name}.png", image(8, 4 if name == "b" else 12))
-    original = predict.Predictor.__call__
+    original = Segmenter.predict_decoded
 
-    def call(self: predict.Predictor, picture: Image.Image, progress: Any) -> np.ndarray:
+    def call(self: Segmenter, picture: Image.Image, **options: Any) -> Segmentation:
         if picture.width == 4:
             raise failure
-        return original(self, picture, progress)
+        return original(self, picture, **options)
 
-    monkeypatch.setattr(predict.Predictor, "__call__", call)
+    monkeypatch.setattr(Segmenter, "predict_decoded", call)
     assert run("--checkpoint", file, "--out", tmp_path / "out", tmp_path / "photos") == 1
     error = capsys.readouterr().err
     assert f"b.png: {told}" in error
@@ -399,12 +523,12 @@ def test_an_image_that_ran_out_of_memory_is_freed_before_the_next(
     held: list[weakref.ref[Image.Image]] = []
     failure = MemoryError()  # kept here, as loggers and debuggers keep exceptions
 
-    def call(self: predict.Predictor, picture: Image.Image, progress: Any) -> np.ndarray:
+    def call(self: Segmenter, picture: Image.Image, **options: Any) -> Segmentation:
         assert all(reference() is None for reference in held)
         held.append(weakref.ref(picture))
         raise failure
 
-    monkeypatch.setattr(predict.Predictor, "__call__", call)
+    monkeypatch.setattr(Segmenter, "predict_decoded", call)
     assert run("--checkpoint", file, "--out", tmp_path / "out", tmp_path / "photos") == 1
     assert len(held) == 2
 
@@ -498,13 +622,13 @@ def test_tiles_show_their_progress_and_stop_at_ctrl_c(
     assert "/12 [" in capsys.readouterr().err, "3 x 4 tiles"
     seen = []
 
-    def logits(self: predict.Predictor, images: torch.Tensor) -> torch.Tensor:
+    def logits(self: Segmenter, images: torch.Tensor) -> torch.Tensor:
         seen.append(images.shape)
         if len(seen) == 3:
             signal.raise_signal(signal.SIGINT)
         return images
 
-    monkeypatch.setattr(predict.Predictor, "_logits", logits)
+    monkeypatch.setattr(Segmenter, "_logits", logits)
     assert run(*given, "--out", tmp_path / "2") == 130
     assert len(seen) == 3
     assert not list((tmp_path / "2" / "ids").iterdir())
@@ -517,16 +641,16 @@ def test_ctrl_c_leaves_no_video_that_looks_whole(file: Path, tmp_path: Path, mon
     with VideoWriter(tmp_path / "video.mp4", Fraction(10)) as writer:
         for number in range(5):
             writer.add(image(48, 64, seed=number))
-    original = predict.Predictor.__call__
+    original = Segmenter.predict_decoded
     calls = []
 
-    def call(self: predict.Predictor, picture: Image.Image, progress: Any) -> np.ndarray:
+    def call(self: Segmenter, picture: Image.Image, **options: Any) -> Segmentation:
         calls.append(picture.size)
         if len(calls) == 2:
             signal.raise_signal(signal.SIGINT)
-        return original(self, picture, progress)
+        return original(self, picture, **options)
 
-    monkeypatch.setattr(predict.Predictor, "__call__", call)
+    monkeypatch.setattr(Segmenter, "predict_decoded", call)
     out = tmp_path / "out"
     assert run("--checkpoint", file, "--out", out, tmp_path / "video.mp4") == 130
     assert sorted(path.name for path in (out / "ids" / "video").iterdir()) == ["000000.png", "000001.png"]
@@ -536,10 +660,10 @@ def test_ctrl_c_leaves_no_video_that_looks_whole(file: Path, tmp_path: Path, mon
 def test_an_overlay_too_wide_for_jpeg_is_a_png(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def one_class(self: predict.Predictor, picture: Image.Image, progress: Any) -> np.ndarray:
-        return np.zeros((picture.height, picture.width), np.uint8)
+    def one_class(self: Segmenter, picture: Image.Image, **options: Any) -> Segmentation:
+        return Segmentation(np.zeros((picture.height, picture.width), np.uint8), self.labels, picture)
 
-    monkeypatch.setattr(predict.Predictor, "__call__", one_class)
+    monkeypatch.setattr(Segmenter, "predict_decoded", one_class)
     pixels = np.tile(image(8, 100), (1, 656, 1))
     source = save(tmp_path / "a.png", pixels)
     assert run("--checkpoint", file, "--out", tmp_path / "out", source, "--opacity", "0") == 0
@@ -559,12 +683,12 @@ def test_memory_of_a_large_image_is_that_of_its_pixels(tmp_path: Path) -> None:
         (tmp_path / kind).mkdir()
     tracemalloc.start()
     files = PredictionFiles(tmp_path, predict.KINDS, labels, 0.5)
-    files.write("a", "a.jpg", picture, classes)
+    files.write("a", "a.jpg", Segmentation(classes, labels, picture))
     files.finish()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 6 * height * width
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "masks" / "a.png")), labels.colours[classes])
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "masks" / "a.png")), labels.to_file[classes])
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data with real images")
