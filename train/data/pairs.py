@@ -25,8 +25,9 @@ def find_by_name(
     images: Path,
     labels: Path | None,
     image_suffixes: Sequence[str] = SUFFIXES,
-    label_suffix: str = ".png",
-    depth: int = 0,
+    label_suffix: str | Sequence[str] = ".png",
+    depth: int | None = 0,
+    label_endings: Sequence[str] = (),
 ) -> list[Pair]:
     """Return the images of a folder with the label files of the same name in another, sorted by subfolder and name.
 
@@ -39,8 +40,11 @@ def find_by_name(
         images: folder of the images.
         labels: folder of the label files; None: find images only.
         image_suffixes: endings of image files.
-        label_suffix: ending of label files.
-        depth: number of subfolders above the files: 1 for `images/CITY/NAME.png`, with equal CITY for both.
+        label_suffix: ending of label files, or several.
+        depth: number of subfolders above the files: 1 for `images/CITY/NAME.png`, with equal CITY for both; None: any
+            number, and the subfolders are a part of the name.
+        label_endings: what may follow the name in that of the label file, such as "_mask", where the image has no label
+            file of its own name.
 
     Returns:
         At least one pair; the files exist, but have not been opened (see `checking.py`).
@@ -49,14 +53,40 @@ def find_by_name(
         FileNotFoundError: there is no such folder (the message names the existing ones), it holds no images, or an
             image or label file lacks its partner (the message names the file that was looked for, and what lies near).
         OSError: a folder cannot be read.
-        ValueError: two files have the same name, such as a.jpg and a.png.
+        ValueError: two files have the same name, such as a.jpg and a.png; the message lists those without partner too.
     """
-    image_files = _files_by_name(function, "images", images, image_suffixes, depth)
+    suffixes = (label_suffix,) if isinstance(label_suffix, str) else tuple(label_suffix)
+    pairs, problems = match_by_name(function, images, labels, image_suffixes, suffixes, depth, label_endings)
+    if problems:
+        kind = ValueError if any("names twice" in problem for problem in problems) else FileNotFoundError
+        raise kind(f"{function}: " + "\n".join(problems))
+    return pairs
+
+
+def match_by_name(
+    function: str,
+    images: Path,
+    labels: Path | None,
+    image_suffixes: Sequence[str],
+    label_suffixes: Sequence[str],
+    depth: int | None,
+    label_endings: Sequence[str],
+) -> tuple[list[Pair], list[str]]:
+    """Return the pairs that `find_by_name` finds, and a text for each kind of problem; arguments are those.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it holds no images.
+        OSError: a folder cannot be read.
+    """
+    image_files, twice = _files_by_name(function, "images", images, image_suffixes, depth)
+    problems = [f"images must have different names, {twice}"] * bool(twice)
     label_files: dict[tuple[str, str], Path] = {}
     if labels is not None:
-        label_files = _files_by_name(function, "label files", labels, (label_suffix,), depth)
+        label_files, twice = _files_by_name(function, "label files", labels, label_suffixes, depth)
+        twice = twice or _match_endings(image_files, label_files, label_endings)
+        problems += [f"label files must have different names, {twice}"] * bool(twice)
     if not image_files:
-        place = images / "/".join("*" * depth)
+        place = images / "/".join("*" * (depth or 0))
         below = [f"{path.name}/" for path in _entries(images, depth) if path.is_dir()]
         raise FileNotFoundError(
             f"{function}: split must hold images, got none named *({'|'.join(image_suffixes)}) in {place}"
@@ -64,13 +94,36 @@ def find_by_name(
             "split."
         )
     if labels is not None:
-        alone = _without_partner(images, labels, image_files, label_files, image_suffixes, label_suffix, depth)
+        alone = _without_partner(images, labels, image_files, label_files, image_suffixes, label_suffixes, depth)
         if alone:
-            raise FileNotFoundError(
-                f"{function}: every image of {images} must have its label file in {labels}, got {len(alone)} of "
+            problems.append(
+                f"every image of {images} must have its label file in {labels}, got {len(alone)} of "
                 f"{len(image_files | label_files)} without; complete, rename or remove them:\n{listing(alone)}"
             )
-    return [Pair(image_files[key], label_files.get(key), key[1]) for key in sorted(image_files)]
+    pairs = [
+        Pair(image_files[key], label_files.get(key), key[1] if depth is not None or key[0] == "." else "/".join(key))
+        for key in sorted(image_files)
+        if labels is None or key in label_files
+    ]
+    return pairs, problems
+
+
+def _match_endings(
+    image_files: dict[tuple[str, str], Path], label_files: dict[tuple[str, str], Path], endings: Sequence[str]
+) -> str:
+    """Give label files whose names have an ending the names of their images, in place; return those of one name."""
+    twice = []
+    for (place, name), path in sorted(label_files.items()):
+        if (place, name) in image_files:
+            continue
+        keys = [(place, name[: -len(ending)]) for ending in endings if name.lower().endswith(ending)]
+        key = next((key for key in keys if key in image_files), None)
+        if key is None or (key in label_files and label_files[key].stem == key[1]):
+            continue
+        if key in label_files:
+            twice.append(f"{label_files[key]} and {path.name}")
+        label_files[key] = label_files.pop((place, name))
+    return _twice(twice) if twice else ""
 
 
 def _without_partner(
@@ -79,17 +132,18 @@ def _without_partner(
     image_files: dict[tuple[str, str], Path],
     label_files: dict[tuple[str, str], Path],
     image_suffixes: Sequence[str],
-    label_suffix: str,
-    depth: int,
+    label_suffixes: Sequence[str],
+    depth: int | None,
 ) -> list[str]:
     """Return a line for each file without partner: the file that was looked for, and the near misses of the first."""
     lines: list[str] = []
     for own, others, folder, suffixes, what in (
-        (image_files, label_files, labels, (label_suffix,), "label file"),
+        (image_files, label_files, labels, label_suffixes, "label file"),
         (label_files, image_files, images, image_suffixes, "image"),
     ):
         missing = sorted(own.keys() - others.keys())
-        entries = [*_entries(folder, 0), *(_entries(folder, depth) if depth else ())] if missing else []
+        entries = [*_entries(folder, 0), *(() if depth == 0 else _entries(folder, depth))] if missing else []
+        entries = [*dict.fromkeys(entries)]
         for place, name in missing:
             wanted = folder / place / f"{name}{suffixes[0] if len(suffixes) == 1 else '.*'}"
             near = _near_misses(name, wanted.parent, entries) if len(lines) < _LISTED else ""
@@ -118,9 +172,9 @@ def _folded(name: str) -> str:
 
 
 def _files_by_name(
-    function: str, kind: str, folder: Path, suffixes: Sequence[str], depth: int
-) -> dict[tuple[str, str], Path]:
-    """Return (subfolder, name) -> file."""
+    function: str, kind: str, folder: Path, suffixes: Sequence[str], depth: int | None
+) -> tuple[dict[tuple[str, str], Path], str]:
+    """Return (subfolder, name) -> file, and what to do about files of one name."""
     if not folder.is_dir():
         above = next(parent for parent in folder.parents if parent.is_dir())
         missing = folder.relative_to(above).parts[0]
@@ -139,23 +193,25 @@ def _files_by_name(
         if key in found:
             twice.append(f"{found[key]} and {path.name}")
         found[key] = path
-    if twice:
-        raise ValueError(
-            f"{function}: {kind} must have different names, got {len(twice)} names twice; "
-            f"remove one file of each:\n{listing(twice)}"
-        )
-    return found
+    return found, _twice(twice) if twice else ""
 
 
-def _entries(folder: Path, depth: int) -> Iterator[Path]:
-    """Yield the entries `depth` levels below, sorted, without hidden ones. (glob would skip unreadable folders.)"""
+def _twice(files: Sequence[str]) -> str:
+    return f"got {len(files)} names twice; remove one file of each:\n{listing(files)}"
+
+
+def _entries(folder: Path, depth: int | None) -> Iterator[Path]:
+    """Yield the entries `depth` levels below, sorted, without hidden ones. (glob would skip unreadable folders.)
+
+    None: the files of all levels, and none of the folders.
+    """
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
-        if depth == 0:
+        if depth == 0 or (depth is None and not path.is_dir()):
             yield path
         elif path.is_dir():
-            yield from _entries(path, depth - 1)
+            yield from _entries(path, None if depth is None else depth - 1)
 
 
 def listing(problems: Sequence[str]) -> str:

