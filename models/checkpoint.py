@@ -57,7 +57,8 @@ class Checkpoint:
         images: how the images are read; 8-bit RGB for published files.
         source: text that names the layout of the file.
         notes: texts, one for each value that was assumed because the file does not hold it.
-        run: "iteration", "dataset" and "settings" of a `RunCheckpoint`, None for other files. `write` leaves it out.
+        run: "iteration", "dataset", "settings" and "folder" of a `RunCheckpoint`, None for other files. `write` leaves
+            it out.
     """
 
     network: dict[str, Any]
@@ -111,7 +112,8 @@ def _read(path: str | os.PathLike[str], changes: Mapping[str, Any]) -> Checkpoin
                 "the file is damaged or was changed: name another checkpoint of the run."
             )
         found = _described(path, content, content["model"], changes)
-        return dataclasses.replace(found, run={name: content[name] for name in ("iteration", "dataset", "settings")})
+        kept = ("iteration", "dataset", "settings", "folder")
+        return dataclasses.replace(found, run={name: content[name] for name in kept})
     meta: Mapping[str, Any] = {}
     if isinstance(content, Mapping):
         meta = content.get("meta", {}) if isinstance(content.get("meta"), Mapping) else {}

@@ -61,6 +61,8 @@ class RunCheckpoint(Description):
         dataset: name of the training command.
         settings: all settings of the run by name.
         data: digest of the training images' names, on whose order the stream of samples depends.
+        folder: for a dataset that is a folder of images and masks, what it was taken for: plain values of
+            `OpenedFolder` in `train/runs/folder.py`; None for other datasets.
         model: state dict of the network.
         optimiser: state dict of the optimiser.
         scaler: state dict of the gradient scaler, empty unless --amp is fp16.
@@ -73,6 +75,7 @@ class RunCheckpoint(Description):
     dataset: str
     settings: dict[str, Any]
     data: str
+    folder: dict[str, Any] | None
     model: dict[str, Any]
     optimiser: dict[str, Any]
     scaler: dict[str, Any]
@@ -90,6 +93,8 @@ def run_problems(content: Mapping[str, Any]) -> list[str]:
         **dict.fromkeys(("dataset", "data"), str),
         **dict.fromkeys(("network", "settings", "model", "optimiser", "scaler", "random"), Mapping),
     }
+    if content["folder"] is not None:
+        kinds["folder"] = Mapping
     wrong = [f"{name} of type {type(content[name]).__name__}" for name in kinds if not _is(content[name], kinds[name])]
     counts = {name: content[name] for name in ("iteration", "position") if _is(content[name], int)}
     return wrong + [f"{name} {count}" for name, count in counts.items() if count < 0] + wrong_types(content)

@@ -14,7 +14,8 @@ import hashlib
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,49 +26,96 @@ from ccgpu.models.image_format import ImageFormat
 from ccgpu.models.labels import class_differences
 from ccgpu.models.normalisation import Normalise
 from ccgpu.models.precision import Precision
+from ccgpu.models.weights import write_atomically
 from ccgpu.train import distributed, engine
 from ccgpu.train.data.clips import Clip
-from ccgpu.train.dataset import Dataset
+from ccgpu.train.dataset import Dataset, Opened
 from ccgpu.train.distributed import is_main, say
 from ccgpu.train.loaders import is_lost_loader
 from ccgpu.train.runs import checkpoints
 from ccgpu.train.runs.boards import open_boards
 from ccgpu.train.runs.errors import BAD_INPUT, fail, run_command
+from ccgpu.train.runs.flags import combine
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.parser import command_parser
-from ccgpu.train.runs.plan import Plan, only_writer, open_run_folder, read_plan
+from ccgpu.train.runs.plan import REPORT, Plan, Request, only_writer, open_run_folder, read_request
 from ccgpu.train.runs.settings import Settings, check_recipe, check_settings, criterion, prediction
 from ccgpu.train.runs.setup import Batches, as_trained, build_network, load_evaluation, load_training, open_data
 from ccgpu.train.runs.training_run import TrainingRun
 
 
-def main(dataset: Dataset, argv: Sequence[str] | None = None) -> int:
+@dataclass(frozen=True)
+class Source:
+    """Where a training command has its dataset from: a dataset that is known, or one that is opened from the flags.
+
+    Attributes:
+        name: of the command, for messages and run folders.
+        usage: what follows "ccgpu train" in the help: the dataset, and the flags.
+        description: of the command, for its help.
+        settings: dataclass of the settings, `Settings` or one with more.
+        defaults: defaults of the flags by name, for the help.
+        presets: settings by name of each preset, as far as they are known before the dataset is opened.
+        default_out: flags by name -> the run folder for a command line without --out.
+        unset: what the help says of flags without a default, see `add_flags`.
+        argument: request -> what names the dataset after "ccgpu train".
+        open: (request, device) -> the dataset; called within the group of processes.
+    """
+
+    name: str
+    usage: tuple[str, str]
+    description: str
+    settings: type[Settings]
+    defaults: Mapping[str, Any]
+    presets: Mapping[str | None, Mapping[str, Any]]
+    default_out: Callable[[Mapping[str, Any]], Path]
+    unset: Mapping[str, str]
+    argument: Callable[[Request[Any]], str]
+    open: Callable[[Request[Any], torch.device], Opened]
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Source:
+        """Return the source of a dataset that is known."""
+        return cls(
+            name=dataset.name,
+            usage=(dataset.name, "[--data PATH] [--out DIR] [flags]"),
+            description=f"Train and evaluate CCNet. {dataset.source} --data is {dataset.layout}",
+            settings=Settings,
+            defaults=dataset.recipe,
+            presets=presets(dataset),
+            default_out=lambda flags: default_out(_chosen(flags, dataset), dataset),
+            unset={} if dataset.write_synthetic else {"data": "none, it must be given"},
+            argument=lambda request: dataset.name,
+            open=lambda request, device: Opened(dataset),
+        )
+
+
+def _chosen(flags: Mapping[str, Any], dataset: Dataset) -> Settings:
+    return combine(Settings, preset=presets(dataset)[flags.get("preset")], saved=None, flags=flags)
+
+
+def main(given: Dataset | Source, argv: Sequence[str] | None = None) -> int:
     """Run the training command of a dataset and return its exit status.
 
     0: finished. 1: the run failed. 2: bad flags, data or checkpoint. 130, 143: stopped by Ctrl-C, SIGTERM.
     """
-    text = f"Train and evaluate CCNet. {dataset.source} --data is {dataset.layout}"
-    parser = command_parser(f"train {dataset.name}", text, "[--data PATH] [--out DIR] [flags]")
-    unset = {} if dataset.write_synthetic else {"data": "none, it must be given"}
+    source = Source.of(given) if isinstance(given, Dataset) else given
+    parser = command_parser(f"train {source.usage[0]}", source.description, source.usage[1])
     try:
-        check_recipe(dataset)
-        plan = read_plan(
-            parser, argv, Settings, presets(dataset), lambda settings: default_out(settings, dataset), unset
-        )
-        check_resumed(plan, dataset)
-        device = distributed.choose_device(plan.settings.device)
-        check_settings(plan.settings, dataset, distributed.launched_world_size(), device)
+        if isinstance(given, Dataset):
+            check_recipe(given)
+        request = read_request(parser, argv, source.settings, source.defaults, source.default_out, source.unset)
+        device = distributed.choose_device(request.settings(source.presets).device)
     except BAD_INPUT as error:
-        return fail(dataset.name, str(error), 2)
+        return fail(source.name, str(error), 2)
     except KeyboardInterrupt:  # to read the checkpoint of a large network takes seconds
-        return fail(dataset.name, "stopped before the run began", 130)
+        return fail(source.name, "stopped before the run began", 130)
     # Errors are reported inside the process group, because torchrun kills the other ranks once one exits.
     with distributed.processes(device), contextlib.ExitStack() as locks:
         return run_command(
-            dataset.name,
-            lambda: prepare(plan, dataset, device, locks),
-            lambda prepared: train_and_evaluate(plan, *prepared),
-            again=f"continue with {resuming(dataset, plan)}",
+            source.name,
+            lambda: prepare(source, request, device, locks),
+            lambda prepared: train_and_evaluate(resuming(source, request), *prepared),
+            again=f"continue with {resuming(source, request)}",
             smaller="lower --batch or --crop, or use --amp bf16 (a run with a checkpoint keeps them: in another --out)",
             stopped="stopped at once; --resume continues from the last checkpoint, if any",
             explained={checkpoints.CheckpointError: 1, engine.NonFiniteLoss: 1},
@@ -75,9 +123,9 @@ def main(dataset: Dataset, argv: Sequence[str] | None = None) -> int:
         )
 
 
-def resuming(dataset: Dataset, plan: Plan[Settings]) -> str:
+def resuming(source: Source, request: Request[Any]) -> str:
     """Return the command that continues a run."""
-    return f"ccgpu train {shlex.quote(dataset.name)} --resume --out {shlex.quote(str(plan.out))}"
+    return f"ccgpu train {shlex.quote(source.argument(request))} --resume --out {shlex.quote(str(request.out))}"
 
 
 def check_resumed(plan: Plan[Settings], dataset: Dataset) -> None:
@@ -126,15 +174,20 @@ def default_out(settings: Settings, dataset: Dataset) -> Path:
 
 
 def prepare(
-    plan: Plan[Settings], dataset: Dataset, device: torch.device, locks: contextlib.ExitStack
-) -> tuple[TrainingRun, Batches, set[int]]:
-    """Build network, optimiser and data, load the checkpoint of a resumed run, then open the run folder.
+    source: Source, request: Request[Settings], device: torch.device, locks: contextlib.ExitStack
+) -> tuple[Plan[Settings], TrainingRun, Batches, set[int]]:
+    """Open the dataset, build network and optimiser, load the checkpoint of a resumed run, then open the run folder.
 
     The run folder stays locked for other commands until `locks` is closed.
 
     Returns:
-        The run, this process's training batches, and the iterations whose evaluation is recorded already.
+        The plan, the run, this process's training batches, and the iterations whose evaluation is recorded already.
     """
+    opened = source.open(request, device)
+    dataset = opened.dataset
+    plan = request.plan(presets(dataset))
+    check_resumed(plan, dataset)
+    check_settings(plan.settings, dataset, distributed.launched_world_size(), device)
     settings, out = plan.settings, plan.out
     if plan.checkpoint is not None:  # the mean and std of the images may be others by now
         images = ImageFormat.from_plain(plan.checkpoint["images"])
@@ -148,7 +201,7 @@ def prepare(
     )
     scaler = precision.scaler()
     # The images; a run continues only on the training images that it began with.
-    training, evaluation = open_data(settings, dataset, out)
+    training, evaluation = open_data(settings, opened, out)
     names = "\n".join(pair.name for clip in training for pair in clip)
     digest = hashlib.sha256(os.fsencode(names)).hexdigest()
     if plan.checkpoint is not None and plan.checkpoint_path is not None:
@@ -161,11 +214,14 @@ def prepare(
     # The run folder comes last, so that nothing is written for a run that cannot start.
     locks.enter_context(only_writer(out))
     evaluated = open_run_folder(plan, device)
+    if opened.report and is_main():
+        write_atomically(out / REPORT, opened.report + "\n")
     run = TrainingRun(
         out=out,
         dataset=dataset,
         settings=dataclasses.asdict(settings),
         data_digest=digest,
+        folder=opened.folder,
         batch=settings.batch,
         precision=precision,
         net=net,
@@ -178,10 +234,12 @@ def prepare(
         boards=open_boards(out, plan.start, settings),
         interrupts=DeferredInterrupts(),
     )
-    return run, batches, evaluated
+    return plan, run, batches, evaluated
 
 
-def train_and_evaluate(plan: Plan[Settings], run: TrainingRun, batches: Batches, evaluated: set[int]) -> int:
+def train_and_evaluate(
+    again: str, plan: Plan[Settings], run: TrainingRun, batches: Batches, evaluated: set[int]
+) -> int:
     """Train from the iteration at which the plan starts, evaluate, and report; return the exit status."""
     settings = plan.settings
     steps = engine.train(
@@ -213,7 +271,7 @@ def train_and_evaluate(plan: Plan[Settings], run: TrainingRun, batches: Batches,
     if not finished:
         return fail(
             run.dataset.name,
-            f"stopped; continue with {resuming(run.dataset, plan)}",
+            f"stopped; continue with {again}",
             run.interrupts.exit_status,
         )
     if is_main():

@@ -13,6 +13,8 @@ import numpy as np
 
 from ccgpu.models.image_format import ImageFormat
 from ccgpu.models.labels import Labels
+from ccgpu.train.data.checking import File
+from ccgpu.train.data.facts import Facts
 from ccgpu.train.data.pairs import Pair
 from ccgpu.train.metrics import SCORES
 
@@ -113,6 +115,24 @@ class Dataset:
         for left, right in self.flip_pairs:
             table[[left, right]] = right, left
         return table
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A dataset as a run uses it, and what was found out when it was opened.
+
+    Attributes:
+        dataset: the dataset.
+        folder: for a folder of images and masks what it was taken for, plain values to be saved with the run; None for
+            other datasets.
+        report: the same as text; empty for other datasets.
+        facts: what files are that were decoded already; in the first of several processes alone.
+    """
+
+    dataset: Dataset
+    folder: Mapping[str, Any] | None = None
+    report: str = ""
+    facts: Mapping[File, Facts] = field(default_factory=dict)
 
 
 def find_dataset(name: str, num_classes: int | None = None) -> Dataset:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+T = TypeVar("T")
 _SIGN_OF_LIFE = 60.0  # seconds between two signs of life to processes that wait
 
 
@@ -107,33 +108,42 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-def let_first_process(work: Callable[[], Iterable[None]]) -> None:
+def let_first_process(work: Callable[[], Generator[None, None, T]]) -> T:
     """Let the first process do a piece of work while the others wait for it; an error ends the waiting of all.
 
     Args:
         work: a generator function, run in the first process alone. Where it takes minutes it yields now and then, since
             a process that waits for more than ten minutes without a sign of life gives up.
 
+    Returns:
+        What `work` returns, in all processes.
+
     Raises:
         ValueError: `work` failed in the first process with an exception, which that process itself raises as it was.
     """
     if not is_main():
         while True:
-            finished, problem = _from_first(None)
+            finished, problem, result = _from_first(None)
             if problem is not None:
                 raise ValueError(problem)
             if finished:
-                return
-    said = time.monotonic()
+                return cast(T, result)
+    said, steps = time.monotonic(), work()
     try:
-        for _ in work():
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                found = cast(T, end.value)
+                break
             if time.monotonic() - said > _SIGN_OF_LIFE:
-                _from_first((False, None))
+                _from_first((False, None, None))
                 said = time.monotonic()
     except BaseException as error:
-        _from_first((True, str(error)))
+        _from_first((True, str(error), None))
         raise
-    _from_first((True, None))
+    _from_first((True, None, found))
+    return found
 
 
 def _from_first(value: Any) -> Any:

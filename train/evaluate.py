@@ -49,6 +49,7 @@ from ccgpu.train.runs.flags import (
     saved_values,
     without_excluded,
 )
+from ccgpu.train.runs.folder import settings_of_run
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.outputs import add_overwrite, check_output_folder, check_outputs, check_outside
 from ccgpu.train.runs.parser import command_parser
@@ -164,9 +165,10 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
     if flags.unlabelled and flags.record is not None:
         raise ValueError("--record must not come with --unlabelled: without labels there are no scores to record")
     found = read_network(flags.checkpoint)
-    dataset = dataset_of_network(found, flags.dataset)
+    dataset = dataset_of_network(found, flags.dataset, flags.data)
     run = found.run
-    settings = evaluation_settings(recipe_of(found, dataset) if run is None else run["settings"], flags)
+    kind = Settings if run is None else settings_of_run(run)
+    settings = evaluation_settings(recipe_of(found, dataset) if run is None else run["settings"], flags, kind)
     if problems := amp_problems(settings.amp, device):
         raise ValueError(problems[0])
     predict = prediction(settings, dataset)
@@ -314,13 +316,13 @@ def score(flags: argparse.Namespace, evaluation: Evaluation) -> int:
     return 0
 
 
-def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace) -> Settings:
-    """Return the run's settings, changed by the flags.
+def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace, kind: type[Settings] = Settings) -> Settings:
+    """Return the run's settings, which are of this kind, changed by the flags.
 
     Raises:
         ValueError: the settings are of another version, or a flag is out of its range or without effect.
     """
-    values = saved_values(Settings, saved, "--checkpoint")
+    values = saved_values(kind, saved, "--checkpoint")
     changes: dict[str, Any] = {
         "val_split": None if flags.split is None else tuple(flags.split),
         "mode": flags.mode,
@@ -342,7 +344,7 @@ def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace) -> Set
     if flags.short_side is not None and flags.fit is not None:
         raise ValueError("--short-side and --fit exclude each other")
     given = {name: value for name, value in changes.items() if value is not None}
-    settings = Settings(**without_excluded(Settings, {**values, **given}, given))
+    settings = kind(**without_excluded(kind, {**values, **given}, given))
     for name in ("short_side", "fit"):
         sides = given.get(name, ())
         if not all(1 <= side <= LARGEST_SIDE for side in (sides if isinstance(sides, tuple) else (sides,))):

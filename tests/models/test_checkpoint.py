@@ -30,6 +30,7 @@ def run_checkpoint(net: CCNet, **changes: Any) -> dict[str, Any]:
             "images": ImageFormat().as_plain(),
             "settings": {},
             "data": "",
+            "folder": None,
             "model": net.state_dict(),
         },
         **{"optimiser": {}, "scaler": {}, "random": {}},

@@ -34,7 +34,7 @@ def files_of(pairs: Sequence[Pair]) -> list[File]:
 def check_pairs(
     pairs: Sequence[Pair],
     facts: Mapping[File, Facts],
-    labels: Labels,
+    labels: Labels | None,
     reading: Reading,
     clips: Sequence[Sequence[Pair]] = (),
 ) -> None:
@@ -47,29 +47,41 @@ def check_pairs(
     Args:
         pairs: from `pairs.find_by_name`.
         facts: what the files are; of all `files_of(pairs)`.
-        labels: the classes, and the ids that the label files may contain.
+        labels: the classes, and the ids that the label files may contain; None: they are not known yet.
         reading: how the files are read.
         clips: the clips that are made of the pairs.
 
     Raises:
         ValueError: files cannot be used. One error lists the first ten problems and counts the rest.
     """
+    problems, more = file_problems(pairs, facts, labels, reading, clips)
+    if problems:
+        raise ValueError(
+            f"check_pairs: images and label files must be usable, got {len(problems)} problem"
+            f"{'s'[: len(problems) > 1]} in {len(pairs)} pairs; mend, replace or remove these files:\n"
+            + "\n".join([listing(problems), *more])
+        )
+
+
+def file_problems(
+    pairs: Sequence[Pair],
+    facts: Mapping[File, Facts],
+    labels: Labels | None,
+    reading: Reading,
+    clips: Sequence[Sequence[Pair]] = (),
+) -> tuple[list[str], list[str]]:
+    """Return a line for each problem of a dataset's files, and lines of advice; arguments are `check_pairs`'s."""
     problems = [problem for pair in pairs for problem in _pair_problems(pair, facts, labels, reading)]
     problems += _clip_problems(clips, facts, reading)
     conflicts = [pair for pair in pairs if reading.exif is None and _differ(pair, facts)]
-    if not problems and not conflicts:
-        return
     about_labels = any(pair.label is not None and _label_problems(pair.label, facts, labels) for pair in pairs)
     problems += [conflict(pair, *_orientations(pair, facts)) for pair in conflicts]
-    more = [f"label files: {labels.hint}."] if about_labels else []
+    more = [f"label files: {labels.hint}."] if about_labels and labels is not None else []
     more += [f"EXIF orientation: {EXIF_ADVICE}{_fitting(conflicts, facts)}."] if conflicts else []
-    raise ValueError(
-        f"check_pairs: images and label files must be usable, got {len(problems)} problem{'s'[: len(problems) > 1]} "
-        f"in {len(pairs)} pairs; mend, replace or remove these files:\n" + "\n".join([listing(problems), *more])
-    )
+    return problems, more
 
 
-def _pair_problems(pair: Pair, facts: Mapping[File, Facts], labels: Labels, reading: Reading) -> Iterator[str]:
+def _pair_problems(pair: Pair, facts: Mapping[File, Facts], labels: Labels | None, reading: Reading) -> Iterator[str]:
     files = files_of([pair])
     broken = False
     for path, is_label in files:
@@ -129,13 +141,15 @@ def _clip_problems(clips: Sequence[Sequence[Pair]], facts: Mapping[File, Facts],
     return list(lines)
 
 
-def _label_problems(label: Path, facts: Mapping[File, Facts], labels: Labels) -> list[str]:
+def _label_problems(label: Path, facts: Mapping[File, Facts], labels: Labels | None) -> list[str]:
     """Return a line if a label file is of another kind, or holds values that are no ids."""
     found = facts[label, True]
     if found.problem is not None or not found.decoded:
         return []
     if found.wrong_kind is not None or found.mask is None:
         return [f"{label}: {found.wrong_kind}, not {DESCRIPTION}"]
+    if labels is None:
+        return []
     counts = found.mask.read_as(labels.coding)
     if counts is None:
         return [f"{label}: {NAMES[found.mask.kind]}, not one of {labels.coding}, which are {labels.show(labels.known)}"]

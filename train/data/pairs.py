@@ -71,19 +71,22 @@ def match_by_name(
     label_suffixes: Sequence[str],
     depth: int | None,
     label_endings: Sequence[str],
+    most: int | None = _LISTED,
 ) -> tuple[list[Pair], list[str]]:
-    """Return the pairs that `find_by_name` finds, and a text for each kind of problem; arguments are those.
+    """Return the pairs that `find_by_name` finds, and a text for each kind of problem.
+
+    Arguments are those of `find_by_name`; a text lists `most` files, or all for None.
 
     Raises:
         FileNotFoundError: there is no such folder, or it holds no images.
         OSError: a folder cannot be read.
     """
-    image_files, twice = _files_by_name(function, "images", images, image_suffixes, depth)
+    image_files, twice = _files_by_name(function, "images", images, image_suffixes, depth, most)
     problems = [f"images must have different names, {twice}"] * bool(twice)
     label_files: dict[tuple[str, str], Path] = {}
     if labels is not None:
-        label_files, twice = _files_by_name(function, "label files", labels, label_suffixes, depth)
-        twice = twice or _match_endings(image_files, label_files, label_endings)
+        label_files, twice = _files_by_name(function, "label files", labels, label_suffixes, depth, most)
+        twice = twice or _match_endings(image_files, label_files, label_endings, most)
         problems += [f"label files must have different names, {twice}"] * bool(twice)
     if not image_files:
         place = images / "/".join("*" * (depth or 0))
@@ -98,7 +101,7 @@ def match_by_name(
         if alone:
             problems.append(
                 f"every image of {images} must have its label file in {labels}, got {len(alone)} of "
-                f"{len(image_files | label_files)} without; complete, rename or remove them:\n{listing(alone)}"
+                f"{len(image_files | label_files)} without; complete, rename or remove them:\n{listing(alone, most)}"
             )
     pairs = [
         Pair(image_files[key], label_files.get(key), key[1] if depth is not None or key[0] == "." else "/".join(key))
@@ -109,7 +112,10 @@ def match_by_name(
 
 
 def _match_endings(
-    image_files: dict[tuple[str, str], Path], label_files: dict[tuple[str, str], Path], endings: Sequence[str]
+    image_files: dict[tuple[str, str], Path],
+    label_files: dict[tuple[str, str], Path],
+    endings: Sequence[str],
+    most: int | None,
 ) -> str:
     """Give label files whose names have an ending the names of their images, in place; return those of one name."""
     twice = []
@@ -123,7 +129,7 @@ def _match_endings(
         if key in label_files:
             twice.append(f"{label_files[key]} and {path.name}")
         label_files[key] = label_files.pop((place, name))
-    return _twice(twice) if twice else ""
+    return _twice(twice, most) if twice else ""
 
 
 def _without_partner(
@@ -172,7 +178,7 @@ def _folded(name: str) -> str:
 
 
 def _files_by_name(
-    function: str, kind: str, folder: Path, suffixes: Sequence[str], depth: int | None
+    function: str, kind: str, folder: Path, suffixes: Sequence[str], depth: int | None, most: int | None
 ) -> tuple[dict[tuple[str, str], Path], str]:
     """Return (subfolder, name) -> file, and what to do about files of one name."""
     if not folder.is_dir():
@@ -193,11 +199,11 @@ def _files_by_name(
         if key in found:
             twice.append(f"{found[key]} and {path.name}")
         found[key] = path
-    return found, _twice(twice) if twice else ""
+    return found, _twice(twice, most) if twice else ""
 
 
-def _twice(files: Sequence[str]) -> str:
-    return f"got {len(files)} names twice; remove one file of each:\n{listing(files)}"
+def _twice(files: Sequence[str], most: int | None) -> str:
+    return f"got {len(files)} names twice; remove one file of each:\n{listing(files, most)}"
 
 
 def _entries(folder: Path, depth: int | None) -> Iterator[Path]:
@@ -214,9 +220,9 @@ def _entries(folder: Path, depth: int | None) -> Iterator[Path]:
             yield from _entries(path, None if depth is None else depth - 1)
 
 
-def listing(problems: Sequence[str]) -> str:
-    """Return problems as indented lines: the first ten, then how many more there are."""
-    lines = [f"  {problem}" for problem in problems[:_LISTED]]
-    if len(problems) > _LISTED:
-        lines.append(f"  ... and {len(problems) - _LISTED} more")
+def listing(problems: Sequence[str], most: int | None = _LISTED) -> str:
+    """Return problems as indented lines: the first `most`, or all for None, then how many more there are."""
+    lines = [f"  {problem}" for problem in problems[:most]]
+    if most is not None and len(problems) > most:
+        lines.append(f"  ... and {len(problems) - most} more")
     return "\n".join(lines)

@@ -80,11 +80,27 @@ def read_pair(pair: Pair, labels: Labels, reading: Reading | None = None) -> tup
             f"read_pair: label must have its image's size {times(size)}, got {times(label.size)} in "
             f"{pair.label}; copy both files again."
         )
+    return np.asarray(image), _classes(pair.label, label, kind, labels)
+
+
+def read_label(path: Path, labels: Labels, reading: Reading | None = None) -> np.ndarray:
+    """Return a label map, train ids uint8 (H, W) as from `read_pair`; upright unless `reading` says stored.
+
+    Raises:
+        FileNotFoundError, BadImage: as `read_pair`.
+    """
+    how = Reading() if reading is None else reading
+    label, kind, orientation = _open_label(path, how.max_pixels, labels)
+    return _classes(path, label if how.exif == "stored" else image_files.upright(label, orientation), kind, labels)
+
+
+def _classes(path: Path, label: Image.Image, kind: str, labels: Labels) -> np.ndarray:
+    """Return the train ids of a decoded label file."""
     try:
         values = masks.values_of(label, kind, labels.coding)
     except masks.NoMask as error:
         raise BadImage(
-            f"read_pair: label must be a mask of {labels.coding}, got {error} in {pair.label}; {labels.hint}."
+            f"read_pair: label must be a mask of {labels.coding}, got {error} in {path}; {labels.hint}."
         ) from None
     most = len(labels.to_train) - 1
     classes = labels.to_train[np.minimum(values, most)]
@@ -92,9 +108,9 @@ def read_pair(pair: Pair, labels: Labels, reading: Reading | None = None) -> tup
     if unknown.size:
         raise BadImage(
             f"read_pair: label must hold the {labels.coding} {labels.show(labels.known)}, got "
-            f"{labels.show(unknown[:_LISTED])} in {pair.label}; {labels.hint}."
+            f"{labels.show(unknown[:_LISTED])} in {path}; {labels.hint}."
         )
-    return np.asarray(image), classes
+    return classes
 
 
 EXIF_ADVICE = (

@@ -44,6 +44,7 @@ def save_prediction(folder: Path, name: str, classes: torch.Tensor | np.ndarray,
             f"{values.shape} with values {held} for {name}; pass one image's logits.argmax over the classes."
         )
     path = folder / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)  # a name may have subfolders
     height, width = values.shape
     rows = (labels.to_file[values[part]] for part in strips(height, width))
     write_atomically(path, lambda file: write_png(file, height, width, rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ def check_data(
     reading: Reading,
     in_processes: bool,
     clips: Sequence[Clip] = (),
+    known: Mapping[File, Facts] | None = None,
 ) -> None:
     """Check all files of a dataset, say what is odd about it, and, for training, print the census of its classes.
 
@@ -52,11 +53,12 @@ def check_data(
         reading: how the files are read.
         in_processes: whether other processes may help with a large dataset.
         clips: the clips that are made of the images.
+        known: what files are that were decoded already, by a command that has printed their census.
 
     Raises:
         ValueError: files cannot be used, or their labels teach or score nothing; see `check_pairs`, `check_census`.
     """
-    let_first_process(lambda: _check(root, training, evaluation, labels, reading, in_processes, clips))
+    let_first_process(lambda: _check(root, training, evaluation, labels, reading, in_processes, clips, known or {}))
 
 
 def _check(
@@ -67,9 +69,27 @@ def _check(
     reading: Reading,
     in_processes: bool,
     clips: Sequence[Clip],
-) -> Iterator[None]:
+    known: Mapping[File, Facts],
+) -> Generator[None, None, None]:
     pairs = [*dict.fromkeys([*training, *evaluation])]
-    files = files_of(pairs)
+    missing = [file for file in files_of(pairs) if file not in known]
+    facts = {**known, **(yield from find_facts(root, missing, reading, in_processes))}
+    check_pairs(pairs, facts, labels, reading, clips)
+    images = {pair.image: facts[pair.image, False] for pair in pairs}
+    for line in notes(images, reading.value_range, raw=reading.images.raw):
+        say(line)
+    for line in [*palette_warnings(pairs, facts), *copies(training, evaluation, facts)]:
+        say(line)
+    _take_census(training, evaluation, facts, labels, printed=bool(known))
+
+
+def find_facts(
+    root: Path, files: Sequence[File], reading: Reading, in_processes: bool
+) -> Generator[None, None, dict[File, Facts]]:
+    """Return what each file is, from the cache or by decoding it, which is then cached; yield now and then.
+
+    Arguments are those of `check_data`.
+    """
     stamps = {file: stamp_of(file[0]) for file in files}
     yield
     facts = _cached(root, stamps, reading)
@@ -80,25 +100,23 @@ def _check(
         yield
     if time.monotonic() - begun > _WORTH_CACHING:
         _store(root, decoded, stamps)
-    facts |= decoded
-    check_pairs(pairs, facts, labels, reading, clips)
-    images = {pair.image: facts[pair.image, False] for pair in pairs}
-    for line in notes(images, reading.value_range, raw=reading.images.raw):
-        say(line)
-    for line in [*palette_warnings(pairs, facts), *copies(training, evaluation, facts)]:
-        say(line)
-    _take_census(training, evaluation, facts, labels)
+    return {**facts, **decoded}
 
 
 def _take_census(
-    training: Sequence[Pair], evaluation: Sequence[Pair], facts: Mapping[File, Facts], labels: Labels
+    training: Sequence[Pair],
+    evaluation: Sequence[Pair],
+    facts: Mapping[File, Facts],
+    labels: Labels,
+    *,
+    printed: bool,
 ) -> None:
     censuses = [
         Census.of(purpose, (facts[pair.label, True] for pair in pairs if pair.label is not None), labels.coding)
         for purpose, pairs in (("training", training), ("evaluation", evaluation))
         if any(pair.label is not None for pair in pairs)
     ]
-    if training:
+    if training and not printed:
         say(census_table(censuses, labels))
     for census in censuses:
         for line in census_warnings(census, labels):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -22,9 +22,10 @@ S = TypeVar("S")
 LOCK = "run.lock"
 # Longest wait for the lock, because the loader processes of a killed run outlive it a little and still hold it.
 LOCK_SECONDS = 10.0
+REPORT = "dataset.txt"  # what a folder of images and masks was taken for
 SCENES = "scenes"  # folder of a run's synthetic images
 # What a run may have written, beside settings.json, before its first checkpoint.
-RUN_FILES = (records.METRICS, "images", boards.TENSORBOARD, boards.WANDB, boards.WANDB_ID)
+RUN_FILES = (REPORT, records.METRICS, "images", boards.TENSORBOARD, boards.WANDB, boards.WANDB_ID)
 
 
 @dataclass(frozen=True)
@@ -52,31 +53,69 @@ class Plan(Generic[S]):
         return 0 if self.checkpoint is None else self.checkpoint["iteration"]
 
 
-def read_plan(
+@dataclass(frozen=True)
+class Request(Generic[S]):
+    """A command line, and the run that it continues: a plan that lacks the dataset's recipe.
+
+    Attributes:
+        kind: dataclass of the settings.
+        flags: the settings that the command line gives, by name.
+        out: the run folder.
+        resume: whether --resume was given.
+        checkpoint_path: file of `checkpoint`; None without one.
+        checkpoint: the checkpoint to continue from; None starts from the beginning.
+        saved: all settings of the run to continue; None for a new run.
+        kept: which of the saved settings a flag may not change, by what they decide.
+    """
+
+    kind: type[S]
+    flags: Mapping[str, Any]
+    out: Path
+    resume: bool
+    checkpoint_path: Path | None
+    checkpoint: RunCheckpoint | None
+    saved: Mapping[str, Any] | None
+    kept: Sequence[Decides]
+
+    def settings(self, presets: Mapping[str | None, Mapping[str, Any]]) -> S:
+        """Return the settings for these presets; None is the recipe.
+
+        Raises:
+            ValueError: flags contradict the saved run, or it is of another version.
+        """
+        preset = presets.get(self.flags.get("preset"), {})
+        return combine(self.kind, preset=preset, saved=self.saved, flags=self.flags, kept=self.kept)
+
+    def plan(self, presets: Mapping[str | None, Mapping[str, Any]]) -> Plan[S]:
+        """Return the plan; errors are those of `settings`."""
+        return Plan(self.settings(presets), self.out, self.resume, self.checkpoint_path, self.checkpoint)
+
+
+def read_request(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None,
     settings: type[S],
-    presets: Mapping[str | None, Mapping[str, Any]],
-    default_out: Callable[[S], Path],
+    defaults: Mapping[str, Any],
+    default_out: Callable[[Mapping[str, Any]], Path],
     unset: Mapping[str, str] | None = None,
-) -> Plan[S]:
-    """Return the plan of a command line; on resume the saved run is read. Nothing is written.
+) -> Request[S]:
+    """Return the request of a command line; on resume the saved run is read. Nothing is written.
 
     Args:
         parser: the command's parser; --out, --resume and a flag for each setting are added to it.
         argv: the command line without the program's name; None: the process's own.
         settings: dataclass of `option`s, one of them named "preset".
-        presets: settings by name of each preset; the help shows those of None, the recipe, as defaults.
-        default_out: settings -> run folder, for a command line without --out.
+        defaults: the defaults by name that the help shows, where they are not those of the dataclass.
+        default_out: flags by name -> run folder, for a command line without --out.
         unset: see `add_flags`.
 
     Raises:
-        ValueError: flags contradict the saved run, or it is of another version.
+        ValueError: the run's folder and its checkpoint are of different runs, or of another version.
         FileNotFoundError: --resume names no file.
         FileExistsError: the folder of a new run holds a checkpoint or other files.
         checkpoints.CheckpointError: the checkpoint is damaged.
     """
-    groups = add_flags(parser, settings, presets[None], unset)
+    groups = add_flags(parser, settings, defaults, unset)
     run = groups.get("run", parser)
     run.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: in runs/)")
     run.add_argument(
@@ -90,11 +129,8 @@ def read_plan(
     out, resume = flags.pop("out"), flags.pop("resume")
     if resume and Path(resume).is_dir():
         resume = str(checkpoints.find_checkpoint(Path(resume)) or Path(resume) / checkpoints.LAST)
-    preset = presets[flags.get("preset")]
-    if out is None and resume:
-        out = Path(resume).parent
-    elif out is None:
-        out = default_out(combine(settings, preset=preset, saved=None, flags=flags))
+    if out is None:
+        out = Path(resume).parent if resume else default_out(flags)
     elsewhere = bool(resume) and Path(resume).resolve().parent != out.resolve()
     path = Path(resume) if resume else checkpoints.find_checkpoint(out) if resume is not None else None
     if path is None or elsewhere:
@@ -107,13 +143,7 @@ def read_plan(
             _check_same_run(settings, saved, checkpoint["settings"], path, out)
         saved = checkpoint["settings"]
         kept = ("result",) if elsewhere else ("result", "records")
-    return Plan(
-        combine(settings, preset=preset, saved=saved, flags=flags, kept=kept),
-        out,
-        resume is not None,
-        path,
-        checkpoint,
-    )
+    return Request(settings, flags, out, resume is not None, path, checkpoint, saved, kept)
 
 
 def _check_new(out: Path) -> None:
@@ -189,7 +219,7 @@ def open_run_folder(plan: Plan[Any], device: torch.device) -> set[int]:
     return {record["iteration"] for record in kept if record["kind"] == "evaluation"}
 
 
-def _prepare_folder(plan: Plan[Any], device: torch.device) -> Iterator[None]:
+def _prepare_folder(plan: Plan[Any], device: torch.device) -> Generator[None, None, None]:
     """Write the settings, and cut the records back to the plan's checkpoint."""
     if plan.checkpoint is None and checkpoints.find_checkpoint(plan.out) is not None:
         raise FileExistsError(f"--out must be a folder without a checkpoint, got {plan.out}, where one now is")

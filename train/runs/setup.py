@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,10 +23,11 @@ from ccgpu.train.data.clips import Clip, evaluation_clips, training_clips
 from ccgpu.train.data.reading import Reading
 from ccgpu.train.data.samples import EvaluationSet, StreamSampler, TrainStream, evaluation_indices
 from ccgpu.train.data.transforms import EvaluationTransform, TrainTransform
-from ccgpu.train.dataset import Dataset, find_dataset
+from ccgpu.train.dataset import Dataset, Opened, find_dataset
 from ccgpu.train.distributed import say
 from ccgpu.train.loaders import load_batches
 from ccgpu.train.runs.data_check import check_data
+from ccgpu.train.runs.folder import saved_folder
 from ccgpu.train.runs.settings import Settings
 
 Batches: TypeAlias = DataLoader[dict[str, Any]]
@@ -45,7 +46,7 @@ def read_network(path: Path) -> checkpoint.Checkpoint:
     return found
 
 
-def dataset_of_network(found: checkpoint.Checkpoint, name: str | None) -> Dataset:
+def dataset_of_network(found: checkpoint.Checkpoint, name: str | None, root: Path | None = None) -> Dataset:
     """Return the dataset with a network's classes: the one that --dataset names, else the one that it was trained on.
 
     The run's own dataset must have the names and label ids that the run was trained on. Another one must have the same
@@ -55,12 +56,15 @@ def dataset_of_network(found: checkpoint.Checkpoint, name: str | None) -> Datase
     Args:
         found: the network's file; a file without names of classes is compared by their number alone.
         name: the value of --dataset; None: the run's dataset, for a file of a run.
+        root: the value of --data, for a run on a folder of images and masks; None: the run's own folder.
 
     Raises:
         ValueError: no dataset is named, there is no such dataset, or it has other classes.
     """
     trained_on = None if found.run is None else found.run["dataset"]
     chosen = trained_on if name is None else name
+    if found.run is not None and found.run["folder"] is not None and name is None:
+        return saved_folder(found.run, root)
     if chosen is None:
         raise ValueError("--dataset must be given for a file that is not a run's checkpoint: cityscapes, for example")
     dataset = find_dataset(chosen, found.network["num_classes"])
@@ -145,7 +149,7 @@ def place_network(net: CCNet, settings: Settings, device: torch.device) -> CCNet
     return net
 
 
-def open_data(settings: Settings, dataset: Dataset, out: Path) -> tuple[list[Clip], list[tuple[Clip, int]]]:
+def open_data(settings: Settings, opened: Opened, out: Path) -> tuple[list[Clip], list[tuple[Clip, int]]]:
     """Return the checked clips to train and evaluate on, single images as clips of one.
 
     Without --data, synthetic images are written to out/scenes first. All frames of a clip are from one split.
@@ -153,6 +157,7 @@ def open_data(settings: Settings, dataset: Dataset, out: Path) -> tuple[list[Cli
     Raises:
         ValueError, OSError: files are missing or unusable, or nothing can be learned from their labels.
     """
+    dataset = opened.dataset
     check_number(dataset.labels)
     root = out / "scenes" if settings.data is None else Path(settings.data)
     if settings.data is None:
@@ -173,14 +178,21 @@ def open_data(settings: Settings, dataset: Dataset, out: Path) -> tuple[list[Cli
         to_evaluate = [pair for pairs in evaluation.values() for pair in pairs]
         both = [*clips, *(clip for clip, _ in counted)]
         check_data(
-            root, to_train, to_evaluate, dataset.labels, reading_of(settings, dataset), settings.workers > 0, both
+            root,
+            to_train,
+            to_evaluate,
+            dataset.labels,
+            reading_of(settings, dataset),
+            settings.workers > 0,
+            both,
+            opened.facts,
         )
     else:
         say(UNCHECKED)
     return clips, counted
 
 
-def _write_scenes(settings: Settings, dataset: Dataset, root: Path) -> Iterator[None]:
+def _write_scenes(settings: Settings, dataset: Dataset, root: Path) -> Generator[None, None, None]:
     """Write the synthetic images of a run without --data."""
     if dataset.write_synthetic is not None:
         train, val = settings.scenes

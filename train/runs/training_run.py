@@ -45,6 +45,7 @@ class TrainingRun:
         dataset: classes, colours and official scores.
         settings: all settings by name, for checkpoints.
         data_digest: digest of the training images' names, for checkpoints.
+        folder: for a folder of images and masks what it was taken for, for checkpoints; None for other datasets.
         batch: images or clips per step, over all processes; gives the position in the stream of samples.
         precision: device, autocast dtype and memory format.
         net: the network itself, not its wrapper for several processes.
@@ -62,6 +63,7 @@ class TrainingRun:
     dataset: Dataset
     settings: Mapping[str, Any]
     data_digest: str
+    folder: Mapping[str, Any] | None
     batch: int
     precision: Precision
     net: CCNet
@@ -113,6 +115,7 @@ class TrainingRun:
             images=self.dataset.images.as_plain(),
             settings=dict(self.settings),
             data=self.data_digest,
+            folder=None if self.folder is None else dict(self.folder),
             model=self.net.state_dict(),
             optimiser=self.optimiser.state_dict(),
             scaler=self.scaler.state_dict(),
@@ -168,7 +171,9 @@ class TrainingRun:
                 image, label, classes = image[:, -1], label[-1], classes[-1]
             labels, pixels = self.dataset.labels, self.dataset.images.display(self.normalise.values(image))
             sheet = side_by_side(pixels, label, classes, labels.colours, labels.names)
-            sheet.save(folder / f"{sample['names'][-1]}.png")
+            path = folder / f"{sample['names'][-1]}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)  # a name may have subfolders
+            sheet.save(path)
             for board in self.boards:
                 board.image(iteration, f"evaluation/{index}", np.asarray(sheet))
         if self.boards and self.net.head.cca is not None:

@@ -50,6 +50,7 @@ def checkpoint(iteration: int = 7, net: nn.Module | None = None, optimiser: Any 
         "labels": {"names": ["road"], "colours": [[1, 2, 3]], "ids": [7], "void": []},
         "settings": {"lr": 0.1, "crop": (33, 33), "data": None},
         "data": "digest",
+        "folder": None,
         "model": net.state_dict(),
         "optimiser": optimiser.state_dict(),
         "scaler": scaler().state_dict(),

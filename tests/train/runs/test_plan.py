@@ -14,7 +14,7 @@ import torch
 from ccgpu.train import camvid, engine
 from ccgpu.train.runs import checkpoints, records
 from ccgpu.train.runs.parser import command_parser
-from ccgpu.train.runs.plan import open_run_folder, read_plan
+from ccgpu.train.runs.plan import open_run_folder, read_request
 from ccgpu.train.runs.settings import Settings
 from tests.train.training import TINY, told
 
@@ -67,7 +67,7 @@ def test_a_checkpoint_that_was_written_meanwhile_is_kept(trained: Path, tmp_path
     """Another command may end while this one waits for the folder's lock."""
     out = tmp_path / "run"
     parser = command_parser("camvid", "")
-    plan = read_plan(parser, [*SMALL, "--out", str(out)], Settings, {None: {}}, lambda _: out)
+    plan = read_request(parser, [*SMALL, "--out", str(out)], Settings, {}, lambda _: out).plan({})
     shutil.copytree(trained, out)
     with pytest.raises(FileExistsError, match=r"must be a folder without a checkpoint, got .*run, where one now is"):
         open_run_folder(plan, torch.device("cpu"))

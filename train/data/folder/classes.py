@@ -14,7 +14,9 @@ from ccgpu.train.data.folder.class_table import ClassTable, Row
 from ccgpu.train.data.masks import COLOURS, Counts
 
 MOST_COLOURS, MOST_CLASSES = 64, 254
-_MANY = 64  # values found without a table from which it is worth a look whether they are classes
+# Soft edges give masks many values of few pixels each: told where so many values are found without a table, and half of
+# them or more hold less than such a share of the pixels.
+_MANY, _RARE = 8, 0.02
 _LISTED = 20  # most values that a message lists
 _TEMPLATE = "write a table to fill in with: ccgpu inspect DIR --write-classes FILE.csv"
 _SOFTENED = (
@@ -125,7 +127,9 @@ def find_classes(masks: Mapping[Path, Counts], table: ClassTable | None) -> tupl
                 f"find_classes: masks must hold at most {MOST_COLOURS} colours, got {max(len(values), found.different)}"
                 f"; {_SOFTENED}. The most frequent:\n{found.shares(values)}"
             )
-        return _labels(found, [Row(f"class {place}", value) for place, value in enumerate(values)]), ()
+        return _labels(found, [Row(f"class {place}", value) for place, value in enumerate(values)]), _rare(
+            found, values
+        )
     said, void = [], []
     if IGNORE in values:
         if _evenly_spaced(values):
@@ -134,15 +138,15 @@ def find_classes(masks: Mapping[Path, Counts], table: ClassTable | None) -> tupl
             said.append("255 is void: its pixels count neither in the loss nor in the scores")
             void = [Row("void", IGNORE, void=True)]
             values = values[:-1] if values[-1] == IGNORE else [value for value in values if value != IGNORE]
-    if len(values) > MOST_CLASSES or found.different > MOST_CLASSES + 2:
+    number = max(len(values), found.different - len(void))
+    if number > MOST_CLASSES:
         raise ValueError(
-            f"find_classes: masks must hold at most {MOST_CLASSES} classes, got {max(len(values), found.different)} "
-            f"values; {_SOFTENED}. The most frequent:\n{found.shares(values)}"
+            f"find_classes: masks must hold at most {MOST_CLASSES} classes, got {number} values; "
+            f"{_SOFTENED}. The most frequent:\n{found.shares(values)}"
         )
     if table is None:
-        if len(values) > _MANY:
-            said.append(f"warning: {len(values)} values are taken for classes; {_SOFTENED}")
-        return _labels(found, [*(Row(f"class {place}", value) for place, value in enumerate(values)), *void]), (*said,)
+        classes = [Row(f"class {place}", value) for place, value in enumerate(values)]
+        return _labels(found, [*classes, *void]), (*said, *_rare(found, values))
     rows, names = table.rows, [row.name for row in table.rows]
     if all(value < len(rows) for value in values):
         ids = [*range(len(rows))]
@@ -158,6 +162,18 @@ def find_classes(masks: Mapping[Path, Counts], table: ClassTable | None) -> tupl
         )
     named = [Row(row.name, value, row.colour, row.void) for row, value in zip(rows, ids, strict=True)]
     return _labels(found, [*named, *void]), (*said,)
+
+
+def _rare(found: Found, values: Sequence[int]) -> tuple[str, ...]:
+    """Return a line if many of the values that are taken for classes are rare, as those of soft edges are."""
+    total = sum(found.pixels.values())
+    rare = [value for value in values if found.pixels[value] < _RARE * total]
+    if len(values) <= _MANY or 2 * len(rare) < len(values):
+        return ()
+    return (
+        f"warning: {len(values)} values are taken for classes, {len(rare)} of which hold less than {_RARE:.0%} of the "
+        f"pixels each; {_SOFTENED}",
+    )
 
 
 def _declared(found: Found, table: ClassTable) -> tuple[Labels, tuple[str, ...]]:
@@ -210,7 +226,7 @@ def _evenly_spaced(values: Sequence[int]) -> bool:
     steps = len(values) - 1
     return (
         1 <= steps < IGNORE // 4
-        and values[-1] == IGNORE
+        and (values[0], values[-1]) == (0, IGNORE)
         and all(abs(value - IGNORE * place / steps) <= 1 for place, value in enumerate(values))
     )
 

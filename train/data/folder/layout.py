@@ -56,8 +56,10 @@ class Layout:
     def _below(self, folder: Path) -> str:
         return folder.relative_to(self.root).as_posix() + "/"
 
-    def match(self, part: str, labelled: bool = True) -> tuple[list[Pair], list[str]]:
-        """Return the pairs of a part, and a text for each kind of problem; see `pairs.match_by_name`.
+    def match(self, part: str, labelled: bool = True, *, whole: bool = False) -> tuple[list[Pair], list[str]]:
+        """Return the pairs of a part, and a text for each kind of problem, `whole` without leaving lines out.
+
+        See `pairs.match_by_name`.
 
         The name of a pair keeps the subfolders.
 
@@ -75,7 +77,8 @@ class Layout:
                 f"find_pairs: {found.images} must have masks, got no folder of them; add it, or predict the images."
             )
         where = found.masks if labelled else None
-        return match_by_name("find_pairs", found.images, where, SUFFIXES, masks.SUFFIXES, None, ENDINGS)
+        listed = {"most": None} if whole else {}
+        return match_by_name("find_pairs", found.images, where, SUFFIXES, masks.SUFFIXES, None, ENDINGS, **listed)
 
 
 def find_layout(root: Path, images: str | None = None, masks: str | None = None) -> Layout:
@@ -93,7 +96,7 @@ def find_layout(root: Path, images: str | None = None, masks: str | None = None)
     """
     if not root.is_dir():
         raise FileNotFoundError(f"find_layout: --data must be a folder, got {root}, which is none; correct it.")
-    wanted = {"--images": IMAGES if images is None else (images.lower(),)}
+    wanted: dict[str, tuple[str, ...]] = {"--images": IMAGES if images is None else (images.lower(),)}
     wanted["--masks"] = MASKS if masks is None else (masks.lower(),)
     at_root = {flag: _one(root, names, flag) for flag, names in wanted.items()}
     splits = _splits(root)

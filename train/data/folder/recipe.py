@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 LARGEST_CROP, LARGEST_CROP_ON_CPU = 512, 192
@@ -15,7 +15,7 @@ _STEP, _SMALLEST = 8, 32  # pixels: crops are multiples of the output stride, of
 
 
 def recipe_of(
-    sizes: Sequence[tuple[int, int]], *, on_cpu: bool, cores: int, has_weights: bool
+    sizes: Sequence[tuple[int, int]], *, on_cpu: bool, cores: int, has_weights: bool, given: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the settings by name, and a line for each that says why it is so.
 
@@ -24,15 +24,18 @@ def recipe_of(
         on_cpu: whether the run trains on the CPU.
         cores: cores of the machine that loaders may use.
         has_weights: whether the package with ImageNet weights of efficientnet-lite0 is installed.
+        given: settings that the command line gives, by name; these are not told.
     """
     number = len(sizes)
     limit = LARGEST_CROP_ON_CPU if on_cpu else LARGEST_CROP
     height, width = (
         _side(sorted(side)[number // 2], limit) for side in zip(*[size[::-1] for size in sizes], strict=True)
     )
-    batch = min(BATCH_ON_CPU if on_cpu else BATCH, max(2, number))
+    if "crop" in given:
+        height, width = given["crop"]
+    batch = given.get("batch", min(BATCH_ON_CPU if on_cpu else BATCH, max(2, number)))
     passes = PASSES_ON_CPU if on_cpu else PASSES
-    iterations = min(max(FEWEST, -(-passes * number // batch)), MOST)
+    iterations = given.get("iterations", min(max(FEWEST, -(-passes * number // batch)), MOST))
     workers = min(4, cores - 1)
     values: dict[str, Any] = {
         "backbone": "efficientnet-lite0" if has_weights else "resnet18",
@@ -48,6 +51,10 @@ def recipe_of(
         "log_every": max(1, iterations // 50),
         "workers": workers,
     }
+    if given.get("context", "rcca") not in ("rcca", "nonlocal"):
+        del values["gamma"]  # the other modules have none
+    if given.get("backbone", values["backbone"]) != values["backbone"]:
+        values["imagenet"] = None  # the package's weights are those of the recipe's backbone alone
     where = "on the CPU" if on_cpu else "on a GPU"
     weights = (
         "with ImageNet weights of its package"
@@ -65,7 +72,8 @@ def recipe_of(
         f"--eval-every {values['eval_every']}, --save-every {values['save_every']}, --log-every {values['log_every']}, "
         f"--workers {workers}",
     ]
-    return values, lines
+    told = {line: line[2:].split()[0].rstrip(":").replace("-", "_") for line in lines}
+    return values, [line for line, name in told.items() if name in values and name not in given]
 
 
 def _side(side: int, limit: int) -> int:

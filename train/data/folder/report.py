@@ -29,7 +29,7 @@ def images_line(images: Mapping[Path, Facts], kind: str) -> str:
 def masks_line(masks: Mapping[Path, Counts], coding: str) -> str:
     """Return what the masks are in one line, with an example of each kind where there are several."""
     kinds = Counter(counts.kind for counts in masks.values())
-    first = {counts.kind: path for path, counts in reversed(masks.items())}
+    first = {counts.kind: path for path, counts in reversed([*masks.items()])}
     shown = [
         f"{number} {NAMES[kind].removeprefix('a mask ')}{f' ({first[kind].name})' if len(kinds) > 1 else ''}"
         for kind, number in kinds.most_common()
