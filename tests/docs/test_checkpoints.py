@@ -57,9 +57,12 @@ def test_a_published_checkpoint_goes_all_the_way(folder: Path, data: Callable[[s
     # The attention maps: the image, and the page clicked through in a browser.
     assert Image.open("maps.png").size[0] > 3 * pixels.shape[1]
     if CHROMIUM is not None:
-        with opened(Path("maps.html").resolve()) as tab:
+        with opened(Path("maps.html").resolve(), shown="document.body.dataset.chosen !== undefined") as tab:
+            view = tab.locator("canvas").nth(1)
+            box = view.bounding_box()
             for y, x in [(5, 90), (60, 3)]:
-                tab.locator("canvas").nth(1).click(position={"x": x + 0.5, "y": y + 0.5})
+                across, down = (x + 0.5) / pixels.shape[1], (y + 0.5) / pixels.shape[0]
+                view.click(position={"x": across * box["width"], "y": down * box["height"]})
                 chosen = tuple(int(index) for index in tab.evaluate("document.body.dataset.chosen").split(","))
                 assert max(abs(chosen[0] - y), abs(chosen[1] - x)) <= 1
                 for loops in (1, 2, 3):
