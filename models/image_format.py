@@ -14,11 +14,10 @@ from PIL import Image
 
 from ccgpu.models import image_files, stored_values
 from ccgpu.models.image_files import DECODE_ERRORS, EXIF, MAX_PIXELS, BadImage, check_regular, pillows_limit
-from ccgpu.models.stored_values import DTYPES, TooLarge, Unreadable, as_kept, pillow_values, read_stored
+from ccgpu.models.stored_values import DTYPES, MOST_CHANNELS, TooLarge, Unreadable, as_kept, pillow_values, read_stored
 
 Pixels: TypeAlias = Image.Image | np.ndarray
 """A decoded image: a Pillow image of mode RGB, or values (H, W, C) of one of `stored_values.DTYPES`."""
-MOST_CHANNELS = 4096
 _SHARES = (1, 99)  # percentiles of a channel that are drawn black and white
 _SAMPLED = 1024  # rows and columns of the grid of pixels of which the percentiles are taken
 _STRIP = 256  # rows that are drawn at once, which bounds memory

@@ -7,9 +7,10 @@ dependencies, extra `tiff`).
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from types import ModuleType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin
@@ -28,6 +29,8 @@ from ccgpu.models.image_files import (
 
 DTYPES = ("uint8", "uint16", "float32")
 """The dtypes in which values are kept; integers of other sizes and floats of other sizes become float32."""
+MOST_CHANNELS = 4096
+_MOST_COMPRESSED = 100_000  # bytes of pixels for each of the file, more than which a damaged header claims
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: files of more than 4 GB
 _SAMPLES, _EXTRA, _ORIENTATION, _PHOTOMETRIC = 277, 338, 274, ("MINISWHITE", "MINISBLACK", "RGB")
 # Modes in which Pillow opens TIFF files without loss; the colours among them become RGB.
@@ -190,6 +193,8 @@ def _read_tiff(file: BinaryIO, max_pixels: int) -> tuple[np.ndarray, int]:
             )
         if page.imagedepth > 1:
             raise Unreadable(f"TIFF file of {page.imagedepth} planes in depth")
+        if page.samplesperpixel > MOST_CHANNELS:
+            raise Unreadable(f"TIFF file of {page.samplesperpixel} channels, more than {MOST_CHANNELS}")
         _check_whole(file, page)
         values = page.asarray()
         if page.samplesperpixel == 1:
@@ -203,17 +208,22 @@ def _read_tiff(file: BinaryIO, max_pixels: int) -> tuple[np.ndarray, int]:
             values = ((1 << page.bitspersample) - 1) - values
         tag = page.tags.get(_ORIENTATION)
         orientation = tag.value if tag is not None and tag.value in range(1, 9) else 1
+    if not channels or not values.size:
+        raise OSError("no channel with data in the TIFF file")
     if len(channels) < values.shape[-1]:
         values = np.ascontiguousarray(values[..., channels])
     return as_kept(values), orientation
 
 
-def _check_whole(file: BinaryIO, page: object) -> None:
+def _check_whole(file: BinaryIO, page: Any) -> None:
     """Raise OSError unless all strips or tiles of a page lie inside of the file: tifffile fills what is missing."""
     here = file.tell()
     size = file.seek(0, 2)
     file.seek(here)
-    for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):  # type: ignore[attr-defined]
+    claimed = max(page.nbytes, math.prod(page.chunks) * (page.bitspersample + 7) // 8)
+    if claimed > _MOST_COMPRESSED * size:
+        raise OSError(f"damaged TIFF file: {claimed} bytes of pixels in a file of {size}")
+    for offset, length in zip(page.dataoffsets, page.databytecounts, strict=True):
         if length == 0 or offset + length > size:
             raise OSError("truncated TIFF file: pixels are missing")
 
