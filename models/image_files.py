@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
 import stat
 import struct
@@ -38,6 +39,8 @@ _JPEGS = ("JPEG", "MPO")
 _BACKGROUND = (255, 255, 255)  # shows through transparent pixels
 _ORIENTATION = 0x0112  # EXIF's tag
 _LIMIT_LOCK = threading.Lock()
+# Pillow logs an error for a TIFF file of more channels than it reads, beside raising one.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 # Pillow keeps the first byte of 16-bit colours; the other coding makes it keep the second.
 _SECOND_BYTE = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
 # EXIF orientation -> what turns the stored image upright.
