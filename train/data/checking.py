@@ -102,7 +102,8 @@ def _pair_problems(pair: Pair, facts: Mapping[File, Facts], labels: Labels | Non
     if not broken and not (reading.exif is None and _differ(pair, facts)):
         sizes = [_turned(facts[file], reading) for file in files]
         if sizes[0] != sizes[1]:
-            yield f"{pair.label}: {times(sizes[1])} pixels, but the image has {times(sizes[0])}"
+            pages = f", the first of {image.frames} images in its file" if image.frames > 1 else ""
+            yield f"{pair.label}: {times(sizes[1])} pixels, but the image has {times(sizes[0])}{pages}"
 
 
 def _values_problem(image: Facts, reading: Reading) -> str | None:

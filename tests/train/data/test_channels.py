@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,11 @@ from PIL import Image
 
 from ccgpu.models.image_format import ImageFormat
 from ccgpu.train.data.channels import channels_of
+from ccgpu.train.data.checking import check_pairs, files_of
 from ccgpu.train.data.facts import Facts, facts_of
+from ccgpu.train.data.reading import Reading
 from ccgpu.train.data.values import Values, mean_and_std
+from tests.train.dataset_files import TABLE, write_pair
 
 
 def drawn(seed: int, shape: tuple[int, ...], dtype: type) -> np.ndarray:
@@ -135,3 +140,27 @@ def test_sums_of_16_bits_are_exact() -> None:
     values = Values.of(np.full((300, 400, 1), 65535, np.uint16))
     assert values.squares == (65535**2 * 120_000,)
     assert mean_and_std([values] * 50) == ((65535.0,), (1.0,))
+
+
+def test_files_that_need_tifffile_say_so_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    five = write(tmp_path / "five.tif", drawn(0, (5, 6, 5), np.uint16))
+    four = tmp_path / "four.tif"  # which Pillow opens, as RGB
+    tifffile.imwrite(four, drawn(0, (5, 6, 4), np.uint8), photometric="rgb", extrasamples=["unspecified"])
+    one = write(tmp_path / "one.tif", drawn(1, (5, 6, 1), np.uint16))
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    assert channels_of(facts(one)).images == ImageFormat(1, raw=True, dtype="uint16")  # by Pillow
+    assert 'pip install "ccgpu[tiff]"' in (facts(five)[five].problem or "")
+    with pytest.raises(ValueError, match=r"tifffile and imagecodecs must be installed.*ccgpu\[tiff\].*four\.tif"):
+        channels_of(facts(four))
+    with pytest.raises(ModuleNotFoundError, match="tifffile and imagecodecs must be installed"):
+        ImageFormat(5, raw=True, dtype="uint16").open(five)
+
+
+def test_pages_that_are_taken_for_an_image_are_told(tmp_path: Path) -> None:
+    """tifffile writes an array (H, W, C) as H pages unless it is told what the axes are."""
+    pair = write_pair(tmp_path, size=(8, 6))
+    tifffile.imwrite(tmp_path / "images" / "a.tif", drawn(0, (8, 6, 5), np.uint16), photometric="minisblack")
+    pages = dataclasses.replace(pair, image=tmp_path / "images" / "a.tif")
+    found = {file: facts_of(file[0], is_label=file[1]) for file in files_of([pages])}
+    with pytest.raises(ValueError, match="the first of 8 images in its file"):
+        check_pairs([pages], found, TABLE, Reading(images=ImageFormat(1, raw=True, dtype="uint16")))
