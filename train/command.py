@@ -83,7 +83,14 @@ class Source:
             defaults=dataset.recipe,
             presets=presets(dataset),
             default_out=lambda flags: default_out(_chosen(flags, dataset), dataset),
-            unset={} if dataset.write_synthetic else {"data": "none, it must be given"},
+            unset={
+                **(
+                    {}
+                    if dataset.write_synthetic
+                    else {"data": "none, it must be given", "scenes": "", "scenes_size": ""}
+                ),
+                **({} if dataset.demo else {"preset": ""}),
+            },
             argument=lambda request: dataset.name,
             open=lambda request, device: Opened(dataset),
         )

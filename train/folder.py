@@ -57,7 +57,8 @@ SOURCE = command.Source(
     presets={},
     default_out=default_out,
     unset={
-        "data": "none, it must be given",
+        "data": "DIR",
+        **dict.fromkeys(("preset", "scenes", "scenes_size"), ""),  # of synthetic images
         "classes": "classes.txt, .csv or .json in the folder, else the values that the masks hold",
     },
     argument=lambda request: str(request.settings({}).data),

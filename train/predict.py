@@ -92,7 +92,12 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     group = parser.add_argument_group("prediction")
     add = group.add_argument
     add_scales(group, "1")
-    add("--flip", action=argparse.BooleanOptionalAction, default=False, help="average with the flipped image")
+    add(
+        "--flip",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="average with the flipped image (default: no)",
+    )
     add(
         "--short-side",
         type=int,

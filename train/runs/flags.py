@@ -205,26 +205,27 @@ def add_flags(
         parser: the parser to add to.
         settings: dataclass of `option`s.
         defaults: defaults by name that the help shows instead of the dataclass's own.
-        unset: what None or () means, by name, where it is not what the `option` says.
+        unset: what None or () means, by name, where it is not what the `option` says; an empty text leaves the flag out
+            of the help, because it has no effect.
 
     Returns:
         The groups of the help by title, to which more flags can be added.
     """
-    groups: dict[str, argparse._ArgumentGroup] = {}
+    own, groups = unset or {}, dict[str, argparse._ArgumentGroup]()
     adder: argparse._ActionsContainer = parser
     for field in dataclasses.fields(settings):
         m = field.metadata
         if m["group"] is not None:
             adder = groups.setdefault(m["group"], parser.add_argument_group(m["group"]))
-        default = defaults.get(field.name, field.default)
+        default, hidden = defaults.get(field.name, field.default), own.get(field.name) == ""
         shown = ("yes" if default else "no") if m["kind"] is bool else _shown(default)
         if default is None or default == ():
-            shown = (unset or {}).get(field.name) or m["unset"] or shown
+            shown = own.get(field.name) or m["unset"] or shown
         names = [flag(field.name)]
         common: dict[str, Any] = {
             "dest": field.name,
             "default": argparse.SUPPRESS,
-            "help": f"{m['help']} (default: {shown})".replace("%", "%%"),
+            "help": argparse.SUPPRESS if hidden else f"{m['help']} (default: {shown})".replace("%", "%%"),
         }
         if m["kind"] is bool:
             adder.add_argument(*names, action=argparse.BooleanOptionalAction, **common)
