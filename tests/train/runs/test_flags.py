@@ -90,7 +90,7 @@ def test_range_problems_names_each_setting_once() -> None:
         ),
         (["--out=", "a.jpg"], "argument --out: expected a value, got an empty one"),
         (["--out", "b", ""], "expected a value, got an empty one"),
-        (["a.jpg", "--checkpoint", "c", "--output", "b"], "required: --out; got --output; did you mean --out?"),
+        (["a.jpg", "--checkpoint", "c", "--output", "b"], "unrecognized arguments: --output b; did you mean --out?"),
         (
             ["a.jpg", "--out", "b", "--chekpoint=c"],
             "required: --checkpoint; got --chekpoint=c; did you mean --check",
