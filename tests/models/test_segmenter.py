@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.image_files import BadImage, read_image
+from ccgpu.models.image_format import ImageFormat
 from ccgpu.models.labels import Labels
 from ccgpu.models.prediction import NonFiniteScores, Prediction
 from ccgpu.models.segmentation import Segmentation
@@ -405,3 +407,29 @@ def test_arguments_of_load_are_checked(options: dict[str, Any], message: str, fi
 def test_arguments_of_predict_are_checked(options: dict[str, Any], message: str, segmenter: Segmenter) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         segmenter.predict(image(), **options)
+
+
+def test_images_of_other_channels_are_taken_as_they_are_stored(tmp_path: Path) -> None:
+    stored = ImageFormat(4, raw=True, dtype="uint16")
+    torch.manual_seed(0)
+    net = CCNet("resnet18", 3, in_channels=4, mean=(9000,) * 4, std=(4000,) * 4, head_channels=16).eval()
+    checkpoint.write(
+        tmp_path / "net.pt", checkpoint.Checkpoint(net.config, net.state_dict(), LABELS.as_plain(), images=stored)
+    )
+    segmenter = Segmenter.load(tmp_path / "net.pt", device="cpu")
+    pixels = np.dstack([image(), image(seed=1)[..., 0]]).astype(np.uint16) * 70
+    normalised = (torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] - 9000) / 4000
+    with torch.no_grad():
+        expected = net(normalised)[0].argmax(0).numpy()
+    result = segmenter.predict(pixels)
+    assert np.array_equal(result.classes, expected)
+    tensor = torch.from_numpy(pixels.astype(np.int32)).to(torch.uint16).permute(2, 0, 1)
+    assert np.array_equal(segmenter.predict(tensor).classes, expected)
+    assert result.overlay().size == (56, 40)
+    assert result.image.mode == "RGB"
+    assert "4 channels of uint16" in repr(segmenter)
+    for given in (image(), pixels[..., :3], pixels.astype(np.uint8)):
+        with pytest.raises(ValueError, match="image must have 4 channels of uint16"):
+            segmenter.predict(given)
+    with pytest.raises(ValueError, match="value_range must be None for images of 4 channels"):
+        segmenter.predict(pixels, value_range=(0, 1))
