@@ -18,6 +18,7 @@ from ccgpu.train.data.video import VideoWriter
 from ccgpu.train.scenes import streets
 from tests.docs.reader import ROOT
 from tests.models.published_files import config_text, mmsegmentation_file
+from tests.train.folders import write_folder
 
 SIZE = (64, 96)  # height and width of the synthetic images
 
@@ -63,7 +64,7 @@ def write_ponds(root: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A reader's folder: a published checkpoint, ImageNet weights, images and a video."""
+    """A reader's folder: a published checkpoint, ImageNet weights, images and their masks, and a video."""
     pytest.importorskip("av")
     state = mmsegmentation_file(50, classes=19)
     file = {"meta": {"config": config_text(True, 2), "epoch": 1}, "state_dict": state}
@@ -74,6 +75,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, frame in zip(("photos/street.jpg", "photos/park.png", "more/a.png"), frames, strict=True):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(frame).save(tmp_path / name)
+    write_folder(tmp_path / "lakes", 6)
     with VideoWriter(tmp_path / "holiday.mp4", Fraction(10)) as video:
         for frame in frames:
             video.add(frame)

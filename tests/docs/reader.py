@@ -151,7 +151,8 @@ class Reader:
                 ["--window", "65", "--stride", "49"] if name == "evaluate" and "ccnet.safetensors" in arguments else []
             )
             return [*arguments, *SMALL[name], *windows]
-        if not ({"--data", "--preset", "--out"} & {*arguments}) or name in ("convert", "export"):
+        is_run = {"--data", "--preset", "--out"} & {*arguments} or Path(name).is_dir()
+        if not is_run or name in ("convert", "export", "inspect"):
             return arguments
         if "--resume" in arguments and "--preset" not in arguments:
             return [*arguments, *HERE]  # all other settings come from the resumed run

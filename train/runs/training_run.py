@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,6 +208,7 @@ class TrainingRun:
             say(f"attention of the middle pixel: {path}")
         if (self.out / TENSORBOARD).exists():
             say(f"curves: tensorboard --logdir {self.out}")
+        say(f"next: ccgpu predict photos/ --checkpoint {shlex.quote(str(self.out))} --out predicted")
 
     def _attention_overlay(self, at: tuple[int, int]) -> Image.Image:
         """Return the first evaluation image under the attention map of its pixel (y, x), over all loops."""
