@@ -211,6 +211,12 @@ def as_jpeg(data: Path) -> None:
         Image.open(path).save(path, format="JPEG")
 
 
+def named_jpeg(data: Path) -> None:
+    for path in (data / "masks").iterdir():
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+
+
 def mixed(data: Path) -> None:
     Image.fromarray(IDS[scene(0)[1]]).save(data / "masks/p00.png")
 
@@ -230,6 +236,7 @@ def unmatched(data: Path) -> None:
     [
         (soften, ["must hold at most 64 colours, got", "resized or drawn with soft edges"]),
         (as_jpeg, ["got 10 problems in 10 pairs", "a JPEG file, which changes values where it compresses"]),
+        (named_jpeg, ["got 10 problems in 10 pairs", "a JPEG file, which changes values where it compresses"]),
         (mixed, ["got 9 of colours, such as", "and 1 of grey or with a palette"]),
         (damaged, ["got 2 problems", "p01.jpg: truncated", "p02.png: 9x9 pixels, but the image has 56x40"]),
         (unmatched, ["got 2 of 11 without", "p01.jpg has no label file", "q01.png has no image"]),

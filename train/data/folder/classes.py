@@ -112,6 +112,8 @@ def find_classes(masks: Mapping[Path, Counts], table: ClassTable | None) -> tupl
     Raises:
         ValueError: the values cannot be classes, or do not fit the table; the message has both lists.
     """
+    if not masks:
+        raise ValueError("find_classes: masks must hold the classes, got none that can be read; add or mend them.")
     found = read_values(masks, table)
     values = sorted(found.pixels)
     if table is not None and (table.has_ids if found.coding == "ids" else table.has_colours):

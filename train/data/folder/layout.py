@@ -17,6 +17,7 @@ ALL = "all"
 """The part of a folder without splits."""
 ENDINGS = tuple(f"{mark}{word}" for word in ("mask", "masks", "label", "labels", "seg", "gt") for mark in "_-")
 """What may follow an image's name in that of its mask."""
+_MASK_SUFFIXES = (*masks.SUFFIXES, *masks.LOSSY_SUFFIXES)
 _EXPECTED = (
     "images/ and masks/; or train/ and val/ with images/ and masks/ in each; or images/train, masks/train, images/val, "
     "masks/val"
@@ -78,7 +79,7 @@ class Layout:
             )
         where = found.masks if labelled else None
         listed = {"most": None} if whole else {}
-        return match_by_name("find_pairs", found.images, where, SUFFIXES, masks.SUFFIXES, None, ENDINGS, **listed)
+        return match_by_name("find_pairs", found.images, where, SUFFIXES, _MASK_SUFFIXES, None, ENDINGS, **listed)
 
 
 def find_layout(root: Path, images: str | None = None, masks: str | None = None) -> Layout:

@@ -28,6 +28,8 @@ def images_line(images: Mapping[Path, Facts], kind: str) -> str:
 
 def masks_line(masks: Mapping[Path, Counts], coding: str) -> str:
     """Return what the masks are in one line, with an example of each kind where there are several."""
+    if not masks:
+        return "masks: none that can be read"
     kinds = Counter(counts.kind for counts in masks.values())
     first = {counts.kind: path for path, counts in reversed([*masks.items()])}
     shown = [

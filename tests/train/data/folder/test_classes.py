@@ -166,6 +166,11 @@ def test_too_many_values_are_explained() -> None:
     assert find_classes(masks(colours(*range(1, 65))), None)[0].num_classes == 64
 
 
+def test_no_masks_are_no_classes() -> None:
+    with pytest.raises(ValueError, match="got none that can be read"):
+        find_classes({}, table("water", "reed"))
+
+
 def test_the_template_has_a_row_for_each_class_or_value() -> None:
     rows = template(masks(grey(1, 2, 255)), None)
     assert [(row.name, row.id, row.void) for row in rows] == [
