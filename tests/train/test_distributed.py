@@ -26,6 +26,7 @@ from torch import nn
 from ccgpu.models.ccnet import Outputs
 from ccgpu.train import distributed, engine
 from ccgpu.train.losses import ConsistencyWeights, Criterion, ohem_label
+from ccgpu.models.precision import Precision
 from ccgpu.models.prediction import Prediction
 
 
