@@ -235,7 +235,8 @@ def odd_lines(found: Inspection, images: Mapping[Path, Facts], reading: Reading)
         name: [pair for pair in found.pairs[part] if pair.name in {*found.split.names[name]}]
         for name, part in found.split.parts.items()
     }
-    lines = [*notes(images, reading.value_range), *palette_warnings(found.every, found.facts)]
+    raw = found.images is not None and found.images.raw
+    lines = [*notes(images, reading.value_range, raw=raw), *palette_warnings(found.every, found.facts)]
     return [*lines, *copies(chosen["train"], chosen["val"], found.facts)]
 
 

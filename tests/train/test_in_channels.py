@@ -18,7 +18,7 @@ from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.image_format import ImageFormat
 from ccgpu.models.labels import Labels
-from ccgpu.train import attention, command, evaluate, export, predict
+from ccgpu.train import attention, command, evaluate, export, inspect, predict
 from ccgpu.train.data.channels import channels_of
 from ccgpu.train.data.facts import facts_of
 from ccgpu.train.data.pairs import Pair, find_by_name
@@ -202,3 +202,18 @@ def test_images_of_other_kinds_are_refused_by_name(
     assert "0.tif: 4 channels of uint16, not 5 channels of uint16" in text
     assert "1.tif: 1 values are NaN or infinite" in text
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_such_images_is_inspected(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root.parent)
+    assert inspect.main([str(root)]) == 0
+    assert "5 channels of uint16 as stored, mean and std" in capsys.readouterr().out
+    pixels = scene(1)[0].astype(np.float32)
+    pixels[3, 4, 2] = np.nan
+    write_tiff(root / "train" / "images" / "1.tif", pixels)
+    assert inspect.main([str(root)]) == 1
+    text = capsys.readouterr().out
+    assert "1.tif: 1 values are NaN or infinite" in text
+    assert "1 with 5 channels of float32" in text

@@ -47,7 +47,8 @@ def check_pairs(
     Args:
         pairs: from `pairs.find_by_name`.
         facts: what the files are; of all `files_of(pairs)`.
-        labels: the classes, and the ids that the label files may contain; None: they are not known yet.
+        labels: the classes, and the ids that the label files may contain; None: neither they nor, without a range of
+            values, the format of the images are known yet.
         reading: how the files are read.
         clips: the clips that are made of the pairs.
 
@@ -93,7 +94,8 @@ def _pair_problems(pair: Pair, facts: Mapping[File, Facts], labels: Labels | Non
         broken = broken or found.problem is not None or not found.decoded
     image = facts[pair.image, False]
     if image.problem is None and image.decoded:
-        problem = _values_problem(image, reading)
+        is_known = labels is not None or reading.value_range is not None
+        problem = _values_problem(image, reading) if is_known else _broken(image)
         if problem is not None:
             yield f"{pair.image}: {problem}"
     if pair.label is None:
@@ -120,12 +122,18 @@ def _values_problem(image: Facts, reading: Reading) -> str | None:
     if values is None:
         return f"{image.unreadable}; its values cannot be read as they are stored"
     if values.broken:
-        return f"{values.broken} values are NaN or infinite; replace them"
+        return _broken(image)
     # Grey that was saved as RGB is found when the image is read.
     is_grey = wanted.channels == 1 and values.channels == 3 and len({*values.sums}) == 1
     if values.dtype != wanted.dtype or (values.channels != wanted.channels and not is_grey):
         return f"{ImageFormat(values.channels, raw=True, dtype=values.dtype)}, not {wanted}"
     return None
+
+
+def _broken(image: Facts) -> str | None:
+    """Return how many values of an image are NaN or infinite; None if there are none."""
+    broken = 0 if image.values is None else image.values.broken
+    return f"{broken} values are NaN or infinite; replace them" if broken else None
 
 
 def _clip_problems(clips: Sequence[Sequence[Pair]], facts: Mapping[File, Facts], reading: Reading) -> list[str]:
