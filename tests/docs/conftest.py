@@ -76,6 +76,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(frame).save(tmp_path / name)
     write_folder(tmp_path / "lakes", 6)
+    write_folder(tmp_path / "my-images", 20)
     with VideoWriter(tmp_path / "holiday.mp4", Fraction(10)) as video:
         for frame in frames:
             video.add(frame)
