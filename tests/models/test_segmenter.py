@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,18 @@ def test_files_and_pillow_images_of_16_bits_have_the_range_of_the_network(file: 
     assert np.array_equal(ranged.predict(Image.fromarray(deep)).classes, expected)
     with pytest.raises(ValueError, match="uint16, whose range is not known"):
         ranged.predict(deep)
+
+
+def test_files_that_are_nearly_black_are_warned_of(segmenter: Segmenter, tmp_path: Path) -> None:
+    values = (image()[..., 0].astype(np.uint16) << 4) | 15  # 12 bits, the highest 4095
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    with pytest.warns(UserWarning, match=r"deep.png has no value above 15 of 255.*value_range=\(0, 4095\)") as told:
+        segmenter.predict([tmp_path / "deep.png"])
+    assert [warning.filename for warning in told] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        segmenter.predict(tmp_path / "deep.png", value_range=(0, 4095))
+        segmenter.predict(np.zeros((40, 56, 3), np.uint8))  # an array says what it is
 
 
 def test_files_are_turned_upright_and_pillow_images_must_be(segmenter: Segmenter, tmp_path: Path) -> None:
