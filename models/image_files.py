@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from ccgpu.models.jpeg import is_cut
 from ccgpu.models.png_files import check_chunks
@@ -36,8 +36,10 @@ DECODE_ERRORS = (
     Image.DecompressionBombError,
 )
 _JPEGS = ("JPEG", "MPO")
+MISREAD = "big-endian TIFF of compressed floats, which Pillow decodes wrongly"
 _BACKGROUND = (255, 255, 255)  # shows through transparent pixels
 _ORIENTATION = 0x0112  # EXIF's tag
+_COMPRESSION = 259  # TIFF's tag; 1 is none
 _LIMIT_LOCK = threading.Lock()
 # Pillow logs an error for a TIFF file of more channels than it reads, beside raising one.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -158,6 +160,8 @@ def decode_file(
                     f"read_image: image must be grey or a PNG for --value-range, got {path} with 16 bits of each "
                     "colour, of which only the high byte is read; convert it to 8 bits, or to PNG."
                 )
+            if is_misread(image):
+                raise BadImage(f"read_image: image must be no {MISREAD}, got {path}; write it without compression.")
             decoded = decode(image, content)
             if value_range is not None and decoded.deep_colour:
                 return replace(decoded, low_bytes=second_bytes(file))
@@ -331,6 +335,14 @@ def is_deep_colour(image: ImageFile.ImageFile) -> bool:
 def can_scale(image: ImageFile.ImageFile) -> bool:
     """Return whether a range of values can be applied to an image that is not loaded yet."""
     return not is_deep_colour(image) or (image.format == "PNG" and _coding(image) in _SECOND_BYTE)
+
+
+def is_misread(image: ImageFile.ImageFile) -> bool:
+    """Return whether Pillow decodes an image that is not loaded yet wrongly."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile) or image.mode != "F":
+        return False
+    # Pillow swaps the bytes of compressed big-endian floats once too often.
+    return image.tag_v2.prefix == b"MM" and image.tag_v2.get(_COMPRESSION, 1) != 1
 
 
 def has_alpha(image: Image.Image) -> bool:

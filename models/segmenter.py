@@ -33,6 +33,7 @@ Progress: TypeAlias = Callable[[Sequence[Any]], Iterable[Any]]
 SMALLEST_TILE = 32  # pixels; a few positions of a feature map, and still fewer than 2000 tiles a million pixels
 BATCH = 8
 _DARK = 15  # highest value of 255 that 12 bits reach where 16 are expected
+_DARK_ADVICE = "if its file has 16 bits of which fewer are used, pass their range, such as value_range=(0, 4095)"
 _SHOWN = 8  # classes that a repr names
 
 
@@ -333,8 +334,9 @@ class Segmenter:
                 )
             known = self.value_range if value_range is None else value_range
             pixels = self.images.open(path, value_range=known, max_pixels=self.max_pixels, check=True)
-            if known is None:
-                _warn_of_dark(pixels, path)
+            if known is None and isinstance(pixels, Image.Image) and pixels.convert("L").getextrema()[1] <= _DARK:
+                # stacklevel: of the caller of predict
+                warnings.warn(f"Segmenter.predict: {path} is nearly black; {_DARK_ADVICE}.", stacklevel=4)
             return pixels, path
         if isinstance(image, Image.Image):
             value_range = self.value_range if value_range is None else value_range
@@ -354,18 +356,6 @@ class Segmenter:
 
     def _logits(self, images: Tensor) -> Tensor:
         return self.net(images[:, :, None])[:, :, 0] if self.net.dims == 3 else self.net(images)
-
-
-def _warn_of_dark(pixels: Pixels, path: Path) -> None:
-    """Warn of an 8-bit image without bright pixels: likely the 10 or 12 bits of a camera in a file of 16."""
-    if isinstance(pixels, Image.Image):
-        highest = max(int(high) for _, high in cast(Sequence[tuple[int, int]], pixels.getextrema()))
-        if highest <= _DARK:
-            warnings.warn(
-                f"Segmenter.predict: {path} has no value above {highest} of 255; if its file has 16 bits of which "
-                "fewer are used, pass their range, such as value_range=(0, 4095).",
-                stacklevel=5,
-            )
 
 
 def _device(device: str | torch.device) -> torch.device:

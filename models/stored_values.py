@@ -23,6 +23,7 @@ from ccgpu.models.image_files import (
     has_16_bits,
     is_deep,
     is_deep_colour,
+    is_misread,
     open_header,
     second_bytes,
 )
@@ -32,7 +33,7 @@ DTYPES = ("uint8", "uint16", "float32")
 MOST_CHANNELS = 4096
 _MOST_COMPRESSED = 100_000  # bytes of pixels for each of the file, more than which a damaged header claims
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: files of more than 4 GB
-_COMPRESSION, _SAMPLES, _EXTRA, _ORIENTATION = 259, 277, 338, 274
+_SAMPLES, _EXTRA, _ORIENTATION = 277, 338, 274
 _PHOTOMETRIC = ("MINISWHITE", "MINISBLACK", "RGB")
 # Modes in which Pillow opens TIFF files without loss; the colours among them become RGB.
 _EXACT = ("1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16B", "F")
@@ -101,10 +102,7 @@ def pillow_reads(image: ImageFile.ImageFile, deep_colour: bool) -> bool:
         deep_colour: whether it has several channels of 16 bits.
     """
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        if deep_colour or image.mode not in _EXACT:
-            return False
-        # Pillow swaps the bytes of compressed big-endian floats once too often.
-        if image.mode == "F" and image.tag_v2.prefix == b"MM" and image.tag_v2.get(_COMPRESSION, 1) != 1:
+        if deep_colour or image.mode not in _EXACT or is_misread(image):
             return False
         samples, extra = image.tag_v2.get(_SAMPLES, 1), image.tag_v2.get(_EXTRA, ())
         return samples == len(image.getbands()) and set(extra) <= {*_ALPHA}

@@ -184,6 +184,16 @@ def deep_png(path: Path, values: np.ndarray) -> None:
     path.write_bytes(content)
 
 
+def test_floats_that_pillow_decodes_wrongly_are_refused(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    values = np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)
+    tifffile.imwrite(tmp_path / "plain.tif", values, byteorder=">")
+    assert read_image(tmp_path / "plain.tif", value_range=(0, 1)).max() == 255
+    tifffile.imwrite(tmp_path / "packed.tif", values, byteorder=">", compression="zlib")
+    with pytest.raises(BadImage, match=r"big-endian TIFF of compressed floats.*packed\.tif"):
+        read_image(tmp_path / "packed.tif", value_range=(0, 1))
+
+
 def test_the_range_of_values_is_applied_to_16_bits_of_colour(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 4096, (5, 7, 3))
     deep_png(tmp_path / "a.png", values)

@@ -21,6 +21,7 @@ from ccgpu.models.image_files import (
     DECODE_ERRORS,
     FORMATS,
     MAX_PIXELS,
+    MISREAD,
     BadImage,
     Decoded,
     as_rgb,
@@ -29,6 +30,7 @@ from ccgpu.models.image_files import (
     has_16_bits,
     has_alpha,
     is_deep,
+    is_misread,
     kind_of_file,
     open_header,
     pillows_limit,
@@ -243,6 +245,7 @@ def _of_decoded(decoded: Decoded, kind: str | None, wrong: str | None) -> Facts:
         bits=bits,
         scalable=decoded.scalable,
         highest=highest,
+        no_rgb=f"a {MISREAD}" if is_misread(image) else None,
         unread=_unread(image),
         frames=1 if image.format == "MPO" else getattr(image, "n_frames", 1),
     )

@@ -20,7 +20,7 @@ from ccgpu.train.data.facts import Facts
 FOLDER = "CCGPU_CACHE_DIR"
 """Environment variable that names the folder of the caches."""
 
-_VERSION = 7  # of the facts; increase it when a file would give others
+_VERSION = 8  # of the facts; increase it when a file would give others
 
 Stamp = tuple[int, int, int]
 

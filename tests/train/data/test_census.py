@@ -77,7 +77,7 @@ def test_no_labelled_pixel_is_refused(purpose: str) -> None:
 
 
 def test_images_without_labels_can_be_predicted() -> None:
-    with pytest.raises(ValueError, match=r"train\.evaluate predicts such images with --unlabelled\.$"):
+    with pytest.raises(ValueError, match=r"ccgpu evaluate predicts such images with --unlabelled\.$"):
         check_census(census({0: 5}, purpose="evaluation"), labels())
 
 
