@@ -14,16 +14,22 @@ from typing import Any
 from ccgpu.models.labels import Labels, shown_ids
 from ccgpu.train.data.pairs import listing
 
-FILES = ("classes.txt", "classes.csv", "classes.json")
+FILES = ("classes.txt", "classes.csv", "classes.json", "labelmap.txt")
+"""Names of tables in a dataset's folder; the last one is CVAT's."""
+# Names of columns, in lower case and without spaces and punctuation.
 _COLUMNS = {
-    "name": ("name", "class", "classname", "class_name", "label"),
-    "id": ("id", "value", "index", "label_id", "pixel"),
-    "colour": ("colour", "color", "rgb", "hex", "palette"),
+    "name": ("name", "class", "classname", "label", "labelname"),
+    "id": ("id", "value", "index", "idx", "labelid", "classid", "pixel", "pixelvalue"),
+    "colour": ("colour", "color", "rgb", "colorrgb", "hex", "palette"),
     "void": ("void", "ignore", "ignored"),
     "r": ("r", "red"),
     "g": ("g", "green"),
     "b": ("b", "blue"),
 }
+# Lines of .txt files that are more than names: CVAT's "name:r,g,b:parts:actions", "0: name" and "name,0".
+_CVAT = re.compile(r"(?P<name>[^:]+):(?P<colour>\d+,\d+,\d+):[^:]*:[^:]*")
+_NUMBERED = re.compile(r"(?P<id>\d+)\s*[\s:,;.]\s*(?P<name>\D.*)"), re.compile(r"(?P<name>.*\D)[,;:\t]\s*(?P<id>\d+)")
+_LABELME_VOID = "__ignore__"  # LabelMe's first line: its pixels are 255 in the masks
 _YES, _NO = ("yes", "y", "true", "1"), ("no", "n", "false", "0", "")
 
 
@@ -75,7 +81,7 @@ def find_table(root: Path, given: Sequence[str] | None) -> ClassTable | None:
         if len(given) == 1 and (Path(given[0]).suffix.lower() in (".txt", ".csv", ".json") or Path(given[0]).is_file()):
             return read_table(Path(given[0]))
         return _checked(tuple(Row(name) for name in given), "--classes", [])
-    found = [root / name for name in FILES if (root / name).is_file()]
+    found = sorted(path for path in root.iterdir() if path.name.lower() in FILES and path.is_file())
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
         raise ValueError(f"find_table: {root} must hold one table of classes, got {names}; name one with --classes.")
@@ -85,8 +91,9 @@ def find_table(root: Path, given: Sequence[str] | None) -> ClassTable | None:
 def read_table(path: Path) -> ClassTable:
     """Return the table in a file.
 
-    .txt: a name in each line. .csv: a head with the columns name, and as far as they are known id, colour (#rrggbb, or
-    r,g,b in quotes) or r, g and b, void (yes or no). .json: a list of names, or of objects with these keys.
+    .txt: a name in each line, or "0: name" or CVAT's "name:r,g,b::"; lines that begin with # are comments. .csv: a head with the columns name, and as far as they are known id, colour (#rrggbb, or
+    r,g,b in quotes) or r, g and b, void (yes or no). .json: a list of names, or of objects with these keys, or
+    one object of ids and names.
 
     Raises:
         ValueError: the file is of another kind, or damaged; one error lists all problems.
@@ -97,9 +104,7 @@ def read_table(path: Path) -> ClassTable:
     try:
         text = path.read_bytes().decode("utf-8-sig")
         if path.suffix.lower() == ".txt":
-            entries: list[tuple[str, Any]] = [
-                (f"line {number}", line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()
-            ]
+            entries = _text_entries(text)
         elif path.suffix.lower() == ".json":
             entries = _json_entries(json.loads(text))
         else:
@@ -119,6 +124,29 @@ class _BadTable(ValueError):
     """What is wrong with a part of a table."""
 
 
+def _text_entries(text: str) -> list[tuple[str, Any]]:
+    lines = [(f"line {number}", line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    names = [(where, line) for where, line in lines if not line.startswith("#") and line != _LABELME_VOID]
+    head = [_column(name) for name in re.split("[,;\t]", names[0][1])] if names else []
+    if "name" in head and len(head) > 1:
+        raise _BadTable(f"{names[0][1]!r}, the first line of a .csv file; give the file that ending")
+    for pattern in (_CVAT, *_NUMBERED):
+        found = [(where, pattern.fullmatch(line)) for where, line in names]
+        if all(match is not None for _, match in found):
+            return [(where, match.groupdict()) for where, match in found if match is not None]
+    return [*names]
+
+
+def _check_columns(columns: Sequence[str | None], names: Sequence[str]) -> None:
+    """Raise if a column that is not known may hold the ids: without them, names belong to the values 0, 1, 2, ..."""
+    unknown = [repr(name.strip()) for column, name in zip(columns, names, strict=True) if column is None]
+    if unknown and not {"id", "colour", "r"} & {*columns}:
+        raise _BadTable(
+            f"{', '.join(unknown)}, which {'is no column that is' if len(unknown) == 1 else 'are no columns that are'} "
+            "known; name the ids id, or leave only the names"
+        )
+
+
 def _csv_entries(text: str) -> list[tuple[str, Any]]:
     head = text.partition("\n")[0]
     delimiter = max(",;\t", key=head.count)
@@ -127,10 +155,13 @@ def _csv_entries(text: str) -> list[tuple[str, Any]]:
         return []
     columns = [_column(name) for name in rows[0]]
     if "name" not in columns:
-        raise _BadTable(f"a first line without a column name: {', '.join(rows[0])}")
+        raise _BadTable(
+            f"a first line without a column name: {', '.join(rows[0])} (the first line names the columns, as name,id)"
+        )
     twice = sorted({name for name in columns if name is not None and columns.count(name) > 1})
     if twice:
         raise _BadTable(f"two columns for {twice[0]}: {', '.join(rows[0])}")
+    _check_columns(columns, rows[0])
     entries: list[tuple[str, Any]] = []
     for number, row in enumerate(rows[1:], 2):
         if not any(cell.strip() for cell in row):
@@ -144,12 +175,19 @@ def _csv_entries(text: str) -> list[tuple[str, Any]]:
 
 def _json_entries(content: Any) -> list[tuple[str, Any]]:
     content = content.get("classes") if isinstance(content, Mapping) and "classes" in content else content
+    if isinstance(content, Mapping) and all(name.isdecimal() and isinstance(content[name], str) for name in content):
+        content = [{"id": id_, "name": name} for id_, name in content.items()]
+    elif isinstance(content, Mapping) and all(type(id_) is int for id_ in content.values()):
+        content = [{"id": id_, "name": name} for name, id_ in content.items()]
     if not isinstance(content, list):
         raise _BadTable("no list of classes")
     entries: list[tuple[str, Any]] = []
     for number, entry in enumerate(content, 1):
         if isinstance(entry, Mapping):
-            entry = {column: value for name, value in entry.items() if (column := _column(str(name))) is not None}
+            names = [*map(str, entry)]
+            columns = [*map(_column, names)]
+            _check_columns(columns, names)
+            entry = {column: value for column, value in zip(columns, entry.values(), strict=True) if column is not None}
         elif not isinstance(entry, str):
             raise _BadTable(f"class {number}, {entry!r}, which is no name and no object")
         entries.append((f"class {number}", entry))
@@ -157,7 +195,7 @@ def _json_entries(content: Any) -> list[tuple[str, Any]]:
 
 
 def _column(name: str) -> str | None:
-    found = name.strip().lower()
+    found = re.sub(r"[\W_]", "", name.lower())
     return next((column for column, names in _COLUMNS.items() if found in names), None)
 
 

@@ -28,6 +28,7 @@ def write(path: Path, content: str | bytes) -> Path:
         "name;id;r;g;b;ignore\r\nwater;1;30;80;160;0\r\nreed;2;90;130;40;0\r\n\r\nunclear;255;0;0;0;1\r\n",
         "\ufeffclass\tvalue\trgb\tnotes\nwater\t1\t30 80 160\tx\nreed\t2\t90 130 40\ty\n",
         "id, name, hex\n1, water, 1e50a0\n2, reed, 5a8228\n",
+        "Pixel Value, Class Name, Color RGB\n1, water, 1e50a0\n2, reed, 5a8228\n",
     ],
 )
 def test_csv_is_read_in_every_spelling(text: str, tmp_path: Path) -> None:
@@ -63,17 +64,44 @@ def test_names_alone(tmp_path: Path) -> None:
     assert (found.rows, found.source) == (expected, "--classes")
 
 
+@pytest.mark.parametrize("text", ["1: water\n2: tall reed\n", "2,tall reed\n1,water\n", "water,1\ntall reed,2\n"])
+def test_names_with_ids_in_a_text_file(text: str, tmp_path: Path) -> None:
+    rows = read_table(write(tmp_path / "a.txt", text)).rows
+    assert {*rows} == {Row("water", 1), Row("tall reed", 2)}
+
+
+@pytest.mark.parametrize("content", ['{"1": "water", "2": "tall reed"}', '{"water": 1, "tall reed": 2}'])
+def test_one_object_of_ids_and_names(content: str, tmp_path: Path) -> None:
+    assert read_table(write(tmp_path / "a.json", content)).rows == (Row("water", 1), Row("tall reed", 2))
+
+
+def test_lists_of_annotation_tools(tmp_path: Path) -> None:
+    text = "# label:color_rgb:parts:actions\nwater:30,80,160::\nreed:90,130,40:leaf,stem:\n"
+    assert read_table(write(tmp_path / "labelmap.txt", text)).rows == (
+        Row("water", colour=0x1E50A0),
+        Row("reed", colour=0x5A8228),
+    )
+    found = find_table(tmp_path, ())
+    assert found is not None
+    assert found.source == str(tmp_path / "labelmap.txt")
+    text = "# LabelMe\n__ignore__\n_background_\nreed\n"
+    assert read_table(write(tmp_path / "a.txt", text)).rows == (Row("_background_"), Row("reed"))
+
+
 def test_a_table_is_found_in_the_folder_or_named(tmp_path: Path) -> None:
     assert find_table(tmp_path, ()) is None
     write(tmp_path / "classes.txt", "a\nb\n")
     found = find_table(tmp_path, None)
     assert found is not None
     assert found.source == str(tmp_path / "classes.txt")
+    (tmp_path / "classes.txt").rename(tmp_path / "Classes.TXT")
+    assert find_table(tmp_path, None) is not None
+    (tmp_path / "Classes.TXT").rename(tmp_path / "classes.txt")
     named = find_table(tmp_path, [str(write(tmp_path / "other.csv", "name\nc\n"))])
     assert named is not None
     assert named.rows == (Row("c"),)
     write(tmp_path / "classes.json", '["a"]')
-    with pytest.raises(ValueError, match=r"got classes\.txt and classes\.json; name one with --classes"):
+    with pytest.raises(ValueError, match=r"got classes\.json and classes\.txt; name one with --classes"):
         find_table(tmp_path, ())
     with pytest.raises(FileNotFoundError):
         find_table(tmp_path, ["missing.csv"])
@@ -85,7 +113,11 @@ def test_a_table_is_found_in_the_folder_or_named(tmp_path: Path) -> None:
         ("a.csv", "water,1\nreed,2\n", "a first line without a column name: water, 1"),
         ("a.csv", "name,id,value\na,1,1\n", "two columns for id"),
         ("a.csv", "name,id\na,1,2\n", "3 columns in line 2, but 2 in the first"),
-        ("a.json", '{"a": 1}', "no list of classes"),
+        ("a.csv", "name,trainId\na,1\nb,0\n", "'trainId', which is no column that is known; name the ids id"),
+        ("a.csv", ",name\n1,a\n0,b\n", "'', which is no column"),
+        ("a.json", '[{"name": "a", "trainId": 1}]', "'trainId', which is no column that is known"),
+        ("a.json", '{"a": [1]}', "no list of classes"),
+        ("a.txt", "name,id\na,1\n", "'name,id', the first line of a .csv file"),
         ("a.json", "[1]", "class 1, 1, which is no name and no object"),
         ("a.json", "[", "must be a table of classes in UTF-8, got"),
         ("a.txt", b"\xff\xfe", "must be a table of classes in UTF-8"),
