@@ -91,9 +91,9 @@ def find_table(root: Path, given: Sequence[str] | None) -> ClassTable | None:
 def read_table(path: Path) -> ClassTable:
     """Return the table in a file.
 
-    .txt: a name in each line, or "0: name" or CVAT's "name:r,g,b::"; lines that begin with # are comments. .csv: a head with the columns name, and as far as they are known id, colour (#rrggbb, or
-    r,g,b in quotes) or r, g and b, void (yes or no). .json: a list of names, or of objects with these keys, or
-    one object of ids and names.
+    .txt: a name in each line, or "0: name", or CVAT's "name:r,g,b::"; lines that begin with # are comments. .csv: a
+    head with the columns name, and as far as they are known id, colour (#rrggbb, or "r,g,b") or r, g and b, void
+    (yes or no). .json: a list of names, or of objects with these keys, or one object of ids and names.
 
     Raises:
         ValueError: the file is of another kind, or damaged; one error lists all problems.

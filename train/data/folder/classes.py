@@ -72,6 +72,10 @@ def read_values(masks: Mapping[Path, Counts], table: ClassTable | None) -> Found
             f"give each class its colour in a table (--classes FILE.csv; {_TEMPLATE})."
         )
     coding = "colours" if coloured or (table is not None and has_colours and not table.has_ids) else "ids"
+    return _read(masks, coding)
+
+
+def _read(masks: Mapping[Path, Counts], coding: str) -> Found:
     pixels: Counter[int] = Counter()
     examples: dict[int, Path] = {}
     palette: dict[int, int] = {}
@@ -132,14 +136,22 @@ def find_classes(masks: Mapping[Path, Counts], table: ClassTable | None) -> tupl
         return _labels(found, [Row(f"class {place}", value) for place, value in enumerate(values)]), _rare(
             found, values
         )
+    _check_palettes(masks)
+    _check_binary(masks)
     said, void = [], []
     if IGNORE in values:
         if _evenly_spaced(values):
             said.append(f"255 is a class, because the values {shown_ids(values, 'ids')} are evenly spaced up to it")
         else:
+            _check_edges(found, values)
             said.append("255 is void: its pixels count neither in the loss nor in the scores")
             void = [Row("void", IGNORE, void=True)]
-            values = values[:-1] if values[-1] == IGNORE else [value for value in values if value != IGNORE]
+            values = [value for value in values if value != IGNORE]
+            if not values:
+                raise ValueError(
+                    "find_classes: masks must hold the classes, got the value 255 alone, which is void; if it is a "
+                    f"class, name what surrounds it too, and give both their ids in a table ({_TEMPLATE})."
+                )
     number = max(len(values), found.different - len(void))
     if number > MOST_CLASSES:
         raise ValueError(
@@ -159,11 +171,55 @@ def find_classes(masks: Mapping[Path, Counts], table: ClassTable | None) -> tupl
     else:
         raise ValueError(
             f"find_classes: the {len(rows)} names of {table.source} must be for the values 0..{len(rows) - 1}, or for "
-            f"as many other values, got {', '.join(names)} for the values {shown_ids(values, 'ids')}; give each class "
-            f"its id in a table ({_TEMPLATE}). The masks hold:\n{found.shares(values)}"
+            f"as many other values, got {', '.join(names)} for the values {shown_ids(values, 'ids')}"
+            f"{', while 255 is taken for void' if void else ''}; give each class its id in a table ({_TEMPLATE}). The "
+            f"masks hold:\n{found.shares([*found.pixels])}"
         )
     named = [Row(row.name, value, row.colour, row.void) for row, value in zip(rows, ids, strict=True)]
     return _labels(found, [*named, *void]), (*said,)
+
+
+def _check_palettes(masks: Mapping[Path, Counts]) -> None:
+    """Raise ValueError if a value has two colours in the masks' palettes: programs renumber values when they save."""
+    seen: dict[int, tuple[int, Path]] = {}
+    for path, counts in masks.items():
+        for value, colour in counts.palette.items():
+            first, where = seen.setdefault(value, (colour, path))
+            if colour != first:
+                one, other = shown_ids([first], "colours"), shown_ids([colour], "colours")
+                raise ValueError(
+                    f"find_classes: a value must have one colour in the palettes of all masks, got {value} as {one} in "
+                    f"{where} and as {other} in {path}. If the colours are the classes, because a program renumbered "
+                    f"the values, give a table with colours and no ids ({_TEMPLATE}); if the values are, one with ids."
+                )
+
+
+def _check_binary(masks: Mapping[Path, Counts]) -> None:
+    """Raise ValueError if some masks are of 0 and 1, others of 0 and 255: there 255 is no void."""
+    held = {path: {*(counts.read_as("ids") or ())} for path, counts in masks.items()}
+    if not all(values <= {0, 1, IGNORE} and not values >= {1, IGNORE} for values in held.values()):
+        return
+    ones, full = ([path for path, values in held.items() if value in values] for value in (1, IGNORE))
+    if ones and full:
+        raise ValueError(
+            f"find_classes: masks must be all of 0 and 1 or all of 0 and 255, got {len(ones)} of 0 and 1, such as "
+            f"{ones[0]}, and {len(full)} of 0 and 255, such as {full[0]}; write all alike, or, if 255 is no class, "
+            f"declare it as void in a table with ids ({_TEMPLATE})."
+        )
+
+
+def _check_edges(found: Found, values: Sequence[int]) -> None:
+    """Raise ValueError if values look like those of soft edges between 0 and 255, where 255 is a class and not void."""
+    between = [value for value in values if value not in (0, IGNORE)]
+    if not between or max(between) < 128 or 2 * len(between) > max(between):
+        return
+    rare = [value for value in between if found.pixels[value] < _RARE * sum(found.pixels.values())]
+    if len(between) > 1 and 2 * len(rare) >= len(between):
+        raise ValueError(
+            f"find_classes: masks must hold the values of classes, got {len(values)} values up to 255, "
+            f"{len(rare)} of which hold less than {_RARE:.0%} of the pixels each; {_SOFTENED}. The most frequent:\n"
+            f"{found.shares(values)}"
+        )
 
 
 def _rare(found: Found, values: Sequence[int]) -> tuple[str, ...]:
@@ -243,6 +299,10 @@ def template(masks: Mapping[Path, Counts], table: ClassTable | None) -> tuple[Ro
         labels, _ = find_classes(masks, table)
     except ValueError:
         found = read_values(masks, table)
+        try:
+            _check_palettes(masks)
+        except ValueError:
+            found = _read(masks, "colours")
         most = sorted(sorted(found.pixels, key=lambda value: -found.pixels[value])[:MOST_CLASSES])
         is_id = found.coding == "ids"
         return tuple(

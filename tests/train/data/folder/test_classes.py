@@ -58,6 +58,43 @@ def test_values_without_a_table(values: tuple[int, ...], ids: tuple[int, ...], v
     assert ("255 is void" in told, "255 is a class" in told) == (255 in void, 255 in ids)
 
 
+def test_255_alone_is_no_class() -> None:
+    with pytest.raises(ValueError, match="got the value 255 alone, which is void"):
+        find_classes(masks(grey(255)), None)
+
+
+@pytest.mark.parametrize("rows", [None, table("ground", "road")])
+def test_masks_of_0_and_1_beside_masks_of_0_and_255_are_refused(rows: ClassTable | None) -> None:
+    mixed = masks(grey(0, 1), grey(0), grey(0, 255))
+    with pytest.raises(ValueError, match=r"got 1 of 0 and 1, such as m0\.png, and 1 of 0 and 255, such as m2\.png"):
+        find_classes(mixed, rows)
+    declared = table(Row("ground", 0), Row("road", 1), Row("edge", 255, void=True))
+    assert find_classes(mixed, declared)[0].void == (255,)
+    assert find_classes(masks(grey(0, 1, 255), grey(0, 255), grey(0, 1)), None)[0].void == (255,)
+
+
+@pytest.mark.parametrize("edges", [(1, 254), (9, 39, 48, 120, 177, 246)])
+def test_soft_edges_between_0_and_255_are_refused(edges: tuple[int, ...]) -> None:
+    softened = Counts("grey8", {0: 900, 255: 900, **dict.fromkeys(edges, 3)}, len(edges) + 2)
+    with pytest.raises(ValueError, match=r"values up to 255, \d of which hold less than 2% .*soft edges"):
+        find_classes(masks(softened), None)
+    many = Counts("grey8", {255: 900, **dict.fromkeys(range(150), 3)}, 151)  # rare classes, and void pixels
+    assert find_classes(masks(many), None)[0].void == (255,)
+
+
+def test_palettes_that_a_program_renumbered_are_refused() -> None:
+    mixed = masks(palette({0: 0, 1: 0xFF0000}), palette({0: 0xFF0000, 1: 0}))
+    told = r"got 0 as #000000 in m0\.png and as #ff0000 in m1\.png\. If the colours"
+    for rows in (None, table("ground", "road")):
+        with pytest.raises(ValueError, match=told):
+            find_classes(mixed, rows)
+    rows = ClassTable(template(mixed, None), "written.csv")
+    assert [(row.id, row.colour) for row in rows.rows] == [(None, 0), (None, 0xFF0000)]
+    labels, _ = find_classes(mixed, rows)
+    assert (labels.ids, labels.coding) == ((0, 0xFF0000), "colours")
+    assert find_classes(mixed, table(Row("ground", 0), Row("road", 1)))[0].coding == "ids"
+
+
 def test_colours_without_a_table_are_their_own_colours() -> None:
     labels, said = find_classes(masks(colours(0, 0xFF0000), colours(0x00FF00, 0)), None)
     assert shown(labels) == (("class 0", "class 1", "class 2"), (0, 0x00FF00, 0xFF0000), (), "colours")
