@@ -156,7 +156,8 @@ def inspect(flags: argparse.Namespace, layout: Layout, table: ClassTable | None,
     if not found.problems:
         say(f"no problems; train on it with: ccgpu train {flags.folder}")
         return 0
-    say(f"\n{len(found.problems)} kind{'s'[: len(found.problems) > 1]} of problems to solve before training:")
+    number = "one kind of problem" if len(found.problems) == 1 else f"{len(found.problems)} kinds of problems"
+    say(f"\n{number} to solve before training:")
     for problem in found.problems:
         say(problem)
     return 1
@@ -187,7 +188,8 @@ def look(layout: Layout, table: ClassTable | None, reading: Reading, root: Path,
     problems, advice = file_problems(found.every, found.facts, None, reading)
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
-        found.problems.append("\n".join([f"{len(problems)} files cannot be used:\n{lines}", *advice]))
+        number = f"{len(problems)} problem{'s'[: len(problems) > 1]} of files"
+        found.problems.append("\n".join([f"{number}, which cannot be used:\n{lines}", *advice]))
     images = {pair.image: found.facts[pair.image, False] for pair in found.every}
     whole = {path: facts for path, facts in images.items() if facts.problem is None and facts.decoded}
     kind = "kinds that differ"

@@ -156,7 +156,7 @@ def _label_problems(label: Path, facts: Mapping[File, Facts], labels: Labels | N
     if found.problem is not None or not found.decoded:
         return []
     if found.wrong_kind is not None or found.mask is None:
-        return [f"{label}: {found.wrong_kind}, not {DESCRIPTION}"]
+        return [f"{label}: {found.wrong_kind}; a mask is {DESCRIPTION}"]
     if labels is None:
         return []
     counts = found.mask.read_as(labels.coding)

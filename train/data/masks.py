@@ -27,7 +27,7 @@ FORMATS = ("PNG", "BMP", "TIFF", "GIF")
 SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 """Endings of files that people take for masks, and that are refused with the reason."""
-DESCRIPTION = "a lossless PNG, BMP, TIFF or GIF of grey, a palette or RGB"
+DESCRIPTION = "an opaque, lossless PNG, BMP, TIFF or GIF of grey, a palette or RGB"
 MOST_VALUES = 1024
 """So many different values of a mask are counted one by one: the most frequent ones."""
 COLOURS, PALETTE = "colours", "palette"

@@ -1,7 +1,7 @@
 """Images of a dataset and their label files, found by name (`reading.py` reads a pair, `checking.py` checks all)."""
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,10 +72,13 @@ def match_by_name(
     depth: int | None,
     label_endings: Sequence[str],
     most: int | None = _LISTED,
+    *,
+    mixed: bool = False,
 ) -> tuple[list[Pair], list[str]]:
     """Return the pairs that `find_by_name` finds, and a text for each kind of problem.
 
-    Arguments are those of `find_by_name`; a text lists `most` files, or all for None.
+    Arguments are those of `find_by_name`; a text lists `most` files, or all for None. `mixed`: the folder of the images
+    holds label files too, which are the files whose names have one of the endings after the name of another file.
 
     Raises:
         FileNotFoundError: there is no such folder, or it holds no images.
@@ -84,7 +87,16 @@ def match_by_name(
     image_files, twice = _files_by_name(function, "images", images, image_suffixes, depth, most)
     problems = [f"images must have different names, {twice}"] * bool(twice)
     label_files: dict[tuple[str, str], Path] = {}
-    if labels is not None:
+    if mixed:
+        marked = {key for key in image_files if _base(key, image_files, label_endings) is not None}
+        if labels is not None:
+            label_files = {key: image_files[key] for key in marked}
+            alike = _match_endings(
+                {key: path for key, path in image_files.items() if key not in marked}, label_files, label_endings, most
+            )
+            problems += [f"label files must have different names, {alike}"] * bool(alike)
+        image_files = {key: path for key, path in image_files.items() if key not in marked}
+    elif labels is not None:
         label_files, twice = _files_by_name(function, "label files", labels, label_suffixes, depth, most)
         twice = twice or _match_endings(image_files, label_files, label_endings, most)
         problems += [f"label files must have different names, {twice}"] * bool(twice)
@@ -122,14 +134,20 @@ def _match_endings(
     for (place, name), path in sorted(label_files.items()):
         if (place, name) in image_files:
             continue
-        keys = [(place, name[: -len(ending)]) for ending in endings if name.lower().endswith(ending)]
-        key = next((key for key in keys if key in image_files), None)
+        key = _base((place, name), image_files, endings)
         if key is None or (key in label_files and label_files[key].stem == key[1]):
             continue
         if key in label_files:
             twice.append(f"{label_files[key]} and {path.name}")
         label_files[key] = label_files.pop((place, name))
     return _twice(twice, most) if twice else ""
+
+
+def _base(key: tuple[str, str], files: Container[tuple[str, str]], endings: Sequence[str]) -> tuple[str, str] | None:
+    """Return the name of a file that is left of another's name without one of the endings; None if there is none."""
+    place, name = key
+    bases = ((place, name[: -len(ending)]) for ending in endings if name.lower().endswith(ending))
+    return next((base for base in bases if base in files), None)
 
 
 def _without_partner(
@@ -151,8 +169,12 @@ def _without_partner(
         entries = [*_entries(folder, 0), *(() if depth == 0 else _entries(folder, depth))] if missing else []
         entries = [*dict.fromkeys(entries)]
         for place, name in missing:
-            wanted = folder / place / f"{name}{suffixes[0] if len(suffixes) == 1 else '.*'}"
-            near = _near_misses(name, wanted.parent, entries) if len(lines) < _LISTED else ""
+            mark = (
+                "_mask" if folder == images == labels and what == "label file" else ""
+            )  # what tells it from its image
+            wanted = folder / place / f"{name}{mark}{suffixes[0] if len(suffixes) == 1 else '.*'}"
+            others_there = [entry for entry in entries if entry != own[place, name]]
+            near = _near_misses(name, wanted.parent, others_there) if len(lines) < _LISTED else ""
             lines.append(f"{own[place, name]} has no {what} {wanted}{near}")
     return lines
 

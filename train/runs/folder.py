@@ -158,10 +158,9 @@ def say_new(layout: Layout, split: Split) -> None:
     """Print which images have come into the folder since the split was fixed."""
     new = split.new(layout)
     if new:
-        say(
-            f"note: {len(new)} images in {layout.root} are new since the run began, and left out, as its split is "
-            f"fixed: {', '.join(new[:3])}{', ...' if len(new) > 3 else ''}"
-        )
+        number = "one image is" if len(new) == 1 else f"{len(new)} images are"
+        shown = f"{', '.join(new[:3])}{', ...' if len(new) > 3 else ''}"
+        say(f"note: {number} new in {layout.root} since the run began, and left out, as its split is fixed: {shown}")
 
 
 def check_table(root: Path, settings: FolderSettings, labels: Labels) -> None:

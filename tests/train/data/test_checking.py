@@ -76,7 +76,7 @@ def test_check_pairs_finds_every_problem_and_names_the_files(tmp_path: Path) -> 
         labels[8]: "holds the values 6, but the ids are 0, 3, 7..9, 255",
         pairs[9].image: "truncated or damaged JPEG file",
         labels[10]: "8x6 pixels, but the image has 8x7",
-        labels[11]: "a JPEG file, which changes values where it compresses, not a lossless PNG, BMP",
+        labels[11]: "a JPEG file, which changes values where it compresses; a mask is an opaque, lossless PNG, BMP",
         pairs[12].image: "named pipe, not a regular file",
         labels[13]: "named pipe, not a regular file",
         labels[14]: "folder, not a regular file",

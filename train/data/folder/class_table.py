@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ccgpu.models.labels import Labels, shown_ids
+from ccgpu.train.data.folder.layout import SPLITS
 from ccgpu.train.data.pairs import listing
 
-FILES = ("classes.txt", "classes.csv", "classes.json", "labelmap.txt")
-"""Names of tables in a dataset's folder; the last one is CVAT's."""
+FILES = ("classes.txt", "classes.csv", "classes.json", "labelmap.txt", "_classes.csv")
+"""Names of tables in a dataset's folder; the last are CVAT's, and Roboflow's, which lies in the folder of the split."""
 # Names of columns, in lower case and without spaces and punctuation.
 _COLUMNS = {
     "name": ("name", "class", "classname", "label", "labelname"),
@@ -81,7 +82,8 @@ def find_table(root: Path, given: Sequence[str] | None) -> ClassTable | None:
         if len(given) == 1 and (Path(given[0]).suffix.lower() in (".txt", ".csv", ".json") or Path(given[0]).is_file()):
             return read_table(Path(given[0]))
         return _checked(tuple(Row(name) for name in given), "--classes", [])
-    found = sorted(path for path in root.iterdir() if path.name.lower() in FILES and path.is_file())
+    places = [root, *(path for path in root.iterdir() if path.name.lower() in SPLITS["train"] and path.is_dir())]
+    found = [path for place in places for path in sorted(place.iterdir()) if path.name.lower() in FILES]
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
         raise ValueError(f"find_table: {root} must hold one table of classes, got {names}; name one with --classes.")

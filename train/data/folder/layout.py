@@ -15,21 +15,29 @@ MASKS = ("masks", "mask", "labels", "label", "annotations", "annotation", "segme
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 ALL = "all"
 """The part of a folder without splits."""
-ENDINGS = tuple(f"{mark}{word}" for word in ("mask", "masks", "label", "labels", "seg", "gt") for mark in "_-")
-"""What may follow an image's name in that of its mask."""
+ENDINGS = (*(f"{mark}{word}" for word in ("mask", "masks", "label", "labels", "seg", "gt") for mark in "_-"), *SUFFIXES)
+"""What may follow an image's name in that of its mask; its own ending too, as in a.jpg.png."""
 _MASK_SUFFIXES = (*masks.SUFFIXES, *masks.LOSSY_SUFFIXES)
 _EXPECTED = (
     "images/ and masks/; or train/ and val/ with images/ and masks/ in each; or images/train, masks/train, images/val, "
-    "masks/val"
+    "masks/val; or masks beside their images, as a.jpg and a_mask.png"
 )
 
 
 @dataclass(frozen=True)
 class Part:
-    """The images of a split, and their masks; None where there are none, as for a test split."""
+    """The folders of the images of a split and of their masks: one folder, where the endings of names tell them apart.
+
+    The folder of masks is None where there are none, as for a test split.
+    """
 
     images: Path
     masks: Path | None
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether images and masks lie in one folder."""
+        return self.images == self.masks
 
 
 @dataclass(frozen=True)
@@ -49,10 +57,15 @@ class Layout:
     def __str__(self) -> str:
         """Return the layout in one line, such as "images/train with masks/train"."""
         return "; ".join(
-            f"{name + ': ' if name != ALL else ''}{self._below(part.images)}"
-            f"{' with ' + self._below(part.masks) if part.masks is not None else ' without masks'}"
-            for name, part in self.parts.items()
+            f"{name + ': ' if name != ALL else ''}{self._shown(part)}" for name, part in self.parts.items()
         )
+
+    def _shown(self, part: Part) -> str:
+        if part.masks is None:
+            return f"{self._below(part.images)} without masks"
+        if part.is_mixed:
+            return f"images and masks in {self._below(part.images)}"
+        return f"{self._below(part.images)} with {self._below(part.masks)}"
 
     def _below(self, folder: Path) -> str:
         return folder.relative_to(self.root).as_posix() + "/"
@@ -79,7 +92,9 @@ class Layout:
             )
         where = found.masks if labelled else None
         listed = {"most": None} if whole else {}
-        return match_by_name("find_pairs", found.images, where, SUFFIXES, _MASK_SUFFIXES, None, ENDINGS, **listed)
+        depth = 0 if found.is_mixed else None
+        files = found.images, where, SUFFIXES, _MASK_SUFFIXES
+        return match_by_name("find_pairs", *files, depth, ENDINGS, **listed, mixed=found.is_mixed)
 
 
 def find_layout(root: Path, images: str | None = None, masks: str | None = None) -> Layout:
@@ -118,6 +133,15 @@ def find_layout(root: Path, images: str | None = None, masks: str | None = None)
         return _checked(Layout(root, parts))
     image_folder, mask_folder = at_root["--images"], at_root["--masks"]
     if image_folder is None and mask_folder is None:
+        mixed = {split: folder for split, folder in splits.items() if _is_mixed(folder)}
+        if mixed:  # a split without masks is an error, but for that of test
+            return _checked(
+                Layout(
+                    root, {split: Part(f, f if split != "test" else mixed.get(split)) for split, f in splits.items()}
+                )
+            )
+        if _is_mixed(root):
+            return Layout(root, {ALL: Part(root, root)})
         there = ", ".join(f"{path.name}/" for path in _folders(root)) or "none"
         raise FileNotFoundError(
             f"find_layout: {root} must hold {_EXPECTED}, got the folders: {there}; rename them, or name them with "
@@ -164,6 +188,14 @@ def _part(folder: Path, found: Mapping[str, Path | None], split: str) -> Part:
             f"({names}), or name it with --{missing}."
         )
     return Part(images, masks)
+
+
+def _is_mixed(folder: Path) -> bool:
+    """Return whether a folder holds masks beside their images: a.jpg and a_mask.png, say."""
+    names = {
+        path.stem for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    }
+    return any(name.lower().endswith(ending) and name[: -len(ending)] in names for name in names for ending in ENDINGS)
 
 
 def _splits(folder: Path) -> dict[str, Path]:

@@ -69,11 +69,12 @@ def recipe_of(
         f"--batch {batch}: {where}",
         f"--iterations {iterations}: {number} images, each seen about {iterations * batch // number} times",
         "--mode whole: images are evaluated whole",
-        f"--eval-every {values['eval_every']}, --save-every {values['save_every']}, --log-every {values['log_every']}, "
-        f"--workers {workers}",
     ]
     told = {line: line[2:].split()[0].rstrip(":").replace("-", "_") for line in lines}
-    return values, [line for line, name in told.items() if name in values and name not in given]
+    lines = [line for line, name in told.items() if name in values and name not in given]
+    others = [name for name in ("eval_every", "save_every", "log_every", "workers") if name not in given]
+    shown = ", ".join(f"--{name.replace('_', '-')} {values[name]}" for name in others)
+    return values, [*lines, *[shown][: len(others)]]
 
 
 def _side(side: int, limit: int) -> int:

@@ -84,6 +84,11 @@ def test_lists_of_annotation_tools(tmp_path: Path) -> None:
     found = find_table(tmp_path, ())
     assert found is not None
     assert found.source == str(tmp_path / "labelmap.txt")
+    (tmp_path / "robo/Train").mkdir(parents=True)
+    write(tmp_path / "robo/Train/_classes.csv", "Pixel Value, Class\n0, water\n1, reed\n")
+    found = find_table(tmp_path / "robo", ())
+    assert found is not None
+    assert found.rows == (Row("water", 0), Row("reed", 1))
     text = "# LabelMe\n__ignore__\n_background_\nreed\n"
     assert read_table(write(tmp_path / "a.txt", text)).rows == (Row("_background_"), Row("reed"))
 

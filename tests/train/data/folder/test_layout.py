@@ -53,6 +53,36 @@ def test_every_layout_is_found(files: tuple[str, ...], shown: str, tmp_path: Pat
     assert [(pair.image.name, pair.label.name if pair.label else None) for pair in pairs] == [("a.jpg", "a.png")]
 
 
+@pytest.mark.parametrize("ending", ["_mask.png", "-Label.PNG", ".jpg.png"])
+def test_masks_beside_their_images(ending: str, tmp_path: Path) -> None:
+    touch(tmp_path, *(name for image in "abc" for name in (f"{image}.jpg", f"{image}{ending}")), "runs/b/c.jpg")
+    layout = find_layout(tmp_path)
+    assert str(layout) == "images and masks in ./"
+    pairs, problems = layout.match("all")
+    assert problems == []
+    assert [(pair.image.name, pair.label.name) for pair in pairs if pair.label is not None] == [
+        (f"{image}.jpg", f"{image}{ending}") for image in "abc"
+    ]
+    assert [pair.name for pair in layout.match("all", labelled=False)[0]] == ["a", "b", "c"]
+    touch(tmp_path, "d.jpg", "e_mask.png")
+    _, problems = layout.match("all")
+    assert "got 2 of 5 without" in problems[0]
+    assert f"{tmp_path / 'd.jpg'} has no label file {tmp_path / 'd_mask.*'}\n" in problems[0]
+    touch(tmp_path, "a_seg.png")
+    assert "label files must have different names" in layout.match("all")[1][0]
+
+
+def test_splits_with_masks_beside_their_images(tmp_path: Path) -> None:
+    touch(tmp_path, "train/a.jpg", "train/a_mask.png", "valid/b.jpg", "valid/b_mask.png", "test/c.jpg")
+    layout = find_layout(tmp_path)
+    assert (
+        str(layout) == "train: images and masks in train/; val: images and masks in valid/; test: test/ without masks"
+    )
+    assert [pair.name for pair in layout.match("val")[0]] == ["b"]
+    touch(tmp_path / "named", "data/a.jpg", "data/a_mask.png")
+    assert str(find_layout(tmp_path / "named", "data", "data")) == "images and masks in data/"
+
+
 def test_subfolders_are_a_part_of_the_name(tmp_path: Path) -> None:
     files = (
         "images/ulm/1.jpg",
