@@ -98,6 +98,12 @@ def train(argv: Sequence[str]) -> int:
         return 0 if argv else 2
     what, *flags = argv
     if what in DATASETS:
+        if os.path.isdir(what) and not {"--data", "--resume"} & {flag.split("=")[0] for flag in flags}:
+            print(
+                f"note: {what} is taken for the dataset, and the folder {what}/ here is not read; --data {what} reads"
+                f" it as that dataset, ccgpu train ./{what} as a folder of images and masks",
+                file=sys.stderr,
+            )
         return run(f"train.{what}", flags)
     if os.path.isdir(what):
         return run("train.folder", ["--data", what, *flags])

@@ -115,7 +115,7 @@ def test_resume_goes_on_with_the_split_and_leaves_new_images_out(
     write_folder(data, 30, first=10)
     capsys.readouterr()
     assert folder.main(["--resume", str(half / "last.pt"), "--out", str(tmp_path / "other"), "--device", "cpu"]) == 0
-    assert "note: 30 images in " in capsys.readouterr().out
+    assert "note: 30 images are new in " in capsys.readouterr().out
     one, other = saved(out), saved(tmp_path / "other")
     assert one["folder"] == other["folder"]
     assert one["iteration"] == other["iteration"] == 2

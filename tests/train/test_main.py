@@ -86,12 +86,16 @@ def test_without_a_word_the_help_is_shown(capsys: pytest.CaptureFixture[str]) ->
         assert first == second
 
 
-def test_a_dataset_trains_and_its_name_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_trains_and_its_name_is_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("camvid").mkdir()
     assert main(["train", "camvid", *TINY, "--out", "run"]) == 0
+    assert "the folder camvid/ here is not read" in capsys.readouterr().err
     assert Path("run/last.pt").exists()
     assert main(["train", "camvid", "--resume", "run"]) == 0  # a run folder
+    assert "is not read" not in capsys.readouterr().err
     assert main(["evaluate", "--checkpoint", "run", "--workers", "0", "--device", "cpu"]) == 0
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ccgpu.models.image_files import SUFFIXES
 
-_LISTED = 10  # most problems that a message lists
+LISTED = 10
+"""Most problems that a message lists."""
 _NEAR = 3  # most near misses that are named for a file
 
 
@@ -71,7 +72,7 @@ def match_by_name(
     label_suffixes: Sequence[str],
     depth: int | None,
     label_endings: Sequence[str],
-    most: int | None = _LISTED,
+    most: int | None = LISTED,
     *,
     mixed: bool = False,
 ) -> tuple[list[Pair], list[str]]:
@@ -174,7 +175,7 @@ def _without_partner(
             )  # what tells it from its image
             wanted = folder / place / f"{name}{mark}{suffixes[0] if len(suffixes) == 1 else '.*'}"
             others_there = [entry for entry in entries if entry != own[place, name]]
-            near = _near_misses(name, wanted.parent, others_there) if len(lines) < _LISTED else ""
+            near = _near_misses(name, wanted.parent, others_there) if len(lines) < LISTED else ""
             lines.append(f"{own[place, name]} has no {what} {wanted}{near}")
     return lines
 
@@ -242,7 +243,7 @@ def _entries(folder: Path, depth: int | None) -> Iterator[Path]:
             yield from _entries(path, None if depth is None else depth - 1)
 
 
-def listing(problems: Sequence[str], most: int | None = _LISTED) -> str:
+def listing(problems: Sequence[str], most: int | None = LISTED) -> str:
     """Return problems as indented lines: the first `most`, or all for None, then how many more there are."""
     lines = [f"  {problem}" for problem in problems[:most]]
     if most is not None and len(problems) > most:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ccgpu.models.image_files import SUFFIXES
 from ccgpu.train.data import masks
-from ccgpu.train.data.pairs import Pair, match_by_name
+from ccgpu.train.data.pairs import LISTED, Pair, match_by_name
 
 IMAGES = ("images", "image", "imgs", "img", "jpegimages")
 MASKS = ("masks", "mask", "labels", "label", "annotations", "annotation", "segmentationclass")
@@ -91,10 +91,17 @@ class Layout:
                 f"find_pairs: {found.images} must have masks, got no folder of them; add it, or predict the images."
             )
         where = found.masks if labelled else None
-        listed = {"most": None} if whole else {}
-        depth = 0 if found.is_mixed else None
-        files = found.images, where, SUFFIXES, _MASK_SUFFIXES
-        return match_by_name("find_pairs", *files, depth, ENDINGS, **listed, mixed=found.is_mixed)
+        return match_by_name(
+            "find_pairs",
+            found.images,
+            where,
+            SUFFIXES,
+            _MASK_SUFFIXES,
+            0 if found.is_mixed else None,
+            ENDINGS,
+            None if whole else LISTED,
+            mixed=found.is_mixed,
+        )
 
 
 def find_layout(root: Path, images: str | None = None, masks: str | None = None) -> Layout:
