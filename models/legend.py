@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from ccgpu.models.fonts import font_and_texts
 from ccgpu.models.labels import Labels
 
 Entry = tuple[str, Sequence[int]]
@@ -37,7 +38,8 @@ def draw_legend(shown: Sequence[Entry], width: int, size: int = SMALLEST_TEXT) -
     """Return a legend as an RGB image on white: swatches with names, in as many lines as the width asks for.
 
     Args:
-        shown: the classes, one or more; of longer names the first 48 characters are shown.
+        shown: the classes, one or more; of longer names the first 48 characters are shown, in a font that has them
+            (`models.fonts`).
         width: of the image in pixels; it becomes wider where one entry alone needs more.
         size: of the text, in pixels.
 
@@ -46,9 +48,9 @@ def draw_legend(shown: Sequence[Entry], width: int, size: int = SMALLEST_TEXT) -
         >>> draw_legend([("road", (128, 64, 128)), ("sky", (70, 130, 180))], 300).size
         (300, 24)
     """
-    font = ImageFont.load_default(size)
-    swatch, gap = round(1.4 * size), max(2, round(0.4 * size))
     names = [name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "\u2026" for name, _ in shown]
+    font, names = font_and_texts(names, size)
+    swatch, gap = round(1.4 * size), max(2, round(0.4 * size))
     lengths = [swatch + gap + int(font.getlength(name)) + 1 for name in names]
     width = max(width, max(lengths) + 2 * gap)
     places, x, y = [], gap, gap

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ccgpu.models.colouring import colour_mask
+from ccgpu.models.fonts import font_and_texts
 from ccgpu.models.labels import IGNORE
 from ccgpu.models.legend import Entry, draw_legend, text_size, with_legend
 
@@ -55,8 +56,8 @@ def side_by_side(
     top = caption_height(size)
     sheet = Image.new("RGB", (wide, height + top), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size)
-    for index, (panel, caption) in enumerate(zip(panels, ("input", "truth", "prediction"), strict=True)):
+    font, captions = font_and_texts(("input", "truth", "prediction"), size)
+    for index, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
         left = index * (width + GAP)
         draw.text((left + 2, 2), caption, fill="black", font=font)
         sheet.paste(Image.fromarray(panel), (left, top))
@@ -99,10 +100,10 @@ def contact_sheet(cells: Sequence[tuple[str, Image.Image]], legend: Sequence[Ent
     size = text_size(0, 2 * wide)  # small enough for the captions of single cells
     top = caption_height(size)
     high = max(image.height for _, image in cells) + top
-    font = ImageFont.load_default(size)
+    font, captions = font_and_texts([caption for caption, _ in cells], size)
     sheet = Image.new("RGB", (width, rows * (high + GAP) + GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    for index, (caption, image) in enumerate(cells):
+    for index, (caption, (_, image)) in enumerate(zip(captions, cells, strict=True)):
         left, above = GAP + index % columns * (wide + GAP), GAP + index // columns * (high + GAP)
         while font.getlength(caption) > wide and len(caption) > 1:
             caption = "\u2026" + caption[2:] if caption.startswith("\u2026") else "\u2026" + caption[1:]
