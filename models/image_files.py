@@ -177,8 +177,12 @@ def decode_file(
 
 def check_range(value_range: tuple[float, float]) -> None:
     """Raise ValueError unless a range of values is (low, high) with low < high, both finite."""
-    if not -math.inf < value_range[0] < value_range[1] < math.inf:
-        raise ValueError(f"open_image: value_range must be (low, high) with low < high, got {value_range}.")
+    try:
+        low, high = map(float, value_range)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"open_image: value_range must be (low, high) with low < high, got {value_range!r}.")
 
 
 def decode(image: ImageFile.ImageFile, content: bytes | None = None) -> Decoded:
@@ -383,7 +387,7 @@ def rgb(name: str | Path, image: Image.Image, value_range: tuple[float, float] |
     if is_deep(image):
         return Image.merge("RGB", [Image.fromarray(_eight_bits(name, image, value_range))] * 3)
     if has_alpha(image):
-        transparent = image.convert("RGBA")
+        transparent = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         if transparent.getchannel("A").getextrema() == (255, 255):
             return transparent.convert("RGB")
         background = Image.new("RGBA", transparent.size, (*_BACKGROUND, 255))

@@ -127,7 +127,7 @@ class ImageFormat:
             decoded = image_files.decode_file(path, value_range=value_range, max_pixels=max_pixels, check=check)
             return image_files.as_rgb(path, decoded, value_range), decoded.orientation
         if value_range is not None:
-            self._check_range(value_range)
+            self.check_range(value_range)
         check_regular(path)
         try:
             with path.open("rb") as opened, pillows_limit(max_pixels):
@@ -165,7 +165,7 @@ class ImageFormat:
             ValueError: it is empty, or has other channels, another dtype, NaN or infinity.
         """
         if value_range is not None:
-            self._check_range(value_range)
+            self.check_range(value_range)
         if isinstance(image, Image.Image):
             if not image.width or not image.height:
                 raise ValueError(f"ImageFormat: image must have a pixel or more, got {image.width}x{image.height}.")
@@ -174,6 +174,9 @@ class ImageFormat:
             return self._checked(pillow_values(image), "the image")
         shape = tuple(getattr(image, "shape", ()))
         if isinstance(image, torch.Tensor):
+            if image.layout != torch.strided or image.is_quantized or image.is_meta:
+                kind = "meta" if image.is_meta else "quantised" if image.is_quantized else "sparse"
+                raise TypeError(f"ImageFormat: image must be a dense tensor of values, got a {kind} one; convert it.")
             values = image.detach().cpu()
             values = values.float() if values.dtype == torch.bfloat16 else values
             image = values.numpy() if values.ndim != 3 else np.moveaxis(values.numpy(), 0, -1)
@@ -189,9 +192,20 @@ class ImageFormat:
                 f"ImageFormat: image must be (H, W, C), or a tensor (C, H, W), of a pixel or more, got shape "
                 f"{shape}; pass one image without a batch axis."
             )
+        if image.dtype.kind not in "iuf":
+            raise ValueError(
+                f"ImageFormat: image must be of whole numbers or floats, got {image.dtype}; convert it, such as by "
+                "astype(numpy.uint8)."
+            )
         if self.raw:
-            return self._checked(as_kept(image) if image.dtype.kind in "iuf" else image, "the image")
-        if value_range is not None and image.dtype != np.uint8 and image.dtype.kind in "iuf":
+            if image.shape[-1] != self.channels and (image.shape[-1], self.channels) != (3, 1):  # 3 may be equal greys
+                raise ValueError(
+                    f"ImageFormat: image must have {self}, got {image.shape[-1]} channels in the shape {shape}; pass "
+                    f"an array (H, W, {self.channels}) or a tensor ({self.channels}, H, W), or use a network for such "
+                    "images."
+                )
+            return self._checked(as_kept(image), "the image")
+        if value_range is not None and image.dtype != np.uint8:
             image = image_files.to_bytes(image, value_range)
         if image.dtype != np.uint8:
             raise ValueError(
@@ -205,8 +219,8 @@ class ImageFormat:
             )
         return Image.fromarray(np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3))))
 
-    def _check_range(self, value_range: tuple[float, float]) -> None:
-        """Raise ValueError unless a range of values can be applied to images of this format."""
+    def check_range(self, value_range: tuple[float, float]) -> None:
+        """Raise ValueError unless a range of values, (low, high), can be applied to images of this format."""
         image_files.check_range(value_range)
         if self.raw:
             raise ValueError(
@@ -226,7 +240,7 @@ class ImageFormat:
         if pixels.shape[-1] != self.channels or pixels.dtype != self.dtype:
             raise BadImage(
                 f"read_image: image must have {self}, as those that the network was trained on, got {name} with "
-                f"{found} of {pixels.dtype}; convert it, or use a network for such images."
+                f"{found} channel{'s'[: found > 1]} of {pixels.dtype}; convert it, or use a network for such images."
             )
         if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
             raise BadImage(

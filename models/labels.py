@@ -18,6 +18,7 @@ IGNORE = 255
 """Train id of every pixel without a class."""
 CODINGS = ("ids", "colours")
 """What the pixels of label files are: numbers, or RGB colours."""
+_SHOWN = 20  # names that a message lists
 _MOST = {"ids": 0xFFFF, "colours": 0xFFFFFF}  # the highest id of each coding
 
 
@@ -56,8 +57,10 @@ class Labels:
 
     def __post_init__(self) -> None:
         if not 1 <= len(set(self.names)) == len(self.names) <= IGNORE:
+            shown = ", ".join(map(str, self.names[:_SHOWN])) + (", ..." if len(self.names) > _SHOWN else "")
             raise ValueError(
-                f"Labels: names must be 1..{IGNORE} different names, got {self.names}; rename or drop some."
+                f"Labels: names must be 1..{IGNORE} different names, got {len(self.names)}: {shown}; rename or drop "
+                "some."
             )
         if self.coding not in CODINGS:
             raise ValueError(f"Labels: coding must be one of {CODINGS}, got {self.coding!r}; correct it.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -110,7 +111,10 @@ class Prediction:
                         "smaller image is padded to it."
                     )
                 window_starts(window, window, stride)
-        if not self.scales or not all(SCALES[0] <= scale <= SCALES[1] for scale in self.scales):
+        if not isinstance(self.flip, bool):
+            raise ValueError(f"Prediction: flip must be True or False, got {self.flip!r}; pass one of these.")
+        numbers = all(isinstance(scale, Real) for scale in self.scales)
+        if not self.scales or not numbers or not all(SCALES[0] <= scale <= SCALES[1] for scale in self.scales):
             raise ValueError(
                 f"Prediction: scales must be one or more numbers from {SCALES[0]} to {SCALES[1]}, got {self.scales}; "
                 "(1.0,) is the base size."
@@ -121,9 +125,10 @@ class Prediction:
                 "leave one out."
             )
         sides = self.fit if self.short_side is None else (self.short_side,)
-        if sides is not None and not (min(sides) >= 1 and max(sides) <= LARGEST_SIDE):
+        whole = sides is None or all(isinstance(side, Integral) and not isinstance(side, bool) for side in sides)
+        if not whole or (sides is not None and not (min(sides) >= 1 and max(sides) <= LARGEST_SIDE)):
             raise ValueError(
-                f"Prediction: short_side and fit must be from 1 to {LARGEST_SIDE} pixels, got {self.short_side} and "
+                f"Prediction: short_side and fit must be from 1 to {LARGEST_SIDE} pixels, got {self.short_side!r} and "
                 f"{self.fit}; choose another size."
             )
         exchanged = [index for pair in self.flip_pairs for index in pair]

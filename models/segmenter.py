@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
-from ccgpu.models.image_files import DECODE_ERRORS, MAX_PIXELS, BadImage, orientation_of
+from ccgpu.models.given_images import Given, listed, name_of, read_given, read_one
+from ccgpu.models.image_files import MAX_PIXELS
 from ccgpu.models.image_format import ImageFormat, Pixels
 from ccgpu.models.labels import Labels
 from ccgpu.models.network_input import PixelInput
@@ -27,13 +27,9 @@ from ccgpu.models.published import RESNET
 from ccgpu.models.segmentation import Segmentation
 from ccgpu.models.tiles import TILE, Outcome, is_large, outcomes, predict_image, whole_input
 
-Given: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
-"""An image as users have it: a path, a Pillow image, an array (H, W, C) or a tensor (C, H, W)."""
 Progress: TypeAlias = Callable[[Sequence[Any]], Iterable[Any]]
 SMALLEST_TILE = 32  # pixels; a few positions of a feature map, and still fewer than 2000 tiles a million pixels
 BATCH = 8
-_DARK = 15  # highest value of 255 that 12 bits reach where 16 are expected
-_DARK_ADVICE = "if its file has 16 bits of which fewer are used, pass their range, such as value_range=(0, 4095)"
 _SHOWN = 8  # classes that a repr names
 
 
@@ -46,7 +42,7 @@ class Segmenter:
     Args:
         net: the network; it is moved to the device and set to eval mode.
         labels: its classes; None: "class 0", "class 1", ...
-        images: how its images are read.
+        images: how its images are read; None: as 8-bit RGB.
         prediction: how images are resized and averaged; that of the file for a network of `load`.
         value_range: (low, high), the values of files and Pillow images of more than 8 bits that become 0 and 255.
         device: "auto" (CUDA where there is one), "cpu", "cuda", or a torch.device.
@@ -54,7 +50,8 @@ class Segmenter:
         max_pixels: largest image that is read, in pixels.
 
     Raises:
-        ValueError: labels of another number of classes, or an argument out of its range.
+        TypeError: net or labels is of another type.
+        ValueError: labels of another number of classes, images of other channels, or an argument out of its range.
 
     Examples:
         >>> import numpy as np
@@ -78,13 +75,30 @@ class Segmenter:
         amp: str = "off",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        number = cast(int, net.config["num_classes"])
+        if not isinstance(net, CCNet):
+            raise TypeError(
+                f"Segmenter: net must be a CCNet, got {type(net).__name__}; Segmenter.load takes the path of a "
+                "checkpoint."
+            )
+        if labels is not None and not isinstance(labels, Labels):
+            raise TypeError(
+                f"Segmenter: labels must be a Labels, got {type(labels).__name__}; see ccgpu.models.labels.Labels."
+            )
+        number, channels = cast(int, net.config["num_classes"]), cast(int, net.config["in_channels"])
         labels = Labels.numbered(number) if labels is None else labels
         if labels.num_classes != number:
             raise ValueError(
                 f"Segmenter: labels must be those of the network's {number} classes, got "
                 f"{labels.num_classes}; pass its own."
             )
+        images = ImageFormat() if images is None else images
+        if images.channels != channels:
+            raise ValueError(
+                f"Segmenter: images must be a format of the network's {channels} channel{'s'[: channels > 1]}, got "
+                f'{images}; pass such as images=ImageFormat({channels}, raw=True, dtype="uint8").'
+            )
+        if value_range is not None:
+            images.check_range(value_range)
         chosen = _device(device)
         if amp not in AMP_DTYPES:
             raise ValueError(f"Segmenter: amp must be one of {tuple(AMP_DTYPES)}, got {amp!r}; pass one of these.")
@@ -94,7 +108,7 @@ class Segmenter:
             raise ValueError(f"Segmenter: max_pixels must be 1 or more, got {max_pixels}; leave it out.")
         self.net = net.to(chosen).eval()
         self.labels = labels
-        self.images = ImageFormat() if images is None else images
+        self.images = images
         self.prediction = Prediction() if prediction is None else prediction
         self.value_range = value_range
         self.max_pixels = max_pixels
@@ -209,21 +223,31 @@ class Segmenter:
                 images, all that cannot be used are named in one ValueError.
             NonFiniteScores: the network returns NaN or infinity.
         """
-        if tile != 0 and tile < SMALLEST_TILE:
+        if not _is_whole(tile) or (tile != 0 and tile < SMALLEST_TILE):
             raise ValueError(
-                f"Segmenter.predict: tile must be 0, or {SMALLEST_TILE} or more, got {tile}; 0 cuts no image."
+                f"Segmenter.predict: tile must be 0, or {SMALLEST_TILE} or more, got {tile!r}; 0 cuts no image."
             )
-        if batch < 1:
-            raise ValueError(f"Segmenter.predict: batch must be 1 or more, got {batch}; 1 runs each image alone.")
+        if not _is_whole(batch) or batch < 1:
+            raise ValueError(f"Segmenter.predict: batch must be 1 or more, got {batch!r}; 1 runs each image alone.")
         how = self.settings(scales, flip, short_side)
-        given, are_several = _listed(images)
-        read = self._read(given, value_range, are_several)
+        given, are_several = listed(images)
+        read = read_given(
+            given,
+            are_several,
+            lambda image: read_one(
+                image,
+                self.images,
+                value_range=value_range,
+                known_range=self.value_range,
+                max_pixels=self.max_pixels,
+            ),
+        )
         sources = [PixelInput(pixels, self._input) for pixels, _ in read]
         groups = _batches(sources, tile, batch)
         wrap = iter if progress is None else progress
         found: dict[int, Segmentation] = {}
         for group in wrap(groups) if are_several else groups:
-            names = [_name(given, index, are_several) for index in group]
+            names = [name_of(given, index, are_several) for index in group]
             if len(group) == 1:
                 pixels, source = read[group[0]]
                 found[group[0]] = self.predict_decoded(
@@ -291,6 +315,11 @@ class Segmenter:
         Raises:
             ValueError: an argument is out of its range.
         """
+        if not isinstance(scales, Iterable) or isinstance(scales, str):
+            raise ValueError(
+                f"Segmenter.predict: scales must be several numbers, got {scales!r}; pass a list of these, such as "
+                "(0.75, 1, 1.25)."
+            )
         how = dataclasses.replace(self.prediction, scales=tuple(scales), flip=flip)
         return how if short_side is None else dataclasses.replace(how, short_side=short_side, fit=None)
 
@@ -300,57 +329,6 @@ class Segmenter:
         backbone = self.net.config["backbone"]
         return f"Segmenter({backbone}, {self.images}, {self.labels.num_classes} classes: {names}{more})"
 
-    def _read(
-        self, given: Sequence[Given], value_range: tuple[float, float] | None, are_several: bool
-    ) -> list[tuple[Pixels, Path | None]]:
-        """Return the images, and their files.
-
-        Raises:
-            FileNotFoundError, BadImage, TypeError, ValueError: as `predict`.
-        """
-        read: list[tuple[Pixels, Path | None]] = []
-        problems = []
-        for index, image in enumerate(given):
-            try:
-                read.append(self._open(image, value_range))
-            except (ValueError, TypeError, OSError) as error:
-                if not are_several:
-                    raise
-                problems.append(f"{_name(given, index, True)}: {error}")
-        if problems:
-            raise BadImage(
-                f"Segmenter.predict: images must all be usable, got {len(problems)} of {len(given)} that are not; "
-                "mend these or leave them out:\n" + "\n".join(problems)
-            )
-        return read
-
-    def _open(self, image: Given, value_range: tuple[float, float] | None) -> tuple[Pixels, Path | None]:
-        if isinstance(image, (str, os.PathLike)):
-            path = Path(image)
-            if path.is_dir():
-                raise BadImage(
-                    f"Segmenter.predict: images must be files, got the folder {path}; pass a list of files, such as "
-                    f'sorted(Path("{path}").glob("*.jpg")).'
-                )
-            known = self.value_range if value_range is None else value_range
-            pixels = self.images.open(path, value_range=known, max_pixels=self.max_pixels, check=True)
-            if known is None and isinstance(pixels, Image.Image) and pixels.convert("L").getextrema()[1] <= _DARK:
-                # stacklevel: of the caller of predict
-                warnings.warn(f"Segmenter.predict: {path} is nearly black; {_DARK_ADVICE}.", stacklevel=4)
-            return pixels, path
-        if isinstance(image, Image.Image):
-            value_range = self.value_range if value_range is None else value_range
-            try:
-                image.load()
-            except DECODE_ERRORS as error:
-                raise BadImage(f"Segmenter.predict: image must decode, got {error}; open it again.") from error
-            if orientation_of(image) != 1:
-                raise ValueError(
-                    "Segmenter.predict: a Pillow image must be upright, got one with the EXIF orientation "
-                    f"{orientation_of(image)}; pass PIL.ImageOps.exif_transpose(image), or the path of its file."
-                )
-        return self.images.convert(image, value_range), None
-
     def _input(self, pixels: np.ndarray) -> Tensor:
         return self._precision.images(self._normalise(pixels)[None])
 
@@ -358,43 +336,27 @@ class Segmenter:
         return self.net(images[:, :, None])[:, :, 0] if self.net.dims == 3 else self.net(images)
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _device(device: str | torch.device) -> torch.device:
     """Return the device that is asked for.
 
     Raises:
-        ValueError: torch does not know it, or there is no CUDA device.
+        ValueError: it is none of cpu and cuda, or this machine does not have it.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"Segmenter: device must be auto, cpu or cuda, got {device!r}; pass one of these.") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
+    except (RuntimeError, TypeError):
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"Segmenter: device must be auto, cpu or cuda, got {device!r}; pass one of these.")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"Segmenter: device must be one of this machine, got {device!r}; pass 'auto' or 'cpu'.")
     return chosen
-
-
-def _listed(images: Given | Iterable[Given]) -> tuple[list[Given], bool]:
-    """Return the images, and whether several were given: a list or a batch of any length."""
-    if isinstance(images, (str, os.PathLike, Image.Image)):
-        return [images], False
-    if isinstance(images, (np.ndarray, Tensor)):
-        return ([*images], True) if images.ndim == 4 else ([images], False)
-    if not isinstance(images, Iterable):
-        raise TypeError(
-            "Segmenter.predict: images must be a path, a Pillow image, an array, a tensor, or a list of these, got "
-            f"{type(images).__name__}; pass one of these."
-        )
-    return list(images), True
-
-
-def _name(given: Sequence[Given], index: int, are_several: bool) -> str:
-    """Return how a message names an image."""
-    image = given[index]
-    if isinstance(image, (str, os.PathLike)):
-        return str(image)
-    return f"image {index}" if are_several else "an image"
 
 
 def _batches(sources: Sequence[PixelInput], tile: int, batch: int) -> list[list[int]]:

@@ -117,15 +117,15 @@ def test_grey_saved_as_rgb_is_one_channel_and_colours_are_refused(tmp_path: Path
     one = ImageFormat(1, raw=True)
     assert np.array_equal(one.open(tmp_path / "grey.png"), grey)
     Image.fromarray(drawn(np.uint8, 5, 6, 3)).save(tmp_path / "colour.png")
-    with pytest.raises(BadImage, match=r"must have 1 channel of uint8.*colour.png with 3 of uint8"):
+    with pytest.raises(BadImage, match=r"must have 1 channel of uint8.*colour.png with 3 channels of uint8"):
         one.open(tmp_path / "colour.png")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"channels": 5}, "must have 5 channels of uint16.*with 4 of uint16"),
-        ({"dtype": "uint8"}, "must have 4 channels of uint8.*with 4 of uint16"),
+        ({"channels": 5}, "must have 5 channels of uint16.*with 4 channels of uint16"),
+        ({"dtype": "uint8"}, "must have 4 channels of uint8.*with 4 channels of uint16"),
     ],
 )
 def test_other_channels_and_depths_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
