@@ -8,6 +8,7 @@ as a table to fill in.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 
 from ccgpu.models.colouring import class_overlay
-from ccgpu.models.image_files import EXIF, BadImage
+from ccgpu.models.image_files import EXIF, MAX_PIXELS, BadImage
 from ccgpu.models.image_format import ImageFormat
 from ccgpu.models.labels import Labels
 from ccgpu.models.weights import write_atomically
@@ -43,6 +44,7 @@ from ccgpu.train.runs.parser import command_parser
 from ccgpu.train.visualise import contact_sheet, thumbnail
 
 CELLS, COLUMNS, CELL_SIDE = 12, 4, 300  # cells and columns of the contact sheet, pixels of a cell's longer side
+VAL_SHARE = 0.2  # as in training
 OPACITY = 0.55  # of the masks
 JPEG_QUALITY = 92
 
@@ -96,7 +98,13 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, metavar="FILE.jpg", help="the contact sheet (default: inspect-NAME.jpg in this folder)")
     add("--write-classes", type=Path, metavar="FILE.csv", help="write the classes as a table to fill in")
     add("--classes", nargs="+", metavar="NAME", help="names of the classes, or a file with them, as in training")
-    add("--val-share", type=float, default=0.2, metavar="SHARE", help="share to evaluate on (default: 0.2)")
+    add(
+        "--val-share",
+        type=float,
+        default=VAL_SHARE,
+        metavar="SHARE",
+        help=f"share to evaluate on (default: {VAL_SHARE})",
+    )
     add("--images", metavar="NAME", help="name of the folders of images")
     add("--masks", metavar="NAME", help="name of the folders of masks")
     add("--exif", choices=EXIF, help="leave pixels as stored, or turn images upright")
@@ -154,13 +162,25 @@ def inspect(flags: argparse.Namespace, layout: Layout, table: ClassTable | None,
     if found.labels is not None:
         draw(found, found.labels, reading, sheet)
     if not found.problems:
-        say(f"no problems; train on it with: ccgpu train {flags.folder}")
+        say(f"no problems; train on it with: {training_command(flags)}")
         return 0
     number = "one kind of problem" if len(found.problems) == 1 else f"{len(found.problems)} kinds of problems"
     say(f"\n{number} to solve before training:")
     for problem in found.problems:
         say(problem)
     return 1
+
+
+def training_command(flags: argparse.Namespace) -> str:
+    """Return the command that trains on what was inspected: with those flags that decide what the folder is."""
+    words = ["ccgpu", "train", str(flags.folder)]
+    defaults = {"val_share": VAL_SHARE, "max_pixels": MAX_PIXELS}
+    for name in ("classes", "val_share", "images", "masks", "exif", "value_range", "max_pixels"):
+        value = getattr(flags, name)
+        if value is not None and value != defaults.get(name):
+            values = value if isinstance(value, (list, tuple)) else [value]
+            words += [f"--{name.replace('_', '-')}", *(f"{v:g}" if isinstance(v, float) else str(v) for v in values)]
+    return shlex.join(words)
 
 
 def write_classes(path: Path, found: Inspection, table: ClassTable | None) -> None:

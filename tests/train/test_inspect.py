@@ -42,6 +42,16 @@ def test_a_folder_is_reported_and_drawn(tmp_path: Path, capsys: pytest.CaptureFi
     assert Path("inspect-ponds.jpg").read_bytes() == before
 
 
+def test_the_command_to_train_with_has_the_flags_that_decide_what_the_folder_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_folder(tmp_path / "my ponds", images="photos", values=np.arange(3, dtype=np.uint8))
+    flags = ["--classes", "mud", "tall reed", "water", "--val-share", "0.5", "--images", "photos", "--exif", "stored"]
+    assert inspect.main([str(data), *flags]) == 0
+    rest = "--classes mud 'tall reed' water --val-share 0.5 --images photos --exif stored\n"
+    assert f"train on it with: ccgpu train '{data}' {rest}" in capsys.readouterr().out
+
+
 def test_a_damaged_folder_is_told_in_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_folder(tmp_path / "ponds", 20)
     for index in range(12):
