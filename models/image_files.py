@@ -35,6 +35,7 @@ DECODE_ERRORS = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, RuntimeError, struct.error),
     Image.DecompressionBombError,
 )
+_PIXEL_MODE = "unknown pixel mode"  # Pillow's word for a whole TIFF file of channels or values that it lacks
 _JPEGS = ("JPEG", "MPO")
 MISREAD = "big-endian TIFF of compressed floats, which Pillow decodes wrongly"
 _BACKGROUND = (255, 255, 255)  # shows through transparent pixels
@@ -169,6 +170,11 @@ def decode_file(
     except BadImage:
         raise
     except DECODE_ERRORS as error:
+        if _PIXEL_MODE in str(error):
+            raise BadImage(
+                f"read_image: image must be grey or have the colours of a photo, got {path}, a TIFF file of channels "
+                "or values that do not become 8-bit RGB; convert it, or use a network for such images."
+            ) from error
         raise BadImage(
             f"read_image: path must be a whole image, got {path}, which does not decode ({error}); copy or convert it "
             "again."

@@ -108,12 +108,12 @@ def test_truncated_files_are_named(kind: str, share: float, tmp_path: Path) -> N
         read_image(path)
 
 
-def test_a_kind_of_tiff_that_is_not_read_is_not_called_damaged_alone(tmp_path: Path) -> None:
+def test_a_kind_of_tiff_that_is_not_read_is_not_called_damaged(tmp_path: Path) -> None:
     path, file = tmp_path / "a.tif", io.BytesIO()
     Image.fromarray(np.zeros((2, 3), dtype=np.float32)).save(file, "TIFF")
     bits = b"\x02\x01\x03\x00\x01\x00\x00\x00"  # BitsPerSample
     path.write_bytes(file.getvalue().replace(bits + b"\x20", bits + b"\x40"))  # 64-bit floats
-    with pytest.raises(BadImage, match="damaged TIFF file, or one of a kind that is not read"):
+    with pytest.raises(BadImage, match="a TIFF file of channels or values that do not become 8-bit RGB"):
         read_image(path)
 
 
@@ -291,3 +291,14 @@ def test_damage_that_pillow_does_not_see_is_found_when_asked(pixels: np.ndarray,
         assert open_image(path).size == (30, 20)
         with pytest.raises(BadImage, match=rf"got {path}, which does not decode \(.*{problem}\); copy"):
             open_image(path, check=True)
+
+
+def test_tiff_files_of_other_channels_are_not_called_damaged(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    for name, pixels, photometric in (
+        ("channels.tif", np.zeros((4, 5, 5), np.uint16), "minisblack"),
+        ("floats.tif", np.zeros((4, 5, 3), np.float32), "rgb"),
+    ):
+        tifffile.imwrite(tmp_path / name, pixels, photometric=photometric, planarconfig="contig")
+        with pytest.raises(BadImage, match=rf"{name}, a TIFF file of channels or values .* use a network for such"):
+            open_image(tmp_path / name)
