@@ -1,9 +1,9 @@
 """A training command from start to end, for any dataset: read the plan, prepare the run, train, evaluate, report.
 
-`ccgpu train NAME --data PATH` for each dataset NAME (`cityscapes.py` and its neighbours), or `python -m train.NAME` in
-a checkout. Several processes share the global batch:
+`ccgpu train NAME --data PATH` for each dataset NAME (`cityscapes.py` and its neighbours), or `ccgpu train DIR`. Several
+processes share the global batch:
 
-    python -m torch.distributed.run --nproc_per_node 4 -m train.cityscapes --data PATH
+    python -m torch.distributed.run --nproc_per_node 4 -m ccgpu.train train cityscapes --data PATH
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ class Source:
                     else {"data": "none, it must be given", "scenes": "", "scenes_size": ""}
                 ),
                 **({} if dataset.demo else {"preset": ""}),
+                **({} if dataset.frame_of else {"clip": ""}),
+                **({"value_range": ""} if dataset.images.raw else {}),
             },
             argument=lambda request: dataset.name,
             open=lambda request, device: Opened(dataset),

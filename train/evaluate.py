@@ -33,7 +33,7 @@ from ccgpu.train.data.pairs import Pair
 from ccgpu.train.data.submission import save_prediction
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.distributed import say
-from ccgpu.train.loaders import is_lost_loader
+from ccgpu.train.loaders import LOADERS, is_lost_loader
 from ccgpu.train.metrics import results_table, scores_line
 from ccgpu.train.runs import records
 from ccgpu.train.runs.data_check import check_data
@@ -148,7 +148,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--channels-last", action=argparse.BooleanOptionalAction, help="NHWC memory format (default: the run's)")
     add("--compile", action=argparse.BooleanOptionalAction, help="compile with torch.compile (default: the run's)")
     add_device(group)
-    add("--workers", type=int, default=4, metavar="N", help="loader processes (default: 4)")
+    add("--workers", type=int, default=LOADERS, metavar="N", help=f"loader processes (default: {LOADERS})")
     return parser.parse_args(argv)
 
 

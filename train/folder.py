@@ -1,4 +1,4 @@
-"""Train CCNet on a folder of images and masks: `ccgpu train DIR`, or `python -m train.folder --data DIR`.
+"""Train CCNet on a folder of images and masks: `ccgpu train DIR`.
 
 DIR holds images/ and masks/, or train/ and val/ with these, or images/train, masks/train and so on. Masks are ids or
 colours; the classes come from the masks, from classes.txt, classes.csv or classes.json in DIR, or from --classes. What
@@ -57,8 +57,10 @@ SOURCE = command.Source(
     presets={},
     default_out=default_out,
     unset={
-        "data": "DIR",
-        **dict.fromkeys(("preset", "scenes", "scenes_size"), ""),  # of synthetic images
+        "data": "",  # DIR says it
+        "out": "runs/NAME, NAME being that of DIR",
+        **dict.fromkeys(("preset", "scenes", "scenes_size", "clip"), ""),  # of synthetic images and of videos
+        "value_range": "all values as stored",
         "classes": "classes.txt, .csv or .json in the folder, else the values that the masks hold",
     },
     argument=lambda request: str(request.settings({}).data),

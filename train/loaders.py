@@ -19,6 +19,15 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 Sample: TypeAlias = dict[str, Any]
 
 
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+LOADERS = min(4, available_cores())
+"""Loader processes where nothing else is asked for: torch warns of more than there are cores."""
+
+
 def load_batches(
     dataset: Dataset[Sample],
     *,

@@ -114,8 +114,9 @@ class Reader:
             elif words[0] in SETTING_UP:
                 check_setting_up(words, block)
             elif words[0] == "torchrun":
-                assert (words[1], words[3]) == ("--nproc_per_node", "-m"), f"{block}: {command}"
-                arguments = ["--nproc_per_node", "2", "-m", words[4], *self.smaller(words[4], words[5:])]
+                module = ["-m", "ccgpu.train", "train"]
+                assert (words[1], words[3:6]) == ("--nproc_per_node", module), f"{block}: {command}"
+                arguments = ["--nproc_per_node", "2", *words[3:7], *self.smaller(words[6], words[7:])]
                 done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", *arguments])
                 assert done.returncode == 0, f"{block}: {command}"
             elif words[0] == "ccgpu":

@@ -155,7 +155,11 @@ def test_each_command_has_its_help(words: list[str], capsys: pytest.CaptureFixtu
         main([*words, "--help"])
     text = capsys.readouterr().out
     assert text.startswith(f"usage: ccgpu {' '.join(words).replace(str(ROOT), 'DIR')} ")
-    assert ("--scenes" in text) is (words[0] == "train" and words[1] in DATASETS)
+    is_dataset = words[0] == "train" and words[1] in DATASETS
+    assert ("--scenes" in text) is is_dataset
+    assert ("--data " in text) is (is_dataset or words[0] == "evaluate")
+    assert ("--clip" in text) is (words == ["train", "camvid"])  # the one dataset of videos
+    assert ("default: 0 65535" in " ".join(text.split())) is is_dataset  # a folder's deep images keep their values
     assert "default: None" not in text
     assert "default: none" not in text
 

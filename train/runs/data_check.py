@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from ccgpu.train.data.facts_cache import FOLDER, Stamp, cache_path, read_cache, 
 from ccgpu.train.data.pairs import Pair
 from ccgpu.train.data.reading import Reading
 from ccgpu.train.distributed import bar_interval, let_first_process, say
-from ccgpu.train.loaders import load_batches
+from ccgpu.train.loaders import available_cores, load_batches
 
 # Seconds after which processes help to decode, because they take some to start, and what they must be able to save.
 _ALONE, _WORTH_PROCESSES = 3.0, 10.0
@@ -188,8 +187,7 @@ class _FileSet(Dataset[dict[str, Any]]):
 
 def _decode_in_processes(files: _FileSet) -> Iterator[Facts]:
     shares = [[*range(begin, min(begin + _SHARE, len(files)))] for begin in range(0, len(files), _SHARE)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cores, len(shares), _MOST_PROCESSES)
+    workers = min(available_cores(), len(shares), _MOST_PROCESSES)
     loader = load_batches(files, batches=shares, workers=workers, device=torch.device("cpu"))
     for batch in loader:
         for text in batch["facts"]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from ccgpu.train.data.pairs import Pair
 from ccgpu.train.data.reading import Reading
 from ccgpu.train.dataset import Dataset, Opened
 from ccgpu.train.distributed import let_first_process, say
+from ccgpu.train.loaders import available_cores
 from ccgpu.train.runs.data_check import find_facts
 from ccgpu.train.runs.flags import option, saved_values
 from ccgpu.train.runs.settings import Settings
@@ -216,7 +216,7 @@ def _open(
     recipe, why = recipe_of(
         [images[pair.image].size for pair in training],
         on_cpu=device.type == "cpu",
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=available_cores(),
         has_weights=importlib.util.find_spec(_WEIGHTS) is not None,
         given=flags,
     )

@@ -107,7 +107,7 @@ def read_request(
         settings: dataclass of `option`s, one of them named "preset".
         defaults: the defaults by name that the help shows, where they are not those of the dataclass.
         default_out: flags by name -> run folder, for a command line without --out.
-        unset: see `add_flags`.
+        unset: see `add_flags`; "out" is the place of run folders for the help.
 
     Raises:
         ValueError: the run's folder and its checkpoint are of different runs, or of another version.
@@ -117,7 +117,8 @@ def read_request(
     """
     groups = add_flags(parser, settings, defaults, unset)
     run = groups.get("run", parser)
-    run.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: in runs/)")
+    place = (unset or {}).get("out", "in runs/")
+    run.add_argument("--out", type=Path, metavar="DIR", help=f"run folder (default: {place})")
     run.add_argument(
         "--resume",
         nargs="?",

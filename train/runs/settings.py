@@ -22,6 +22,7 @@ from ccgpu.models.prediction import AVERAGES, LARGEST_SIDE, MODES, MULTI_SCALE, 
 from ccgpu.models.resnet import STEMS
 from ccgpu.train.consistency import FORMS
 from ccgpu.train.dataset import Dataset
+from ccgpu.train.loaders import LOADERS
 from ccgpu.train.losses import AUXILIARY_WEIGHT, ConsistencyWeights, Criterion
 from ccgpu.train.runs.flags import DEVICES, flag, is_value, option, range_problems
 
@@ -261,7 +262,7 @@ class Settings:
     )
     device: str = option("auto", "where to run", choices=DEVICES, decides="nothing")
     workers: int = option(
-        4, "loader processes for each training process", kind=int, decides="nothing", least=0, most=MOST_WORKERS
+        LOADERS, "loader processes for each training process", kind=int, decides="nothing", least=0, most=MOST_WORKERS
     )
 
     @property

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ccgpu.train import ade20k, camvid, cityscapes, command, lip
+from ccgpu.train.loaders import available_cores
 from ccgpu.train.runs import settings
 from ccgpu.train.runs.settings import Settings
 from tests.train.training import COMMANDS, name_of
@@ -72,7 +73,7 @@ DEFAULTS: dict[str, Any] = {
     "tensorboard": True,
     "wandb": False,
     "device": "auto",
-    "workers": 4,
+    "workers": min(4, available_cores()),
 }
 ADE20K = {
     "train_split": ("training",),
