@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ccgpu.train.runs.parser import DATASETS
 from ccgpu.version import __version__
-
-DATASETS = ("cityscapes", "ade20k", "lip", "camvid")
 
 
 class Command(NamedTuple):

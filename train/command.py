@@ -49,7 +49,6 @@ class Source:
     """Where a training command has its dataset from: a dataset that is known, or one that is opened from the flags.
 
     Attributes:
-        name: of the command, for messages and run folders.
         usage: what follows "ccgpu train" in the help: the dataset, and the flags.
         description: of the command, for its help.
         settings: dataclass of the settings, `Settings` or one with more.
@@ -61,7 +60,6 @@ class Source:
         open: (request, device) -> the dataset; called within the group of processes.
     """
 
-    name: str
     usage: tuple[str, str]
     description: str
     settings: type[Settings]
@@ -76,7 +74,6 @@ class Source:
     def of(cls, dataset: Dataset) -> Source:
         """Return the source of a dataset that is known."""
         return cls(
-            name=dataset.name,
             usage=(dataset.name, "[--data PATH] [--out DIR] [flags]"),
             description=f"Train and evaluate CCNet. {dataset.source} --data is {dataset.layout}",
             settings=Settings,
@@ -115,13 +112,13 @@ def main(given: Dataset | Source, argv: Sequence[str] | None = None) -> int:
         request = read_request(parser, argv, source.settings, source.defaults, source.default_out, source.unset)
         device = distributed.choose_device(request.settings(source.presets).device)
     except BAD_INPUT as error:
-        return fail(source.name, str(error), 2)
+        return fail("train", str(error), 2)
     except KeyboardInterrupt:  # to read the checkpoint of a large network takes seconds
-        return fail(source.name, "stopped before the run began", 130)
+        return fail("train", "stopped before the run began", 130)
     # Errors are reported inside the process group, because torchrun kills the other ranks once one exits.
     with distributed.processes(device), contextlib.ExitStack() as locks:
         return run_command(
-            source.name,
+            "train",
             lambda: prepare(source, request, device, locks),
             lambda prepared: train_and_evaluate(resuming(source, request), *prepared),
             again=f"continue with {resuming(source, request)}",

@@ -49,7 +49,6 @@ def open_source(request: Request[FolderSettings], device: torch.device) -> Opene
 
 
 SOURCE = command.Source(
-    name=NAME,
     usage=("DIR", "[--out DIR] [flags]"),
     description="Train and evaluate CCNet on a folder of images and masks, whose layout, classes and recipe are found.",
     settings=FolderSettings,

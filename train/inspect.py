@@ -108,7 +108,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--images", metavar="NAME", help="name of the folders of images")
     add("--masks", metavar="NAME", help="name of the folders of masks")
     add("--exif", choices=EXIF, help="leave pixels as stored, or turn images upright")
-    add_value_range(parser, "all values as stored")
+    add_value_range(parser, "0 65535")
     add_max_pixels(parser)
     add_overwrite(parser, "the files that --out and --write-classes name")
     return parser.parse_args(argv)

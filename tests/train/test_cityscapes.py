@@ -348,7 +348,7 @@ def test_an_image_that_does_not_decode_is_named(
     flags = ["--data", str(data), *TINY, "--no-check", "--workers", str(workers), "--out", str(out)]
     assert cityscapes.main(flags) == 1
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("cityscapes: read_image: path must be a whole image, got ")
+    assert line.startswith("train: read_image: path must be a whole image, got ")
     assert "_leftImg8bit.png" in line
     assert line.endswith(f"continue with ccgpu train cityscapes --resume --out {out}")
 

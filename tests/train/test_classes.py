@@ -62,7 +62,7 @@ def test_evaluate_and_resume_refuse_other_classes(
     shutil.copytree(trained, out)
     before = (out / "metrics.jsonl").read_bytes()
     assert camvid.main(["--resume", "--out", str(out)]) == 2
-    assert message in told(capsys, "camvid")
+    assert message in told(capsys, "train")
     assert (out / "metrics.jsonl").read_bytes() == before
 
 
@@ -71,7 +71,7 @@ def test_resume_refuses_other_void_ids(
 ) -> None:
     use(changed(void=(*camvid.LABELS.void, 254)), monkeypatch)
     assert camvid.main(["--resume", "--out", str(trained)]) == 2
-    assert "254] instead of [" in told(capsys, "camvid")
+    assert "254] instead of [" in told(capsys, "train")
     assert evaluate.main(["--checkpoint", str(trained / "last.pt"), "--workers", "0"]) == 0
 
 

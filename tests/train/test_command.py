@@ -128,7 +128,7 @@ def test_a_run_of_another_dataset_is_not_continued(
     out = tmp_path / "run"
     assert cityscapes.main(["--resume", str(trained / "last.pt"), "--out", str(out)]) == 2
     assert f"--resume must name a run of cityscapes, got one of camvid in {trained / 'last.pt'}" in told(
-        capsys, "cityscapes"
+        capsys, "train"
     )
     assert not out.exists()
 
@@ -141,14 +141,14 @@ def test_a_run_does_not_write_into_its_dataset(
     for out in (tiny_data, tmp_path / "link"):
         for resume in ([], ["--resume"]):
             assert cityscapes.main([*TINY, "--data", str(tiny_data), "--out", str(out), *resume]) == 2
-            assert f"--out must be a new or empty folder, got {out}" in told(capsys, "cityscapes")
+            assert f"--out must be a new or empty folder, got {out}" in told(capsys, "train")
     assert sorted(tiny_data.rglob("*")) == before
 
 
 def test_a_dataset_without_a_demo_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = dataclasses.replace(camvid.DATASET, demo={})
     assert command.main(dataset, ["--preset", "demo", "--out", str(tmp_path / "run")]) == 2
-    assert "--preset must be left out for camvid, which has no demo, got demo" in told(capsys, "camvid")
+    assert "--preset must be left out for camvid, which has no demo, got demo" in told(capsys, "train")
 
 
 def test_a_package_that_cannot_be_imported_is_told_in_one_line(
@@ -161,7 +161,7 @@ def test_a_package_that_cannot_be_imported_is_told_in_one_line(
     out = tmp_path / "run"
     flags = [*TINY, "--data", str(tiny_data), "--backbone", "timm:resnet18", "--out", str(out)]
     assert cityscapes.main(flags) == 2
-    assert "timm must be importable for 'timm:resnet18', got RuntimeError: operator" in told(capsys, "cityscapes")
+    assert "timm must be importable for 'timm:resnet18', got RuntimeError: operator" in told(capsys, "train")
     assert not out.exists()
 
 
@@ -172,6 +172,6 @@ def test_an_image_that_vanishes_in_a_loaders_process_is_named(
     shutil.copytree(tiny_data, data)
     monkeypatch.setattr(setup, "check_data", lambda *_: shutil.rmtree(data / "leftImg8bit" / "train"))
     assert cityscapes.main([*TINY, "--data", str(data), "--workers", "1", "--out", str(out)]) == 1
-    line = told(capsys, "cityscapes")
-    assert line.startswith("cityscapes: read_image: path must be an image, got no file ")
+    line = told(capsys, "train")
+    assert line.startswith("train: read_image: path must be an image, got no file ")
     assert line.endswith(f"put it back or name another. Then continue with ccgpu train cityscapes --resume --out {out}")

@@ -272,7 +272,7 @@ def test_flags_are_checked(
 ) -> None:
     data = ["--data", str(write_folder(tmp_path / "data", 2))] if flags else []
     assert folder.main([*TINY, *data, *flags, "--out", str(tmp_path / "run")]) == 2
-    assert message in told(capsys, "folder")
+    assert message in told(capsys, "train")
 
 
 def test_two_processes_open_a_folder_and_take_the_same_for_it(ponds: tuple[Path, Path], tmp_path: Path) -> None:

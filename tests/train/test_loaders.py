@@ -179,7 +179,7 @@ def test_a_signal_that_ends_the_loaders_too_stops_the_command(
     monkeypatch.setattr(engine, "evaluate", lambda *_, **__: lose_a_loader())
     assert camvid.main([*TINY, "--context", "none", "--out", str(tmp_path / "run")]) == 143
     assert (
-        told(capsys, "camvid") == f"camvid: stopped; continue with ccgpu train camvid --resume --out {tmp_path / 'run'}"
+        told(capsys, "train") == f"train: stopped; continue with ccgpu train camvid --resume --out {tmp_path / 'run'}"
     )
     assert evaluate.main(["--checkpoint", str(trained / "last.pt"), "--workers", "0"]) == 143
     assert told(capsys, "evaluate") == "evaluate: stopped"

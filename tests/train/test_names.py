@@ -63,4 +63,4 @@ def test_every_command_takes_such_names(tmp_path: Path, monkeypatch: pytest.Monk
     assert export.main([*last, "--to", "torch-export", "--out", str(folder / "a.pt2")]) == 2
     assert b"export: --out must be a path in UTF-8 for torch and ONNX" in told.getvalue()
     assert camvid.main([*TINY, "--tensorboard", "--out", str(folder / "board")]) == 2
-    assert b"camvid: --out must be a path in UTF-8 for TensorBoard (--no-tensorboard writes no" in told.getvalue()
+    assert b"train: --out must be a path in UTF-8 for TensorBoard (--no-tensorboard writes no" in told.getvalue()

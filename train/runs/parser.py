@@ -9,6 +9,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+DATASETS = ("cityscapes", "ade20k", "lip", "camvid")
+"""What `ccgpu train NAME` takes for a dataset, also where a folder has that name."""
+
 
 def command_parser(name: str, text: str | None, arguments: str | None = None) -> argparse.ArgumentParser:
     """Return the parser of `ccgpu NAME`.

@@ -55,7 +55,7 @@ def test_weights_and_biases_must_be_installed(
     found = importlib.util.find_spec
     monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: None if name == "wandb" else found(name))
     assert cityscapes.main([*TINY, "--wandb", "--out", str(tmp_path / "run")]) == 2
-    assert 'pip install "ccgpu[wandb]"' in told(capsys, "cityscapes")
+    assert 'pip install "ccgpu[wandb]"' in told(capsys, "train")
     assert not (tmp_path / "run").exists()
 
 
@@ -150,7 +150,7 @@ def test_a_start_that_fails_is_an_error_before_training(
     monkeypatch.setattr(wandb, "init", fail)
     out = tmp_path / "run"
     assert cityscapes.main([*TINY, "--wandb", "--out", str(out)]) == 2
-    assert "got api_key not configured (no-tty); run `wandb login`" in told(capsys, "cityscapes")
+    assert "got api_key not configured (no-tty); run `wandb login`" in told(capsys, "train")
     assert records.read_records(out / "metrics.jsonl") == []
     assert run(cityscapes, out), "the folder has nothing to lose: a run without --wandb begins in it"
 

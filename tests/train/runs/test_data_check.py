@@ -155,7 +155,7 @@ def test_labels_that_teach_nothing_are_refused(
 ) -> None:
     root = write(tmp_path / "data", values)
     assert train(root, tmp_path / "run", dataset=ponds(names, ids)) == 2
-    assert message in told(capsys, "ponds")
+    assert message in told(capsys, "train")
     assert not (tmp_path / "run").exists()
 
 
@@ -391,7 +391,7 @@ def test_no_check_refuses_a_conflict_of_orientations_when_its_turn_comes(
 ) -> None:
     root = write(tmp_path / "data", orientation=3)
     assert train(root, tmp_path / "run", "--no-check") == 1
-    assert "EXIF orientation must be that of the label file, got 3 in" in told(capsys, "ponds")
+    assert "EXIF orientation must be that of the label file, got 3 in" in told(capsys, "train")
 
 
 def comparable(out: Path) -> list[dict[str, Any]]:

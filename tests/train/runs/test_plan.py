@@ -44,7 +44,7 @@ def test_another_crop_is_taken_after_a_run_that_came_to_no_checkpoint(
         with monkeypatch.context() as patch:
             patch.setattr(engine, "train", fill_the_memory)
             assert camvid.main([*SMALL, "--out", str(out), "--baselines", *flags]) == 1
-        assert "out of memory (tried to allocate 3 GiB); lower --batch or --crop" in told(capsys, "camvid")
+        assert "out of memory (tried to allocate 3 GiB); lower --batch or --crop" in told(capsys, "train")
 
     fail("--crop", "49", "65")
     assert [record["iteration"] for record in records.read_records(out / "metrics.jsonl")] == [0]
@@ -58,9 +58,9 @@ def test_another_crop_is_taken_after_a_run_that_came_to_no_checkpoint(
         ("evaluation", 2),
     ]
     assert camvid.main([*SMALL, "--out", str(out)]) == 2
-    assert "--out must be a new or empty folder" in told(capsys, "camvid")
+    assert "--out must be a new or empty folder" in told(capsys, "train")
     assert resume(out, "--crop", "41", "49") == 2
-    assert "--crop was 33 41, is 41 49" in told(capsys, "camvid")
+    assert "--crop was 33 41, is 41 49" in told(capsys, "train")
 
 
 def test_a_checkpoint_that_was_written_meanwhile_is_kept(trained: Path, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_folder_with_other_files_is_left_alone(name: str, tmp_path: Path, caps
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
     assert camvid.main([*SMALL, "--out", str(tmp_path)]) == 2
-    assert "--out must be a new or empty folder" in told(capsys, "camvid")
+    assert "--out must be a new or empty folder" in told(capsys, "train")
     assert (tmp_path / name).read_text() == "mine"
 
 
@@ -91,7 +91,7 @@ def test_damaged_settings_are_told_and_the_checkpoint_continues_without_them(
 ) -> None:
     (run_folder / "settings.json").write_bytes(content)
     assert resume(run_folder) == 2
-    line = told(capsys, "camvid")
+    line = told(capsys, "train")
     assert f"{run_folder / 'settings.json'} must hold the settings and the starts of a run" in line
     (run_folder / "settings.json").unlink()
     assert resume(run_folder) == 0
@@ -111,7 +111,7 @@ def test_settings_of_wrong_types_are_told(
     for checkpoint in ("last.pt", "previous.pt"):
         assert resume(run_folder) == 2
         shown = tuple(value) if isinstance(value, list) else value
-        assert f"must hold settings of the right types, got --{name} {shown!r}; the file" in told(capsys, "camvid")
+        assert f"must hold settings of the right types, got --{name} {shown!r}; the file" in told(capsys, "train")
         (run_folder / checkpoint).unlink()
 
 
@@ -124,7 +124,7 @@ def test_a_checkpoint_of_another_run_is_not_continued(
     other = {**content["settings"], "lr": 0.5, "window": (65, 65), "workers": 7, "head_channels": 16}
     torch.save({**content, "settings": other}, last)
     assert resume(run_folder) == 2
-    line = told(capsys, "camvid")
+    line = told(capsys, "train")
     assert f"{last} must be a checkpoint of the run in {run_folder}" in line
     assert "--head-channels was 8, is 16; --lr was 0.001, is 0.5; --window was" in line
     assert "--workers" not in line
@@ -140,7 +140,7 @@ def test_a_checkpoint_of_another_step_is_told(
     torch.save({**content, **changes}, run_folder / "last.pt")
     (run_folder / "metrics.jsonl").unlink()
     assert resume(run_folder) == 2
-    assert "must name a checkpoint of at most 2 iterations of 2 samples, got" in told(capsys, "camvid")
+    assert "must name a checkpoint of at most 2 iterations of 2 samples, got" in told(capsys, "train")
 
 
 @pytest.mark.parametrize("line", ["3", "{}", '{"kind": "training"}', '{"iteration": 1}', "\udcff"])
@@ -148,7 +148,7 @@ def test_records_of_another_kind_are_told(line: str, run_folder: Path, capsys: p
     path = run_folder / "metrics.jsonl"
     path.write_bytes(path.read_bytes() + line.encode("utf-8", "surrogateescape") + b"\n")
     assert resume(run_folder) == 2
-    assert "remove that line" in told(capsys, "camvid")
+    assert "remove that line" in told(capsys, "train")
 
 
 def test_a_finished_run_is_resumed_without_its_images(run_folder: Path) -> None:
@@ -170,4 +170,4 @@ def test_ctrl_c_while_the_checkpoint_is_read_is_told_in_a_line(
 
     monkeypatch.setattr(checkpoints, "read_checkpoint", interrupt)
     assert camvid.main(["--resume", str(tmp_path / "last.pt")]) == 130
-    assert capsys.readouterr().err == "camvid: stopped before the run began\n"
+    assert capsys.readouterr().err == "train: stopped before the run began\n"

@@ -220,7 +220,7 @@ def test_a_recipe_that_no_flags_could_give_is_told_in_one_line(
     dataset = dataclasses.replace(camvid.DATASET, name="ponds", **{kind: recipe})
     assert command.main(dataset, ["--out", str(tmp_path / "run")]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith(f"ponds: Dataset: {kind} of ponds must hold ")
+    assert line.startswith(f"train: Dataset: {kind} of ponds must hold ")
     assert message in line
     assert not (tmp_path / "run").exists()
 
