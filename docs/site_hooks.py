@@ -1,4 +1,4 @@
-"""Hooks that mkdocs.yml adds to MkDocs: links into the repository work in the site, and formulas become MathML.
+"""Hooks that mkdocs.yml adds to MkDocs: links into the repository work, formulas become MathML, flags stay whole.
 
 The pages link to files of the repository by relative paths, so that they can be read in the repository as well. The
 site copies each linked file outside of docs/ to repository/, and turns each linked folder into a page that lists it.
@@ -19,6 +19,8 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")
+CODE = re.compile(r"<code\b.*?</code>", re.DOTALL)
+FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*(?=[^<>]*(?:<|$))")  # in a text of HTML, not in a tag
 PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")  # pages of the site that lie outside of docs/
 
 
@@ -60,6 +62,11 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return f"]({posixpath.relpath(place, posixpath.dirname(page.file.src_uri) or '.')}"
 
     return LINK.sub(moved, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Keep each flag of a command, such as --short-side, in one line: browsers break lines after hyphens."""
+    return CODE.sub(lambda code: FLAG.sub(r'<span class="flag">\g<0></span>', code[0]), html)
 
 
 def candidates(place: str) -> list[Path]:

@@ -73,6 +73,29 @@ def test_no_page_is_wider_than_its_window_or_clips_a_formula(site: Path, size: t
     assert formulas >= 2
 
 
+def test_flags_stay_in_one_line_on_a_phone(site: Path) -> None:
+    seen = 0
+    with opened(site / "index.html", shown=BUILT, size=PHONE, dark=False) as tab:
+        for name in ("checkpoints", "own-data", "reproduce"):
+            tab.goto((site / f"{name}.html").as_uri())
+            tab.wait_for_function(BUILT)
+            lines = tab.evaluate("""() => [...document.querySelectorAll("code")].flatMap(code => {
+              const nodes = document.createTreeWalker(code, NodeFilter.SHOW_TEXT), found = [];
+              while (nodes.nextNode()) {
+                for (const flag of nodes.currentNode.data.matchAll(/--[a-z][a-z-]*/g)) {
+                  const range = document.createRange();
+                  range.setStart(nodes.currentNode, flag.index);
+                  range.setEnd(nodes.currentNode, flag.index + flag[0].length);
+                  found.push([flag[0], new Set([...range.getClientRects()].map(part => part.top)).size]);
+                }
+              }
+              return found;
+            })""")
+            assert [flag for flag, count in lines if count > 1] == [], name
+            seen += len(lines)
+    assert seen > 50
+
+
 def brightness(tab: Any, figure: Any, path: Path) -> float:
     """Mean brightness, 0..255, of a figure's corner, which is its ground."""
     figure.scroll_into_view_if_needed()
