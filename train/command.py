@@ -276,7 +276,7 @@ def train_and_evaluate(
                 board.close(finished=finished)
     if not finished:
         return fail(
-            run.dataset.name,
+            "train",
             f"stopped; continue with {again}",
             run.interrupts.exit_status,
         )

@@ -98,7 +98,8 @@ class Recorder:
 def wandb(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
     monkeypatch.setitem(sys.modules, "wandb", recorder)  # type: ignore[arg-type]
-    monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: object())
+    found = importlib.util.find_spec
+    monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: object() if name == "wandb" else found(name))
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     return recorder
 
