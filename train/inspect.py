@@ -40,7 +40,7 @@ from ccgpu.train.runs.errors import run_command
 from ccgpu.train.runs.flags import add_max_pixels, add_value_range, chosen_range
 from ccgpu.train.runs.folder import mask_counts, take_censuses
 from ccgpu.train.runs.outputs import add_overwrite, check_output_file
-from ccgpu.train.runs.parser import command_parser
+from ccgpu.train.runs.parser import DATASETS, command_parser
 from ccgpu.train.visualise import contact_sheet, thumbnail
 
 CELLS, COLUMNS, CELL_SIDE = 12, 4, 300  # cells and columns of the contact sheet, pixels of a cell's longer side
@@ -108,7 +108,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--images", metavar="NAME", help="name of the folders of images")
     add("--masks", metavar="NAME", help="name of the folders of masks")
     add("--exif", choices=EXIF, help="leave pixels as stored, or turn images upright")
-    add_value_range(parser, "0 65535")
+    add_value_range(parser, "all values as stored")
     add_max_pixels(parser)
     add_overwrite(parser, "the files that --out and --write-classes name")
     return parser.parse_args(argv)
@@ -173,7 +173,8 @@ def inspect(flags: argparse.Namespace, layout: Layout, table: ClassTable | None,
 
 def training_command(flags: argparse.Namespace) -> str:
     """Return the command that trains on what was inspected: with those flags that decide what the folder is."""
-    words = ["ccgpu", "train", str(flags.folder)]
+    folder = str(flags.folder)
+    words = ["ccgpu", "train", f"./{folder}" if folder in DATASETS else folder]
     defaults = {"val_share": VAL_SHARE, "max_pixels": MAX_PIXELS}
     for name in ("classes", "val_share", "images", "masks", "exif", "value_range", "max_pixels"):
         value = getattr(flags, name)

@@ -117,3 +117,9 @@ def test_masks_of_one_class_cannot_be_learned_from(tmp_path: Path, capsys: pytes
     data = write_folder(tmp_path / "ponds", 3, values=np.zeros(3, dtype=np.uint8))
     assert inspect.main([str(data)]) == 1
     assert "labels must have 2 classes or more, got 'class 0' alone" in capsys.readouterr().out
+
+
+def test_a_folder_with_the_name_of_a_dataset_is_not_taken_for_the_dataset(capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(Path("camvid"), 6)
+    assert inspect.main(["camvid"]) == 0
+    assert "train on it with: ccgpu train ./camvid\n" in capsys.readouterr().out
