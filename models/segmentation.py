@@ -121,7 +121,7 @@ class Segmentation:
 
         Raises:
             ValueError: the path has another ending than .png, or is the image's own.
-            OSError: the file cannot be written.
+            OSError: the file cannot be written, or its folder does not exist.
         """
         path = Path(path)
         if path.suffix.lower() != ".png":
@@ -131,6 +131,10 @@ class Segmentation:
         if self.source is not None and path.exists() and path.samefile(self.source):
             raise ValueError(
                 f"Segmentation.save: path must be another file than the image, got {str(path)!r}; name another."
+            )
+        if not path.parent.is_dir():
+            raise FileNotFoundError(
+                f"Segmentation.save: path must be in a folder, got no {path.parent}; create it first."
             )
         height, width = self.classes.shape
         values, palette = mask_tables(self.labels)

@@ -264,6 +264,16 @@ def test_the_run_folder_is_named_after_the_folder(tmp_path: Path) -> None:
     assert folder.default_out({"data": str(tmp_path / "ponds") + "/"}) == Path("runs/ponds")
 
 
+def test_a_run_folder_among_the_images_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(tmp_path / "ponds")
+    monkeypatch.chdir(tmp_path / "ponds" / "images")
+    assert folder.main(["--data", "..", *TINY]) == 2
+    assert "--out must lie outside of the images and masks, got runs/ponds" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"), [((), "--data must name"), (("--val-share", "1"), "--val-share must be")]
 )

@@ -106,7 +106,7 @@ def find_pairs(
 
 
 def open_folder(
-    settings: FolderSettings, saved: Mapping[str, Any] | None, flags: Mapping[str, Any], device: torch.device
+    settings: FolderSettings, saved: Mapping[str, Any] | None, flags: Mapping[str, Any], device: torch.device, out: Path
 ) -> Opened:
     """Return the dataset of a run: of a new one from the folder's files, of a resumed one as it was saved.
 
@@ -117,6 +117,7 @@ def open_folder(
         saved: the entry "folder" of the checkpoint that a run continues from; None for a new run.
         flags: the settings that the command line gives, by name.
         device: the device of the run.
+        out: the run folder.
 
     Raises:
         ValueError, OSError: the folder cannot be taken for a dataset, or its files cannot be used; or the classes that
@@ -133,7 +134,7 @@ def open_folder(
         say_new(find_layout(root, settings.images, settings.masks), Split.from_plain(opened.split))
         return Opened(opened.dataset(settings), saved, opened.report)
     facts: dict[File, Facts] = {}
-    plain = let_first_process(lambda: _open(root, settings, flags, device, facts))
+    plain = let_first_process(lambda: _open(root, settings, flags, device, out, facts))
     opened = OpenedFolder(**plain)
     say(f"{opened.report}\n")
     return Opened(opened.dataset(settings), plain, opened.report, facts)
@@ -161,6 +162,17 @@ def say_new(layout: Layout, split: Split) -> None:
         number = "one image is" if len(new) == 1 else f"{len(new)} images are"
         shown = f"{', '.join(new[:3])}{', ...' if len(new) > 3 else ''}"
         say(f"note: {number} new in {layout.root} since the run began, and left out, as its split is fixed: {shown}")
+
+
+def check_out(out: Path, layout: Layout) -> None:
+    """Raise ValueError if a run folder is among the images or masks: a later command would take its files for such."""
+    inside = [out.resolve(), *out.resolve().parents]
+    for folder in (folder for part in layout.parts.values() for folder in (part.images, part.masks) if folder):
+        if folder.resolve() in inside:
+            raise ValueError(
+                f"--out must lie outside of the images and masks, got {out}, which is in {folder}; name another "
+                "folder, or start the command elsewhere."
+            )
 
 
 def check_table(root: Path, settings: FolderSettings, labels: Labels) -> None:
@@ -195,10 +207,12 @@ def _open(
     settings: FolderSettings,
     flags: Mapping[str, Any],
     device: torch.device,
+    out: Path,
     facts: dict[File, Facts],
 ) -> Generator[None, None, dict[str, Any]]:
     """Return the attributes of an `OpenedFolder`; the facts of its files are added to `facts`."""
     layout = find_layout(root, settings.images, settings.masks)
+    check_out(out, layout)
     table = find_table(root, settings.classes)
     pairs, problems = matched(layout)
     if problems:
