@@ -56,7 +56,7 @@ def side_by_side(
     top = caption_height(size)
     sheet = Image.new("RGB", (wide, height + top), "white")
     draw = ImageDraw.Draw(sheet)
-    font, captions = font_and_texts(("input", "truth", "prediction"), size)
+    font, captions = font_and_texts(("image", "mask", "prediction"), size)
     for index, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
         left = index * (width + GAP)
         draw.text((left + 2, 2), caption, fill="black", font=font)

@@ -67,7 +67,7 @@ class _Parser(argparse.ArgumentParser):
     def _near(self, word: str) -> list[str]:
         """Return the flags that are spelled like a word or, if there are none, those whose help names it."""
         flags = [name for action in self._actions for name in action.option_strings]
-        spelled = difflib.get_close_matches(word.lower(), flags, n=1)
+        spelled = difflib.get_close_matches(word.lower(), flags, n=1, cutoff=0.7)
         phrase = re.compile(rf"\b{re.escape(re.sub('[-_]+', ' ', word).strip().lower())}\b")
         named = [a.option_strings[0] for a in self._actions if a.option_strings and phrase.search(a.help or "")]
         return spelled or named[:2]
