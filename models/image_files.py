@@ -42,7 +42,7 @@ _BACKGROUND = (255, 255, 255)  # shows through transparent pixels
 _ORIENTATION = 0x0112  # EXIF's tag
 _COMPRESSION = 259  # TIFF's tag; 1 is none
 _LIMIT_LOCK = threading.Lock()
-# Pillow logs an error for a TIFF file of more channels than it reads, beside raising one.
+# Beside raising an error for a TIFF file of more channels than it reads, Pillow logs one.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 # Pillow keeps the first byte of 16-bit colours; the other coding makes it keep the second.
 _SECOND_BYTE = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
@@ -129,17 +129,6 @@ def open_image(
     decoded = decode_file(path, value_range=value_range, max_pixels=max_pixels, check=check)
     image = as_rgb(path, decoded, value_range)
     return image if exif == "stored" else upright(image, decoded.orientation)
-
-
-def open_stored(
-    path: Path, *, value_range: tuple[float, float] | None = None, max_pixels: int = MAX_PIXELS
-) -> tuple[Image.Image, int]:
-    """Return an image as it is stored, as a Pillow image of mode RGB, and its EXIF orientation, 1..8.
-
-    Arguments and errors are `open_image`'s.
-    """
-    decoded = decode_file(path, value_range=value_range, max_pixels=max_pixels)
-    return as_rgb(path, decoded, value_range), decoded.orientation
 
 
 def decode_file(

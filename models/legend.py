@@ -45,8 +45,8 @@ def draw_legend(shown: Sequence[Entry], width: int, size: int = SMALLEST_TEXT) -
 
     Examples:
         >>> from ccgpu.models.legend import draw_legend
-        >>> draw_legend([("road", (128, 64, 128)), ("sky", (70, 130, 180))], 300).size
-        (300, 24)
+        >>> draw_legend([("road", (128, 64, 128)), ("sky", (70, 130, 180))], 300).width
+        300
     """
     names = [name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "\u2026" for name, _ in shown]
     font, names = font_and_texts(names, size)

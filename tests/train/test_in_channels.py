@@ -160,7 +160,7 @@ def test_predict_refuses_images_of_other_channels_by_name(
     flags = ("--checkpoint", str(tmp_path / "net.pt"), "--out", str(tmp_path / "predicted"), *DEVICE)
     assert predict.main([str(tmp_path / "other.tif"), *flags]) == 1
     text = capsys.readouterr().err
-    assert f"other.tif with {channels} of uint16" in text
+    assert f"other.tif with {channels} channels of uint16" in text
     assert "must have 5 channels of uint16" in text
 
 
