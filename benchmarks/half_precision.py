@@ -48,13 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def predictor(segmenter: Segmenter, precision: Precision) -> Callable[[Pixels], np.ndarray]:
     """Return a function from images to classes, computed in a precision: also in fp16 on a CPU, which is only slow."""
-    net, how = segmenter.net, segmenter.settings((1.0,), False, None)
-    normalise = Normalise(net.backbone.mean, net.backbone.std)
+    how = segmenter.settings((1.0,), False, None)
+    normalise = Normalise(segmenter.net.backbone.mean, segmenter.net.backbone.std)
 
     def classes(image: Pixels) -> np.ndarray:
         source = PixelInput(image, lambda values: precision.images(normalise(values)[None]))
         with precision.autocast():
-            return predict_classes(net, source, how, tile=TILE, overlap=TILE // 4).numpy()
+            return predict_classes(segmenter.logits, source, how, tile=TILE, overlap=TILE // 4).numpy()
 
     return classes
 

@@ -262,7 +262,7 @@ class Segmenter:
                 continue
             with self._precision.autocast():
                 inputs = torch.cat([whole_input(sources[index], how, tile) for index in group])
-                results = outcomes(how, how(self._logits, inputs), probabilities, names)
+                results = outcomes(how, how(self.logits, inputs), probabilities, names)
             for index, result in zip(group, results, strict=True):
                 pixels, source = read[index]
                 found[index] = self._segmentation(pixels, source, result)
@@ -294,7 +294,7 @@ class Segmenter:
         """
         with self._precision.autocast():
             outcome = predict_image(
-                self._logits,
+                self.logits,
                 PixelInput(pixels, self._input),
                 how,
                 tile=tile,
@@ -332,7 +332,8 @@ class Segmenter:
     def _input(self, pixels: np.ndarray) -> Tensor:
         return self._precision.images(self._normalise(pixels)[None])
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the network's logits of normalised images (B, C, H, W); one for clips gets each as a clip of one."""
         return self.net(images[:, :, None])[:, :, 0] if self.net.dims == 3 else self.net(images)
 
 

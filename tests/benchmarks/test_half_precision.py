@@ -4,9 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import half_precision
+from ccgpu.models.ccnet import CCNet
+from ccgpu.models.precision import Precision
+from ccgpu.models.segmenter import Segmenter
 from ccgpu.train import camvid
 from ccgpu.train.runs import records
 
@@ -57,6 +61,14 @@ def test_a_trained_network_keeps_its_classes_in_half_precision(trained: Path, tm
     assert line["images"] == 4
     assert set(line["kept"]) == {"bf16", "fp16"}
     assert min(line["kept"].values()) >= 0.995
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_images_are_predicted_as_the_command_does_it(dims: int) -> None:
+    segmenter = Segmenter(CCNet("resnet18", 3, dims=dims, head_channels=8), device="cpu")
+    image = Image.fromarray(blocks(0)[0])
+    predict = half_precision.predictor(segmenter, Precision(torch.device("cpu")))
+    assert np.array_equal(predict(image), segmenter.predict(image).classes)
 
 
 def test_what_differs_is_counted() -> None:
