@@ -628,7 +628,7 @@ def test_tiles_show_their_progress_and_stop_at_ctrl_c(
             signal.raise_signal(signal.SIGINT)
         return images
 
-    monkeypatch.setattr(Segmenter, "_logits", logits)
+    monkeypatch.setattr(Segmenter, "logits", logits)
     assert run(*given, "--out", tmp_path / "2") == 130
     assert len(seen) == 3
     assert not list((tmp_path / "2" / "ids").iterdir())
