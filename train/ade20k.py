@@ -102,11 +102,13 @@ DATASET = Dataset(
         "short_side": 450,
         "eval_every": 16000,
     },
-    demo={
-        **DEMO,
-        "scenes_size": (128, 192),
-        "random_short_sides": (97, 113, 129, 145, 161),
-        "short_side": None,
+    presets={
+        "demo": {
+            **DEMO,
+            "scenes_size": (128, 192),
+            "random_short_sides": (97, 113, 129, 145, 161),
+            "short_side": None,
+        },
     },
     scores=("miou", "pixel_accuracy"),
 )

@@ -42,7 +42,7 @@ from ccgpu.train.runs.flags import (
 )
 from ccgpu.train.runs.outputs import add_overwrite, check_output_file
 from ccgpu.train.runs.parser import command_parser
-from ccgpu.train.runs.settings import MOST_LOOPS
+from ccgpu.train.runs.settings.limits import MOST_LOOPS
 from ccgpu.train.runs.setup import read_network
 from ccgpu.train.visualise import HEAT, HEAT_OPACITY, attention_overlay, contact_sheet
 

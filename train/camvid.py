@@ -122,16 +122,18 @@ DATASET = Dataset(
         "eval_every": 1000,
     },
     # Fewer and smaller images than the demos of single images, as a clip has three of them.
-    demo={
-        **DEMO,
-        "scenes": (120, 20),
-        "scenes_size": (96, 128),
-        "clip": 3,
-        "iterations": 300,
-        "batch": 2,
-        "random_scale": (0.75, 1.5),
-        "channels_last": False,
-        "save_every": 100,
+    presets={
+        "demo": {
+            **DEMO,
+            "scenes": (120, 20),
+            "scenes_size": (96, 128),
+            "clip": 3,
+            "iterations": 300,
+            "batch": 2,
+            "random_scale": (0.75, 1.5),
+            "channels_last": False,
+            "save_every": 100,
+        },
     },
     scores=("miou", "pixel_accuracy", "mean_accuracy"),
     frame_of=frame_of,

@@ -67,7 +67,7 @@ DATASET = Dataset(
     write_synthetic=write_scenes,
     source="The defaults are the paper's recipe.",
     recipe={},
-    demo={**DEMO, "scenes_size": (128, 256), "random_scale": (0.75, 1.5), "mode": "whole"},
+    presets={"demo": {**DEMO, "scenes_size": (128, 256), "random_scale": (0.75, 1.5), "mode": "whole"}},
     scores=("miou", "pixel_accuracy"),
 )
 

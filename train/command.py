@@ -39,7 +39,7 @@ from ccgpu.train.runs.flags import combine
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.parser import command_parser
 from ccgpu.train.runs.plan import REPORT, Plan, Request, only_writer, open_run_folder, read_request
-from ccgpu.train.runs.settings import Settings, check_recipe, check_settings, criterion, prediction
+from ccgpu.train.runs.settings.training import Settings, check_recipe, check_settings
 from ccgpu.train.runs.setup import Batches, as_trained, build_network, load_evaluation, load_training, open_data
 from ccgpu.train.runs.training_run import TrainingRun
 
@@ -86,7 +86,7 @@ class Source:
                     if dataset.write_synthetic
                     else {"data": "none, it must be given", "scenes": "", "scenes_size": ""}
                 ),
-                **({} if dataset.demo else {"preset": ""}),
+                **({} if dataset.presets else {"preset": ""}),
                 **({} if dataset.frame_of else {"clip": ""}),
                 **({"value_range": ""} if dataset.images.raw else {}),
             },
@@ -96,7 +96,7 @@ class Source:
 
 
 def _chosen(flags: Mapping[str, Any], dataset: Dataset) -> Settings:
-    return combine(Settings, preset=presets(dataset)[flags.get("preset")], saved=None, flags=flags)
+    return combine(Settings, preset=presets(dataset).get(flags.get("preset"), dataset.recipe), saved=None, flags=flags)
 
 
 def main(given: Dataset | Source, argv: Sequence[str] | None = None) -> int:
@@ -166,8 +166,8 @@ def check_resumed(plan: Plan[Settings], dataset: Dataset) -> None:
 
 
 def presets(dataset: Dataset) -> Mapping[str | None, Mapping[str, Any]]:
-    """Return the values of each preset: None is the dataset's recipe, "demo" a short run on its synthetic images."""
-    return {None: dataset.recipe, "demo": {**dataset.recipe, **dataset.demo}}
+    """Return the settings of each preset by name; None is the dataset's recipe, of which a preset changes a part."""
+    return {None: dataset.recipe, **{name: {**dataset.recipe, **own} for name, own in dataset.presets.items()}}
 
 
 def default_out(settings: Settings, dataset: Dataset) -> Path:
@@ -236,7 +236,7 @@ def prepare(
         val_set=val_set,
         val_loader=val_loader,
         normalise=normalise,
-        predict=prediction(settings, dataset),
+        predict=settings.prediction(dataset.flip_pairs),
         boards=open_boards(out, plan.start, settings),
         interrupts=DeferredInterrupts(),
     )
@@ -255,7 +255,7 @@ def train_and_evaluate(
         run.scaler,
         precision=run.precision,
         schedule=engine.poly(settings.lr, settings.iterations, settings.power),
-        criterion=criterion(settings),
+        criterion=settings.criterion(),
         start=plan.start,
         interrupted=run.interrupts,
     )

@@ -24,7 +24,7 @@ from ccgpu.train.runs.errors import BAD_FILE, run_command
 from ccgpu.train.runs.flags import checkpoint_file
 from ccgpu.train.runs.outputs import add_overwrite, check_output_file
 from ccgpu.train.runs.parser import command_parser
-from ccgpu.train.runs.settings import MOST_LOOPS
+from ccgpu.train.runs.settings.limits import MOST_LOOPS
 from ccgpu.train.runs.setup import dataset_of_network
 
 # Number of classes -> the dataset that a published network with so many classes was trained on.

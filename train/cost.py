@@ -48,7 +48,7 @@ from ccgpu.train.runs import records
 from ccgpu.train.runs.errors import fail
 from ccgpu.train.runs.flags import add_device
 from ccgpu.train.runs.parser import command_parser
-from ccgpu.train.runs.settings import MOST_BATCH, MOST_CHANNELS
+from ccgpu.train.runs.settings.limits import MOST_BATCH, MOST_CHANNELS
 
 PAPERS_SHAPE = (1, 512, 97, 97)
 MOST_REPEATS = 10**6

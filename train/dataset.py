@@ -51,7 +51,8 @@ class Dataset:
         scores: the official scores, the headline first, out of "miou", "pixel_accuracy", "mean_accuracy".
         write_synthetic: (root, number of images of each split, (height, width), seed) -> root, which then holds
             a synthetic dataset in this layout, written atomically; None: the command needs --data.
-        demo: settings of the preset "demo" by name; empty: there is no demo.
+        presets: the settings of each value of `--preset`, by name, as far as they differ from the recipe's: "demo" is a
+            short run on synthetic images.
         frame_of: name of an image -> its video and frame number; None where images are not frames of videos.
         flip_pairs: pairs of classes (train ids) that swap when an image is flipped, such as left and right arm.
         images: how the images are read: as 8-bit RGB, or with all channels and values as stored.
@@ -71,7 +72,7 @@ class Dataset:
     source: str
     scores: tuple[str, ...]
     write_synthetic: Callable[[Path, Mapping[str, int], tuple[int, int], int], Path] | None = None
-    demo: Mapping[str, Any] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     frame_of: Callable[[str], tuple[str, int]] | None = None
     flip_pairs: tuple[tuple[int, int], ...] = ()
     images: ImageFormat = field(default_factory=ImageFormat)

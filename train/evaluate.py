@@ -53,7 +53,8 @@ from ccgpu.train.runs.folder import settings_of_run
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.outputs import add_overwrite, check_output_folder, check_outputs, check_outside
 from ccgpu.train.runs.parser import command_parser
-from ccgpu.train.runs.settings import MOST_WORKERS, Settings, prediction
+from ccgpu.train.runs.settings.limits import MOST_WORKERS
+from ccgpu.train.runs.settings.training import Settings
 from ccgpu.train.runs.setup import (
     UNCHECKED,
     dataset_of_network,
@@ -171,7 +172,7 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
     settings = evaluation_settings(recipe_of(found, dataset) if run is None else run["settings"], flags, kind)
     if problems := amp_problems(settings.amp, device):
         raise ValueError(problems[0])
-    predict = prediction(settings, dataset)
+    predict = settings.prediction(dataset.flip_pairs)
     net = place_network(checkpoint.build(found), settings, device)
     clips = find_clips(flags, settings, dataset)
     check_places(flags, [pair for clip, _ in clips for pair in clip])

@@ -104,7 +104,7 @@ DATASET = Dataset(
         "fit": (473, 473),
         "eval_every": 10880,  # 10 epochs
     },
-    demo={**DEMO, "scenes_size": (144, 96), "crop": (129, 97), "fit": (129, 97)},
+    presets={"demo": {**DEMO, "scenes_size": (144, 96), "crop": (129, 97), "fit": (129, 97)}},
     scores=("miou", "pixel_accuracy", "mean_accuracy"),
     flip_pairs=((14, 15), (16, 17), (18, 19)),
 )

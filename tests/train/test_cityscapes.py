@@ -14,7 +14,8 @@ import torch
 
 from ccgpu.train import cityscapes
 from ccgpu.train.metrics import ConfusionMatrix
-from ccgpu.train.runs import plan, records, settings
+from ccgpu.train.runs import plan, records
+from ccgpu.train.runs.settings import training as settings
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 8
@@ -265,8 +266,8 @@ def test_a_new_run_never_overwrites_one(alone: Path, tiny_data: Path, capsys: py
         (["--seed", "9" * 26], "--seed must be at most 9223372036854775807"),
         (["--seed", "9" * 5000], "invalid int value"),
         (["--workers", "10000"], "--workers must be at most 256, got 10000"),
-        (["--dropout", "1"], "--dropout and --momentum must be less than 1, got 1.0 and 0.9"),
-        (["--momentum", "1"], "--dropout and --momentum must be less than 1, got 0.1 and 1.0"),
+        (["--dropout", "1"], "--dropout must be less than 1, got 1.0"),
+        (["--momentum", "1"], "--momentum must be less than 1, got 1.0"),
         (["--crop", "100000"], "--crop must be at most 32768, got 100000 100000"),
         (["--window", "100000"], "--window must be at most 32768"),
         (["--scenes-size", "100000"], "--scenes-size must be at most 32768"),

@@ -13,7 +13,8 @@ from PIL import Image
 
 from ccgpu.train import ade20k, camvid, cityscapes, command, evaluate, lip
 from ccgpu.train.metrics import SCORES as METRICS
-from ccgpu.train.runs import settings, setup
+from ccgpu.train.runs import setup
+from ccgpu.train.runs.settings import training as settings
 from tests.train.training import COMMANDS, TINY, name_of, run, saved_scores, told
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -146,9 +147,9 @@ def test_a_run_does_not_write_into_its_dataset(
 
 
 def test_a_dataset_without_a_demo_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dataset = dataclasses.replace(camvid.DATASET, demo={})
+    dataset = dataclasses.replace(camvid.DATASET, presets={})
     assert command.main(dataset, ["--preset", "demo", "--out", str(tmp_path / "run")]) == 2
-    assert "--preset must be left out for camvid, which has no demo, got demo" in told(capsys, "train")
+    assert "--preset must be left out for camvid, which has no other, got demo" in told(capsys, "train")
 
 
 def test_a_package_that_cannot_be_imported_is_told_in_one_line(

@@ -14,7 +14,7 @@ from ccgpu.models.backbones import build_backbone
 from ccgpu.models.ccnet import CCNet
 from ccgpu.train import camvid, convert, evaluate
 from ccgpu.train.runs import records
-from ccgpu.train.runs.settings import Settings
+from ccgpu.train.runs.settings.training import Settings
 from tests.train.training import run, told
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ccgpu.models.weights import write_atomically
 from ccgpu.train.distributed import is_main
 from ccgpu.train.runs.outputs import check_utf8
-from ccgpu.train.runs.settings import Settings
+from ccgpu.train.runs.settings.training import Settings
 
 TENSORBOARD, WANDB, WANDB_ID = "tensorboard", "wandb", "wandb.id"  # what boards write in a run folder
 PROJECT = "ccgpu"  # on Weights & Biases, unless the environment variable WANDB_PROJECT names another

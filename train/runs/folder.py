@@ -31,7 +31,7 @@ from ccgpu.train.distributed import let_first_process, say
 from ccgpu.train.loaders import available_cores
 from ccgpu.train.runs.data_check import find_facts
 from ccgpu.train.runs.flags import option, saved_values
-from ccgpu.train.runs.settings import Settings
+from ccgpu.train.runs.settings.training import Settings
 
 NAME = "folder"
 """Name of the dataset in the checkpoints of its runs."""

@@ -28,7 +28,7 @@ from ccgpu.train.distributed import say
 from ccgpu.train.loaders import load_batches
 from ccgpu.train.runs.data_check import check_data
 from ccgpu.train.runs.folder import saved_folder
-from ccgpu.train.runs.settings import Settings
+from ccgpu.train.runs.settings.training import Settings
 
 Batches: TypeAlias = DataLoader[dict[str, Any]]
 UNCHECKED = "files are not checked (--no-check): one that cannot be used ends the command when its turn comes"

@@ -13,7 +13,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ccgpu.train import cityscapes
-from ccgpu.train.runs import boards, records, settings
+from ccgpu.train.runs import boards, records
+from ccgpu.train.runs.settings import run as run_settings
 from tests.train.training import TINY, run, told
 
 EVERY_STEP = ("--eval-every", "1", "--tensorboard")
@@ -53,7 +54,7 @@ def test_weights_and_biases_must_be_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = importlib.util.find_spec
-    monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: None if name == "wandb" else found(name))
+    monkeypatch.setattr(run_settings.importlib.util, "find_spec", lambda name: None if name == "wandb" else found(name))
     assert cityscapes.main([*TINY, "--wandb", "--out", str(tmp_path / "run")]) == 2
     assert 'pip install "ccgpu[wandb]"' in told(capsys, "train")
     assert not (tmp_path / "run").exists()
@@ -99,7 +100,9 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
     monkeypatch.setitem(sys.modules, "wandb", recorder)  # type: ignore[arg-type]
     found = importlib.util.find_spec
-    monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: object() if name == "wandb" else found(name))
+    monkeypatch.setattr(
+        run_settings.importlib.util, "find_spec", lambda name: object() if name == "wandb" else found(name)
+    )
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     return recorder
 

@@ -5,7 +5,7 @@ import pytest
 from ccgpu.train import predict
 from ccgpu.train.runs.flags import add_flags, combine, option, range_problems
 from ccgpu.train.runs.parser import command_parser
-from ccgpu.train.runs.settings import Settings
+from ccgpu.train.runs.settings.training import Settings
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ccgpu.train import camvid, engine
 from ccgpu.train.runs import checkpoints, records
 from ccgpu.train.runs.parser import command_parser
 from ccgpu.train.runs.plan import open_run_folder, read_request
-from ccgpu.train.runs.settings import Settings
+from ccgpu.train.runs.settings.training import Settings
 from tests.train.training import TINY, told
 
 SMALL = [*TINY, "--context", "none"]

@@ -10,8 +10,8 @@ import torch
 
 from ccgpu.train import ade20k, camvid, cityscapes, command, lip
 from ccgpu.train.loaders import available_cores
-from ccgpu.train.runs import settings
-from ccgpu.train.runs.settings import Settings
+from ccgpu.train.runs.settings import training as settings
+from ccgpu.train.runs.settings.training import Settings
 from tests.train.training import COMMANDS, name_of
 
 # The paper's recipe for Cityscapes: what a setting is where neither recipe nor preset names it.
@@ -213,11 +213,12 @@ def test_defaults_are_the_recipe_of_the_paper() -> None:
         ({"exif": "upside"}, "got 'exif': 'upside'; write"),
     ],
 )
-@pytest.mark.parametrize("kind", ["recipe", "demo"])
+@pytest.mark.parametrize("kind", ["recipe", "preset demo"])
 def test_a_recipe_that_no_flags_could_give_is_told_in_one_line(
     kind: str, recipe: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dataset = dataclasses.replace(camvid.DATASET, name="ponds", **{kind: recipe})
+    changes = {"recipe": recipe} if kind == "recipe" else {"presets": {"demo": recipe}}
+    dataset = dataclasses.replace(camvid.DATASET, name="ponds", **changes)
     assert command.main(dataset, ["--out", str(tmp_path / "run")]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(f"train: Dataset: {kind} of ponds must hold ")

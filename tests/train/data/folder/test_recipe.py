@@ -9,7 +9,7 @@ import pytest
 
 from ccgpu.train.data.folder.recipe import recipe_of
 from ccgpu.train.runs.flags import is_value
-from ccgpu.train.runs.settings import Settings
+from ccgpu.train.runs.settings.training import Settings
 
 
 def recipe(number: int = 20, size: tuple[int, int] = (640, 480), **changes: Any) -> tuple[dict[str, Any], list[str]]:

@@ -1,0 +1,1 @@
+"""The settings that all training commands share: a module for each group of flags, and what follows from them."""

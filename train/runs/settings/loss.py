@@ -1,0 +1,70 @@
+"""Settings of the loss, and the loss that follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ccgpu.train.consistency import FORMS
+from ccgpu.train.losses import AUXILIARY_WEIGHT, ConsistencyWeights, Criterion
+from ccgpu.train.runs.flags import option
+from ccgpu.train.runs.settings.limits import MOST_KEPT
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """The loss of a run."""
+
+    auxiliary_weight: float = option(
+        AUXILIARY_WEIGHT, "weight of the auxiliary loss", group="loss", kind=float, least=0
+    )
+    ohem: tuple[float, float] | None = option(
+        None,
+        "train the main head on hard pixels alone: those whose class has a probability of at most THRESHOLD, and at "
+        "least KEPT per step (authors: 0.7 100000)",
+        unset="all pixels",
+        kind=float,
+        count=2,
+        metavar=("THRESHOLD", "KEPT"),
+        least=0,
+    )
+    ccl: bool = option(False, "add the category consistent loss", kind=bool)
+    ccl_weights: tuple[float, float, float] = option(
+        (1.0, 1.0, 0.001),
+        "weights of the category consistent loss's terms",
+        kind=float,
+        count=3,
+        metavar=("VARIANCE", "DISTANCE", "REGULARITY"),
+        least=0,
+    )
+    ccl_margins: tuple[float, float] = option(
+        (0.5, 1.5),
+        "margins delta_v, delta_d of the category consistent loss",
+        kind=float,
+        count=2,
+        metavar=("V", "D"),
+        least=0,
+    )
+    ccl_form: str = option(
+        "piecewise", "phi of the category consistent loss for distances above delta_d", choices=FORMS
+    )
+
+    def problems(self) -> list[str]:
+        """Return a line for each setting of this group that cannot work."""
+        problems = []
+        if self.ohem is not None:
+            threshold, kept = self.ohem
+            if not (0 < threshold <= 1 and kept <= MOST_KEPT and float(kept).is_integer()):
+                problems.append(
+                    f"--ohem must be a probability and a number of pixels up to {MOST_KEPT}, got {threshold} {kept}"
+                )
+        if self.ccl_margins[0] > self.ccl_margins[1]:
+            problems.append(f"--ccl-margins must be V D with V <= D, got {self.ccl_margins[0]} {self.ccl_margins[1]}")
+        return problems
+
+    def criterion(self) -> Criterion:
+        """Return the loss that the settings ask for."""
+        return Criterion(
+            auxiliary_weight=self.auxiliary_weight,
+            ohem=None if self.ohem is None else (self.ohem[0], int(self.ohem[1])),
+            consistency=ConsistencyWeights(*self.ccl_weights, *self.ccl_margins, self.ccl_form) if self.ccl else None,
+        )

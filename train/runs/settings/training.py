@@ -1,0 +1,107 @@
+"""`Settings`: all settings of a training command, and whether they can work together and with the dataset.
+
+The defaults are the paper's recipe for Cityscapes (Huang et al., TPAMI 2020, section 4.2); a dataset's own recipe
+replaces some of them (`Dataset.recipe`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+
+import torch
+
+from ccgpu.models.precision import amp_problems
+from ccgpu.train.dataset import Dataset
+from ccgpu.train.runs.flags import flag, is_value, range_problems
+from ccgpu.train.runs.settings.augmentation import AugmentationSettings
+from ccgpu.train.runs.settings.data import DataSettings
+from ccgpu.train.runs.settings.evaluation import EvaluationSettings
+from ccgpu.train.runs.settings.loss import LossSettings
+from ccgpu.train.runs.settings.network import NetworkSettings
+from ccgpu.train.runs.settings.optimisation import OptimisationSettings
+from ccgpu.train.runs.settings.run import RunSettings
+
+# In the order of the help.
+GROUPS = (
+    DataSettings,
+    NetworkSettings,
+    LossSettings,
+    AugmentationSettings,
+    OptimisationSettings,
+    EvaluationSettings,
+    RunSettings,
+)
+
+
+# A dataclass takes the fields of its last base first.
+@dataclass(frozen=True)
+class Settings(
+    RunSettings,
+    EvaluationSettings,
+    OptimisationSettings,
+    AugmentationSettings,
+    LossSettings,
+    NetworkSettings,
+    DataSettings,
+):
+    """All settings of a run; every field is a flag of the command, and all are saved with the run."""
+
+    @property
+    def loops(self) -> int:
+        """R, the network's loops of attention: by default 2 for images and 3 for clips; 0 without attention."""
+        if self.context != "rcca":
+            return 0
+        return (2 if self.clip == 1 else 3) if self.recurrence is None else self.recurrence
+
+    def problems(self) -> list[str]:
+        """Return a line for each setting that cannot work, whatever the dataset."""
+        return range_problems(self) + [problem for group in GROUPS for problem in group.problems(self)]
+
+
+def check_recipe(dataset: Dataset) -> None:
+    """Raise ValueError if a dataset's recipe or preset holds what is no setting, or a value that no flag could give."""
+    fields = {field.name: field for field in dataclasses.fields(Settings)}
+    presets = ((f"preset {name}", values) for name, values in dataset.presets.items())
+    for kind, values in (("recipe", dataset.recipe), *presets):
+        for name, value in values.items():
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, n=1)
+                raise ValueError(
+                    f"Dataset: {kind} of {dataset.name} must hold settings, got {name!r}; "
+                    f"{f'did you mean {near[0]!r}?' if near else '--help lists all, as flags.'}"
+                )
+            if not is_value(fields[name], value):
+                default = fields[name].default
+                example = "" if default is None else f", such as {default!r}"
+                raise ValueError(
+                    f"Dataset: {kind} of {dataset.name} must hold what the flags can give, got {name!r}: "
+                    f"{value!r:.60}; write a value of {flag(name)}{example}."
+                )
+
+
+def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.device) -> None:
+    """Raise if settings cannot work, before anything is written.
+
+    Raises:
+        ValueError: settings cannot work; the message lists all problems.
+    """
+    problems = s.problems()
+    if s.clip > 1 and dataset.frame_of is None:
+        problems.append(f"--clip must be 1 for {dataset.name}, whose images are no videos, got {s.clip}")
+    if s.batch % processes:
+        problems.append(f"--batch must be a multiple of the {processes} processes, got {s.batch}")
+    if s.context in ("psp", "aspp") and s.batch * s.clip < 2:
+        problems.append(f"--batch must be 2 or more for --context {s.context}, which normalises one value an image")
+    problems += amp_problems(s.amp, device)
+    if s.preset is not None and s.preset not in dataset.presets:
+        known = f"one of {', '.join(dataset.presets)}" if dataset.presets else "left out"
+        problems.append(f"--preset must be {known} for {dataset.name}, which has no other, got {s.preset}")
+    if s.data is None and dataset.write_synthetic is None:
+        problems.append("--data must name the dataset's folder, got nothing")
+    synthetic = {*dataset.recipe.get("train_split", ("train",)), *dataset.recipe.get("val_split", ("val",))}
+    if s.data is None and not {*s.train_split, *s.val_split} <= synthetic:
+        problems.append(f"--train-split and --val-split must be of {sorted(synthetic)} where --data is left out")
+    if problems:
+        raise ValueError("; ".join(problems))
