@@ -110,8 +110,8 @@ def ohem_label(logits: torch.Tensor, label: torch.Tensor, threshold: float = 0.7
     bilinearly, labels to the nearest (`label_at`), frames of a clip one by one. A NaN probability counts as hard, so
     that the loss becomes NaN too.
 
-    One limit holds for all images of all processes, whereas the authors' code finds one per GPU: their 100000 on each
-    of four GPUs is kept=400000 here.
+    One limit holds for all images of all processes, whereas the authors' code finds one in each process: their 100000
+    in each of four processes are kept=400000 here.
 
     The host does not wait for the device; there is no gradient. Memory: the probabilities of one image or clip,
     (classes, *S) in float32.
@@ -120,7 +120,7 @@ def ohem_label(logits: torch.Tensor, label: torch.Tensor, threshold: float = 0.7
         logits: (B, classes, H, W) or (B, classes, T, H, W), B 1 or more, floating point, of the main head.
         label: (B, *S) int64, 0 .. classes - 1, or 255 for ignored pixels. All processes have the same shape.
         threshold: pixels with a probability of at most this are always hard, 0 .. 1; the authors' is 0.7.
-        kept: approximate minimum number of pixels to keep, 0 or more; the authors' is 100000.
+        kept: approximate minimum number of pixels to keep, 0 or more; the authors' is 400000.
 
     Returns:
         (B, *S) int64: label, 255 where the pixel is not hard.
@@ -140,7 +140,7 @@ def ohem_label(logits: torch.Tensor, label: torch.Tensor, threshold: float = 0.7
     if not (0 <= threshold <= 1 and kept >= 0):
         raise ValueError(
             f"ohem_label: threshold must be from 0 to 1 and kept 0 or more, got {threshold} and {kept}; the authors' "
-            "are 0.7 and 100000."
+            "are 0.7 and 400000."
         )
     found = [_true_probabilities(*image) for image in zip(logits, label, strict=True)]
     small = torch.cat([sample for _, sample in found])

@@ -20,7 +20,7 @@ class LossSettings:
     ohem: tuple[float, float] | None = option(
         None,
         "train the main head on hard pixels alone: those whose class has a probability of at most THRESHOLD, and at "
-        "least KEPT per step (authors: 0.7 100000)",
+        "least KEPT per step (authors: 0.7 400000, which is 100000 in each of four processes)",
         unset="all pixels",
         kind=float,
         count=2,
