@@ -193,7 +193,14 @@ class CCNet(nn.Module):
             )
 
     @classmethod
-    def from_checkpoint(cls, path: str | os.PathLike[str], **changes: Any) -> CCNet:
+    def from_checkpoint(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        num_classes: int | None = None,
+        classes: Sequence[str] | None = None,
+        **changes: Any,
+    ) -> CCNet:
         """Return the network of a file, with its weights, in eval mode on the CPU.
 
         The file may be the authors' CCNet, mmsegmentation's CCNet R-50/101-D8, a ResNet of torchvision, MIT scene
@@ -206,21 +213,46 @@ class CCNet(nn.Module):
         Args:
             path: a file of `torch.save` or safetensors, or a run's folder, for its `last.pt`. Only tensors and plain
                 values are read.
-            changes: arguments of `CCNet` that override the file's: recurrence, backend, recompute; num_classes for a
-                ResNet's file; in_channels with mean and std, for which the first convolution is adapted as in
-                `ccgpu.models.backbones.load_imagenet`. mmsegmentation's files without a config need align_corners=True
-                where they were trained on crops of 769x769. The authors' files do not hold R; 2 is assumed.
+            num_classes: classes of the network; None: the file's. For another number the last convolution of both heads
+                is drawn anew by torch's default, everything else is loaded, and a UserWarning says so.
+            classes: names of the network's classes, in the order of its logits; None: the file's classes, or as many as
+                num_classes without names. Those of the same name in the file (other spellings included, see
+                `ccgpu.models.labels.same_classes`) keep their row in both heads, its weights and its bias; the others
+                are drawn anew, and a UserWarning names them. A file without names keeps all rows if it has as many
+                classes, else none.
+            changes: arguments of `CCNet` that override the file's: recurrence, backend, recompute; in_channels with
+                mean and std, for which the first convolution is adapted as in `ccgpu.models.backbones.load_imagenet`.
+                mmsegmentation's files without a config need align_corners=True where they were trained on crops of
+                769x769. The authors' files do not hold R; 2 is assumed.
 
         Raises:
+            TypeError: num_classes is not an int, or classes is a text instead of several.
             FileNotFoundError: there is no file at path. (Any other OSError from opening it is passed on.)
             ValueError: a damaged file; an unknown layout; entries that are missing, surplus or misshapen, all of which
-                are listed; weights that are NaN or infinite; changes that do not fit.
+                are listed; weights that are NaN or infinite; changes that do not fit; num_classes and classes that do
+                not fit each other, or names that are not different.
         """
         from ccgpu.models import checkpoint, published  # here, because checkpoint imports this module
 
         found = checkpoint.read(path, **changes)
+        drawn: list[str] = []
+        if num_classes is not None or classes is not None:
+            if isinstance(classes, str):
+                raise TypeError(
+                    f"CCNet.from_checkpoint: classes must be several names, got the text {classes!r}; pass a list."
+                )
+            number = len(classes or ()) if num_classes is None else num_classes
+            require_int("CCNet.from_checkpoint", "num_classes", number, 1)
+            found, kept, drawn = checkpoint.with_classes(found, classes, number)
         if found.source == published.RESNET:
             warnings.warn(f"CCNet.from_checkpoint: {'; '.join(found.notes)}.", stacklevel=2)
+        elif drawn:
+            rest = f"those of {len(kept)} are the file's ({', '.join(kept)})" if kept else "none is the file's"
+            warnings.warn(
+                f"CCNet.from_checkpoint: the last convolutions' rows of {len(drawn)} of {len(drawn) + len(kept)} "
+                f"classes are randomly initialised ({', '.join(drawn)}), {rest}; train them.",
+                stacklevel=2,
+            )
         return checkpoint.build(found)
 
     def forward(self, images: Tensor) -> Tensor | Outputs:

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.checkpoint_keys import FORMAT, LAST, RUN_FORMAT, Header, run_problems, wrong_types
+from ccgpu.models.classifier import with_rows
 from ccgpu.models.image_format import ImageFormat
-from ccgpu.models.labels import Labels
+from ccgpu.models.labels import Labels, same_classes
 from ccgpu.models.published import recognise, translate
 from ccgpu.models.weights import (
     check_tensors,
@@ -146,6 +147,69 @@ def build(checkpoint: Checkpoint) -> CCNet:
     net = CCNet(**checkpoint.network)
     net.load_state_dict({**net.state_dict(), **checkpoint.weights})
     return net.eval()
+
+
+def with_classes(
+    found: Checkpoint, names: Sequence[str] | None, num_classes: int
+) -> tuple[Checkpoint, list[str], list[str]]:
+    """Return the network of a file for other classes: the same weights but for the classifiers of both heads.
+
+    A class of the same name (`models.labels.same_classes`) keeps its weights and bias, the others are drawn by torch's
+    default, from torch's generator (`models.classifier.with_rows`). A file without names for its
+    rows, and classes without names, are compared by their number alone: where it is the same all rows are kept, else
+    all are drawn. The result has no
+    run; of its flip pairs those remain of which both classes are kept.
+
+    Args:
+        found: from `read`.
+        names: the new classes, in the order of the logits; None: they have no names.
+        num_classes: their number.
+
+    Returns:
+        The network, and the names of the classes that were kept and of those that were drawn; "class 0", ... without
+        names. Its labels are the new names, in colours of `Labels.numbered`; None without names. If no names are asked
+        for and the number is the file's own, the network is `found` itself, labels included.
+
+    Raises:
+        ValueError: the names are not `num_classes` different ones, or that number is below 1.
+    """
+    if num_classes < 1 or (names is not None and len(names) != num_classes):
+        raise ValueError(
+            f"{FUNCTION}: num_classes must be the number of classes, 1 or more, got {num_classes}"
+            f"{'' if names is None else f' for {len(names)} names'}; correct it, or leave the names out."
+        )
+    own_number = found.network.get("num_classes", 19)
+    old = None if found.labels is None else [str(name) for name in found.labels["names"]]
+    if old is not None and len(old) != own_number:  # a published file's names are those of its data, not of its rows
+        old = None
+    if names is None:
+        shown = [f"class {index}" for index in range(num_classes)]
+        if num_classes == own_number:
+            return found, shown if old is None else old, []
+    else:
+        shown = [*names]
+    sources: list[int | None] = [None] * num_classes
+    labels = None if names is None else Labels.from_plain({"names": names, "colours": _colours(num_classes)})
+    if labels is not None and old is not None:
+        sources = same_classes(old, labels)
+    elif num_classes == own_number:
+        sources = [*range(num_classes)]
+    if not any(name.startswith("head.") for name in found.weights):  # a backbone alone has no rows to keep
+        sources = [None] * num_classes
+    places = {source: place for place, source in enumerate(sources) if source is not None}
+    old_pairs = found.prediction.get("flip_pairs", ())
+    pairs = [[places[one], places[other]] for one, other in old_pairs if one in places and other in places]
+    prediction = {name: value for name, value in found.prediction.items() if name != "flip_pairs"}
+    changed = dataclasses.replace(
+        found,
+        network={**found.network, "num_classes": num_classes},
+        weights=with_rows(found.weights, sources),
+        labels=None if labels is None else {"names": shown, "colours": labels.colours.tolist()},
+        prediction=prediction | ({"flip_pairs": pairs} if pairs else {}),
+        run=None,
+    )
+    kept = [name for name, source in zip(shown, sources, strict=True) if source is not None]
+    return changed, kept, [name for name, source in zip(shown, sources, strict=True) if source is None]
 
 
 def write(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
@@ -320,5 +384,11 @@ def _mmsegmentation_labels(meta: Mapping[str, Any]) -> dict[str, Any] | None:
     if not names:
         return None
     if not colours or len(names) != len(colours):
-        colours = Labels.numbered(len(names)).colours
+        colours = _colours(len(names))
     return {"names": [str(name) for name in names], "colours": [[int(x) for x in colour] for colour in colours]}
+
+
+def _colours(num_classes: int) -> list[list[int]]:
+    """Return colours for classes that have none of their own."""
+    colours: list[list[int]] = Labels.numbered(num_classes).colours.tolist()
+    return colours

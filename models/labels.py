@@ -8,7 +8,7 @@ counts neither in the loss nor in the evaluation.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -214,6 +214,30 @@ def class_differences(saved: Mapping[str, Any], labels: Labels, *, exact: bool) 
     ]
     more = [f"and {len(shown) - 10} more"] if len(shown) > 10 else []
     return f"{kind} ({'; '.join([*rows, *more])})" if shown else kind
+
+
+def same_classes(theirs: Sequence[str], labels: Labels) -> list[int | None]:
+    """Return for each class of `labels` the place of the same class in a list of names; None where it has none.
+
+    Lists that agree by `class_differences` have the same classes at the same places. Otherwise two names are one class
+    if they are equal, or the only ones of their lists with these words, up to case and punctuation. (That one name has
+    all words of the other says nothing at another place: "light" is not "traffic light".)
+
+    Args:
+        theirs: names of classes, such as those of a file.
+        labels: the classes that are looked for.
+    """
+    if not class_differences({"names": theirs}, labels, exact=False):
+        return [*range(len(theirs))]
+    words, ours = [tuple(_words(name)) for name in theirs], [tuple(_words(name)) for name in labels.names]
+    found: list[int | None] = []
+    for name, own in zip(labels.names, ours, strict=True):
+        if name in theirs:
+            found.append(theirs.index(name))
+        else:
+            alone = words.count(own) == ours.count(own) == 1
+            found.append(words.index(own) if alone else None)
+    return found
 
 
 def _one_class(theirs: list[str], ours: list[str], place: int) -> bool:
