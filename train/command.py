@@ -32,6 +32,7 @@ from ccgpu.train.data.clips import Clip
 from ccgpu.train.dataset import Dataset, Opened
 from ccgpu.train.distributed import is_main, say
 from ccgpu.train.loaders import is_lost_loader
+from ccgpu.train.optimisers import build_optimiser
 from ccgpu.train.runs import checkpoints
 from ccgpu.train.runs.boards import open_boards
 from ccgpu.train.runs.errors import BAD_INPUT, fail, run_command
@@ -202,8 +203,14 @@ def prepare(
     # The network and its optimiser.
     precision = Precision(device, settings.amp, settings.channels_last)
     net = build_network(settings, dataset, device, pretrained=plan.checkpoint is None)
-    optimiser = torch.optim.SGD(
-        net.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+    optimiser = build_optimiser(
+        net,
+        net.backbone,
+        settings.optimiser,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        head_lr=settings.head_lr,
     )
     scaler = precision.scaler()
     # The images; a run continues only on the training images that it began with.
@@ -254,7 +261,7 @@ def train_and_evaluate(
         run.optimiser,
         run.scaler,
         precision=run.precision,
-        schedule=engine.poly(settings.lr, settings.iterations, settings.power),
+        schedule=settings.learning_rates(),
         criterion=settings.criterion(),
         start=plan.start,
         interrupted=run.interrupts,

@@ -1,7 +1,6 @@
 """The loops of training and evaluation: `train` yields step after step, `evaluate` returns a confusion matrix.
 
-Records, checkpoints and evaluations between two steps are up to the caller. So is the learning-rate schedule, a
-function of the iteration: `command.train_and_evaluate` chooses `poly`, with --lr, --iterations, --power.
+Records, checkpoints and evaluations between two steps are up to the caller.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from ccgpu.models.prediction import Prediction, require_finite
 from ccgpu.train.distributed import sum_over_processes, world_size
 from ccgpu.train.losses import Criterion
 from ccgpu.train.metrics import ConfusionMatrix
+from ccgpu.train.optimisers import set_learning_rate
+from ccgpu.train.schedules import Schedule
 
 
 class NonFiniteLoss(RuntimeError):
@@ -37,7 +38,7 @@ class Step:
         iteration: its number, counted from 1.
         loss: the loss of the global batch.
         parts: the unweighted parts of that loss by name.
-        lr: the learning rate.
+        lr: the schedule's learning rate.
         interrupted: whether any process was asked to stop; all processes have the same value.
     """
 
@@ -48,11 +49,6 @@ class Step:
     interrupted: bool
 
 
-def poly(lr: float, iterations: int, power: float = 0.9) -> Callable[[int], float]:
-    """Return the schedule i -> lr * (1 - i / iterations) ** power, i = 0 .. iterations - 1 (paper, section 4.2)."""
-    return lambda iteration: lr * (1 - iteration / iterations) ** power
-
-
 def train(
     net: nn.Module,
     batches: Iterable[dict[str, Any]],
@@ -60,7 +56,7 @@ def train(
     scaler: torch.amp.GradScaler,
     *,
     precision: Precision,
-    schedule: Callable[[int], float],
+    schedule: Schedule,
     criterion: Criterion,
     start: int = 0,
     interrupted: Callable[[], bool] = lambda: False,
@@ -70,7 +66,7 @@ def train(
     Args:
         net: images (B, 3, H, W) or clips (B, 3, T, H, W) -> the input of `criterion`; wrapped by `distributed.wrap`.
         batches: this process's samples, "image" and "label", a batch for each iteration.
-        optimiser: its learning rate is set in each iteration.
+        optimiser: its learning rates are set in each iteration, see `set_learning_rate`.
         scaler: from `precision.scaler()`.
         precision: device, autocast dtype and memory format.
         schedule: iteration (counted from 0) -> learning rate.
@@ -84,8 +80,7 @@ def train(
     for iteration, batch in enumerate(batches, start):
         net.train()
         lr = schedule(iteration)
-        for group in optimiser.param_groups:
-            group["lr"] = lr
+        set_learning_rate(optimiser, lr)
         label = batch["label"].to(precision.device, non_blocking=True)
         with precision.autocast():
             outputs = net(precision.images(batch["image"]))

@@ -256,6 +256,14 @@ def test_a_new_run_never_overwrites_one(alone: Path, tiny_data: Path, capsys: py
         (["--lr", "inf"], "--lr must be"),
         (["--lr", "fast"], "invalid float value: 'fast'"),
         (["--momentum", "1.5"], "--momentum must be at most 1, got 1.5"),
+        (["--optimiser", "adamw", "--lr", "0.01"], "--lr must be less than 0.01 with --optimiser adamw"),
+        (["--optimiser", "adamw", "--head-lr", "100"], "--lr times --head-lr must be less than 0.01"),
+        (["--optimiser", "adam"], "invalid choice: 'adam'"),
+        (["--head-lr", "0"], "--head-lr must be more than 0, got 0.0"),
+        (["--min-lr", "0.1"], "--min-lr must be at most --lr 0.0002, got 0.1"),
+        (["--min-lr", "1e-5", "--schedule", "constant"], "--min-lr must come with a --schedule that falls"),
+        (["--power", "2", "--schedule", "cosine"], "--power must come with --schedule poly or mmseg-poly, got cosine"),
+        (["--warmup-steps", "9"], "--warmup-steps must be at most --iterations 8, got 9"),
         (["--dropout", "-0.1"], "--dropout must be"),
         (["--crop", "8"], "--crop must be 16 or more, got 8 8"),
         (["--crop", "32", "32", "3"], "expected H W, or N for a square, got 3 numbers"),
@@ -361,4 +369,4 @@ def test_help_names_every_setting_and_its_default(capsys: pytest.CaptureFixture[
     text = " ".join(capsys.readouterr().out.split())
     for name in settings.Settings.__dataclass_fields__:
         assert ("--" + name.replace("_", "-") in text) == (name != "clip")  # the images are no videos
-    assert "learning rate of SGD at the start (default: 0.01)" in text
+    assert "learning rate from which the schedule starts (adamw: 1e-4 is usual) (default: 0.01)" in text

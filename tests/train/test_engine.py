@@ -7,8 +7,9 @@ from torch import nn
 from ccgpu.models.precision import AMP_DTYPES, Precision
 from ccgpu.models.prediction import NonFiniteScores, Prediction
 from ccgpu.train import engine
-from ccgpu.train.engine import evaluate, poly, train
+from ccgpu.train.engine import evaluate, train
 from ccgpu.train.losses import Criterion
+from ccgpu.train.schedules import poly
 
 CPU = Precision(torch.device("cpu"))
 
@@ -178,10 +179,3 @@ def test_train_under_bf16_autocast_follows_float32() -> None:
         losses.append([step.loss for step in steps])
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
-
-
-def test_poly_table() -> None:
-    schedule = poly(0.01, 100)
-    assert schedule(0) == 0.01
-    assert schedule(50) == pytest.approx(0.01 * 0.5358867312681466)
-    assert schedule(99) == pytest.approx(0.01 * 0.01**0.9)

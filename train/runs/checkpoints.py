@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from ccgpu.models.weights import (
     write_partial,
 )
 from ccgpu.train.loaders import is_lost_loader
+from ccgpu.train.optimisers import state_problems
 
 KEYS = frozenset(RunCheckpoint.__required_keys__)
 PREVIOUS, ABANDONED = "previous.pt", "abandoned.pt"
@@ -231,24 +231,6 @@ def load_weights(checkpoint: RunCheckpoint, path: Path, net: nn.Module) -> None:
     net.load_state_dict({**own, **saved})
 
 
-def _check_optimiser(saved: Mapping[str, Any], path: Path, optimiser: torch.optim.Optimizer) -> None:
-    """Raise CheckpointError unless an optimiser's state fits the parameters, which torch checks in number alone."""
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    state = saved.get("state")
-    problems = [] if isinstance(state, Mapping) else ["no state of the parameters"]
-    for index, values in state.items() if isinstance(state, Mapping) else ():
-        shape = parameters[index].shape if isinstance(index, int) and 0 <= index < len(parameters) else None
-        momentum = values.get("momentum_buffer") if isinstance(values, Mapping) else values
-        if shape is None or not (momentum is None or (torch.is_tensor(momentum) and momentum.shape == shape)):
-            problems.append(f"another state for parameter {index}")
-        elif momentum is not None and not bool(torch.isfinite(momentum).all()):
-            problems.append(f"NaN or infinity in the momentum of parameter {index}")
-    if problems:
-        raise CheckpointError(
-            f"restore: {path} must hold the optimiser of this network, got {listed(problems, 5)}; {_other_choice(path)}"
-        )
-
-
 def restore(
     checkpoint: RunCheckpoint,
     path: Path,
@@ -277,7 +259,11 @@ def restore(
             "same --data and --train-split, or start a new run in another --out."
         )
     load_weights(checkpoint, path, net)
-    _check_optimiser(checkpoint["optimiser"], path, optimiser)
+    problems = state_problems(optimiser, checkpoint["optimiser"])
+    if problems:
+        raise CheckpointError(
+            f"restore: {path} must hold the optimiser of this network, got {listed(problems, 5)}; {_other_choice(path)}"
+        )
     part = "optimiser"
     try:
         optimiser.load_state_dict(checkpoint["optimiser"])

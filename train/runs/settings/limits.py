@@ -11,3 +11,6 @@ MOST_IMAGES = 10**7  # synthetic ones
 MOST_WORKERS = 256  # loader processes of one training process
 MOST_SEED = 2**63 - 1  # torch takes no larger ones
 MOST_KEPT = 2**40  # pixels of a step
+MOST_FACTOR = 10**4  # of a learning rate
+# AdamW moves each weight by about the learning rate in a step, whatever the gradient.
+ADAMW_DIVERGES = 0.01
