@@ -26,6 +26,7 @@ from ccgpu.models.timm_backbone import TimmBackbone
 Backbone: TypeAlias = ResNet | EfficientNetLite | TimmBackbone
 
 _RESNETS = {"resnet18": 18, "resnet50": 50, "resnet101": 101}
+RESNETS = tuple(_RESNETS)
 _EFFICIENTNETS = {"efficientnet-lite0": "lite0", "efficientnet-lite2": "lite2"}
 _TIMM = "timm:"
 # Values of --backbone; NAME is the name of any timm network.
@@ -60,7 +61,7 @@ def build_backbone(name: str, *, stem: str | None = None, in_channels: int = 3, 
     return TimmBackbone(name.removeprefix(_TIMM), in_channels=in_channels)
 
 
-def load_imagenet(backbone: Backbone, source: str | os.PathLike[str]) -> None:
+def load_imagenet(backbone: Backbone, source: str | os.PathLike[str], *, blue_first: bool = False) -> None:
     """Fill a backbone with ImageNet weights, from a file or from an installed package.
 
     A file is a state dict written by `torch.save`: torchvision's or MIT scene parsing's for a `ResNet`
@@ -74,6 +75,8 @@ def load_imagenet(backbone: Backbone, source: str | os.PathLike[str]) -> None:
     Args:
         backbone: from `build_backbone`, on any device and of any floating dtype.
         source: the file's path, or "package".
+        blue_first: for a `ResNet` only: the file's first convolution takes blue, green, red, and its input channels are
+            put into our order, red first.
 
     Raises:
         TypeError: backbone is not one of this package's backbones.
@@ -81,15 +84,20 @@ def load_imagenet(backbone: Backbone, source: str | os.PathLike[str]) -> None:
         ModuleNotFoundError: the package is not installed.
         RuntimeError: timm cannot be imported, or cannot fetch its weights.
         ValueError: the file is damaged, no state dict, for another network or holds NaN or infinity; "package" for a
-            `ResNet`.
+            `ResNet`; blue_first for another backbone.
     """
+    if blue_first and not isinstance(backbone, ResNet):
+        raise ValueError(
+            f"load_imagenet: blue_first must be False for {type(backbone).__name__}, got True; only ResNets have such "
+            "files."
+        )
     if isinstance(backbone, ResNet):
         if source == "package":
             raise ValueError(
                 "load_imagenet: source must be a file for a ResNet, got 'package', and no package holds these weights; "
                 "download a file and pass its path."
             )
-        resnet.load_imagenet(backbone, source)
+        resnet.load_imagenet(backbone, source, blue_first=blue_first)
     elif isinstance(backbone, EfficientNetLite):
         efficientnet.load_imagenet(backbone, source)
     elif isinstance(backbone, TimmBackbone):

@@ -11,7 +11,7 @@ from ccgpu.models.image_format import ImageFormat
 
 # Versions of the two formats, increased whenever a key changes its meaning; files of another version are refused.
 FORMAT = 4  # of `Header`
-RUN_FORMAT = 6  # of `RunCheckpoint`
+RUN_FORMAT = 7  # of `RunCheckpoint`
 LAST = "last.pt"  # the checkpoint in a run's folder
 _LARGEST = torch.finfo(torch.float32).max
 

@@ -10,12 +10,16 @@ numbered, so that the other entries keep the authors' numbers, and the state dic
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from ccgpu.models.attention import RCCA, GatedAttention
 from ccgpu.models.context import activation_layer, build_context, convolution
+
+HEAD_INITS = ("torch", "mmsegmentation")
+CLASSIFIER_STD = 0.01  # of mmsegmentation's classifiers
 
 
 class _Logits(nn.Conv2d):
@@ -169,3 +173,37 @@ class AuxiliaryHead(nn.Sequential):
         activation: str = "leaky_relu",
     ) -> None:
         super().__init__(_classifier(in_channels, channels, num_classes, dropout, activation, bias=True))
+
+
+@torch.no_grad()
+def initialise_as_mmsegmentation(head: nn.Module) -> None:
+    """Draw the weights of a head anew as mmsegmentation does; torch's rules have drawn them before.
+
+        3x3 and 1x1 convolutions before a batch norm: normal, std = sqrt(2 / ((1 + slope^2) fan_out)), bias 0
+        convolutions to classes: normal, std = 0.01, bias 0
+
+    fan_out is output channels times kernel positions, slope that of the activation (0 for "relu"). Everything else
+    keeps torch's initial values there as here: q, k and v of the attention, and the batch norms.
+
+    Args:
+        head: a `CCHead` or an `AuxiliaryHead`, changed in place; the numbers are drawn from torch's global generator.
+
+    Source: mmcv's `ConvModule.init_weights` and the `init_cfg` of mmsegmentation's `BaseDecodeHead`.
+    """
+    for module in head.modules():
+        if isinstance(module, _Logits):
+            nn.init.normal_(module.weight, std=CLASSIFIER_STD)
+            _zero_bias(module)
+        elif isinstance(module, nn.Sequential):
+            layers = [*module]
+            for layer, after in pairwise(layers):
+                if isinstance(layer, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
+                    slopes = [other.negative_slope for other in layers if isinstance(other, nn.LeakyReLU)]
+                    slope = slopes[0] if slopes else 0.0
+                    nn.init.kaiming_normal_(layer.weight, a=slope, mode="fan_out", nonlinearity="leaky_relu")
+                    _zero_bias(layer)
+
+
+def _zero_bias(convolution: nn.Conv2d) -> None:
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)

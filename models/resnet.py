@@ -220,7 +220,7 @@ class ResNet(nn.Module):
         return f"depth={self.depth}, stem={self.stem!r}"
 
 
-def load_imagenet(resnet: ResNet, path: str | os.PathLike[str]) -> None:
+def load_imagenet(resnet: ResNet, path: str | os.PathLike[str], *, blue_first: bool = False) -> None:
     """Fill a ResNet with the ImageNet weights of a file.
 
     Torchvision's files fit the 7x7 stem, the files of MIT scene parsing (from which the authors start) the deep stem,
@@ -231,6 +231,8 @@ def load_imagenet(resnet: ResNet, path: str | os.PathLike[str]) -> None:
     Args:
         resnet: the network to fill, on any device and of any floating dtype.
         path: the file.
+        blue_first: whether the file's network takes blue, green, red, as CCNet's authors take the files of MIT scene
+            parsing: the input channels of its first convolution are put into our order, red first.
 
     Raises:
         FileNotFoundError: there is no file at path. (Any other OSError from opening it is passed on.)
@@ -249,6 +251,8 @@ def load_imagenet(resnet: ResNet, path: str | os.PathLike[str]) -> None:
             f"load_imagenet: {os.fspath(path)!r} must hold a {wanted}, got a {found}; "
             "pass a file for this network or build the network for the file."
         )
+    if blue_first and "conv1.weight" in loaded and loaded["conv1.weight"].ndim == 4:
+        loaded["conv1.weight"] = loaded["conv1.weight"].flip(1)
     fill(resnet, loaded, path, wanted, resnet.in_channels)
 
 

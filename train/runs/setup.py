@@ -11,12 +11,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from ccgpu.models import checkpoint
-from ccgpu.models.backbones import load_imagenet
+from ccgpu.models.backbones import RESNETS, load_imagenet
 from ccgpu.models.ccnet import EMBEDDING_CHANNELS, CCNet
+from ccgpu.models.heads import initialise_as_mmsegmentation
 from ccgpu.models.image_format import ImageFormat
 from ccgpu.models.labels import class_differences
 from ccgpu.models.normalisation import Normalise
-from ccgpu.models.published import RESNET
+from ccgpu.models.published import AUTHORS_MEAN, RESNET
 from ccgpu.train import distributed
 from ccgpu.train.data.census import check_number
 from ccgpu.train.data.clips import Clip, evaluation_clips, training_clips
@@ -103,6 +104,7 @@ def build_network(settings: Settings, dataset: Dataset, device: torch.device, *,
     Raises:
         ValueError, OSError, ImportError: the network cannot be built, or its weights cannot be loaded.
     """
+    is_resnet, by_authors = settings.backbone in RESNETS, settings.normalisation == "authors"
     try:
         net = CCNet(
             settings.backbone,
@@ -111,18 +113,27 @@ def build_network(settings: Settings, dataset: Dataset, device: torch.device, *,
             recurrence=settings.loops,
             dims=2 if settings.clip == 1 else 3,
             stem=settings.stem,
+            halved_dilation=settings.halved_dilation if is_resnet else None,
+            ceil_mode=settings.ceil_mode if is_resnet else None,
             in_channels=dataset.images.channels,
-            mean=dataset.mean,
-            std=dataset.std,
+            mean=AUTHORS_MEAN if by_authors else dataset.mean,
+            std=(1.0, 1.0, 1.0) if by_authors else dataset.std,
             head_channels=settings.head_channels,
+            auxiliary_channels=settings.auxiliary_channels,
             embedding=EMBEDDING_CHANNELS if settings.ccl else 0,
             dropout=settings.dropout,
+            activation=settings.activation,
+            align_corners=settings.align_corners,
             gamma=settings.gamma,
             nonlocal_form=settings.nonlocal_form,
             recompute=settings.recompute,
         )
+        if settings.head_init == "mmsegmentation":
+            for head in (net.head, net.auxiliary_head):
+                if head is not None:
+                    initialise_as_mmsegmentation(head)
         if pretrained and settings.imagenet is not None:
-            load_imagenet(net.backbone, settings.imagenet)
+            load_imagenet(net.backbone, settings.imagenet, blue_first=by_authors)
             if net.in_channels != 3:
                 say(
                     f"--imagenet: the weights were trained on RGB; each of the {net.in_channels} channels begins with "
