@@ -16,7 +16,7 @@ from torch import nn
 from ccgpu.models.precision import Precision
 from ccgpu.models.prediction import Prediction, require_finite
 from ccgpu.train.distributed import sum_over_processes, world_size
-from ccgpu.train.losses import Criterion
+from ccgpu.train.loss.criterion import Criterion
 from ccgpu.train.metrics import ConfusionMatrix
 from ccgpu.train.optimisers import set_learning_rate
 from ccgpu.train.schedules import Schedule

@@ -12,7 +12,8 @@ from torch import nn
 from ccgpu.models.precision import AMP_DTYPES
 from ccgpu.train import distributed
 from ccgpu.train.distributed import GlobalBatchNorm2d, GlobalDropout2d, convert_for_global_batch
-from ccgpu.train.losses import Criterion
+from ccgpu.train.loss.consistency import FORMS
+from ccgpu.train.loss.criterion import Criterion
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,7 +26,9 @@ import ccgpu
 from torch import nn
 from ccgpu.models.ccnet import Outputs
 from ccgpu.train import distributed, engine
-from ccgpu.train.losses import ConsistencyWeights, Criterion, ohem_label
+from ccgpu.train.loss.criterion import ConsistencyWeights, Criterion
+from ccgpu.train.loss.cross_entropy import PixelLoss
+from ccgpu.train.loss.hard_pixels import ohem_label
 from ccgpu.models.precision import Precision
 from ccgpu.models.prediction import Prediction
 
@@ -49,15 +52,16 @@ def batch(step):
 
 
 class Heads(nn.Module):
-    def __init__(self):
+    def __init__(self, embedding):
         super().__init__()
         self.trunk = nn.Conv2d(3, 6, 3, padding=1)
         self.logits, self.auxiliary = nn.Conv2d(6, 5, 1), nn.Conv2d(6, 5, 1)
-        self.embedding = nn.Conv2d(6, 3, 1, stride=2)
+        self.embedding = nn.Conv2d(6, 3, 1, stride=2) if embedding else None
 
     def forward(self, images):
         x = torch.tanh(self.trunk(images))
-        return Outputs(3 * self.logits(x), self.auxiliary(x), 6 * self.embedding(x))
+        embedding = None if self.embedding is None else 6 * self.embedding(x)
+        return Outputs(3 * self.logits(x), self.auxiliary(x), embedding)
 
 
 def labels():
@@ -80,22 +84,46 @@ def losses(rank, world):
     own = slice(rank * 4 // world, (rank + 1) * 4 // world)
     saved = {}
     for name, label in labels().items():
-        for form in ("piecewise", "quadratic"):
+        for kind, criterion in criteria().items():
             torch.manual_seed(0)
-            net = Heads().double()
+            net = Heads(embedding=criterion.consistency is not None).double()
             model = distributed.wrap(net, torch.device("cpu"))
-            weights = ConsistencyWeights(0.7, 1.3, 0.9, delta_v=0.5, delta_d=1.5, form=form)
             outputs = model(images[own])
             hard = ohem_label(outputs.logits, label[own], 0.1, 64 * 3)
-            loss = Criterion(ohem=(0.1, 64 * 3), consistency=weights)(outputs, label[own])
+            loss = criterion(outputs, label[own])
             loss.total.backward()
             values = torch.stack([loss.total.detach(), *loss.parts.values()])
-            saved[name, form] = {
+            saved[name, kind] = {
                 "values": distributed.sum_over_processes(values) / world, "own": values, "parts": list(loss.parts),
-                "gradients": [p.grad for p in net.parameters()], "hard": hard,
-                "valid": int((label[own] != 255).sum()),
+                "gradients": gradients(net), "hard": hard, "valid": int((label[own] != 255).sum()),
+                "pieces": in_pieces(model, net, criterion, images[own], label[own]),
             }
     return saved
+
+
+def criteria():
+    weights = (0.5, 2.0, 1.0, 0.0, 3.0)
+    terms = [ConsistencyWeights(0.7, 1.3, 0.9, 0.5, 1.5, form) for form in ("piecewise", "quadratic")]
+    return {
+        "piecewise": Criterion(ohem=(0.1, 64 * 3), consistency=terms[0]),
+        "quadratic": Criterion(ohem=(0.1, 64 * 3), consistency=terms[1]),
+        "dice": Criterion(ohem=(0.1, 64 * 3), dice_weight=0.8, pixels=PixelLoss(weights, average="all")),
+        "weights": Criterion(pixels=PixelLoss(weights, label_smoothing=0.2)),
+        "focal": Criterion(pixels=PixelLoss(weights, focal=1.5)),
+        "all": Criterion(pixels=PixelLoss(average="all")),
+    }
+
+
+def gradients(net):
+    return [p.grad.clone() for p in net.parameters()]
+
+
+def in_pieces(model, net, criterion, images, label):
+    net.zero_grad(set_to_none=True)
+    totals = criterion.totals(label, pieces=2)
+    for piece in torch.arange(len(label)).chunk(2):
+        criterion(model(images[piece]), label[piece], totals).total.backward()
+    return gradients(net)
 
 
 def waited(work):
@@ -229,18 +257,29 @@ def test_work_of_the_first_process_ends_the_waiting_of_all(results: dict[str, di
 
 def test_two_processes_have_the_losses_and_gradients_of_one(results: dict[str, dict]) -> None:
     alone = results["1-0"]["losses"]
-    assert len(alone) == 8
+    assert len(alone) == 24
     for case, expected in alone.items():
-        assert expected["parts"] == ["main", "auxiliary", "variance", "distance", "regularity"]
+        more = {"dice": ["dice"]}.get(case[1], ["variance", "distance", "regularity"] * (case[1] in FORMS))
+        assert expected["parts"] == ["main", "auxiliary", *more]
         assert (expected["values"] != 0).all() or case[0] == "no pixel"
         assert all(g.any() for g in expected["gradients"]) or case[0] == "no pixel"
         for key in ("2-0", "2-1"):
             got = results[key]["losses"][case]
             torch.testing.assert_close(got["values"], expected["values"], rtol=1e-12, atol=1e-14, msg=f"{case} {key}")
-            # Every process returns the consistency of the global batch itself.
+            # Every process returns the Dice loss and the consistency of the global batch itself.
             torch.testing.assert_close(got["own"][3:], expected["values"][3:], rtol=1e-12, atol=1e-14)
             for gradient, reference in zip(got["gradients"], expected["gradients"], strict=True):
                 torch.testing.assert_close(gradient, reference, rtol=1e-9, atol=1e-12, msg=f"{case} {key}")
+
+
+def test_pieces_of_a_batch_add_up_to_its_gradients_in_any_number_of_processes(results: dict[str, dict]) -> None:
+    for key in ("1-0", "2-0", "2-1"):
+        for case, expected in results["1-0"]["losses"].items():
+            if case[1] in ("weights", "focal", "all"):
+                for gradient, reference in zip(
+                    results[key]["losses"][case]["pieces"], expected["gradients"], strict=True
+                ):
+                    torch.testing.assert_close(gradient, reference, rtol=1e-9, atol=1e-12, msg=f"{case} {key}")
 
 
 def test_two_processes_keep_the_hard_pixels_of_one(results: dict[str, dict]) -> None:

@@ -8,7 +8,7 @@ from ccgpu.models.precision import AMP_DTYPES, Precision
 from ccgpu.models.prediction import NonFiniteScores, Prediction
 from ccgpu.train import engine
 from ccgpu.train.engine import evaluate, train
-from ccgpu.train.losses import Criterion
+from ccgpu.train.loss.criterion import Criterion
 from ccgpu.train.schedules import poly
 
 CPU = Precision(torch.device("cpu"))

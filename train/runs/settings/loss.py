@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ccgpu.train.consistency import FORMS
-from ccgpu.train.losses import AUXILIARY_WEIGHT, ConsistencyWeights, Criterion
+from ccgpu.train.loss.consistency import FORMS
+from ccgpu.train.loss.criterion import AUXILIARY_WEIGHT, ConsistencyWeights, Criterion
 from ccgpu.train.runs.flags import option
 from ccgpu.train.runs.settings.limits import MOST_KEPT
 

@@ -7,8 +7,8 @@ import torch._dynamo.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccgpu.train.consistency import FORMS, category_consistent_loss
-from tests.train.consistency_reference import consistency_loop
+from ccgpu.train.loss.consistency import FORMS, category_consistent_loss
+from tests.train.loss.consistency_reference import consistency_loop
 
 NAMES = ("variance", "distance", "regularity")
 

@@ -74,7 +74,7 @@ def category_consistent_loss(
 
     Examples:
         >>> import torch
-        >>> from ccgpu.train.consistency import category_consistent_loss
+        >>> from ccgpu.train.loss.consistency import category_consistent_loss
         >>> embedding = torch.tensor([[[0.0, 2.0, 1.0, 7.0]]])
         >>> label = torch.tensor([[0, 0, 1, 255]])
         >>> [round(term.item(), 4) for term in category_consistent_loss(embedding, label, num_classes=2)]
@@ -127,7 +127,7 @@ def _check(
     if embedding.ndim < 3 or label.shape != (embedding.shape[0], *embedding.shape[2:]):
         raise ValueError(
             f"{name}: label must have the shape (B, *S) of embedding (B, E, *S), got {tuple(label.shape)} for "
-            f"{tuple(embedding.shape)}; take the label at the embedding's positions with losses.label_at."
+            f"{tuple(embedding.shape)}; take the label at the embedding's positions with label_at."
         )
     if not 1 <= num_classes <= IGNORE:
         raise ValueError(f"{name}: num_classes must be 1 to {IGNORE}, got {num_classes}; pass the number of classes.")
