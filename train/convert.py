@@ -28,7 +28,7 @@ from ccgpu.train.runs.settings.limits import MOST_LOOPS
 from ccgpu.train.runs.setup import dataset_of_network
 
 # Number of classes -> the dataset that a published network with so many classes was trained on.
-BY_CLASSES = {19: "cityscapes", 150: "ade20k"}
+BY_CLASSES = {19: "cityscapes", 21: "voc", 150: "ade20k"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

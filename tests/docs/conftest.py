@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ccgpu.models.backbones import build_backbone
-from ccgpu.train import ade20k, camvid, cityscapes, lip
+from ccgpu.train import ade20k, camvid, cityscapes, lip, voc
 from ccgpu.train.data.video import VideoWriter
 from ccgpu.train.scenes import streets
 from tests.docs.reader import ROOT
@@ -35,11 +35,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             if name == "ponds":
                 write_ponds(root / name)
             else:
-                module = {"ade20k": ade20k, "camvid": camvid, "cityscapes": cityscapes, "lip": lip}[name]
+                module = {"ade20k": ade20k, "camvid": camvid, "cityscapes": cityscapes, "lip": lip, "voc": voc}[name]
                 number = 7 if name == "camvid" else 4  # camvid: videos longer than the pages' clips of 5
-                splits = dict.fromkeys(
-                    ("training", "validation") if name == "ade20k" else ("train", "val", "test"), number
-                )
+                others = {"ade20k": ("training", "validation"), "voc": ("train", "aug", "val")}
+                splits = dict.fromkeys(others.get(name, ("train", "val", "test")), number)
                 write_synthetic = module.DATASET.write_synthetic
                 assert write_synthetic is not None
                 write_synthetic(root / name, splits, SIZE, 0)

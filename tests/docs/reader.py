@@ -33,6 +33,7 @@ HERE = ["--device", "cpu", "--workers", "0"]
 # Flags for the datasets whose recipes set image sizes.
 SMALL_RECIPES = {
     "ade20k": ["--random-short-sides", "48", "64", "--short-side", "64"],
+    "voc": ["--random-short-sides", "64", "--short-side", "64"],
     "lip": ["--fit", "64", "64"],
     "cityscapes": ["--window", "65", "--stride", "49"],
 }

@@ -1,4 +1,4 @@
-"""The folder layouts of the four datasets: files found by name, on a few made-up files and on the real ones."""
+"""The folder layouts of the datasets: files found by name, on a few made-up files and on the real ones."""
 
 from collections.abc import Iterator
 from pathlib import Path

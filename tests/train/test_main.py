@@ -57,7 +57,7 @@ def test_versions() -> None:
         (["camvid"], "did you mean ccgpu train camvid?"),
         (["docs"], "did you mean ccgpu train docs?"),
         (["--checkpoint"], "got '--checkpoint'; ccgpu --help lists them."),
-        (["train", "dcs"], "cityscapes, ade20k, lip, camvid) or a module with a DATASET, got 'dcs', which is neither"),
+        (["train", "dcs"], "cityscapes, ade20k, voc, lip, camvid) or a module with a DATASET, got 'dcs', which is"),
         (["train", "dcs"], "did you mean docs?"),
         (["train", "docs/imges"], "did you mean docs/images?"),
         (["train", "cityscape"], "did you mean cityscapes?"),

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ccgpu.train import ade20k, camvid, cityscapes, lip
+from ccgpu.train import ade20k, camvid, cityscapes, lip, voc
 from ccgpu.train.metrics import ConfusionMatrix
 from ccgpu.train.runs import records
 
-COMMANDS = [ade20k, camvid, cityscapes, lip]
+COMMANDS = [ade20k, camvid, cityscapes, lip, voc]
 TINY = [
     *("--backbone", "resnet18", "--head-channels", "8", "--crop", "33", "41", "--batch", "2", "--device", "cpu"),
     *("--iterations", "2", "--save-every", "1", "--log-every", "1", "--lr", "1e-3", "--workers", "0"),
@@ -29,6 +29,7 @@ SMALL = {
     "lip": ("--fit", "64", "64"),
     "camvid": (),
     "cityscapes": (),
+    "voc": ("--random-short-sides", "64", "--short-side", "64"),
 }
 
 

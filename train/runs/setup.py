@@ -176,7 +176,13 @@ def open_data(settings: Settings, opened: Opened, out: Path) -> tuple[list[Clip]
     training = {split: dataset.find_pairs(root, split, True) for split in settings.train_split}
     evaluation = {split: dataset.find_pairs(root, split, True) for split in settings.val_split}
     length, frame_of = settings.clip, dataset.frame_of
-    clips = [clip for pairs in training.values() for clip in training_clips(pairs, length, frame_of)]
+    listed = [clip for pairs in training.values() for clip in training_clips(pairs, length, frame_of)]
+    clips = [*dict.fromkeys(listed)]
+    if len(clips) < len(listed):
+        say(
+            f"note: {len(listed) - len(clips)} {'images' if length == 1 else 'clips'} are in several of "
+            f"{' '.join(training)}; each is trained on once"
+        )
     counted = [clip for pairs in evaluation.values() for clip in evaluation_clips(pairs, length, frame_of)]
     to_train = [*dict.fromkeys(pair for clip in clips for pair in clip)]
     found = {pair for pairs in training.values() for pair in pairs}
@@ -210,8 +216,9 @@ def _write_scenes(settings: Settings, dataset: Dataset, root: Path) -> Generator
         say(f"no --data: writing synthetic images to {root}, {train} to train and {val} to evaluate on")
         root.parent.mkdir(parents=True, exist_ok=True)
         yield
-        (train_split, *_), (val_split, *_) = settings.train_split, settings.val_split
-        dataset.write_synthetic(root, {val_split: val, train_split: train}, settings.scenes_size, settings.seed)
+        splits, (val_split, *_) = [*dict.fromkeys(settings.train_split)], settings.val_split
+        shares = {split: len(range(index, train, len(splits))) for index, split in enumerate(splits)}
+        dataset.write_synthetic(root, {val_split: val, **shares}, settings.scenes_size, settings.seed)
 
 
 def reading_of(settings: Settings, dataset: Dataset) -> Reading:

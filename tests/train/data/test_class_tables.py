@@ -1,4 +1,4 @@
-"""The class tables of the four datasets, against the published ones and the real label files."""
+"""The class tables of the datasets, against the published ones and the real label files."""
 
 from pathlib import Path
 
@@ -7,13 +7,16 @@ import pytest
 from PIL import Image
 
 from ccgpu.models.labels import IGNORE, Labels
-from ccgpu.train import ade20k, camvid, lip
+from ccgpu.train import ade20k, camvid, lip, voc
 from ccgpu.train.data.cityscapes_labels import CITYSCAPES, LABELS
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 
-TABLES = {"cityscapes": CITYSCAPES, "ade20k": ade20k.LABELS, "lip": lip.LABELS, "camvid": camvid.LABELS}
+TABLES = {
+    **{"cityscapes": CITYSCAPES, "ade20k": ade20k.LABELS, "voc": voc.LABELS, "lip": lip.LABELS},
+    "camvid": camvid.LABELS,
+}
 
 
 @pytest.mark.parametrize("labels", TABLES.values(), ids=TABLES)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ccgpu.train import ade20k, camvid, cityscapes, command, lip
+from ccgpu.train import ade20k, camvid, cityscapes, command, lip, voc
 from ccgpu.train.loaders import available_cores
 from ccgpu.train.runs.settings import training as settings
 from ccgpu.train.runs.settings.training import Settings
@@ -115,6 +115,19 @@ LIP = {
     "fit": (473, 473),
     "eval_every": 10880,
 }
+VOC = {
+    "train_split": ("train", "aug"),
+    "scenes_size": (375, 500),
+    "crop": (512, 512),
+    "random_short_sides": (512,),
+    "random_scale": (0.5, 2.0),
+    "iterations": 20000,
+    "batch": 16,
+    "weight_decay": 0.0005,
+    "mode": "whole",
+    "short_side": 512,
+    "eval_every": 2000,
+}
 CAMVID = {
     "scenes_size": (360, 480),
     "crop": (360, 480),
@@ -160,6 +173,20 @@ PINNED: list[tuple[ModuleType, str | None, dict[str, Any]]] = [
     ),
     (lip, None, LIP),
     (lip, "demo", {**LIP, **DEMO, "scenes_size": (144, 96), "crop": (129, 97), "fit": (129, 97)}),
+    (voc, None, VOC),
+    (
+        voc,
+        "demo",
+        {
+            **VOC,
+            **DEMO,
+            "scenes_size": (128, 192),
+            "crop": (97, 129),
+            "random_short_sides": (),
+            "random_scale": (0.75, 1.5),
+            "short_side": None,
+        },
+    ),
     (camvid, None, CAMVID),
     (
         camvid,

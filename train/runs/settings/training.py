@@ -108,5 +108,10 @@ def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.
     synthetic = {*dataset.recipe.get("train_split", ("train",)), *dataset.recipe.get("val_split", ("val",))}
     if s.data is None and not {*s.train_split, *s.val_split} <= synthetic:
         problems.append(f"--train-split and --val-split must be of {sorted(synthetic)} where --data is left out")
+    if s.data is None and s.scenes[0] < len({*s.train_split}):
+        problems.append(
+            f"--scenes must be {len({*s.train_split})} images or more to train on, one for each of "
+            f"{' '.join(s.train_split)}, got {s.scenes[0]}"
+        )
     if problems:
         raise ValueError("; ".join(problems))
