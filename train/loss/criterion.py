@@ -82,7 +82,7 @@ class Criterion:
         auxiliary_weight: weight of the auxiliary head's loss, 0 or more.
         pixels: the loss of a pixel, and what its mean is over.
         ohem: threshold and kept of `ohem_label`; None for all pixels.
-        dice_weight: weight of the Dice loss, above 0; None: that loss is left out.
+        dice_weight: weight of the Dice loss, 0 or more; 0: that loss is left out.
         consistency: weights of the category consistent loss; None: that loss is left out.
 
     Examples:
@@ -96,7 +96,7 @@ class Criterion:
     auxiliary_weight: float = AUXILIARY_WEIGHT
     pixels: PixelLoss = field(default_factory=PixelLoss)
     ohem: tuple[float, int] | None = None
-    dice_weight: float | None = None
+    dice_weight: float = 0.0
     consistency: ConsistencyWeights | None = None
 
     def totals(self, label: torch.Tensor, pieces: int = 1) -> Totals:
@@ -143,7 +143,7 @@ class Criterion:
             share = self.pixels(auxiliary, label, divisor)
             total = total + self.auxiliary_weight * share
             parts["auxiliary"] = share.detach()
-        if self.dice_weight is not None:
+        if self.dice_weight > 0:
             dice = dice_loss(logits, label) / pieces
             total = total + self.dice_weight * dice
             parts["dice"] = dice.detach()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ccgpu.train.loss.consistency import FORMS
 from ccgpu.train.loss.criterion import AUXILIARY_WEIGHT, ConsistencyWeights, Criterion
+from ccgpu.train.loss.cross_entropy import AVERAGES, PixelLoss
 from ccgpu.train.runs.flags import option
 from ccgpu.train.runs.settings.limits import MOST_KEPT
 
@@ -17,6 +18,26 @@ class LossSettings:
     auxiliary_weight: float = option(
         AUXILIARY_WEIGHT, "weight of the auxiliary loss", group="loss", kind=float, least=0
     )
+    label_smoothing: float = option(
+        0.0, "share of the target that is spread over all classes, from 0 to below 1", kind=float, least=0
+    )
+    focal: float | None = option(
+        None,
+        "focal loss: the cross-entropy of a pixel times (1 - p) to the power GAMMA, p being its class's probability "
+        "(2 is usual)",
+        unset="cross-entropy",
+        kind=float,
+        metavar="GAMMA",
+        least=0,
+        excludes="ohem",
+    )
+    loss_average: str = option(
+        "labelled",
+        "what the sum over the pixels is divided by: the number (with class weights, the weights) of the labelled "
+        "pixels, or of all, ignored ones included, as in mmsegmentation",
+        choices=AVERAGES,
+    )
+    dice: float = option(0.0, "weight of the soft Dice loss of the main head", kind=float, metavar="W", least=0)
     ohem: tuple[float, float] | None = option(
         None,
         "train the main head on hard pixels alone: those whose class has a probability of at most THRESHOLD, and at "
@@ -26,6 +47,7 @@ class LossSettings:
         count=2,
         metavar=("THRESHOLD", "KEPT"),
         least=0,
+        excludes="focal",
     )
     ccl: bool = option(False, "add the category consistent loss", kind=bool)
     ccl_weights: tuple[float, float, float] = option(
@@ -57,6 +79,14 @@ class LossSettings:
                 problems.append(
                     f"--ohem must be a probability and a number of pixels up to {MOST_KEPT}, got {threshold} {kept}"
                 )
+        if self.label_smoothing >= 1:
+            problems.append(f"--label-smoothing must be below 1, got {self.label_smoothing}")
+        if self.focal is not None and self.label_smoothing > 0:
+            problems.append(f"--label-smoothing must be 0 with --focal, got {self.label_smoothing}")
+        if self.focal is not None and self.ohem is not None:
+            problems.append(
+                "--focal must come without --ohem, got both: each of them turns the loss to the hard pixels"
+            )
         if self.ccl_margins[0] > self.ccl_margins[1]:
             problems.append(f"--ccl-margins must be V D with V <= D, got {self.ccl_margins[0]} {self.ccl_margins[1]}")
         return problems
@@ -65,6 +95,8 @@ class LossSettings:
         """Return the loss that the settings ask for."""
         return Criterion(
             auxiliary_weight=self.auxiliary_weight,
+            pixels=PixelLoss(label_smoothing=self.label_smoothing, focal=self.focal, average=self.loss_average),
             ohem=None if self.ohem is None else (self.ohem[0], int(self.ohem[1])),
+            dice_weight=self.dice,
             consistency=ConsistencyWeights(*self.ccl_weights, *self.ccl_margins, self.ccl_form) if self.ccl else None,
         )
