@@ -252,6 +252,11 @@ def load_training(
         random_short_sides=settings.random_short_sides,
         fit_crop=settings.fit_crop,
         exchange=dataset.exchange,
+        random_scale_step=settings.random_scale_step,
+        random_long_side=settings.random_long_side,
+        cat_max_ratio=settings.cat_max_ratio,
+        random_rotation=settings.random_rotation,
+        photometric=settings.photometric,
     )
     stream = TrainStream(
         clips,

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from ccgpu.models.normalisation import Normalise
-from ccgpu.train.data.transforms import EvaluationTransform, TrainTransform, scaled_window
+from ccgpu.train.data.augmentation.geometry import image_window, label_window
+from ccgpu.train.data.transforms import EvaluationTransform, TrainTransform
 
 RAW = Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -22,73 +22,6 @@ def coordinates(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     y, x = np.mgrid[:height, :width]
     image = np.stack([8 * y, 8 * x, np.full_like(x, 7)], axis=2).astype(np.uint8)
     return image, (16 * (y // 4) + x // 4).astype(np.uint8)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(4, 30), st.integers(4, 30), st.integers(1, 60), st.integers(1, 60), st.data())
-def test_scaled_window_equals_resize_then_cut(
-    height: int, width: int, rows: int, columns: int, data: st.DataObject
-) -> None:
-    image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    label = np.random.default_rng(width).integers(0, 19, (height, width), dtype=np.uint8)
-    top, left = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, columns - 1))
-    size = data.draw(st.integers(1, rows - top)), data.draw(st.integers(1, columns - left))
-    cut = (slice(top, top + size[0]), slice(left, left + size[1]))
-    got_image, got_label = scaled_window(image, label, (rows, columns), (top, left), size)
-    whole = Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR)
-    # Up to one grey level for each of the two passes, because the filter's coordinates are rounded differently.
-    assert np.abs(got_image.astype(int) - np.asarray(whole)[cut]).max() <= 2
-    for y, x in np.ndindex(*got_label.shape):
-        nearest = (2 * (y + top) + 1) * height // (2 * rows), (2 * (x + left) + 1) * width // (2 * columns)
-        assert got_label[y, x] == label[nearest]
-
-
-def bilinear_weights(old: int, new: int, begin: int, length: int) -> np.ndarray:
-    """Return the weights (length, old) of an axis resized from old to new, of the window that begins at `begin`.
-
-    The definition of Pillow's bilinear filter: a triangle, as wide as the step between two results where this is more
-    than a pixel.
-    """
-    step = old / new
-    width = max(step, 1.0)
-    centres = (begin + np.arange(length) + 0.5) * step
-    distances = np.abs(np.arange(old) + 0.5 - centres[:, None]) / width
-    weights = np.clip(1 - distances, 0, None)
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.sampled_from([np.uint8, np.uint16, np.float32]),
-    st.sampled_from([1, 2, 4, 7]),
-    st.integers(4, 30),
-    st.integers(4, 30),
-    st.integers(1, 60),
-    st.integers(1, 60),
-    st.data(),
-)
-def test_scaled_window_of_any_channels_equals_the_definition(
-    dtype: type, channels: int, height: int, width: int, rows: int, columns: int, data: st.DataObject
-) -> None:
-    generator = np.random.default_rng(height)
-    image = (generator.random((height, width, channels)) * (200 if dtype is np.uint8 else 60000)).astype(dtype)
-    label = np.zeros((height, width), np.uint8)
-    top, left = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, columns - 1))
-    size = data.draw(st.integers(1, rows - top)), data.draw(st.integers(1, columns - left))
-    found, _ = scaled_window(image, label, (rows, columns), (top, left), size)
-    down = bilinear_weights(height, rows, top, size[0])
-    across = bilinear_weights(width, columns, left, size[1])
-    expected = np.einsum("yh,hwc,xw->yxc", down, image.astype(np.float64), across)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * image.max())
-
-
-def test_rgb_of_bytes_is_resized_as_pillow_resizes_it() -> None:
-    image, label = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8), np.zeros((40, 50), np.uint8)
-    found, _ = scaled_window(image, label, (31, 77), (0, 0), (31, 77))
-    whole = Image.fromarray(image).resize((77, 31), Image.Resampling.BILINEAR, box=(0, 0, 50, 40))
-    assert found.dtype == np.uint8
-    assert np.array_equal(found, whole)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -103,18 +36,6 @@ def test_train_transform_takes_clips_of_any_channels_and_pads_with_the_mean(dtyp
     for frame in range(2):
         expected, _ = transform(images[frame], labels[frame], np.random.default_rng(1))
         assert torch.equal(pixels[:, frame], expected)
-
-
-def test_scaled_window_takes_the_right_pixel_where_a_centre_lies_on_a_border() -> None:
-    image, label = np.zeros((4, 4, 3), np.uint8), np.arange(16, dtype=np.uint8).reshape(4, 4)
-    _, got = scaled_window(image, label, (1, 49), (0, 24), (1, 1))
-    assert got.tolist() == [[10]]  # (24 + 1/2) * 4/49 = 2, which in floating point is a little less
-
-
-def test_scaled_window_refuses_a_window_outside() -> None:
-    image, label = coordinates(8, 8)
-    with pytest.raises(ValueError, match=r"inside the resized image \(8, 8\), got \(8, 8\) at \(0, 1\)"):
-        scaled_window(image, label, (8, 8), (0, 1), (8, 8))
 
 
 @settings(max_examples=60, deadline=None)
@@ -311,7 +232,7 @@ def test_train_transform_draws_scale_top_left_flip_in_this_order() -> None:
         scaled = round(40 * factor), round(50 * factor)
         size = min(scaled[0], 32), min(scaled[1], 36)
         start = int(draws.integers(scaled[0] - size[0] + 1)), int(draws.integers(scaled[1] - size[1] + 1))
-        expected, expected_label = scaled_window(image, label, scaled, start, size)
+        expected, expected_label = image_window(image, scaled, start, size), label_window(label, scaled, start, size)
         pixels, classes = TrainTransform((32, 36), normalise=RAW)(image, label, np.random.default_rng(seed))
         if draws.random() < 0.5:
             pixels, classes = pixels.flip(-1), classes.flip(-1)
@@ -338,6 +259,19 @@ def test_evaluation_transform_normalises_only() -> None:
         (
             lambda: TrainTransform((5, 5), random_short_sides=(5,), fit_crop=True),
             r"none with fit_crop, got \(5,\) and fit_crop=True",
+        ),
+        (lambda: TrainTransform((5, 5), (0.5, 2.0), random_scale_step=0.4), r"from 0.5 to 2.0 in whole steps, got 0.4"),
+        (lambda: TrainTransform((5, 5), random_scale_step=-0.1), r"in whole steps, got -0.1"),
+        (lambda: TrainTransform((5, 5), random_long_side=0), r"random_long_side must be >= 1, got 0"),
+        (lambda: TrainTransform((5, 5), cat_max_ratio=0.0), r"cat_max_ratio must be above 0 and at most 1, got 0.0"),
+        (lambda: TrainTransform((5, 5), cat_max_ratio=75.0), r"cat_max_ratio must be above 0 and at most 1, got 75.0"),
+        (lambda: TrainTransform((5, 5), random_rotation=-1.0), r"random_rotation must be from 0 to 180, got -1.0"),
+        (lambda: TrainTransform((5, 5), random_rotation=float("nan")), r"from 0 to 180, got nan"),
+        (
+            lambda: TrainTransform((5, 5), photometric=True, normalise=Normalise((1.0,), (1.0,)))(
+                np.zeros((4, 4, 1), np.uint8), np.zeros((4, 4), np.uint8), np.random.default_rng(0)
+            ),
+            r"image must be 8-bit RGB, uint8 \(..., 3\), got .* \(5, 5, 1\)",
         ),
         (lambda: TrainTransform((5, 5), exchange=np.arange(256)), r"uint8 \(256,\), got int64 \(256,\)"),
         (lambda: TrainTransform((5, 5), exchange=np.zeros(19, np.uint8)), r"got uint8 \(19,\)"),

@@ -90,6 +90,10 @@ def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.
     problems = s.problems()
     if s.clip > 1 and dataset.frame_of is None:
         problems.append(f"--clip must be 1 for {dataset.name}, whose images are no videos, got {s.clip}")
+    if s.photometric and dataset.images.raw:
+        problems.append(
+            f"--photometric must be left out for images of {dataset.images}, because it is defined for 8-bit RGB alone"
+        )
     if s.batch % processes:
         problems.append(f"--batch must be a multiple of the {processes} processes, got {s.batch}")
     if s.context in ("psp", "aspp") and s.batch * s.clip < 2:

@@ -1,0 +1,1 @@
+"""The parts of the augmentation: where a crop lies, which crops are taken, how colours are distorted."""
