@@ -1,5 +1,7 @@
 """Train CCNet on Cityscapes: `ccgpu train cityscapes --data PATH`.
 
+Besides the fine splits there are the coarse labels: "train_extra" is 19997 further images, "train_coarse" and
+"val_coarse" are the coarse labels of the fine splits' images; `--train-split train train_extra` trains on both.
 The defaults are the paper's recipe (Huang et al., TPAMI 2020, section 4.2). Without `--data` the images are synthetic
 street scenes (`scenes/streets.py`); `--preset demo` is a small run on them for a CPU. The classes are in
 `data/cityscapes_labels.py`.
@@ -8,6 +10,7 @@ street scenes (`scenes/streets.py`); `--preset demo` is a small run on them for 
 from __future__ import annotations
 
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,17 +21,21 @@ from ccgpu.train import command
 from ccgpu.train.data.cityscapes_labels import CITYSCAPES, LABELS
 from ccgpu.train.data.pairs import Pair, find_by_name
 from ccgpu.train.dataset import DEMO, Dataset
-from ccgpu.train.scenes.canvas import by_id
+from ccgpu.train.scenes.canvas import by_id, void_borders
 from ccgpu.train.scenes.files import Key, file_in, write_synthetic
 from ccgpu.train.scenes.streets import draw_scene
 
-# Endings of image and label files; the part of the name before them is the same for both.
+# Ending of image files; the part of the name before it is that of the label file too.
 IMAGE_SUFFIX = "_leftImg8bit.png"
-LABEL_SUFFIX = "_gtFine_labelIds.png"
+# Split with coarse labels -> the folder of its images, below leftImg8bit/, and of its labels, below gtCoarse/.
+COARSE = {"train_extra": "train_extra", "train_coarse": "train", "val_coarse": "val"}
+DAMAGED = "troisdorf_000000_000073"
+"""The image of train_extra that the dataset's page asks to leave out: its file is whole, and black."""
 
 # Id in a synthetic scene -> id in the label files.
 LABEL_IDS = by_id({label.name: label.id for label in LABELS}, 0).astype(np.uint8)
 _CITY = "synthetic"
+_COARSE_GAP = 3  # pixels to each side of a border that synthetic coarse labels leave out
 
 
 def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
@@ -37,32 +44,56 @@ def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
         root/leftImg8bit/SPLIT/CITY/CITY_SEQUENCE_FRAME_leftImg8bit.png
         root/gtFine/SPLIT/CITY/CITY_SEQUENCE_FRAME_gtFine_labelIds.png
 
+    The splits of `COARSE` have theirs in gtCoarse/, ..._gtCoarse_labelIds.png: "train_extra" of images of its own,
+    without `DAMAGED`, whether it was deleted or not; "train_coarse" and "val_coarse" of the images of train and val.
     With labelled=False no label files are looked for. Errors are as in `pairs.find_by_name`.
     """
-    labels = root / "gtFine" / split if labelled else None
-    images = root / "leftImg8bit" / split
-    return find_by_name("find_pairs", images, labels, (IMAGE_SUFFIX,), LABEL_SUFFIX, depth=1)
+    folder, kind = _place(split)
+    return find_by_name(
+        "find_pairs",
+        Path(root) / "leftImg8bit" / folder,
+        Path(root) / kind / folder if labelled else None,
+        (IMAGE_SUFFIX,),
+        _label_suffix(kind),
+        depth=1,
+        left_out=(DAMAGED,) if split == "train_extra" else (),
+    )
+
+
+def _place(split: str) -> tuple[str, str]:
+    """Return the folder of a split, and the kind of its labels."""
+    return (COARSE[split], "gtCoarse") if split in COARSE else (split, "gtFine")
+
+
+def _label_suffix(kind: str) -> str:
+    return f"_{kind}_labelIds.png"
 
 
 def write_scenes(root: str | Path, splits: Mapping[str, int], size: tuple[int, int], seed: int) -> Path:
     """Write synthetic street scenes in this layout; see `files.write_synthetic`.
 
-    Licence plates have the id of their vehicle, as in the real files, because no file can contain their id -1.
+    Licence plates have the id of their vehicle, as in the real files, because no file can contain their id -1. Coarse
+    labels leave out what is near a border of two labels; the images of "train_coarse" are those of "train".
     """
     return write_synthetic(root, splits, size, seed, layout="cityscapes", write=_write_image)
 
 
 def _write_image(root: Path, split: str, index: int, size: tuple[int, int], key: Key) -> None:
-    pixels, ids = draw_scene(size, np.random.default_rng((*key, index)), index)
+    folder, kind = _place(split)
+    generator = np.random.default_rng((key[0], zlib.crc32(folder.encode()), index))
+    pixels, ids = draw_scene(size, generator, index)
+    labels = LABEL_IDS[ids]
+    if kind == "gtCoarse":
+        labels = void_borders(labels, _COARSE_GAP, 0)
     name = f"{_CITY}_{index:06d}_000019"  # in the real clips too, frame 19 is the labelled one
-    for folder, values, suffix in (("leftImg8bit", pixels, IMAGE_SUFFIX), ("gtFine", LABEL_IDS[ids], LABEL_SUFFIX)):
-        Image.fromarray(values).save(file_in(root / folder / split / _CITY, f"{name}{suffix}"))
+    for above, values, suffix in (("leftImg8bit", pixels, IMAGE_SUFFIX), (kind, labels, _label_suffix(kind))):
+        Image.fromarray(values).save(file_in(root / above / folder / _CITY, f"{name}{suffix}"))
 
 
 DATASET = Dataset(
     name="cityscapes",
     labels=CITYSCAPES,
-    layout="a folder with leftImg8bit/ and gtFine/, the two archives unpacked into one.",
+    layout="a folder with leftImg8bit/, gtFine/ and, for coarse labels, gtCoarse/: the archives unpacked into one.",
     find_pairs=find_pairs,
     write_synthetic=write_scenes,
     source="The defaults are the paper's recipe.",

@@ -21,7 +21,7 @@ from ccgpu.train import command
 from ccgpu.train.data.listed import find_listed, read_list
 from ccgpu.train.data.pairs import Pair
 from ccgpu.train.dataset import DEMO, Dataset
-from ccgpu.train.scenes.canvas import by_id
+from ccgpu.train.scenes.canvas import by_id, void_borders
 from ccgpu.train.scenes.files import Key, file_in, varied_size, write_synthetic
 from ccgpu.train.scenes.streets import draw_scene
 
@@ -114,24 +114,11 @@ def _write_image(root: Path, split: str, index: int, size: tuple[int, int], key:
     pixels, ids = draw_scene(varied_size(size, generator), generator, index)
     name = f"synthetic_{split}_{index:06d}"
     Image.fromarray(pixels).save(file_in(root / "JPEGImages", f"{name}.jpg"), quality=95)
-    mask = Image.fromarray(with_borders(_LABEL_IDS[ids]))
+    mask = Image.fromarray(void_borders(_LABEL_IDS[ids], 1, VOID))
     mask.putpalette(LABELS.colours.tobytes() + bytes(3 * (VOID - LABELS.num_classes)) + bytes(_VOID_COLOUR))
     mask.save(file_in(root / (_AUGMENTED if split == "aug" else _MASKS), f"{name}.png"))
     with open(file_in(root / _LISTS, f"{split}.txt"), "a") as file:
         file.write(f"{name}\n")
-
-
-def with_borders(ids: np.ndarray) -> np.ndarray:
-    """Return a label map (H, W) in which the pixels beside a pixel of another id are 255."""
-    border = np.zeros(ids.shape, dtype=bool)
-    rows, columns = ids[1:] != ids[:-1], ids[:, 1:] != ids[:, :-1]
-    for differs, before, after in (
-        (rows, border[:-1], border[1:]),
-        (columns, border[:, :-1], border[:, 1:]),
-    ):
-        before |= differs
-        after |= differs
-    return np.where(border, np.uint8(VOID), ids)
 
 
 DATASET = Dataset(

@@ -102,6 +102,20 @@ def test_frames_of_two_sizes_are_told_before_the_first_step(tmp_path: Path, caps
     assert camvid.main(flags) == 0
 
 
+def test_fine_and_coarse_labels_are_trained_on_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    splits = {"train": 2, "train_coarse": 2, "train_extra": 3, "val": 1}
+    data = cityscapes.write_scenes(tmp_path / "data", splits, (64, 96), 0)
+    flags = ["--data", str(data), "--train-split", "train", "train_coarse", "train_extra"]
+    run(cityscapes, tmp_path / "run", *flags)
+    shown = "".join(capsys.readouterr())
+    assert ", 7 images for training, 1 images for evaluation" in shown
+    assert "note: 2 images are trained on with two label files each, as train train_coarse train_extra have" in shown
+    evaluated = ["--checkpoint", str(tmp_path / "run"), "--workers", "0", "--device", "cpu"]
+    assert evaluate.main([*evaluated, "--split", "val_coarse"]) == 2
+    assert "label files must lie in" in capsys.readouterr().err
+    assert evaluate.main([*evaluated, "--split", "train_coarse"]) == 0
+
+
 def test_a_relative_data_folder_is_found_from_another_folder(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

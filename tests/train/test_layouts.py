@@ -46,6 +46,32 @@ def test_cityscapes_has_a_folder_for_each_city(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("split", "folder"), [("train_extra", "train_extra"), ("train_coarse", "train"), ("val_coarse", "val")]
+)
+def test_coarse_labels_of_cityscapes_lie_in_a_folder_of_their_own(split: str, folder: str, tmp_path: Path) -> None:
+    image, label = f"leftImg8bit/{folder}/a/a_1_leftImg8bit.png", f"gtCoarse/{folder}/a/a_1_gtCoarse_labelIds.png"
+    touch(tmp_path, image, label, f"gtFine/{folder}/a/a_1_gtFine_labelIds.png", label.replace("labelIds", "color"))
+    assert found(cityscapes, tmp_path, split) == [("a_1", image, label)]
+    assert found(cityscapes, tmp_path, split, False) == [("a_1", image, None)]
+    (tmp_path / label).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"got 1 of 1 without.*\n.*{label}"):
+        cityscapes.find_pairs(tmp_path, split)
+
+
+def test_the_damaged_image_of_train_extra_is_left_out_with_its_label_file(tmp_path: Path) -> None:
+    damaged = f"troisdorf/{cityscapes.DAMAGED}"
+    for name in ("troisdorf/troisdorf_000000_000072", damaged):
+        touch(tmp_path, f"leftImg8bit/train_extra/{name}_leftImg8bit.png")
+        touch(tmp_path, f"gtCoarse/train_extra/{name}_gtCoarse_labelIds.png")
+    for labelled in (True, False):
+        assert [pair.name for pair in cityscapes.find_pairs(tmp_path, "train_extra", labelled)] == [
+            "troisdorf_000000_000072"
+        ]
+    (tmp_path / f"leftImg8bit/train_extra/{damaged}_leftImg8bit.png").unlink()  # as the dataset's page says
+    assert len(cityscapes.find_pairs(tmp_path, "train_extra")) == 1
+
+
 @pytest.mark.parametrize("above", ["", "ADEChallengeData2016/"])
 def test_ade20k_is_found_in_its_folder_and_from_above(above: str, tmp_path: Path) -> None:
     touch(

@@ -96,3 +96,16 @@ def test_synthetic_lip_has_all_parts_and_grey_images(tmp_path: Path) -> None:
     modes = [Image.open(pair.image).mode for pair in pairs]
     assert 1 <= modes.count("L") <= 10
     assert set(modes) == {"L", "RGB"}
+
+
+def test_synthetic_coarse_labels_are_the_fine_ones_without_borders(tmp_path: Path) -> None:
+    splits = {"train": 2, "train_coarse": 2, "train_extra": 1}
+    root = cityscapes.write_scenes(tmp_path / "synthetic", splits, SMALL, 3)
+    fine, coarse, extra = (cityscapes.find_pairs(root, split) for split in splits)
+    assert [pair.image for pair in fine] == [pair.image for pair in coarse]
+    for one, other in zip(fine, coarse, strict=True):
+        labels, fewer = (read_pair(pair, cityscapes.DATASET.labels)[1] for pair in (one, other))
+        assert 0.05 < (fewer != labels).mean() < 0.9
+        assert (fewer[fewer != labels] == IGNORE).all()
+    assert len(extra) == 1
+    assert extra[0].image.read_bytes() != fine[0].image.read_bytes()

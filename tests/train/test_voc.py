@@ -127,15 +127,6 @@ def test_colours_are_those_of_the_development_kit() -> None:
     assert voc.LABELS.to_train[[0, 20, 255]].tolist() == [0, 20, 255]
 
 
-def test_borders_are_void_on_both_sides() -> None:
-    ids = np.zeros((4, 6), np.uint8)
-    ids[1:3, 3:] = 7
-    v = 255
-    expected = [[0, 0, 0, v, v, v], [0, 0, v, v, v, v], [0, 0, v, v, v, v], [0, 0, 0, v, v, v]]
-    assert voc.with_borders(ids).tolist() == expected
-    assert voc.with_borders(ids[:1]).tolist() == [[0] * 6]
-
-
 def test_synthetic_masks_are_palette_files_of_many_classes(tmp_path: Path) -> None:
     data = voc.write_scenes(tmp_path / "data", {"train": 4, "aug": 4, "val": 3}, (96, 144), 3)
     assert [len(voc.find_pairs(data, split)) for split in ("train", "aug", "val")] == [4, 4, 3]

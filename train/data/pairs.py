@@ -29,6 +29,7 @@ def find_by_name(
     label_suffix: str | Sequence[str] = ".png",
     depth: int | None = 0,
     label_endings: Sequence[str] = (),
+    left_out: Sequence[str] = (),
 ) -> list[Pair]:
     """Return the images of a folder with the label files of the same name in another, sorted by subfolder and name.
 
@@ -46,6 +47,7 @@ def find_by_name(
             number, and the subfolders are a part of the name.
         label_endings: what may follow the name in that of the label file, such as "_mask", where the image has no label
             file of its own name.
+        left_out: names of images that are left out with their label files, whether they are there or not.
 
     Returns:
         At least one pair; the files exist, but have not been opened (see `checking.py`).
@@ -57,7 +59,9 @@ def find_by_name(
         ValueError: two files have the same name, such as a.jpg and a.png; the message lists those without partner too.
     """
     suffixes = (label_suffix,) if isinstance(label_suffix, str) else tuple(label_suffix)
-    pairs, problems = match_by_name(function, images, labels, image_suffixes, suffixes, depth, label_endings)
+    pairs, problems = match_by_name(
+        function, images, labels, image_suffixes, suffixes, depth, label_endings, left_out=left_out
+    )
     if problems:
         kind = ValueError if any("names twice" in problem for problem in problems) else FileNotFoundError
         raise kind(f"{function}: " + "\n".join(problems))
@@ -75,6 +79,7 @@ def match_by_name(
     most: int | None = LISTED,
     *,
     mixed: bool = False,
+    left_out: Sequence[str] = (),
 ) -> tuple[list[Pair], list[str]]:
     """Return the pairs that `find_by_name` finds, and a text for each kind of problem.
 
@@ -101,6 +106,9 @@ def match_by_name(
         label_files, twice = _files_by_name(function, "label files", labels, label_suffixes, depth, most)
         twice = twice or _match_endings(image_files, label_files, label_endings, most)
         problems += [f"label files must have different names, {twice}"] * bool(twice)
+    for files in (image_files, label_files):
+        for key in [key for key in files if key[1] in left_out]:
+            del files[key]
     if not image_files:
         place = images / "/".join("*" * (depth or 0))
         below = [f"{path.name}/" for path in _entries(images, depth) if path.is_dir()]

@@ -183,6 +183,10 @@ def open_data(settings: Settings, opened: Opened, out: Path) -> tuple[list[Clip]
             f"note: {len(listed) - len(clips)} {'images' if length == 1 else 'clips'} are in several of "
             f"{' '.join(training)}; each is trained on once"
         )
+    images = {pair.image for clip in clips for pair in clip}
+    twice = len({pair for clip in clips for pair in clip}) - len(images)
+    if twice:
+        say(f"note: {twice} images are trained on with two label files each, as {' '.join(training)} have them")
     counted = [clip for pairs in evaluation.values() for clip in evaluation_clips(pairs, length, frame_of)]
     to_train = [*dict.fromkeys(pair for clip in clips for pair in clip)]
     found = {pair for pairs in training.values() for pair in pairs}

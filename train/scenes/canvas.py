@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from ccgpu.train.data.cityscapes_labels import LABELS
 
@@ -36,6 +36,22 @@ def by_id(values: Mapping[str, float], otherwise: float) -> np.ndarray:
     for name, scene_id in ID.items():
         table[scene_id] = values.get(name, values.get(_FINER.get(name, name), otherwise))
     return table
+
+
+def void_borders(ids: np.ndarray, reach: int, void: int) -> np.ndarray:
+    """Return a label map in which all pixels near another id are void.
+
+    Args:
+        ids: label ids, uint8 (H, W).
+        reach: pixels whose rows and columns differ by at most this are near each other.
+        void: the id of the pixels near a border.
+
+    Returns:
+        uint8 (H, W).
+    """
+    image, size = Image.fromarray(ids), 2 * reach + 1
+    lowest, highest = (np.asarray(image.filter(kind(size))) for kind in (ImageFilter.MinFilter, ImageFilter.MaxFilter))
+    return np.where(lowest == highest, ids, np.uint8(void))
 
 
 @dataclass(frozen=True)

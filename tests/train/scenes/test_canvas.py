@@ -4,7 +4,7 @@ import numpy as np
 
 from ccgpu.train.cityscapes import LABEL_IDS
 from ccgpu.train.data.cityscapes_labels import LABELS
-from ccgpu.train.scenes.canvas import ID, Camera, Canvas, Light, Pose, by_id, disc, facing, patches
+from ccgpu.train.scenes.canvas import ID, Camera, Canvas, Light, Pose, by_id, disc, facing, patches, void_borders
 
 
 def test_ids_by_name_fall_back_on_the_cityscapes_label() -> None:
@@ -52,6 +52,15 @@ def test_polygon_paints_image_and_ids_alike() -> None:
     painted.polygon(facing(0, 10).upright(disc((0, 1), 0.5)), (255, 0, 0), None)
     assert (np.asarray(painted.ids) == ids).all()
     assert np.asarray(painted.image)[55, 100].tolist() == [255, 0, 0]
+
+
+def test_void_borders_leave_out_both_sides_of_a_border() -> None:
+    ids = np.zeros((5, 7), np.uint8)
+    ids[2:, 4:] = 7
+    v = 255
+    rows = [[0] * 7, [0, 0, 0, v, v, v, v], [0, 0, 0, v, v, v, v], [0, 0, 0, v, v, 7, 7], [0, 0, 0, v, v, 7, 7]]
+    assert void_borders(ids, 1, v).tolist() == rows
+    assert void_borders(ids[:2], 2, v).tolist() == [[0] * 7] * 2
 
 
 def test_box_shows_the_faces_towards_the_camera_only() -> None:
