@@ -53,11 +53,13 @@ class Checkpoint:
         network: arguments of `CCNet`, as plain values.
         weights: state dict of that network; for a file of a backbone alone, the backbone's entries of it.
         labels: the classes, see `Description`; None where the file does not say.
-        prediction: size of the images and swapped classes, see `Description`.
+        prediction: how the network's evaluation predicts images, see `Description`.
         value_range: (low, high) of images of more than 8 bits, see `Description`; None where the file does not say.
         images: how the images are read; 8-bit RGB for published files.
         source: text that names the layout of the file.
         notes: texts, one for each value that was assumed because the file does not hold it.
+        dataset: name of the training command on the dataset that the network was trained on, see `Header`; None where
+            the file does not say, and for a run on a folder of images and masks.
         run: "iteration", "dataset", "settings" and "folder" of a `RunCheckpoint`, None for other files. `write` leaves
             it out.
     """
@@ -71,6 +73,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     run: Mapping[str, Any] | None = field(default=None, repr=False)
     images: ImageFormat = field(default_factory=ImageFormat)
+    dataset: str | None = None
 
 
 def read(path: str | os.PathLike[str], **changes: Any) -> Checkpoint:
@@ -114,7 +117,8 @@ def _read(path: str | os.PathLike[str], changes: Mapping[str, Any]) -> Checkpoin
             )
         found = _described(path, content, content["model"], changes)
         kept = ("iteration", "dataset", "settings", "folder")
-        return dataclasses.replace(found, run={name: content[name] for name in kept})
+        dataset = content["dataset"] if content["folder"] is None else None
+        return dataclasses.replace(found, dataset=dataset, run={name: content[name] for name in kept})
     meta: Mapping[str, Any] = {}
     if isinstance(content, Mapping):
         meta = content.get("meta", {}) if isinstance(content.get("meta"), Mapping) else {}
@@ -138,8 +142,16 @@ def _read(path: str | os.PathLike[str], changes: Mapping[str, Any]) -> Checkpoin
     if problems:
         raise _misfit(path, layout.name, problems)
     notes = tuple(note for argument, note in layout.notes.items() if argument not in changes)
-    labels, images = _mmsegmentation_labels(meta), _format_of(network, ImageFormat())
-    return Checkpoint(network, weights, labels, source=layout.name, notes=notes, images=images)
+    return Checkpoint(
+        network,
+        weights,
+        _mmsegmentation_labels(meta),
+        layout.evaluation.prediction,
+        source=layout.name,
+        notes=(*notes, *layout.evaluation.notes),
+        images=_format_of(network, ImageFormat()),
+        dataset=layout.evaluation.dataset,
+    )
 
 
 def build(checkpoint: Checkpoint) -> CCNet:
@@ -158,7 +170,7 @@ def with_classes(
     default, from torch's generator (`models.classifier.with_rows`). A file without names for its
     rows, and classes without names, are compared by their number alone: where it is the same all rows are kept, else
     all are drawn. The result has no
-    run; of its flip pairs those remain of which both classes are kept.
+    run and no dataset; of its flip pairs those remain of which both classes are kept.
 
     Args:
         found: from `read`.
@@ -207,6 +219,7 @@ def with_classes(
         labels=None if labels is None else {"names": shown, "colours": labels.colours.tolist()},
         prediction=prediction | ({"flip_pairs": pairs} if pairs else {}),
         run=None,
+        dataset=None,
     )
     kept = [name for name, source in zip(shown, sources, strict=True) if source is not None]
     return changed, kept, [name for name, source in zip(shown, sources, strict=True) if source is None]
@@ -238,6 +251,7 @@ def write(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
         images=checkpoint.images.as_plain(),
         source=checkpoint.source,
         notes=list(checkpoint.notes),
+        dataset=checkpoint.dataset,
     )
     if path.suffix == ".safetensors":
         _write_tensors(path, checkpoint.weights, {"ccgpu": json.dumps(header, allow_nan=False)})
@@ -327,6 +341,7 @@ def _described(
         description.get("source", OWN),
         tuple(description.get("notes", ())),
         images=_format_of(network, images),
+        dataset=description.get("dataset"),
     )
 
 

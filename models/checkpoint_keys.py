@@ -8,9 +8,10 @@ from typing import Any, TypedDict
 import torch
 
 from ccgpu.models.image_format import ImageFormat
+from ccgpu.models.prediction import Prediction
 
 # Versions of the two formats, increased whenever a key changes its meaning; files of another version are refused.
-FORMAT = 4  # of `Header`
+FORMAT = 5  # of `Header`
 RUN_FORMAT = 7  # of `RunCheckpoint`
 LAST = "last.pt"  # the checkpoint in a run's folder
 _LARGEST = torch.finfo(torch.float32).max
@@ -23,8 +24,10 @@ class Description(TypedDict):
         network: arguments of `CCNet`.
         labels: the classes as plain values of `Labels`: "names" and "colours" in the order of the logits, optionally
             "ids", "void" and "coding"; None where the classes are not known.
-        prediction: how images are resized to the size that the network was trained for, and which classes are swapped
-            when an image is flipped: any of {"short_side": N, "fit": [H, W], "flip_pairs": [[class, class], ...]}.
+        prediction: how images are predicted in the network's own evaluation, plain values of arguments of `Prediction`:
+            any of {"mode": "whole" or "sliding", "window": [H, W], "stride": [H, W], "short_side": N, "long_side": N,
+            "fit": [H, W], "flip_pairs": [[class, class], ...]}. For other images the size and the swapped classes hold
+            alone (`Prediction.of_images`).
         value_range: [low, high]: the values of images of more than 8 bits that the network saw as 0 and 255; None:
             such images are read as `models.image_files` reads them without a range.
         images: how the images are read, plain values of `ImageFormat`: "channels", "raw" and "dtype".
@@ -44,11 +47,14 @@ class Header(Description):
         format: `FORMAT`.
         source: text that names the layout of the file from which the network was converted.
         notes: texts, one for each value that was assumed because the original file does not hold it.
+        dataset: name of the training command on the dataset that the network was trained on, such as "cityscapes"; None
+            where it is not known.
     """
 
     format: int
     source: str
     notes: list[str]
+    dataset: str | None
 
 
 class RunCheckpoint(Description):
@@ -106,10 +112,11 @@ def wrong_types(description: Mapping[str, Any]) -> list[str]:
     notes = description.get("notes", [])
     right = {
         "labels": labels is None or _is_labels(labels),
-        "prediction": isinstance(description.get("prediction", {}), Mapping),
+        "prediction": _is_prediction(description.get("prediction", {})),
         "value_range": value_range is None or _is_range(value_range),
         "source": isinstance(description.get("source", ""), str),
         "notes": _is_list(notes, str),
+        "dataset": isinstance(description.get("dataset", ""), str | None),
         "images": _is_format(description.get("images")),
     }
     return [f"{name} {description.get(name)!r:.80}" for name, is_right in right.items() if not is_right]
@@ -118,6 +125,15 @@ def wrong_types(description: Mapping[str, Any]) -> list[str]:
 def _is_range(values: Any) -> bool:
     """Return whether a value may be [low, high] with low < high, in the range of float32."""
     return _is_list(values, (int, float)) and len(values) == 2 and -_LARGEST <= values[0] < values[1] <= _LARGEST
+
+
+def _is_prediction(values: Any) -> bool:
+    """Return whether a value may be what `Prediction.preparation` returns."""
+    try:
+        Prediction.from_plain(values)
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return True
 
 
 def _is_format(images: Any) -> bool:

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -22,6 +23,7 @@ MULTI_SCALE = (0.75, 1.0, 1.25)  # Huang et al., TPAMI 2020, section 4.2
 MODES, AVERAGES = ("whole", "sliding"), ("logits", "probabilities")
 # Beyond these, a mistyped number asks for more memory than there is, or leaves nothing of an image.
 SCALES = (0.01, 20.0)
+SIZES = ("short_side", "long_side", "fit")
 LARGEST_SIDE = 32768  # pixels
 
 
@@ -33,8 +35,12 @@ class Prediction:
                  full(m(logits(m(image resized to round(s * base)))))             average "logits"
                  softmax(full(m(logits(m(image resized to round(s * base))))))    average "probabilities"
 
-    m flips an image along the width and is its own inverse. base is the image's size, or the size that short_side or
-    fit gives, with the image's aspect ratio. `full` resizes logits to the image's size. Images and logits that already
+    m flips an image along the width and is its own inverse. base is the image's size, or the size that short_side and
+    long_side, or fit, give, with the image's aspect ratio:
+
+        base = size * min(short_side / min(size), long_side / max(size))
+
+    `full` resizes logits to the image's size. Images and logits that already
     have the right size are not resampled: at the single scale 1, without flip, the logits are the network's, bit for
     bit.
 
@@ -61,7 +67,11 @@ class Prediction:
         flip: whether each scale is also predicted flipped.
         average: average of "logits", as in the authors' code, or of "probabilities", as in mmsegmentation.
         short_side: the shorter side of the base size in pixels, 1 or more.
-        fit: (height, width) in pixels; the base size is the largest that fits into it. It excludes short_side.
+        long_side: with short_side: the longer side is at most this, short_side or more pixels; a longer image has a
+            base size of this longer side instead. mmsegmentation's scale (2048, 512), which keeps the ratio, is
+            long_side 2048 and short_side 512.
+        fit: (height, width) in pixels; the base size is the largest that fits into it. It excludes short_side and
+            long_side.
         flip_pairs: pairs of classes that flipping an image exchanges, such as left and right arm: their scores are
             exchanged back after flipping.
 
@@ -91,6 +101,7 @@ class Prediction:
     flip: bool = False
     average: str = "logits"
     short_side: int | None = None
+    long_side: int | None = None
     fit: tuple[int, int] | None = None
     flip_pairs: tuple[tuple[int, int], ...] = ()
 
@@ -119,18 +130,15 @@ class Prediction:
                 f"Prediction: scales must be one or more numbers from {SCALES[0]} to {SCALES[1]}, got {self.scales}; "
                 "(1.0,) is the base size."
             )
-        if self.short_side is not None and self.fit is not None:
+        sides = [side for side in (self.short_side, self.long_side, *(self.fit or ())) if side is not None]
+        whole = all(isinstance(side, Integral) and not isinstance(side, bool) for side in sides)
+        if not whole or not all(1 <= side <= LARGEST_SIDE for side in sides):
             raise ValueError(
-                f"Prediction: short_side and fit must not both be given, got {self.short_side} and {self.fit}; "
-                "leave one out."
+                f"Prediction: short_side, long_side and fit must be from 1 to {LARGEST_SIDE} pixels, got "
+                f"{self.short_side!r}, {self.long_side!r} and {self.fit}; choose another size."
             )
-        sides = self.fit if self.short_side is None else (self.short_side,)
-        whole = sides is None or all(isinstance(side, Integral) and not isinstance(side, bool) for side in sides)
-        if not whole or (sides is not None and not (min(sides) >= 1 and max(sides) <= LARGEST_SIDE)):
-            raise ValueError(
-                f"Prediction: short_side and fit must be from 1 to {LARGEST_SIDE} pixels, got {self.short_side!r} and "
-                f"{self.fit}; choose another size."
-            )
+        if problem := size_problem(self.short_side, self.long_side, self.fit, ("short_side", "long_side", "fit")):
+            raise ValueError(f"Prediction: {problem}.")
         exchanged = [index for pair in self.flip_pairs for index in pair]
         if len(set(exchanged)) != 2 * len(self.flip_pairs):
             raise ValueError(
@@ -139,13 +147,51 @@ class Prediction:
             )
 
     def preparation(self) -> dict[str, Any]:
-        """Return the settings that belong to the network rather than to one evaluation, as plain values.
+        """Return how the network's own evaluation predicts, as plain values for its file.
 
-        These are short_side, fit and flip_pairs, each if it is set; `Prediction(**values)` takes them.
+        These are mode, and short_side, long_side, fit, flip_pairs, for sliding windows also window and stride, each if
+        it is set. Scales, flip and average belong to one evaluation and are left out.
         """
-        fit = None if self.fit is None else list(self.fit)
-        values = {"short_side": self.short_side, "fit": fit, "flip_pairs": [list(pair) for pair in self.flip_pairs]}
-        return {name: value for name, value in values.items() if value}
+        sliding = {"window": self.window, "stride": self.stride} if self.mode == "sliding" else {}
+        size = {"short_side": self.short_side, "long_side": self.long_side, "fit": self.fit}
+        pairs = [list(pair) for pair in self.flip_pairs]
+        values = {"mode": self.mode, **sliding, **size, "flip_pairs": pairs}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items() if value}
+
+    @classmethod
+    def from_plain(cls, stored: Mapping[str, Any]) -> Prediction:
+        """Return the prediction with these plain values: the inverse of `preparation`.
+
+        Raises:
+            TypeError, ValueError: the values are not such.
+        """
+        if not {*stored} <= {"mode", "window", "stride", *SIZES, "flip_pairs"}:
+            raise ValueError(f"Prediction: values must be those of preparation, got {[*stored]}; leave others out.")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        return cls(**values)
+
+    @classmethod
+    def of_images(cls, stored: Mapping[str, Any]) -> Prediction:
+        """Return how people's own images are predicted: whole, at the size and with the flip pairs of a file.
+
+        Args:
+            stored: from `preparation`.
+        """
+        return cls.from_plain({name: value for name, value in stored.items() if name in (*SIZES, "flip_pairs")})
+
+    def resized(
+        self, short_side: int | None = None, long_side: int | None = None, fit: Sequence[int] | None = None
+    ) -> Prediction:
+        """Return this prediction at another size; what is None stays, unless what is given excludes it.
+
+        Raises:
+            ValueError: the sizes are out of their range or do not fit each other.
+        """
+        if fit is not None:
+            return dataclasses.replace(self, short_side=short_side, long_side=long_side, fit=(fit[0], fit[1]))
+        given = {"short_side": short_side, "long_side": long_side}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return dataclasses.replace(self, **changes, fit=None) if changes else self
 
     @torch.no_grad()
     def __call__(self, net: Network, images: Tensor) -> Tensor:
@@ -191,11 +237,13 @@ class Prediction:
         return full.softmax(dim=1) if self.average == "probabilities" else full
 
     def _base_size(self, height: int, width: int) -> tuple[float, float]:
-        new, old = 1, 1
+        ratios = [(1, 1)]
         if self.short_side is not None:
-            new, old = self.short_side, min(height, width)
+            ratios = [(self.short_side, min(height, width))]
+            ratios += [] if self.long_side is None else [(self.long_side, max(height, width))]
         if self.fit is not None:
-            new, old = min(zip(self.fit, (height, width), strict=True), key=lambda sides: sides[0] / sides[1])
+            ratios = [*zip(self.fit, (height, width), strict=True)]
+        new, old = min(ratios, key=lambda sides: sides[0] / sides[1])
         # Multiplying before dividing makes the requested side exact, so that s * base is rounded as in the formula.
         return height * new / old, width * new / old
 
@@ -216,6 +264,25 @@ class Prediction:
         for one, other in self.flip_pairs:
             order[one], order[other] = other, one
         return scores[:, order]
+
+
+def size_problem(short_side: int | None, long_side: int | None, fit: Sequence[int] | None, names: Sequence[str]) -> str:
+    """Return why the three sizes of a `Prediction` do not fit each other; empty where they do.
+
+    Args:
+        short_side, long_side, fit: as in `Prediction`.
+        names: how the message calls the three.
+    """
+    short, long, largest = names
+    if fit is not None and not short_side is long_side is None:
+        other = long if short_side is None else short
+        value = long_side if short_side is None else short_side
+        return f"{other} and {largest} must not both be given, got {value} and {tuple(fit)}; leave one out"
+    if long_side is not None and short_side is None:
+        return f"{long} must come with {short}, got {long_side} alone; give both, or {largest}"
+    if long_side is not None and short_side is not None and long_side < short_side:
+        return f"{long} must be {short} or more, got {long_side} for {short_side}; give both"
+    return ""
 
 
 class NonFiniteScores(RuntimeError):

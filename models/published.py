@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ccgpu.models.mmsegmentation import ConfigEvaluation, read_evaluation
 from ccgpu.models.resnet import V1C_STEM, depth_of
 from ccgpu.models.weights import adapted, differences
 
@@ -47,6 +48,7 @@ class Layout:
         part: prefix of the entries that the file fills; "" for the whole network.
         ignored: names in the file that do not belong to a CCNet.
         notes: argument of `CCNet` -> a sentence that names its assumed value, for arguments the file does not hold.
+        evaluation: what the file's config says of the evaluation.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Layout:
     part: str = ""
     ignored: tuple[str, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
+    evaluation: ConfigEvaluation = field(default_factory=ConfigEvaluation)
 
 
 def recognise(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Layout | None:
@@ -171,7 +174,7 @@ def _mmsegmentation(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Lay
     def convert(ours: str, value: Tensor) -> Tensor:
         return value.reshape(1) if ours == "head.cca.gamma" and value.ndim == 0 else value
 
-    return Layout(MMSEGMENTATION, config, their_name, convert, notes=notes)
+    return Layout(MMSEGMENTATION, config, their_name, convert, notes=notes, evaluation=read_evaluation(text))
 
 
 def _resnet(state: Mapping[str, Tensor]) -> Layout | None:

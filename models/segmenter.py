@@ -166,7 +166,7 @@ class Segmenter:
             checkpoint.build(found),
             labels,
             images=found.images,
-            prediction=Prediction(**found.prediction),
+            prediction=Prediction.of_images(found.prediction),
             value_range=found.value_range if value_range is None else value_range,
             device=device,
             amp=amp,
@@ -180,6 +180,8 @@ class Segmenter:
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         short_side: int | None = None,
+        long_side: int | None = None,
+        fit: tuple[int, int] | None = None,
         tile: int = TILE,
         batch: int = BATCH,
         value_range: tuple[float, float] | None = None,
@@ -207,7 +209,8 @@ class Segmenter:
             images: an image, or several.
             scales: factors of the image's size; predictions are averaged over them.
             flip: whether the flipped image is predicted too.
-            short_side: the image's short side for the network, in pixels; None: as the network was trained.
+            short_side, long_side, fit: the image's size for the network, as in `Prediction`; None: as the network was
+                trained.
             tile: side of the tiles of large images in pixels, 32 or more; 0: none is cut.
             batch: most images that run together, 1 or more.
             value_range: (low, high), the values that become 0 and 255, for images of more than 8 bits and arrays that
@@ -229,7 +232,7 @@ class Segmenter:
             )
         if not _is_whole(batch) or batch < 1:
             raise ValueError(f"Segmenter.predict: batch must be 1 or more, got {batch!r}; 1 runs each image alone.")
-        how = self.settings(scales, flip, short_side)
+        how = self.settings(scales, flip, short_side=short_side, long_side=long_side, fit=fit)
         given, are_several = listed(images)
         read = read_given(
             given,
@@ -309,7 +312,15 @@ class Segmenter:
         shares = None if outcome.probabilities is None else outcome.probabilities.numpy()
         return Segmentation(outcome.classes.numpy(), self.labels, pixels, source, self.images, shares)
 
-    def settings(self, scales: Sequence[float], flip: bool, short_side: int | None) -> Prediction:
+    def settings(
+        self,
+        scales: Sequence[float],
+        flip: bool,
+        *,
+        short_side: int | None = None,
+        long_side: int | None = None,
+        fit: tuple[int, int] | None = None,
+    ) -> Prediction:
         """Return how an image is predicted with these arguments of `predict`.
 
         Raises:
@@ -321,7 +332,7 @@ class Segmenter:
                 "(0.75, 1, 1.25)."
             )
         how = dataclasses.replace(self.prediction, scales=tuple(scales), flip=flip)
-        return how if short_side is None else dataclasses.replace(how, short_side=short_side, fit=None)
+        return how.resized(short_side, long_side, fit)
 
     def __repr__(self) -> str:
         names = ", ".join(self.labels.names[:_SHOWN])

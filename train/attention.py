@@ -145,8 +145,7 @@ def prepare(flags: argparse.Namespace) -> tuple[CCNet, ImageFormat, torch.Tensor
     for y, x in pixels:
         if not (0 <= y < height and 0 <= x < width):
             raise ValueError(f"--at must be a pixel Y,X of {height} x {width}, counted from 0, got {y},{x}")
-    size = found.prediction if flags.short_side is None else {"short_side": flags.short_side}
-    images = seen_images(net, image, Prediction(**size))
+    images = seen_images(net, image, Prediction.of_images(found.prediction).resized(flags.short_side))
     rows, columns = images.shape[-2:]
     if flags.html is not None:
         check_page(net, rows, columns)

@@ -95,8 +95,8 @@ def prepare(flags: argparse.Namespace) -> tuple[Path, checkpoint.Checkpoint]:
         if changes or flags.dataset is not None:
             raise ValueError(f"--recurrence, --align-corners and --dataset must be left out for {RESNET}'s file")
         return target, found
-    labels, note = find_labels(found, flags.dataset)
-    return target, dataclasses.replace(found, labels=labels, notes=(*found.notes, *note))
+    labels, dataset, note = find_labels(found, flags.dataset)
+    return target, dataclasses.replace(found, labels=labels, dataset=dataset, notes=(*found.notes, *note))
 
 
 def write(flags: argparse.Namespace, target: Path, found: checkpoint.Checkpoint) -> int:
@@ -112,32 +112,38 @@ def write(flags: argparse.Namespace, target: Path, found: checkpoint.Checkpoint)
     return 0
 
 
-def find_labels(found: checkpoint.Checkpoint, dataset: str | None) -> tuple[dict[str, Any] | None, tuple[str, ...]]:
+def find_labels(
+    found: checkpoint.Checkpoint, dataset: str | None
+) -> tuple[dict[str, Any] | None, str | None, tuple[str, ...]]:
     """Return the classes of a network: from --dataset, else from the file, else from a known dataset.
 
     Returns:
-        The classes as in `checkpoint_keys.Description`, or None; and notes on what was assumed about them.
+        The classes as in `checkpoint_keys.Description`, or None; the name of their dataset, or None; and notes on what
+        was assumed about them.
 
     Raises:
         ValueError: there is no such dataset, or the network was trained on other classes.
     """
     number = found.network["num_classes"]
     if dataset is not None:
-        return dataset_of_network(found, dataset).labels.as_plain(), ()
+        return dataset_of_network(found, dataset).labels.as_plain(), dataset, ()
     if found.labels is not None and "ids" in found.labels:
-        return found.labels, ()
-    name = BY_CLASSES.get(number)
+        return found.labels, found.dataset, ()
+    name = BY_CLASSES.get(number) if found.dataset is None else found.dataset
     known = None if name is None else find_dataset(name).labels
+    if known is not None and known.num_classes != number:  # the network was trained on other classes of that dataset
+        known = None
     if found.labels is None and known is None:
-        return None, (f"the file does not name its {number} classes: they are numbered; --dataset gives them names",)
+        note = f"the file does not name its {number} classes: they are numbered; --dataset gives them names"
+        return None, None, (note,)
     if found.labels is None and known is not None:
-        return known.as_plain(), (f"the file does not name its {number} classes: those of {name} were taken",)
+        return known.as_plain(), name, (f"the file does not name its {number} classes: those of {name} were taken",)
     # The file has names and colours but no label ids: a known dataset with the same names adds them.
     if known is not None and found.labels is not None and not class_differences(found.labels, known, exact=False):
-        return known.as_plain(), ()
+        return known.as_plain(), name, ()
     if found.labels is not None:  # a network that was trained on other classes may still have the names of the first
         check_classes(Labels.from_plain(found.labels), number, "the file's classes")
-    return found.labels, ()
+    return found.labels, None, ()
 
 
 def describe(found: checkpoint.Checkpoint) -> str:

@@ -1,15 +1,15 @@
 """Evaluate a trained network: `ccgpu evaluate --checkpoint RUN/last.pt --data PATH`.
 
 Images are predicted whole or in sliding windows, at several scales (`--scales`), also flipped (`--flip`). Flags
-default to the values of the run's own evaluation, including the dataset. `--save-predictions DIR` writes the label
-files that a test server takes, also for images without labels (`--unlabelled`).
+default to the values of the run's own evaluation, including the dataset; for a published or converted file to what it
+says of its evaluation, as in mmsegmentation's config, and else to the dataset's recipe. `--save-predictions DIR` writes
+the label files that a test server takes, also for images without labels (`--unlabelled`).
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import operator
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -41,11 +41,8 @@ from ccgpu.train.runs.errors import BAD_FILE, fail, run_command
 from ccgpu.train.runs.flags import (
     add_checkpoint,
     add_device,
-    add_scales,
     add_value_range,
     chosen_range,
-    chosen_scales,
-    flag,
     saved_values,
     without_excluded,
 )
@@ -53,6 +50,8 @@ from ccgpu.train.runs.folder import settings_of_run
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.outputs import add_overwrite, check_output_folder, check_outputs, check_outside
 from ccgpu.train.runs.parser import command_parser
+from ccgpu.train.runs.prediction_flags import add_scales, add_sizes, chosen_scales, chosen_sizes, height_width
+from ccgpu.train.runs.settings.evaluation import EvaluationSettings
 from ccgpu.train.runs.settings.limits import MOST_WORKERS
 from ccgpu.train.runs.settings.training import Settings
 from ccgpu.train.runs.setup import (
@@ -130,14 +129,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add_scales(group, "the run's")
     add("--flip", action=argparse.BooleanOptionalAction, help="average with the flipped image (default: the run's)")
     add("--average", choices=AVERAGES, help="average logits or probabilities (default: the run's)")
-    add("--short-side", type=int, metavar="N", help="resize images to this short side, in pixels (default: the run's)")
-    add(
-        "--fit",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="resize images to the largest size that fits into H W, or N for a square (default: the run's)",
-    )
+    add_sizes(group, "the run's")
     group = parser.add_argument_group("results")
     add = group.add_argument
     add("--save-predictions", type=Path, metavar="DIR", help="write each prediction as a file of label ids")
@@ -184,7 +176,11 @@ def prepare(flags: argparse.Namespace, device: torch.device) -> Evaluation:
     iteration = None if run is None else run["iteration"]
     origin = found.source if run is None else f"iteration {iteration}"
     what = "images" if settings.clip == 1 else f"clips of up to {settings.clip} images"
-    say(f"{flags.checkpoint}, {origin}: {dataset.name}, {len(clips)} {what}, {describe(predict)}")
+    if run is None:
+        for note in found.notes:
+            say(f"note: {note}")
+    kept = kept_of_file(found, settings)
+    say(f"{flags.checkpoint}, {origin}: {dataset.name}, {len(clips)} {what}, {describe(predict)}{kept}")
     precision = Precision(device, settings.amp, settings.channels_last)
     return Evaluation(iteration, settings, dataset, net, loader, precision, predict)
 
@@ -199,11 +195,23 @@ def recipe_of(found: checkpoint.Checkpoint, dataset: Dataset) -> dict[str, Any]:
         raise ValueError(
             "--checkpoint must be a run's last.pt for a network for clips, got a file that lacks their length"
         )
-    size = {"short_side": found.prediction.get("short_side"), "fit": found.prediction.get("fit")}
-    asked = {name: tuple(value) if name == "fit" else value for name, value in size.items() if value is not None}
+    asked: dict[str, Any] = {**evaluation_of(found)}
     if found.value_range is not None:
         asked["value_range"] = found.value_range
     return dataclasses.asdict(Settings(**without_excluded(Settings, {**dataset.recipe, **asked}, asked)))
+
+
+def evaluation_of(found: checkpoint.Checkpoint) -> dict[str, Any]:
+    """Return the settings of the evaluation that a converted or published file holds, by name."""
+    told = {name: value for name, value in found.prediction.items() if name != "flip_pairs"}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+
+
+def kept_of_file(found: checkpoint.Checkpoint, settings: Settings) -> str:
+    """Return a text that names the settings which a converted or published file gave; empty for a run's."""
+    told = {} if found.run is not None else evaluation_of(found)
+    kept = [name.replace("_", " ") for name, value in told.items() if getattr(settings, name) == value]
+    return f" ({', '.join(kept)} as in the file)" if kept else ""
 
 
 def find_clips(flags: argparse.Namespace, settings: Settings, dataset: Dataset) -> list[tuple[Clip, int]]:
@@ -327,13 +335,12 @@ def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace, kind: 
     changes: dict[str, Any] = {
         "val_split": None if flags.split is None else tuple(flags.split),
         "mode": flags.mode,
-        "window": _size("--window", flags.window),
-        "stride": _size("--stride", flags.stride),
+        "window": None if flags.window is None else height_width("--window", flags.window),
+        "stride": None if flags.stride is None else height_width("--stride", flags.stride),
         "scales": chosen_scales(flags.scales),
         "flip": flags.flip,
         "average": flags.average,
-        "short_side": flags.short_side,
-        "fit": _size("--fit", flags.fit),
+        **chosen_sizes(flags),
         "amp": flags.amp,
         "channels_last": flags.channels_last,
         "compile": flags.compile,
@@ -342,14 +349,8 @@ def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace, kind: 
         "max_pixels": flags.max_pixels,
         "check": flags.check,
     }
-    if flags.short_side is not None and flags.fit is not None:
-        raise ValueError("--short-side and --fit exclude each other")
     given = {name: value for name, value in changes.items() if value is not None}
     settings = kind(**without_excluded(kind, {**values, **given}, given))
-    for name in ("short_side", "fit"):
-        sides = given.get(name, ())
-        if not all(1 <= side <= LARGEST_SIDE for side in (sides if isinstance(sides, tuple) else (sides,))):
-            raise ValueError(f"{flag(name)} must be from 1 to {LARGEST_SIDE} pixels, got {getattr(flags, name)}")
     if settings.max_pixels < 1:
         raise ValueError(f"--max-pixels must be 1 or more, got {settings.max_pixels}")
     if settings.mode != "sliding" and (flags.window is not None or flags.stride is not None):
@@ -358,15 +359,9 @@ def evaluation_settings(saved: dict[str, Any], flags: argparse.Namespace, kind: 
         )
     if settings.mode == "sliding" and max(settings.window) > LARGEST_SIDE:
         raise ValueError(f"--window must be at most {LARGEST_SIDE}, got {max(settings.window)}")
-    if settings.mode == "sliding" and any(map(operator.gt, settings.stride, settings.window)):
-        raise ValueError(f"--stride must be at most --window {settings.window}, got {settings.stride}")
+    if problems := EvaluationSettings.problems(settings):
+        raise ValueError("; ".join(problems))
     return settings
-
-
-def _size(flag: str, values: list[int] | None) -> tuple[int, int] | None:
-    if values is not None and (len(values) > 2 or min(values) < 1):
-        raise ValueError(f"{flag} must be H W, or N for a square, in pixels, got {' '.join(map(str, values))}")
-    return None if values is None else (values[0], values[-1])
 
 
 def data_folder(flags: argparse.Namespace, settings: Settings) -> Path:
@@ -387,6 +382,7 @@ def describe(predict: Prediction) -> str:
     """Return a text that describes how images are predicted."""
     scales = f"scales {', '.join(map(str, predict.scales))}"
     base = f"short side {predict.short_side}, " if predict.short_side is not None else ""
+    base += f"long side {predict.long_side} at most, " if predict.long_side is not None else ""
     base += f"largest size in {predict.fit}, " if predict.fit is not None else ""
     window = ""
     if predict.mode == "sliding" and predict.window is not None and predict.stride is not None:

@@ -29,7 +29,7 @@ from ccgpu.models.image_files import BadImage
 from ccgpu.models.image_format import Pixels
 from ccgpu.models.labels import Labels
 from ccgpu.models.precision import AMP_DTYPES, amp_problems
-from ccgpu.models.prediction import LARGEST_SIDE, NonFiniteScores, Prediction
+from ccgpu.models.prediction import NonFiniteScores, Prediction
 from ccgpu.models.segmentation import OPACITY, Segmentation
 from ccgpu.models.segmenter import SMALLEST_TILE, Segmenter
 from ccgpu.models.tiles import TILE, Tile
@@ -46,15 +46,14 @@ from ccgpu.train.runs.flags import (
     add_checkpoint,
     add_device,
     add_max_pixels,
-    add_scales,
     add_value_range,
     chosen_range,
-    chosen_scales,
     flag,
 )
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.outputs import add_overwrite, check_output_folder, check_outputs
 from ccgpu.train.runs.parser import command_parser
+from ccgpu.train.runs.prediction_flags import add_scales, add_sizes, chosen_scales, chosen_sizes
 from ccgpu.train.runs.setup import dataset_of_network, read_network
 
 Predict: TypeAlias = Callable[[Pixels], Segmentation]
@@ -98,12 +97,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         default=False,
         help="average with the flipped image (default: no)",
     )
-    add(
-        "--short-side",
-        type=int,
-        metavar="N",
-        help="resize images to this short side for the network, in pixels (default: the network's)",
-    )
+    add_sizes(group, "the network's")
     add(
         "--tile",
         type=int,
@@ -142,6 +136,7 @@ def prepare(flags: argparse.Namespace) -> tuple[Segmenter, Prediction, list[Inpu
         ValueError, OSError, ImportError, TypeError: flags, inputs or a checkpoint that cannot be used.
     """
     check_flags(flags)
+    sizes = chosen_sizes(flags)
     device = distributed.choose_device(flags.device)
     if problems := amp_problems(flags.amp, device):
         raise ValueError(problems[0])
@@ -161,10 +156,10 @@ def prepare(flags: argparse.Namespace) -> tuple[Segmenter, Prediction, list[Inpu
         amp=flags.amp,
         max_pixels=flags.max_pixels,
     )
-    how = segmenter.settings(chosen_scales(flags.scales) or (1.0,), flags.flip, flags.short_side)
+    how = segmenter.settings(chosen_scales(flags.scales) or (1.0,), flags.flip, **sizes)
     if left_out:
         say(f"note: the files below --out are results, not inputs: {len(left_out)} are left out")
-    say(told_size(how, flags.tile, is_given=flags.short_side is not None))
+    say(told_size(how, flags.tile, [flag(name) for name in sizes]))
     say(told_classes(segmenter.labels))
     for kind in flags.write:
         (flags.out / kind).mkdir(parents=True, exist_ok=True)
@@ -180,16 +175,15 @@ def check_flags(flags: argparse.Namespace) -> None:
             raise ValueError(f"{flag(name)} must be {least} or more, got {getattr(flags, name)}")
     if not 0 <= flags.opacity <= 1:
         raise ValueError(f"--opacity must be from 0 to 1, got {flags.opacity}")
-    if flags.short_side is not None and not 1 <= flags.short_side <= LARGEST_SIDE:
-        raise ValueError(f"--short-side must be from 1 to {LARGEST_SIDE} pixels, got {flags.short_side}")
 
 
-def told_size(how: Prediction, tile: int, *, is_given: bool) -> str:
-    """Return at which size images are predicted, and why; `is_given` says whether by --short-side."""
-    why = "--short-side" if is_given else "as in the network's training; --short-side changes it"
+def told_size(how: Prediction, tile: int, given: Sequence[str]) -> str:
+    """Return at which size images are predicted, and why; `given` names the flags that ask for it."""
+    why = ", ".join(given) or "as in the network's training; --short-side changes it"
     large = f"those of more than 2 x {tile} x {tile} pixels"
     if how.short_side is not None:
-        size = f"resized to a short side of {how.short_side} pixels ({why})"
+        most = "" if how.long_side is None else f", to a long side of {how.long_side} at most"
+        size = f"resized to a short side of {how.short_side} pixels{most} ({why})"
     elif how.fit is not None:
         size = f"resized to fit into {how.fit[0]} x {how.fit[1]} pixels ({why})"
     else:

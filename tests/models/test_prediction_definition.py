@@ -51,7 +51,9 @@ def defined(net: Callable[[np.ndarray], np.ndarray], image: np.ndarray, predicti
     height, width = image.shape[1:]
     base = np.array([height, width], dtype=np.float64)
     if prediction.short_side is not None:
-        base = base * prediction.short_side / min(height, width)
+        ratio = prediction.short_side / min(height, width)
+        limit = (prediction.long_side or 10**9) / max(height, width)
+        base = base * (ratio if ratio <= limit else limit)
     if prediction.fit is not None:
         down, right = prediction.fit
         base = base * down / height if down * width <= right * height else base * right / width
@@ -99,7 +101,7 @@ def as_arrays(net: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
     scales=st.lists(st.sampled_from([0.1, 0.5, 0.75, 1.0, 1.25, 1.7]), min_size=1, max_size=3),
     flip=st.booleans(),
     average=st.sampled_from(["logits", "probabilities"]),
-    base=st.sampled_from([{}, {"short_side": 5}, {"fit": (7, 10)}]),
+    base=st.sampled_from([{}, {"short_side": 5}, {"short_side": 5, "long_side": 9}, {"fit": (7, 10)}]),
     sliding=st.sampled_from([None, ((4, 5), (3, 2)), ((5, 3), (5, 3)), ((20, 20), (7, 7))]),
     seed=st.integers(0, 1000),
 )

@@ -414,7 +414,7 @@ def test_arguments_of_load_are_checked(options: dict[str, Any], message: str, fi
         ({"batch": 0}, "batch must be 1 or more"),
         ({"scales": ()}, "scales must be"),
         ({"scales": (0,)}, "scales must be"),
-        ({"short_side": 0}, "short_side and fit must be"),
+        ({"short_side": 0}, "short_side, long_side and fit must be"),
     ],
 )
 def test_arguments_of_predict_are_checked(options: dict[str, Any], message: str, segmenter: Segmenter) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ccgpu.models import checkpoint
 from ccgpu.models.backbones import build_backbone
 from ccgpu.models.ccnet import CCNet
 from ccgpu.train import camvid, convert, evaluate
@@ -38,19 +39,22 @@ def test_evaluate_predicts_images_without_labels(tmp_path: Path, capsys: pytest.
 
 
 def test_evaluate_takes_a_converted_network(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A converted network has the scores of the run that it comes from."""
+    """A converted network has the scores of the run that it comes from, and knows its dataset and how it predicts."""
     network, record = tmp_path / "net.safetensors", tmp_path / "scores.jsonl"
     assert convert.main([str(trained / "last.pt"), str(network)]) == 0
     flags = ["--checkpoint", str(network), "--data", str(trained / "scenes"), "--workers", "0"]
-    assert evaluate.main(flags) == 2
-    assert "--dataset must be given" in capsys.readouterr().err
     assert evaluate.main([*flags, "--dataset", "lip"]) == 2
     assert "must have the network's 11 classes, got lip with 20" in capsys.readouterr().err
-    assert evaluate.main([*flags, "--dataset", "camvid", "--record", str(record)]) == 0
+    assert evaluate.main([*flags, "--record", str(record)]) == 0
+    assert "camvid, 3 images, whole, scales 1.0, mean of logits (mode as in the file)" in capsys.readouterr().out
     last = records.read_records(trained / "metrics.jsonl")[-1]
     found = json.loads(record.read_text())
     assert found["iteration"] is None
     assert found["matrix"] == last["matrix"]
+    unknown = dataclasses.replace(checkpoint.read(network), dataset=None)
+    checkpoint.write(tmp_path / "unknown.pt", unknown)
+    assert evaluate.main(["--checkpoint", str(tmp_path / "unknown.pt"), *flags[2:]]) == 2
+    assert "--dataset must be given for a file that does not say on what it was" in capsys.readouterr().err
 
 
 def test_evaluate_shows_a_progress_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,19 +77,25 @@ def test_evaluate_counts_a_split_that_is_named_twice_once(trained: Path, tmp_pat
 def test_a_size_that_is_given_replaces_the_other_of_the_run(trained: Path, tmp_path: Path) -> None:
     record = tmp_path / "scores.jsonl"
     flags = ["--checkpoint", str(trained / "last.pt"), "--workers", "0", "--device", "cpu", "--record", str(record)]
-    sizes = (["--short-side", "40"], ["--fit", "70"], ["--fit", "33", "49"], [])
+    sizes = (["--short-side", "40"], ["--fit", "70"], ["--short-side", "40", "--long-side", "50"], [])
     for given in sizes:
         assert evaluate.main([*flags, *given]) == 0
-    assert [(line["short_side"], line["fit"]) for line in records.read_records(record)] == [
-        (40, None),
-        (None, [70, 70]),
-        (None, [33, 49]),
-        (None, None),
+    read = records.read_records(record)
+    assert [(line["short_side"], line["long_side"], line["fit"]) for line in read] == [
+        (40, None, None),
+        (None, None, [70, 70]),
+        (40, 50, None),
+        (None, None, None),
     ]
-    saved = dataclasses.asdict(Settings(mode="whole", short_side=450))
-    parsed = evaluate.read_flags(["--checkpoint", "a", "--fit", "473"])
-    changed = evaluate.evaluation_settings(saved, parsed)
-    assert (changed.short_side, changed.fit) == (None, (473, 473))
+    saved = dataclasses.asdict(Settings(mode="whole", short_side=450, long_side=900))
+    for given, sizes in (
+        (["--fit", "473"], (None, None, (473, 473))),
+        (["--fit", "33", "49"], (None, None, (33, 49))),
+        (["--short-side", "500"], (500, 900, None)),
+        (["--long-side", "500"], (450, 500, None)),
+    ):
+        changed = evaluate.evaluation_settings(saved, evaluate.read_flags(["--checkpoint", "a", *given]))
+        assert (changed.short_side, changed.long_side, changed.fit) == sizes
 
 
 # Errors: one line, never a traceback
@@ -116,7 +126,10 @@ def test_evaluate_refuses_a_backbone_alone(tmp_path: Path, capsys: pytest.Captur
         (["--fit", "1", "2", "3"], "--fit must be H W, or N for a square"),
         (["--short-side", "0"], "--short-side must be from 1 to 32768 pixels, got 0"),
         (["--fit", "99", "99999"], "--fit must be from 1 to 32768 pixels, got [99, 99999]"),
-        (["--fit", "99", "--short-side", "9"], "--short-side and --fit exclude each other"),
+        (["--fit", "99", "--short-side", "9"], "--short-side and --fit must not both be given, got 9 and (99, 99)"),
+        (["--long-side", "99"], "--long-side must come with --short-side, got 99 alone"),
+        (["--short-side", "99", "--long-side", "98"], "--long-side must be --short-side or more, got 98 for 99"),
+        (["--long-side", "0", "--short-side", "9"], "--long-side must be from 1 to 32768 pixels, got 0"),
         (["--workers", "-1"], "--workers must be from 0 to 256, got -1"),
         (["--dataset", ".camvid"], "--dataset must be a module that can be imported, got '.camvid'"),
         (["--dataset", "nosuch"], "--dataset must be a module that can be imported, got 'nosuch'"),

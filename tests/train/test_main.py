@@ -192,8 +192,9 @@ def test_a_flag_means_the_same_in_every_command(parsers: dict[str, argparse.Argu
     for dest, found in names.items():
         wanted = "--" + dest.replace("_", "-")
         assert found <= {wanted, "--no-" + wanted[2:], "-h"}, f"{dest} is spelled {found}"
-    shared = {"mode", "window", "stride", "scales", "flip", "average", "short_side", "fit"}
-    for command in ("train cityscapes", "evaluate"):
+    sizes = {"scales", "flip", "short_side", "long_side", "fit"}
+    evaluated = {*sizes, "mode", "window", "stride", "average"}
+    for command, shared in (("train cityscapes", evaluated), ("evaluate", evaluated), ("predict", sizes)):
         assert shared <= {action.dest for action in parsers[command]._actions}
     assert not any(name.startswith(("--eval-", "--ms")) and name != "--eval-every" for name in kinds)
 

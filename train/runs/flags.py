@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeVar
 
 from ccgpu.models.checkpoint import network_file
 from ccgpu.models.image_files import MAX_PIXELS
-from ccgpu.models.prediction import MULTI_SCALE, SCALES
 
 S = TypeVar("S")
 Decides = Literal["result", "records", "nothing"]
@@ -86,30 +85,6 @@ def chosen_range(given: Sequence[float] | None, default: tuple[float, float] | N
     return low, high
 
 
-def add_scales(parser: argparse._ActionsContainer, default: str) -> None:
-    """Add --scales, the scales of multi-scale prediction; its help ends with `default`."""
-    scales = " ".join(map(str, MULTI_SCALE))
-    parser.add_argument(
-        "--scales",
-        type=float,
-        nargs="*",
-        metavar="S",
-        help=f"average over these scales; without values: {scales} (default: {default})",
-    )
-
-
-def chosen_scales(given: list[float] | None) -> tuple[float, ...] | None:
-    """Return the scales that --scales asks for, or None where it is left out.
-
-    Raises:
-        ValueError: a scale is out of its range.
-    """
-    low, high = SCALES
-    if not all(low <= scale <= high for scale in given or ()):
-        raise ValueError(f"--scales must be numbers from {low} to {high}, got {' '.join(map(str, given or ()))}")
-    return None if given is None else tuple(given) or MULTI_SCALE
-
-
 def option(
     default: Any,
     help: str,
@@ -124,7 +99,7 @@ def option(
     most: float | None = None,
     decides: Decides = "result",
     bare: tuple[Any, ...] | None = None,
-    excludes: str | None = None,
+    excludes: tuple[str, ...] = (),
 ) -> Any:
     """Return a dataclass field that is a setting and a flag.
 
@@ -145,8 +120,8 @@ def option(
             another folder may change it (the records of one folder must be comparable). "nothing": it changes neither,
             and any resumed run may change it.
         bare: the value of a flag without values, for a count of "*".
-        excludes: the setting that has no effect beside this one: where one of the two is given, the other's value of a
-            recipe or of a saved run no longer holds (`without_excluded`).
+        excludes: the settings that have no effect beside this one: where it is given, their values of a recipe or of a
+            saved run no longer hold (`without_excluded`).
     """
     metadata = {
         "help": help,
@@ -372,7 +347,6 @@ def without_excluded(settings: type, values: Mapping[str, Any], given: Mapping[s
     fields = {field.name: field for field in dataclasses.fields(settings)}
     kept = dict(values)
     for name, value in given.items():
-        other = fields[name].metadata["excludes"]
-        if other is not None and value != fields[name].default and other not in given:
-            kept[other] = fields[other].default
+        if value != fields[name].default:
+            kept |= {other: fields[other].default for other in fields[name].metadata["excludes"] if other not in given}
     return kept

@@ -50,29 +50,31 @@ def read_network(path: Path) -> checkpoint.Checkpoint:
 def dataset_of_network(found: checkpoint.Checkpoint, name: str | None, root: Path | None = None) -> Dataset:
     """Return the dataset with a network's classes: the one that --dataset names, else the one that it was trained on.
 
-    The run's own dataset must have the names and label ids that the run was trained on. Another one must have the same
+    The network's own dataset must have the names and label ids that it was trained on. Another one must have the same
     classes in the same order; label ids belong to its label files, and so may differ, which is printed. Images are read
     and normalised as those that the network was trained on.
 
     Args:
         found: the network's file; a file without names of classes is compared by their number alone.
-        name: the value of --dataset; None: the run's dataset, for a file of a run.
+        name: the value of --dataset; None: the dataset that the file names.
         root: the value of --data, for a run on a folder of images and masks; None: the run's own folder.
 
     Raises:
         ValueError: no dataset is named, there is no such dataset, or it has other classes.
     """
-    trained_on = None if found.run is None else found.run["dataset"]
-    chosen = trained_on if name is None else name
+    chosen = found.dataset if name is None else name
     if found.run is not None and found.run["folder"] is not None and name is None:
         return saved_folder(found.run, root)
     if chosen is None:
-        raise ValueError("--dataset must be given for a file that is not a run's checkpoint: cityscapes, for example")
+        raise ValueError(
+            "--dataset must be given for a file that does not say on what it was trained: cityscapes, for example"
+        )
     dataset = find_dataset(chosen, found.network["num_classes"])
     dataset = as_trained(dataset, found.images, found.network)
     if found.labels is None:
         return dataset
-    own = dataset.name == trained_on
+    # The names in a published file are in its authors' spelling, and without label ids.
+    own = dataset.name == found.dataset and "ids" in found.labels
     # Void ids decide which label files are refused, and no score: a dataset may add some after training.
     known = {key: value for key, value in found.labels.items() if key != "void"}
     difference = class_differences(known, dataset.labels, exact=own)

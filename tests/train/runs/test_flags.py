@@ -50,8 +50,8 @@ def test_settings_of_the_records_are_free_in_another_folder() -> None:
 
 @dataclass(frozen=True)
 class Sized(Some):
-    short: int | None = option(None, "short side", kind=int, excludes="fit")
-    fit: bool = option(False, "fit", kind=bool, excludes="short")
+    short: int | None = option(None, "short side", kind=int, excludes=("fit",))
+    fit: bool = option(False, "fit", kind=bool, excludes=("short",))
 
 
 def test_a_flag_replaces_what_it_excludes_but_not_another_flag() -> None:

@@ -86,6 +86,7 @@ DEFAULTS: dict[str, Any] = {
     "flip": False,
     "average": "logits",
     "short_side": None,
+    "long_side": None,
     "fit": None,
     "baselines": False,
     "eval_every": 5000,

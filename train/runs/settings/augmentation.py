@@ -34,13 +34,13 @@ class AugmentationSettings:
         metavar="N",
         least=SMALLEST,
         most=LARGEST_SIDE,
-        excludes="fit_crop",
+        excludes=("fit_crop",),
     )
     fit_crop: bool = option(
         False,
         "first resize the image to the largest size that fits into the crop",
         kind=bool,
-        excludes="random_short_sides",
+        excludes=("random_short_sides",),
     )
     random_long_side: int | None = option(
         None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ccgpu.models.prediction import AVERAGES, LARGEST_SIDE, MODES, MULTI_SCALE, SCALES, Prediction
+from ccgpu.models.prediction import AVERAGES, LARGEST_SIDE, MODES, MULTI_SCALE, SCALES, Prediction, size_problem
 from ccgpu.train.runs.flags import option
 from ccgpu.train.runs.settings.limits import SMALLEST
 
@@ -44,7 +44,17 @@ class EvaluationSettings:
         least=SMALLEST,
         most=LARGEST_SIDE,
         decides="records",
-        excludes="fit",
+        excludes=("fit",),
+    )
+    long_side: int | None = option(
+        None,
+        "with --short-side: longest side of resized images, in pixels",
+        unset="no limit",
+        kind=int,
+        least=SMALLEST,
+        most=LARGEST_SIDE,
+        decides="records",
+        excludes=("fit",),
     )
     fit: tuple[int, int] | None = option(
         None,
@@ -55,7 +65,7 @@ class EvaluationSettings:
         least=SMALLEST,
         most=LARGEST_SIDE,
         decides="records",
-        excludes="short_side",
+        excludes=("short_side", "long_side"),
     )
     baselines: bool = option(False, "evaluate the untrained network and 'everything is class 0' too", kind=bool)
 
@@ -64,8 +74,8 @@ class EvaluationSettings:
         problems = []
         if any(step > side for step, side in zip(self.stride, self.window, strict=True)):
             problems.append(f"--stride must be at most --window {self.window}, got {self.stride}")
-        if self.short_side is not None and self.fit is not None:
-            problems.append("--short-side and --fit exclude each other")
+        if problem := size_problem(self.short_side, self.long_side, self.fit, ("--short-side", "--long-side", "--fit")):
+            problems.append(problem)
         return problems
 
     def prediction(self, flip_pairs: Sequence[tuple[int, int]]) -> Prediction:
@@ -82,6 +92,7 @@ class EvaluationSettings:
             flip=self.flip,
             average=self.average,
             short_side=self.short_side,
+            long_side=self.long_side,
             fit=self.fit,
             flip_pairs=tuple(flip_pairs),
         )

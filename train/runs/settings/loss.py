@@ -29,7 +29,7 @@ class LossSettings:
         kind=float,
         metavar="GAMMA",
         least=0,
-        excludes="ohem",
+        excludes=("ohem",),
     )
     loss_average: str = option(
         "labelled",
@@ -47,7 +47,7 @@ class LossSettings:
         count=2,
         metavar=("THRESHOLD", "KEPT"),
         least=0,
-        excludes="focal",
+        excludes=("focal",),
     )
     ccl: bool = option(False, "add the category consistent loss", kind=bool)
     ccl_weights: tuple[float, float, float] = option(
