@@ -69,6 +69,8 @@ class RunCheckpoint(Description):
         data: digest of the training images' names, on whose order the stream of samples depends.
         folder: for a dataset that is a folder of images and masks, what it was taken for: plain values of
             `OpenedFolder` in `train/runs/folder.py`; None for other datasets.
+        class_weights: the weights of the classes in the loss, in the order of the logits; None where all weigh the
+            same.
         model: state dict of the network.
         optimiser: state dict of the optimiser.
         scaler: state dict of the gradient scaler, empty unless --amp is fp16.
@@ -82,6 +84,7 @@ class RunCheckpoint(Description):
     settings: dict[str, Any]
     data: str
     folder: dict[str, Any] | None
+    class_weights: list[float] | None
     model: dict[str, Any]
     optimiser: dict[str, Any]
     scaler: dict[str, Any]
@@ -102,6 +105,9 @@ def run_problems(content: Mapping[str, Any]) -> list[str]:
     if content["folder"] is not None:
         kinds["folder"] = Mapping
     wrong = [f"{name} of type {type(content[name]).__name__}" for name in kinds if not _is(content[name], kinds[name])]
+    weights = content["class_weights"]
+    if weights is not None and not (_is_list(weights, float) and all(0 <= w <= _LARGEST for w in weights)):
+        wrong.append(f"class_weights {weights!r:.80}")
     counts = {name: content[name] for name in ("iteration", "position") if _is(content[name], int)}
     return wrong + [f"{name} {count}" for name, count in counts.items() if count < 0] + wrong_types(content)
 

@@ -35,6 +35,7 @@ from ccgpu.train.loaders import is_lost_loader
 from ccgpu.train.optimisers import build_optimiser
 from ccgpu.train.runs import checkpoints
 from ccgpu.train.runs.boards import open_boards
+from ccgpu.train.runs.class_weights import choose_class_weights
 from ccgpu.train.runs.errors import BAD_INPUT, fail, run_command
 from ccgpu.train.runs.flags import combine
 from ccgpu.train.runs.interrupts import DeferredInterrupts
@@ -224,9 +225,10 @@ def prepare(
     val_set, val_loader = load_evaluation(evaluation, dataset, normalise, settings, settings.workers, device)
     warn_of_shared_images(training, evaluation)
     announce(plan, dataset, device, len(training), sum(len(clip) - first for clip, first in evaluation))
+    weights = choose_class_weights(plan, opened, training)
     # The run folder comes last, so that nothing is written for a run that cannot start.
     locks.enter_context(only_writer(out))
-    evaluated = open_run_folder(plan, device)
+    evaluated = open_run_folder(plan, device, dict(zip(dataset.labels.names, weights or (), strict=False)))
     if opened.report and is_main():
         write_atomically(out / REPORT, opened.report + "\n")
     run = TrainingRun(
@@ -235,6 +237,7 @@ def prepare(
         settings=dataclasses.asdict(settings),
         data_digest=digest,
         folder=opened.folder,
+        class_weights=weights,
         batch=settings.batch,
         precision=precision,
         net=net,
@@ -262,7 +265,7 @@ def train_and_evaluate(
         run.scaler,
         precision=run.precision,
         schedule=settings.learning_rates(),
-        criterion=settings.criterion(),
+        criterion=settings.criterion(run.class_weights),
         start=plan.start,
         interrupted=run.interrupts,
     )

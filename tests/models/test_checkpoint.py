@@ -31,6 +31,7 @@ def run_checkpoint(net: CCNet, **changes: Any) -> dict[str, Any]:
             "settings": {},
             "data": "",
             "folder": None,
+            "class_weights": None,
             "model": net.state_dict(),
         },
         **{"optimiser": {}, "scaler": {}, "random": {}},

@@ -22,22 +22,26 @@ class Census:
         purpose: "training" or "evaluation".
         pixels: pixels of each value of the label files.
         files: number of files that hold each value.
+        around: pixels of the files that hold each value, those of all values.
     """
 
     purpose: str
     pixels: Mapping[int, int]
     files: Mapping[int, int]
+    around: Mapping[int, int]
 
     @classmethod
     def of(cls, purpose: str, facts: Iterable[Facts], coding: str) -> Census:
         """Return the census of label files whose values are of a coding."""
         pixels: Counter[int] = Counter()
         files: Counter[int] = Counter()
+        around: Counter[int] = Counter()
         for found in facts:
             counts = {} if found.mask is None else found.mask.read_as(coding) or {}
             pixels.update(counts)
             files.update(counts.keys())
-        return cls(purpose, pixels, files)
+            around.update(dict.fromkeys(counts, sum(counts.values())))
+        return cls(purpose, pixels, files, around)
 
     def by_class(self, labels: Labels) -> np.ndarray:
         """Return the pixels of each class, int64 (K,)."""

@@ -82,16 +82,38 @@ def file_problems(
     return problems, more
 
 
+def check_labels(files: Sequence[Path], facts: Mapping[File, Facts], labels: Labels, reading: Reading) -> None:
+    """Raise unless label files can be used, whatever their images are; arguments are those of `check_pairs`.
+
+    Raises:
+        ValueError: files cannot be used. One error lists the first ten problems and counts the rest.
+    """
+    problems = [
+        problem
+        for path in files
+        for problem in [*_undecoded(path, facts[path, True], reading), *_label_problems(path, facts, labels)]
+    ]
+    if problems:
+        raise ValueError(
+            f"check_labels: label files must be usable, got {len(problems)} problem{'s'[: len(problems) > 1]} in "
+            f"{len(files)} files; mend, replace or remove these files:\n{listing(problems)}\nlabel files: "
+            f"{labels.hint}."
+        )
+
+
+def _undecoded(path: Path, found: Facts, reading: Reading) -> list[str]:
+    """Return a line if a file was not decoded, because it cannot be or because it is too large."""
+    if found.problem is not None:
+        return [f"{path}: {found.problem}"]
+    if not found.decoded:
+        return [f"{path}: {times(found.size)} pixels, more than {reading.max_pixels}; allow more with --max-pixels"]
+    return []
+
+
 def _pair_problems(pair: Pair, facts: Mapping[File, Facts], labels: Labels | None, reading: Reading) -> Iterator[str]:
     files = files_of([pair])
-    broken = False
-    for path, is_label in files:
-        found = facts[path, is_label]
-        if found.problem is not None:
-            yield f"{path}: {found.problem}"
-        elif not found.decoded:
-            yield f"{path}: {times(found.size)} pixels, more than {reading.max_pixels}; allow more with --max-pixels"
-        broken = broken or found.problem is not None or not found.decoded
+    undecoded = [line for file in files for line in _undecoded(file[0], facts[file], reading)]
+    yield from undecoded
     image = facts[pair.image, False]
     if image.problem is None and image.decoded:
         is_known = labels is not None or reading.value_range is not None
@@ -101,7 +123,7 @@ def _pair_problems(pair: Pair, facts: Mapping[File, Facts], labels: Labels | Non
     if pair.label is None:
         return
     yield from _label_problems(pair.label, facts, labels)
-    if not broken and not (reading.exif is None and _differ(pair, facts)):
+    if not undecoded and not (reading.exif is None and _differ(pair, facts)):
         sizes = [_turned(facts[file], reading) for file in files]
         if sizes[0] != sizes[1]:
             pages = f", the first of {image.frames} images in its file" if image.frames > 1 else ""

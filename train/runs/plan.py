@@ -207,20 +207,29 @@ def only_writer(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def open_run_folder(plan: Plan[Any], device: torch.device) -> set[int]:
+def open_run_folder(
+    plan: Plan[Any], device: torch.device, class_weights: Mapping[str, float] | None = None
+) -> set[int]:
     """Prepare the run folder for a new or continued run; return the iterations whose evaluation is recorded in it.
+
+    Args:
+        plan: settings and start of the run.
+        device: the device of the run.
+        class_weights: weights of the classes in the loss by name, which are recorded; none where all weigh the same.
 
     Raises:
         FileExistsError: another command wrote a checkpoint since the plan was made, which found none.
         ValueError, OSError: the folder's records are damaged, or cannot be written.
     """
-    distributed.let_first_process(lambda: _prepare_folder(plan, device))
+    distributed.let_first_process(lambda: _prepare_folder(plan, device, class_weights or {}))
     kept = records.read_records(plan.out / records.METRICS)
     distributed.wait_for_all()  # all processes have read before the first one adds a record
     return {record["iteration"] for record in kept if record["kind"] == "evaluation"}
 
 
-def _prepare_folder(plan: Plan[Any], device: torch.device) -> Generator[None, None, None]:
+def _prepare_folder(
+    plan: Plan[Any], device: torch.device, class_weights: Mapping[str, float]
+) -> Generator[None, None, None]:
     """Write the settings, and cut the records back to the plan's checkpoint."""
     if plan.checkpoint is None and checkpoints.find_checkpoint(plan.out) is not None:
         raise FileExistsError(f"--out must be a folder without a checkpoint, got {plan.out}, where one now is")
@@ -232,4 +241,5 @@ def _prepare_folder(plan: Plan[Any], device: torch.device) -> Generator[None, No
     if plan.checkpoint is None:
         metrics.unlink(missing_ok=True)  # of a start that came to no checkpoint, maybe with other settings
     records.cut_records(metrics, plan.start)
-    records.write_settings(plan.out, dataclasses.asdict(plan.settings), device, distributed.world_size())
+    settings = dataclasses.asdict(plan.settings)
+    records.write_settings(plan.out, settings, device, distributed.world_size(), class_weights)

@@ -109,8 +109,17 @@ def circumstances(device: torch.device) -> dict[str, Any]:
     }
 
 
-def write_settings(folder: Path, settings: Mapping[str, Any], device: torch.device, processes: int) -> None:
-    """Write settings.json: the settings, and time, flags, processes and machine of the first start and every resume."""
+def write_settings(
+    folder: Path,
+    settings: Mapping[str, Any],
+    device: torch.device,
+    processes: int,
+    class_weights: Mapping[str, float],
+) -> None:
+    """Write settings.json: the settings, and time, flags, processes and machine of the first start and every resume.
+
+    The weights of the classes in the loss, if there are any, are written as "class_weights", by name.
+    """
     path = folder / SETTINGS
     starts = _read_run(path)["starts"] if path.exists() else []
     starts.append(
@@ -121,7 +130,8 @@ def write_settings(folder: Path, settings: Mapping[str, Any], device: torch.devi
             **circumstances(device),
         }
     )
-    write_atomically(path, json.dumps({"settings": dict(settings), "starts": starts}, indent=2) + "\n")
+    weights = {"class_weights": dict(class_weights)} if class_weights else {}
+    write_atomically(path, json.dumps({"settings": dict(settings), **weights, "starts": starts}, indent=2) + "\n")
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:

@@ -29,6 +29,7 @@ from ccgpu.train.distributed import say
 from ccgpu.train.loaders import load_batches
 from ccgpu.train.runs.data_check import check_data
 from ccgpu.train.runs.folder import saved_folder
+from ccgpu.train.runs.plan import SCENES
 from ccgpu.train.runs.settings.training import Settings
 
 Batches: TypeAlias = DataLoader[dict[str, Any]]
@@ -172,7 +173,7 @@ def open_data(settings: Settings, opened: Opened, out: Path) -> tuple[list[Clip]
     """
     dataset = opened.dataset
     check_number(dataset.labels)
-    root = out / "scenes" if settings.data is None else Path(settings.data)
+    root = data_root(settings, out)
     if settings.data is None:
         distributed.let_first_process(lambda: _write_scenes(settings, dataset, root))
     training = {split: dataset.find_pairs(root, split, True) for split in settings.train_split}
@@ -213,6 +214,11 @@ def open_data(settings: Settings, opened: Opened, out: Path) -> tuple[list[Clip]
     else:
         say(UNCHECKED)
     return clips, counted
+
+
+def data_root(settings: Settings, out: Path) -> Path:
+    """Return the dataset's folder; that of the synthetic images of a run without --data."""
+    return out / SCENES if settings.data is None else Path(settings.data)
 
 
 def _write_scenes(settings: Settings, dataset: Dataset, root: Path) -> Generator[None, None, None]:

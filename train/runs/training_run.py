@@ -47,6 +47,7 @@ class TrainingRun:
         settings: all settings by name, for checkpoints.
         data_digest: digest of the training images' names, for checkpoints.
         folder: for a folder of images and masks what it was taken for, for checkpoints; None for other datasets.
+        class_weights: the weights of the classes in the loss, for checkpoints; None where all weigh the same.
         batch: images or clips per step, over all processes; gives the position in the stream of samples.
         precision: device, autocast dtype and memory format.
         net: the network itself, not its wrapper for several processes.
@@ -65,6 +66,7 @@ class TrainingRun:
     settings: Mapping[str, Any]
     data_digest: str
     folder: Mapping[str, Any] | None
+    class_weights: tuple[float, ...] | None
     batch: int
     precision: Precision
     net: CCNet
@@ -117,6 +119,7 @@ class TrainingRun:
             settings=dict(self.settings),
             data=self.data_digest,
             folder=None if self.folder is None else dict(self.folder),
+            class_weights=None if self.class_weights is None else [*self.class_weights],
             model=self.net.state_dict(),
             optimiser=self.optimiser.state_dict(),
             scaler=self.scaler.state_dict(),

@@ -45,6 +45,7 @@ DEFAULTS: dict[str, Any] = {
     "align_corners": True,
     "head_init": "torch",
     "auxiliary_weight": 0.4,
+    "class_weights": (),
     "label_smoothing": 0.0,
     "focal": None,
     "loss_average": "labelled",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from ccgpu.train.data.class_weights import MEDIAN_FREQUENCY
 from ccgpu.train.loss.consistency import FORMS
 from ccgpu.train.loss.criterion import AUXILIARY_WEIGHT, ConsistencyWeights, Criterion
 from ccgpu.train.loss.cross_entropy import AVERAGES, PixelLoss
@@ -17,6 +19,14 @@ class LossSettings:
 
     auxiliary_weight: float = option(
         AUXILIARY_WEIGHT, "weight of the auxiliary loss", group="loss", kind=float, least=0
+    )
+    class_weights: tuple[str, ...] = option(
+        (),
+        "weights of the classes in the loss of the pixels, in the dataset's order, or the word "
+        f"{MEDIAN_FREQUENCY}: from their pixels in the training label files, rare classes weigh more",
+        unset="all 1",
+        count="+",
+        metavar="W",
     )
     label_smoothing: float = option(
         0.0, "share of the target that is spread over all classes, from 0 to below 1", kind=float, least=0
@@ -73,6 +83,12 @@ class LossSettings:
     def problems(self) -> list[str]:
         """Return a line for each setting of this group that cannot work."""
         problems = []
+        weights = self.given_weights
+        if self.class_weights and not self.counts_classes and not _are_weights(weights):
+            problems.append(
+                f"--class-weights must be numbers of 0 or more, not all 0, or {MEDIAN_FREQUENCY}, got "
+                f"{' '.join(self.class_weights)}"
+            )
         if self.ohem is not None:
             threshold, kept = self.ohem
             if not (0 < threshold <= 1 and kept <= MOST_KEPT and float(kept).is_integer()):
@@ -91,12 +107,29 @@ class LossSettings:
             problems.append(f"--ccl-margins must be V D with V <= D, got {self.ccl_margins[0]} {self.ccl_margins[1]}")
         return problems
 
-    def criterion(self) -> Criterion:
-        """Return the loss that the settings ask for."""
+    @property
+    def counts_classes(self) -> bool:
+        """Whether the weights of the classes follow from the training label files."""
+        return self.class_weights == (MEDIAN_FREQUENCY,)
+
+    @property
+    def given_weights(self) -> tuple[float, ...] | None:
+        """The weights of the classes as numbers; None where --class-weights gives none."""
+        try:
+            return tuple(map(float, self.class_weights)) or None
+        except ValueError:  # words
+            return None
+
+    def criterion(self, class_weights: tuple[float, ...] | None) -> Criterion:
+        """Return the loss that the settings ask for, with the weights of `choose_class_weights`."""
         return Criterion(
             auxiliary_weight=self.auxiliary_weight,
-            pixels=PixelLoss(label_smoothing=self.label_smoothing, focal=self.focal, average=self.loss_average),
+            pixels=PixelLoss(class_weights, self.label_smoothing, self.focal, self.loss_average),
             ohem=None if self.ohem is None else (self.ohem[0], int(self.ohem[1])),
             dice_weight=self.dice,
             consistency=ConsistencyWeights(*self.ccl_weights, *self.ccl_margins, self.ccl_form) if self.ccl else None,
         )
+
+
+def _are_weights(weights: tuple[float, ...] | None) -> bool:
+    return weights is not None and all(0 <= weight < math.inf for weight in weights) and any(weights)

@@ -94,6 +94,12 @@ def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.
         problems.append(
             f"--photometric must be left out for images of {dataset.images}, because it is defined for 8-bit RGB alone"
         )
+    classes = dataset.labels.num_classes
+    if s.given_weights is not None and len(s.given_weights) != classes:
+        problems.append(
+            f"--class-weights must be a number for each of the {classes} classes of {dataset.name} "
+            f"({', '.join(dataset.labels.names[:3])}{', ...' * (classes > 3)}), got {len(s.given_weights)}"
+        )
     if s.batch % processes:
         problems.append(f"--batch must be a multiple of the {processes} processes, got {s.batch}")
     if s.context in ("psp", "aspp") and s.batch * s.clip < 2:

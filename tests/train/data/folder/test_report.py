@@ -27,7 +27,10 @@ def test_images_and_masks_in_one_line_each() -> None:
 
 
 def test_the_table_has_values_colours_shares_and_files() -> None:
-    censuses = [Census("training", {1: 6, 0: 2}, {1: 3, 0: 1}), Census("evaluation", {300: 5}, {300: 1})]
+    censuses = [
+        Census("training", {1: 6, 0: 2}, {1: 3, 0: 1}, {1: 8, 0: 4}),
+        Census("evaluation", {300: 5}, {300: 1}, {300: 5}),
+    ]
     assert [line.split() for line in class_table(IDS, censuses).splitlines()] == [
         ["class", "id", "colour", "training", "%", "files", "evaluation", "%", "files"],
         ["water", "1", "#1e50a0", "75.00", "3", "0.00", "0"],
