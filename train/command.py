@@ -38,6 +38,7 @@ from ccgpu.train.runs.boards import open_boards
 from ccgpu.train.runs.class_weights import choose_class_weights
 from ccgpu.train.runs.errors import BAD_INPUT, fail, run_command
 from ccgpu.train.runs.flags import combine
+from ccgpu.train.runs.initial import name_of_network, normalised_as, read_initial
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.parser import command_parser
 from ccgpu.train.runs.plan import REPORT, Plan, Request, only_writer, open_run_folder, read_request
@@ -112,7 +113,10 @@ def main(given: Dataset | Source, argv: Sequence[str] | None = None) -> int:
         if isinstance(given, Dataset):
             check_recipe(given)
         request = read_request(parser, argv, source.settings, source.defaults, source.default_out, source.unset)
-        device = distributed.choose_device(request.settings(source.presets).device)
+        chosen = request.settings(source.presets)
+        if chosen.init is not None and request.checkpoint is None:
+            request = dataclasses.replace(request, initial=read_initial(chosen.init, request.flags))
+        device = distributed.choose_device(chosen.device)
     except BAD_INPUT as error:
         return fail("train", str(error), 2)
     except KeyboardInterrupt:  # to read the checkpoint of a large network takes seconds
@@ -174,8 +178,10 @@ def presets(dataset: Dataset) -> Mapping[str | None, Mapping[str, Any]]:
 
 def default_out(settings: Settings, dataset: Dataset) -> Path:
     """Return the run folder for a command line without --out."""
-    if settings.preset is not None:
-        return Path("runs") / f"{dataset.name}-{settings.preset}"
+    start = "" if settings.init is None else f"-from-{name_of_network(Path(settings.init))}"
+    if settings.preset is not None or start:
+        preset = "" if settings.preset is None else f"-{settings.preset}"
+        return Path("runs") / f"{dataset.name}{preset}{start}"
     context = f"r{settings.loops}" if settings.context == "rcca" else settings.context
     clip = f"-t{settings.clip}" if settings.clip > 1 else ""
     return Path("runs") / f"{dataset.name}-{settings.backbone.replace(':', '-')}-{context}{clip}"
@@ -200,10 +206,12 @@ def prepare(
     if plan.checkpoint is not None:  # the mean and std of the images may be others by now
         images = ImageFormat.from_plain(plan.checkpoint["images"])
         dataset = as_trained(dataset, images, plan.checkpoint["network"])
+    elif request.initial is not None:
+        dataset = normalised_as(dataset, request.initial)
     torch.manual_seed(settings.seed)
     # The network and its optimiser.
     precision = Precision(device, settings.amp, settings.channels_last)
-    net = build_network(settings, dataset, device, pretrained=plan.checkpoint is None)
+    net = build_network(settings, dataset, device, pretrained=plan.checkpoint is None, initial=request.initial)
     optimiser = build_optimiser(
         net,
         net.backbone,

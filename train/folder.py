@@ -45,7 +45,7 @@ def open_source(request: Request[FolderSettings], device: torch.device) -> Opene
             f"--resume must name a run on a folder, got one of {checkpoint['dataset']} in {request.checkpoint_path}; "
             "continue it with the command that began it."
         )
-    return open_folder(request.settings({}), saved, request.flags, device, request.out)
+    return open_folder(request.settings({}), saved, request.given, device, request.out)
 
 
 SOURCE = command.Source(

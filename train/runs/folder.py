@@ -115,7 +115,7 @@ def open_folder(
     Args:
         settings: the flags, and the saved settings of a resumed run.
         saved: the entry "folder" of the checkpoint that a run continues from; None for a new run.
-        flags: the settings that the command line gives, by name.
+        flags: the settings that the command line or the network of --init gives, by name.
         device: the device of the run.
         out: the run folder.
 

@@ -17,6 +17,7 @@ from ccgpu.models.checkpoint_keys import RunCheckpoint
 from ccgpu.train import distributed
 from ccgpu.train.runs import boards, checkpoints, records
 from ccgpu.train.runs.flags import Decides, add_flags, changed_settings, combine, saved_values
+from ccgpu.train.runs.initial import Initial
 
 S = TypeVar("S")
 LOCK = "run.lock"
@@ -66,6 +67,7 @@ class Request(Generic[S]):
         checkpoint: the checkpoint to continue from; None starts from the beginning.
         saved: all settings of the run to continue; None for a new run.
         kept: which of the saved settings a flag may not change, by what they decide.
+        initial: the network that a run starts from (--init), which decides settings; None without one.
     """
 
     kind: type[S]
@@ -76,6 +78,12 @@ class Request(Generic[S]):
     checkpoint: RunCheckpoint | None
     saved: Mapping[str, Any] | None
     kept: Sequence[Decides]
+    initial: Initial | None = None
+
+    @property
+    def given(self) -> Mapping[str, Any]:
+        """The settings that the command line gives, and those that follow from its --init."""
+        return {**({} if self.initial is None else self.initial.settings), **self.flags}
 
     def settings(self, presets: Mapping[str | None, Mapping[str, Any]]) -> S:
         """Return the settings for these presets; None is the recipe.
@@ -83,8 +91,10 @@ class Request(Generic[S]):
         Raises:
             ValueError: flags contradict the saved run, or it is of another version.
         """
-        preset = presets.get(self.flags.get("preset"), {})
-        return combine(self.kind, preset=preset, saved=self.saved, flags=self.flags, kept=self.kept)
+        own = {} if self.initial is None else self.initial.settings
+        preset = {**presets.get(self.flags.get("preset"), {}), **own}
+        saved = None if self.saved is None else {**self.saved, **own}
+        return combine(self.kind, preset=preset, saved=saved, flags=self.flags, kept=self.kept)
 
     def plan(self, presets: Mapping[str | None, Mapping[str, Any]]) -> Plan[S]:
         """Return the plan; errors are those of `settings`."""

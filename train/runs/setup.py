@@ -29,6 +29,7 @@ from ccgpu.train.distributed import say
 from ccgpu.train.loaders import load_batches
 from ccgpu.train.runs.data_check import check_data
 from ccgpu.train.runs.folder import saved_folder
+from ccgpu.train.runs.initial import Initial, holds_network, start_from
 from ccgpu.train.runs.plan import SCENES
 from ccgpu.train.runs.settings.training import Settings
 
@@ -101,8 +102,17 @@ def as_trained(dataset: Dataset, images: ImageFormat, network: Mapping[str, Any]
     return dataclasses.replace(dataset, images=images, mean=mean, std=std)
 
 
-def build_network(settings: Settings, dataset: Dataset, device: torch.device, *, pretrained: bool) -> CCNet:
-    """Return the network on its device, converted for the global batch, and if `pretrained` with --imagenet's weights.
+def build_network(
+    settings: Settings, dataset: Dataset, device: torch.device, *, pretrained: bool, initial: Initial | None = None
+) -> CCNet:
+    """Return the network on its device, converted for the global batch.
+
+    Args:
+        settings: the settings of the run.
+        dataset: its dataset.
+        device: its device.
+        pretrained: whether the backbone gets the weights of --imagenet.
+        initial: the network whose weights it gets; None: none.
 
     Raises:
         ValueError, OSError, ImportError: the network cannot be built, or its weights cannot be loaded.
@@ -119,8 +129,8 @@ def build_network(settings: Settings, dataset: Dataset, device: torch.device, *,
             halved_dilation=settings.halved_dilation if is_resnet else None,
             ceil_mode=settings.ceil_mode if is_resnet else None,
             in_channels=dataset.images.channels,
-            mean=AUTHORS_MEAN if by_authors else dataset.mean,
-            std=(1.0, 1.0, 1.0) if by_authors else dataset.std,
+            mean=AUTHORS_MEAN if by_authors and dataset.mean is None else dataset.mean,
+            std=(1.0, 1.0, 1.0) if by_authors and dataset.std is None else dataset.std,
             head_channels=settings.head_channels,
             auxiliary_channels=settings.auxiliary_channels,
             embedding=EMBEDDING_CHANNELS if settings.ccl else 0,
@@ -136,7 +146,7 @@ def build_network(settings: Settings, dataset: Dataset, device: torch.device, *,
                 if head is not None:
                     initialise_as_mmsegmentation(head)
         if pretrained and settings.imagenet is not None:
-            load_imagenet(net.backbone, settings.imagenet, blue_first=by_authors)
+            _load_backbone(net, settings.imagenet, blue_first=by_authors)
             if net.in_channels != 3:
                 say(
                     f"--imagenet: the weights were trained on RGB; each of the {net.in_channels} channels begins with "
@@ -144,7 +154,20 @@ def build_network(settings: Settings, dataset: Dataset, device: torch.device, *,
                 )
     except RuntimeError as error:  # a package of weights or models cannot be imported, or its download failed
         raise ValueError(str(error)) from error
+    if initial is not None:
+        say("\n".join(start_from(net, initial, dataset.labels)))
     return place_network(net, settings, device)
+
+
+def _load_backbone(net: CCNet, source: str, *, blue_first: bool) -> None:
+    try:
+        load_imagenet(net.backbone, source, blue_first=blue_first)
+    except (OSError, ValueError) as error:
+        if holds_network(source):
+            raise ValueError(
+                f"--imagenet must hold a backbone alone, got {source} with a whole network; use --init."
+            ) from error
+        raise
 
 
 def place_network(net: CCNet, settings: Settings, device: torch.device) -> CCNet:

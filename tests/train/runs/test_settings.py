@@ -33,6 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "ceil_mode": True,
     "normalisation": "imagenet",
     "imagenet": None,
+    "init": None,
     "context": "rcca",
     "recurrence": None,
     "gamma": 0.0,

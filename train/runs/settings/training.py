@@ -105,7 +105,7 @@ def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.
     if s.context in ("psp", "aspp") and s.batch * s.clip < 2:
         problems.append(f"--batch must be 2 or more for --context {s.context}, which normalises one value an image")
     problems += amp_problems(s.amp, device)
-    if s.normalisation == "authors" and (dataset.images.raw or dataset.mean is not None):
+    if s.init is None and s.normalisation == "authors" and (dataset.images.raw or dataset.mean is not None):
         problems.append(
             f"--normalisation must be imagenet for {dataset.name}, whose images have a mean and std of their own "
             f"({dataset.images}), got authors"

@@ -47,6 +47,7 @@ def test_flags_take_part_and_are_not_told() -> None:
     told = {line.split()[0] for line in lines}
     assert told.isdisjoint({"--backbone", "--batch", "--crop"})
     assert {"--iterations", "--gamma", "--head-channels"} <= told
+    assert recipe(given={"init": "net.pt", "backbone": "efficientnet-lite0"})[0]["imagenet"] is None
     values, lines = recipe(given={"context": "psp"})
     assert "gamma" not in values
     assert not [line for line in lines if line.startswith("--gamma")]
