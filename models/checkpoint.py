@@ -8,7 +8,8 @@ are two kinds:
 - a checkpoint of a training run, `last.pt`, which `train/runs/checkpoints.py` writes: `torch.save` of a
   `RunCheckpoint`.
 
-Both hold plain values and tensors only, so that reading a file cannot run code.
+Both hold plain values and tensors only, so that reading a file cannot run code. Published files may hold other objects
+beside their weights, which are left out (`models.foreign_objects`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from ccgpu.models.checkpoint_keys import FORMAT, LAST, RUN_FORMAT, Header, run_p
 from ccgpu.models.classifier import with_rows
 from ccgpu.models.image_format import ImageFormat
 from ccgpu.models.labels import Labels, same_classes
+from ccgpu.models.mmsegmentation import read_labels
 from ccgpu.models.published import recognise, translate
 from ccgpu.models.weights import (
     check_tensors,
@@ -102,12 +104,12 @@ def network_file(path: str | os.PathLike[str]) -> Path:
 
 
 def _read(path: str | os.PathLike[str], changes: Mapping[str, Any]) -> Checkpoint:
-    content, metadata = read_content(FUNCTION, path)
+    content, metadata = read_content(FUNCTION, path, accepts=lambda found: not (_is_own(found) or _is_run(found)))
     if "ccgpu" in metadata:
         return _own(path, _header(metadata["ccgpu"]), content, changes)
-    if isinstance(content, Mapping) and "ccgpu" in content:
+    if _is_own(content):
         return _own(path, content["ccgpu"], content.get("state_dict"), changes)
-    if isinstance(content, Mapping) and {"model", "network", "iteration"} <= set(content):
+    if _is_run(content):
         _check_format(path, content, RUN_FORMAT)
         problems = run_problems(content)
         if problems:
@@ -145,13 +147,21 @@ def _read(path: str | os.PathLike[str], changes: Mapping[str, Any]) -> Checkpoin
     return Checkpoint(
         network,
         weights,
-        _mmsegmentation_labels(meta),
+        read_labels(meta),
         layout.evaluation.prediction,
         source=layout.name,
         notes=(*notes, *layout.evaluation.notes),
         images=_format_of(network, ImageFormat()),
         dataset=layout.evaluation.dataset,
     )
+
+
+def _is_own(content: Any) -> bool:
+    return isinstance(content, Mapping) and "ccgpu" in content
+
+
+def _is_run(content: Any) -> bool:
+    return isinstance(content, Mapping) and {"model", "network", "iteration"} <= set(content)
 
 
 def build(checkpoint: Checkpoint) -> CCNet:
@@ -201,7 +211,7 @@ def with_classes(
     else:
         shown = [*names]
     sources: list[int | None] = [None] * num_classes
-    labels = None if names is None else Labels.from_plain({"names": names, "colours": _colours(num_classes)})
+    labels = None if names is None else Labels.from_plain({"names": names, "colours": Labels.numbered(num_classes).colours})
     if labels is not None and old is not None:
         sources = same_classes(old, labels)
     elif num_classes == own_number:
@@ -387,23 +397,3 @@ def _misfit(path: str | os.PathLike[str], layout: str, problems: Sequence[str]) 
         f"{FUNCTION}: {os.fspath(path)!r}, taken for {layout}, must fit it entry by entry, got {len(problems)} that do "
         "not (nothing was loaded):\n  " + "\n  ".join(problems) + "\nfetch the file again, or name another."
     )
-
-
-def _mmsegmentation_labels(meta: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the classes in mmsegmentation's metadata, in the order of the logits; None where there are none."""
-    inner = meta.get("dataset_meta", meta)  # versions 1.x and 0.x
-    found = {
-        key: next((inner[name] for name in (key, key.upper()) if name in inner), None) for key in ("classes", "palette")
-    }
-    names, colours = found["classes"], found["palette"]
-    if not names:
-        return None
-    if not colours or len(names) != len(colours):
-        colours = _colours(len(names))
-    return {"names": [str(name) for name in names], "colours": [[int(x) for x in colour] for colour in colours]}
-
-
-def _colours(num_classes: int) -> list[list[int]]:
-    """Return colours for classes that have none of their own."""
-    colours: list[list[int]] = Labels.numbered(num_classes).colours.tolist()
-    return colours

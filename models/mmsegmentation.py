@@ -1,4 +1,4 @@
-"""What a config of mmsegmentation says of the evaluation: mode, windows, size of the images, dataset.
+"""The metadata of mmsegmentation's checkpoints: classes, and what the config says of the evaluation.
 
 mmsegmentation stores its config as Python text in its checkpoints. The text is parsed (`ast`) and never run: of its
 expressions only literals, `dict(...)` and names of values further up have a value.
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ccgpu.models.labels import Labels
 from ccgpu.models.prediction import Prediction
 
 DATASETS = {"CityscapesDataset": "cityscapes", "ADE20KDataset": "ade20k", "PascalVOCDataset": "voc"}
@@ -64,6 +65,25 @@ def read_evaluation(text: str) -> ConfigEvaluation:
     prediction, notes = _mode(values)
     size, more = _size(pipeline)
     return ConfigEvaluation({**prediction, **size}, DATASETS.get(kind), (*notes, *more))
+
+
+def read_labels(meta: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the classes in mmsegmentation's metadata, in the order of the logits; None where there are none."""
+    inner = meta.get("dataset_meta", meta)  # versions 1.x and 0.x
+    inner = inner if isinstance(inner, Mapping) else {}
+    found = {
+        key: next((inner[name] for name in (key, key.upper()) if name in inner), None) for key in ("classes", "palette")
+    }
+    names, colours = found["classes"], found["palette"]
+    if not names or not isinstance(names, (list, tuple)):  # else an object of another program
+        return None
+    try:
+        table = [[int(value) for value in colour] for colour in colours or ()]
+    except TypeError:
+        table = []
+    if len(table) != len(names):
+        table = Labels.numbered(len(names)).colours.tolist()
+    return {"names": [*map(str, names)], "colours": table}
 
 
 def _values(text: str) -> dict[str, Any] | None:

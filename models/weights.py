@@ -17,16 +17,26 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ccgpu.models.foreign_objects import ZIP, load_without
+
 # The key of a safetensors file's metadata that holds the digest of the rest of the file.
 DIGEST = "ccgpu.sha256"
 _COLOURS = 3
 
 
-def read_content(function: str, path: str | os.PathLike[str]) -> tuple[Any, dict[str, str]]:
+def read_content(
+    function: str, path: str | os.PathLike[str], *, accepts: Callable[[Any], bool] | None = None
+) -> tuple[Any, dict[str, str]]:
     """Return the content of a file, on the CPU, and the metadata of a safetensors file ({} for a file of `torch.save`).
 
-    Only tensors and plain values are unpickled (`weights_only=True`), so a file cannot run code. The kind of file is
-    recognised by its first bytes, not by its name. Messages begin with `function`.
+    Only tensors and plain values are unpickled, so a file cannot run code. The kind of file is recognised by its first
+    bytes, not by its name.
+
+    Args:
+        function: what messages begin with.
+        path: the file.
+        accepts: whether the content of a file is taken that holds objects of other programs; each of these is a
+            `ccgpu.models.foreign_objects.Foreign` in it. None: no such file is taken.
 
     Raises:
         FileNotFoundError: there is no file at path. (Any other OSError from opening it is passed on.)
@@ -44,7 +54,12 @@ def read_content(function: str, path: str | os.PathLike[str]) -> tuple[Any, dict
             # A safetensors file begins with the length of its header, 8 bytes, and the header's brace.
             if start[8:] == b"{":
                 return _read_safetensors(file)
-            return load_pickled(file), {}
+            try:
+                return load_pickled(file), {}
+            except pickle.UnpicklingError as error:
+                if accepts is None:
+                    raise
+                return _accepted(file, accepts, error), {}
         # torch.load raises almost any exception for a truncated or damaged file: ten kinds were seen, from RuntimeError
         # and UnpicklingError to OSError, struct.error, UnicodeDecodeError and AssertionError.
         except Exception as error:
@@ -61,6 +76,17 @@ def read_content(function: str, path: str | os.PathLike[str]) -> tuple[Any, dict
             ) from error
 
 
+def _accepted(file: BinaryIO, accepts: Callable[[Any], bool], error: pickle.UnpicklingError) -> Any:
+    """Return the content of a file without the objects for which `error` refused it; raise that if it is not taken."""
+    try:
+        content = load_without(file)
+    except Exception:
+        raise error from None
+    if not accepts(content):
+        raise error
+    return content
+
+
 def load_pickled(file: BinaryIO) -> Any:
     """Return the content of an open file of `torch.save`, on the CPU; only tensors and plain values are unpickled.
 
@@ -73,7 +99,7 @@ def load_pickled(file: BinaryIO) -> Any:
     """
     start = file.read(4)
     file.seek(0)
-    if start == b"PK\x03\x04":  # as torch tells its zip files from those of torch before 1.6
+    if start == ZIP:
         with zipfile.ZipFile(file) as archive:
             for record in archive.infolist():
                 if record.CRC == 0:
