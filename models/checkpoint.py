@@ -211,7 +211,7 @@ def with_classes(
     else:
         shown = [*names]
     sources: list[int | None] = [None] * num_classes
-    labels = None if names is None else Labels.from_plain({"names": names, "colours": Labels.numbered(num_classes).colours})
+    labels = None if names is None else dataclasses.replace(Labels.numbered(num_classes), names=tuple(names))
     if labels is not None and old is not None:
         sources = same_classes(old, labels)
     elif num_classes == own_number:
