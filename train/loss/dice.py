@@ -45,20 +45,19 @@ def dice_loss(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         0.2727
     """
     check_shapes("dice_loss", logits, label)
-    axes = [0, *range(2, logits.ndim)]
-    # Sums over masked maps, because indexing by class would sum with atomics in backward, in varying order.
-    probabilities = torch.softmax(precise(logits), dim=1).masked_fill((label == IGNORE)[:, None], 0)
-    classes = torch.arange(logits.shape[1], device=label.device).reshape(-1, *[1] * (label.ndim - 1))
-    member = label[:, None] == classes
-    own = torch.stack(
-        [
-            probabilities.masked_fill(~member, 0).sum(axes),
-            probabilities.sum(axes),
-            member.sum(axes).to(probabilities.dtype),
-        ]
-    )
-    # The sums of all processes; `category_consistent_loss` says why the averaged gradients are those of one process.
-    overlap, predicted, pixels = differentiable_sum(own)
-    present = pixels > 0
-    missed = 1 - (2 * overlap + SMOOTH) / (predicted + pixels + SMOOTH)
-    return (missed * present).sum() / present.sum().clamp(min=1)
+    # Autocast would compute the matrix product in half precision.
+    with torch.autocast(logits.device.type, enabled=False):
+        probabilities = torch.softmax(precise(logits), dim=1).flatten(2)  # (B, K, N)
+        # One byte each, because the comparison reads the labels once for every class.
+        truth = label.flatten(1)[:, None].to(torch.uint8)  # (B, 1, N)
+        member = truth == torch.arange(logits.shape[1], dtype=torch.uint8, device=label.device)[:, None]
+        labelled = (truth != IGNORE).to(probabilities.dtype)
+        # Sums over masked maps, because indexing by class would sum with atomics in backward, in varying order.
+        overlap = torch.where(member, probabilities, 0).sum((0, 2))
+        predicted = (probabilities @ labelled.mT).sum((0, 2))
+        pixels = member.sum((0, 2), dtype=probabilities.dtype)
+        # Over all processes; `category_consistent_loss` says why the averaged gradients are those of one process.
+        overlap, predicted, pixels = differentiable_sum(torch.stack([overlap, predicted, pixels]))
+        present = pixels > 0
+        missed = 1 - (2 * overlap + SMOOTH) / (predicted + pixels + SMOOTH)
+        return (missed * present).sum() / present.sum().clamp(min=1)
