@@ -1,15 +1,12 @@
 """A launcher that runs the shipped kernels on the CPU: a drop-in replacement of the one in ccgpu.bridges.cupy_cuda."""
 
 import ctypes
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from benchmarks.registers import GPUS
-from ccgpu.kernels.cuda import configurations
 from ccgpu.kernels.cuda.plans import Pointers
+from tests.cuda_on_cpu.libraries import H100, build
 
-H100 = GPUS["sm_90"]
 WRITTEN = {
     "forward": ("out", "lse", "scratch"),
     "backward": ("delta", "dq", "dk", "dv"),
@@ -22,19 +19,6 @@ WRITTEN = {
 def memory(x):
     """Return the bytes of a dense tensor as an array."""
     return np.frombuffer((ctypes.c_char * x.nbytes).from_address(x.data_ptr()), np.uint8)
-
-
-def build(machine, configuration, sanitize=False):
-    """Compile a configuration for the CPU, ignoring how many blocks share a multiprocessor."""
-    alike = configuration._replace(blocks=1)
-    source = configurations.source(alike, primitives=machine.HERE / "primitives.cuh")
-    return alike, machine.compile(source, [alike.entry], sanitize=sanitize)
-
-
-def build_all(machine, chosen):
-    """Compile several configurations in parallel."""
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda configuration: build(machine, configuration), chosen))
 
 
 class MachineLauncher:

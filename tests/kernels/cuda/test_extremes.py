@@ -10,8 +10,9 @@ from ccgpu.bridges.cupy_cuda.attention import Kernels
 from ccgpu.kernels.cuda import plans
 from ccgpu.kernels.cuda.plans import Pointers
 from tests.ccgpu.problems import expected
-from tests.cuda_on_cpu.launcher import H100, MachineLauncher, build
-from tests.kernels.cuda.test_kernels import DTYPE, attend, check, limits, random_problem, tf32  # noqa: F401
+from tests.cuda_on_cpu.launcher import MachineLauncher
+from tests.cuda_on_cpu.libraries import H100, build, limits
+from tests.kernels.cuda.test_kernels import DTYPE, attend, check, random_problem, tf32  # noqa: F401
 
 INF, NAN = math.inf, math.nan
 NAMES = ("q", "k", "v", "dout", "dlse")

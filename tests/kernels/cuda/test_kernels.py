@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from benchmarks.cases import precision
 from ccgpu.bridges.cupy_cuda.attention import Kernels
 from ccgpu.bridges.cupy_cuda.stages import Stages
-from ccgpu.kernels.cuda import configurations, plans
+from ccgpu.kernels.cuda import plans
 from ccgpu.kernels.cuda.configurations import ARITHMETICS
 from ccgpu.layouts import energy_dtype
 from tests.ccgpu.problems import Problem, attend_plainly, check_errors, expected, row_of, run, truth_in_float64
 from tests.ccgpu.stage_problems import criss_cross
-from tests.cuda_on_cpu.launcher import H100, MachineLauncher, build_all
+from tests.cuda_on_cpu.launcher import MachineLauncher
+from tests.cuda_on_cpu.libraries import H100, LONG_LINES, MANY_CHANNELS, SEGMENTED, STAGED, TILES, limits
 from tests.error_table import STAGES, VALUE_LIMIT, in_units
 
 DTYPE = {
@@ -38,16 +39,7 @@ DTYPE |= {"bf16_fma": torch.bfloat16, "f16_fma": torch.float16}
 NAME = "cupy, on the CPU"
 DTYPE_NAMES = {"tf32": "tf32", "bf16_fma": "bfloat16 fma", "f16_fma": "float16 fma"}
 TF32_UNIT = 2.0**-10
-# The numbers of tiles for which kernels are compiled here. Some examples allow only the first, which divides lines into
-# segments. float16 and the 16-bit multiply-adds have fewer, because only their conversions differ from others.
-TILES = {"bf16": (1, 2, 4), "f16": (1, 2), "tf32": (1, 2, 4), "f32": (1, 2, 4), "f64": (1, 2)}
-TILES |= {"bf16_fma": (1, 2), "f16_fma": (1, 2)}
-STAGED = ["bf16", "tf32", "f32", "f64"]
 EDGES = [1, 2, 3, 5, 8, 15, 16, 17, 31, 32, 33]
-
-
-def limits(arithmetic):
-    return H100._replace(capability=(7, 5)) if arithmetic.endswith("_fma") else H100
 
 
 @contextlib.contextmanager
@@ -136,31 +128,15 @@ def tf32(request):
         yield
 
 
-@pytest.fixture(scope="module")
-def machine(cuda_on_cpu):
-    """The CUDA machine on the CPU, with the kernels of the small tests compiled."""
-    build_all(
-        cuda_on_cpu,
-        [
-            configurations.configuration(kernel, arithmetic, n, 16, limits(arithmetic))
-            for arithmetic in ARITHMETICS
-            for kernel in configurations.KERNELS
-            for n in TILES[arithmetic]
-            if kernel in ("forward", "backward") or arithmetic in STAGED
-        ],
-    )
-    return cuda_on_cpu
-
-
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("arithmetic", list(ARITHMETICS))
 @pytest.mark.parametrize("rank", MAPS)
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
-def test_kernels_match_reference(machine, rank, arithmetic, data):
+def test_kernels_match_reference(cuda_on_cpu, rank, arithmetic, data):
     problem = data.draw(problems(DTYPE[arithmetic], rank))
     held = data.draw(st.sampled_from([TILES[arithmetic], TILES[arithmetic][:1]]))
-    launcher = MachineLauncher(machine, limits(arithmetic), order=data.draw(ORDERS))
+    launcher = MachineLauncher(cuda_on_cpu, limits(arithmetic), order=data.draw(ORDERS))
     with most_tiles(held):
         check(problem, arithmetic, attend(problem, Kernels(launcher)))
     assert {launch.configuration.arithmetic for launch in launcher.launched} == {arithmetic}
@@ -169,12 +145,12 @@ def test_kernels_match_reference(machine, rank, arithmetic, data):
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("arithmetic", ["tf32"])
 @pytest.mark.parametrize("which", ["out", "dv"])
-def test_tf32_where_values_cancel(machine, arithmetic, which):
+def test_tf32_where_values_cancel(cuda_on_cpu, arithmetic, which):
     """TF32 rounds each value and weight in proportion to itself, however near to zero their sum is."""
     problem = random_problem(torch.float32, 1, (33,), 4, 1, energy=1e-3)
     cancelling = problem.tensors[2] if which == "out" else problem.dout
     cancelling -= cancelling.mean()
-    results = attend(problem, Kernels(MachineLauncher(machine, limits(arithmetic))))
+    results = attend(problem, Kernels(MachineLauncher(cuda_on_cpu, limits(arithmetic))))
     check(problem, arithmetic, results)
     place = {"out": 0, "dv": 4}[which]
     wrong = [x + 0.01 * (number == place) for number, x in enumerate(results)]
@@ -188,8 +164,8 @@ def test_tf32_where_values_cancel(machine, arithmetic, which):
 @pytest.mark.parametrize("rank", MAPS)
 @given(data=st.data())
 @settings(max_examples=500, deadline=None)
-def test_kernels_match_reference_sweep(machine, rank, arithmetic, data):
-    test_kernels_match_reference.hypothesis.inner_test(machine, rank, arithmetic, data)
+def test_kernels_match_reference_sweep(cuda_on_cpu, rank, arithmetic, data):
+    test_kernels_match_reference.hypothesis.inner_test(cuda_on_cpu, rank, arithmetic, data)
 
 
 @pytest.mark.usefixtures("tf32")
@@ -197,10 +173,10 @@ def test_kernels_match_reference_sweep(machine, rank, arithmetic, data):
 @pytest.mark.parametrize("rank", MAPS)
 @given(data=st.data())
 @settings(max_examples=20, deadline=None)
-def test_stages_match_reference(machine, rank, arithmetic, data):
+def test_stages_match_reference(cuda_on_cpu, rank, arithmetic, data):
     problem = data.draw(problems(DTYPE[arithmetic], rank))
     held = data.draw(st.sampled_from([TILES[arithmetic], TILES[arithmetic][:1]]))
-    launcher = MachineLauncher(machine, limits(arithmetic), order=data.draw(ORDERS))
+    launcher = MachineLauncher(cuda_on_cpu, limits(arithmetic), order=data.draw(ORDERS))
     stages, (q, k, v) = Stages(launcher), problem.tensors
     weights = torch.randn(q.shape[0], criss_cross(q.shape[2:]), *q.shape[2:], dtype=energy_dtype(q.dtype))
     with most_tiles(held):
@@ -234,9 +210,9 @@ def test_stages_match_reference(machine, rank, arithmetic, data):
 @pytest.mark.parametrize(
     ("arithmetic", "sizes"),
     [
-        pytest.param(name, sizes, marks=[pytest.mark.slow] if name in ("tf32", "f64") and sizes[1] < 300 else [])
+        pytest.param(name, sizes, marks=[pytest.mark.slow] if name in ("tf32", "f64") and sizes != SEGMENTED else [])
         for name in ("bf16", "tf32", "f32", "f64")
-        for sizes in ((3, 97), (2, 129), (2, 300))
+        for sizes in LONG_LINES
     ],
 )
 def test_long_lines(cuda_on_cpu, arithmetic, sizes):
@@ -247,29 +223,29 @@ def test_long_lines(cuda_on_cpu, arithmetic, sizes):
 
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("arithmetic", ["bf16", "f32", "f64"])
-@pytest.mark.parametrize("depth", [100, 250])
+@pytest.mark.parametrize("depth", MANY_CHANNELS)
 def test_many_channels_of_queries(cuda_on_cpu, arithmetic, depth):
     problem = random_problem(DTYPE[arithmetic], 1, (5, 6), depth, 24)
     check(problem, arithmetic, attend(problem, Kernels(MachineLauncher(cuda_on_cpu, limits(arithmetic)))))
 
 
 @pytest.mark.parametrize("order", ["forward", "reverse", 1, 2])
-def test_order_of_blocks_makes_no_difference(machine, order):
+def test_order_of_blocks_makes_no_difference(cuda_on_cpu, order):
     """Blocks take their work by ticket, so any block may come first; results are the same to the bit."""
     problem = random_problem(torch.bfloat16, 3, (20, 18), 16, 72)
-    first = attend(problem, Kernels(MachineLauncher(machine)))
-    again = attend(problem, Kernels(MachineLauncher(machine, block_order=order, order=order)))
+    first = attend(problem, Kernels(MachineLauncher(cuda_on_cpu)))
+    again = attend(problem, Kernels(MachineLauncher(cuda_on_cpu, block_order=order, order=order)))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 @pytest.mark.parametrize("lag", [0, 1, 2, 5])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_lag_makes_no_difference(machine, monkeypatch, batch, lag):
+def test_lag_makes_no_difference(cuda_on_cpu, monkeypatch, batch, lag):
     """Every phase of every image is computed, after the ones before it, however the images are staggered."""
     problem = random_problem(torch.bfloat16, batch, (20, 18), 16, 24)
-    usual = attend(problem, Kernels(MachineLauncher(machine)))
+    usual = attend(problem, Kernels(MachineLauncher(cuda_on_cpu)))
     monkeypatch.setattr(plans, "plan", functools.partial(plans.plan.__wrapped__, lag=lag))
-    launcher = MachineLauncher(machine, block_order=3)
+    launcher = MachineLauncher(cuda_on_cpu, block_order=3)
     assert all(torch.equal(a, b) for a, b in zip(attend(problem, Kernels(launcher)), usual, strict=True))
     assert [launch.blocks for launch in launcher.launched] == [(batch + lag) * 38] * 2
 
@@ -282,12 +258,12 @@ def test_every_ticket_is_an_item_unless_images_are_staggered():
 
 
 @pytest.mark.parametrize("sizes", [(20, 18), (3, 5, 20), (40, 3)])
-def test_cuts_of_the_channels_make_no_difference(machine, sizes):
+def test_cuts_of_the_channels_make_no_difference(cuda_on_cpu, sizes):
     """Each item forms the weights anew, and lse of the earlier phases is still there when the last one reads it."""
     problem = random_problem(torch.bfloat16, 2, sizes, 16, 4 * 64)
     with most_tiles((1, 2)):
         results = [
-            Kernels(MachineLauncher(machine, order=cuts), cuts=cuts).forward(*problem.tensors, problem.scale)
+            Kernels(MachineLauncher(cuda_on_cpu, order=cuts), cuts=cuts).forward(*problem.tensors, problem.scale)
             for cuts in (1, 2, 3, 4)
         ]
     assert all(torch.equal(a, b) for again in results for a, b in zip(again, results[0], strict=True))
@@ -295,11 +271,11 @@ def test_cuts_of_the_channels_make_no_difference(machine, sizes):
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "f16"])
 @pytest.mark.parametrize("sizes", [(20, 18), (2, 3, 20), (40, 3)])
-def test_additions_in_the_cache(machine, arithmetic, sizes):
+def test_additions_in_the_cache(cuda_on_cpu, arithmetic, sizes):
     """The same results, each addition rounded; lse has launches of its own, and every run gives the same bits."""
     problem = random_problem(DTYPE[arithmetic], 2, sizes, 16, 136)
     with most_tiles((1, 2)):
-        launchers = [MachineLauncher(machine, order=order, block_order=order) for order in ("forward", 1)]
+        launchers = [MachineLauncher(cuda_on_cpu, order=order, block_order=order) for order in ("forward", 1)]
         results = [attend(problem, Kernels(launcher, adds=True)) for launcher in launchers]
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert all(launch.configuration.adds for launch in launchers[0].launched)
@@ -341,17 +317,17 @@ def test_arrays_of_64_gib_are_refused():
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("arithmetic", list(ARITHMETICS))
 @pytest.mark.parametrize("scale", [0.0, 1e-60, -1e-60, -3.0])
-def test_scales_of_any_size_and_sign(machine, arithmetic, scale):
+def test_scales_of_any_size_and_sign(cuda_on_cpu, arithmetic, scale):
     problem = random_problem(DTYPE[arithmetic], 1, (5, 17), 8, 8, scale=scale)
-    check(problem, arithmetic, attend(problem, Kernels(MachineLauncher(machine, limits(arithmetic)))))
+    check(problem, arithmetic, attend(problem, Kernels(MachineLauncher(cuda_on_cpu, limits(arithmetic)))))
 
 
 @pytest.mark.parametrize("scale", [1e-45, -1e-45, 1e45])
-def test_scales_beyond_float32_in_float64(machine, scale):
+def test_scales_beyond_float32_in_float64(cuda_on_cpu, scale):
     problem = random_problem(torch.float64, 1, (5, 17), 8, 8, scale=scale)
     q, k = (x * abs(scale) ** -0.5 for x in problem.tensors[:2])
     problem = problem._replace(tensors=(q, k, problem.tensors[2]))
-    out, lse = Kernels(MachineLauncher(machine, limits("f64"))).forward(*problem.tensors, scale)
+    out, lse = Kernels(MachineLauncher(cuda_on_cpu, limits("f64"))).forward(*problem.tensors, scale)
     truth = expected(problem)
     torch.testing.assert_close(out, truth[0], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(lse, truth[1], rtol=1e-12, atol=1e-12)
@@ -359,31 +335,31 @@ def test_scales_beyond_float32_in_float64(machine, scale):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_nan_and_infinity_stay_on_their_lines(machine, which, bad):
+def test_nan_and_infinity_stay_on_their_lines(cuda_on_cpu, which, bad):
     """A NaN or infinity reaches the positions that attend to it, as in the reference, and no others."""
     problem = random_problem(torch.float32, 1, (4, 19), 8, 8)
     problem.tensors[which][0, 2, 1, 17] = bad
-    out, lse = Kernels(MachineLauncher(machine)).forward(*problem.tensors, 1.0)
+    out, lse = Kernels(MachineLauncher(cuda_on_cpu)).forward(*problem.tensors, 1.0)
     truth = expected(problem)
     for a, b in ((out, truth[0]), (lse, truth[1])):
         torch.testing.assert_close(a.double(), b, equal_nan=True, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("arithmetic", ["bf16", "f32", "f64"])
-def test_parts_of_the_lines_sum_to_one_whatever_the_energies(machine, arithmetic):
+def test_parts_of_the_lines_sum_to_one_whatever_the_energies(cuda_on_cpu, arithmetic):
     """Equal values come out unchanged: lse may be rounded in proportion to the energies, but the parts may not."""
     problem = random_problem(DTYPE[arithmetic], 1, (9, 13), 8, 8, energy=2000.0)
     values = torch.full_like(problem.tensors[2], 1.5)
-    out, lse = Kernels(MachineLauncher(machine, limits(arithmetic))).forward(*problem.tensors[:2], values, 1.0)
+    out, lse = Kernels(MachineLauncher(cuda_on_cpu, limits(arithmetic))).forward(*problem.tensors[:2], values, 1.0)
     assert float(lse.max()) > 1000
     unit = torch.finfo(out.dtype).eps
     torch.testing.assert_close(out, values, rtol=6 * unit, atol=0.0)
 
 
-def test_no_weight_at_all_is_nan_and_minus_infinity(machine):
+def test_no_weight_at_all_is_nan_and_minus_infinity(cuda_on_cpu):
     q, k, v = (torch.ones(1, n, 3, 4) for n in (4, 4, 8))
     k[...] = -float("inf")
-    out, lse = Kernels(MachineLauncher(machine)).forward(q, k, v, 1.0)
+    out, lse = Kernels(MachineLauncher(cuda_on_cpu)).forward(q, k, v, 1.0)
     assert bool(out.isnan().all())
     assert bool((lse == -float("inf")).all())
 
