@@ -15,9 +15,11 @@ from ccgpu.models.backbones import RESNETS, load_imagenet
 from ccgpu.models.ccnet import EMBEDDING_CHANNELS, CCNet
 from ccgpu.models.heads import initialise_as_mmsegmentation
 from ccgpu.models.image_format import ImageFormat
+from ccgpu.models.input_statistics import trained_deviation
 from ccgpu.models.labels import class_differences
-from ccgpu.models.normalisation import Normalise
+from ccgpu.models.normalisation import IMAGENET_STD, Normalise
 from ccgpu.models.published import AUTHORS_MEAN, RESNET
+from ccgpu.models.resnet import ResNet
 from ccgpu.train import distributed
 from ccgpu.train.data.census import check_number
 from ccgpu.train.data.clips import Clip, evaluation_clips, training_clips
@@ -34,6 +36,8 @@ from ccgpu.train.runs.plan import SCENES
 from ccgpu.train.runs.settings.training import Settings
 
 Batches: TypeAlias = DataLoader[dict[str, Any]]
+IMAGENET_DEVIATION = sum(IMAGENET_STD) / 3  # of images in 0..255
+_OTHER_SCALE = 8.0  # the geometric mean of 1 and the deviation above: far from both
 UNCHECKED = "files are not checked (--no-check): one that cannot be used ends the command when its turn comes"
 
 
@@ -147,6 +151,8 @@ def build_network(
                     initialise_as_mmsegmentation(head)
         if pretrained and settings.imagenet is not None:
             _load_backbone(net, settings.imagenet, blue_first=by_authors)
+            if isinstance(net.backbone, ResNet) and dataset.mean is None:
+                say_deviation(net.backbone, settings)
             if net.in_channels != 3:
                 say(
                     f"--imagenet: the weights were trained on RGB; each of the {net.in_channels} channels begins with "
@@ -168,6 +174,20 @@ def _load_backbone(net: CCNet, source: str, *, blue_first: bool) -> None:
                 f"--imagenet must hold a backbone alone, got {source} with a whole network; use --init."
             ) from error
         raise
+
+
+def say_deviation(backbone: ResNet, settings: Settings) -> None:
+    """Warn where a file's first batch norm was trained on images of another scale than --normalisation gives."""
+    own = IMAGENET_DEVIATION if settings.normalisation == "authors" else 1.0
+    state = backbone.state_dict()
+    found = trained_deviation(state["conv1.weight"], state["bn1.running_var"])
+    if found > own * _OTHER_SCALE or found < own / _OTHER_SCALE:
+        other = "imagenet" if settings.normalisation == "authors" else "authors"
+        say(
+            f"warning: the first batch norm of {settings.imagenet} was trained on images of a standard deviation of "
+            f"about {found:.2g}, and --normalisation {settings.normalisation} gives {own:.2g}: is the file one for "
+            f"--normalisation {other}?"
+        )
 
 
 def place_network(net: CCNet, settings: Settings, device: torch.device) -> CCNet:

@@ -18,6 +18,7 @@ from ccgpu.train import camvid
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.runs.settings.training import Settings, check_settings
 from ccgpu.train.runs.setup import build_network
+from tests.models.test_input_statistics import images
 from tests.models.test_resnet import random_state
 
 CPU = torch.device("cpu")
@@ -77,6 +78,21 @@ def test_the_authors_images_and_file_give_the_features_of_their_network(tmp_path
     plain = build(imagenet=str(tmp_path / "resnet18.pth"))
     assert torch.equal(plain.backbone.conv1.weight, state["conv1.weight"])
     assert plain.backbone.std == (58.395, 57.12, 57.375)
+
+
+@pytest.mark.parametrize("deviation", [1.0, 58.0])
+@pytest.mark.parametrize("normalisation", ["imagenet", "authors"])
+def test_a_file_for_images_of_another_scale_is_warned_of(
+    deviation: float, normalisation: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = random_state(18, "deep")
+    state["bn1.running_var"] = F.conv2d(images(deviation), state["conv1.weight"]).var(dim=(0, 2, 3))
+    torch.save(state, tmp_path / "resnet18.pth")
+    build(normalisation=normalisation, imagenet=str(tmp_path / "resnet18.pth"))
+    fits = (deviation == 1.0) == (normalisation == "imagenet")
+    other = "authors" if normalisation == "imagenet" else "imagenet"
+    warned = f"gives {58 if normalisation == 'authors' else 1}: is the file one for --normalisation {other}?"
+    assert (warned in capsys.readouterr().out) == (not fits)
 
 
 @pytest.mark.parametrize(
