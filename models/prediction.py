@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -35,14 +36,13 @@ class Prediction:
                  full(m(logits(m(image resized to round(s * base)))))             average "logits"
                  softmax(full(m(logits(m(image resized to round(s * base))))))    average "probabilities"
 
-    m flips an image along the width and is its own inverse. base is the image's size, or the size that short_side and
-    long_side, or fit, give, with the image's aspect ratio:
+    round takes halves up; m flips an image along the width and is its own inverse. base is the image's size, or the
+    size that short_side and long_side, or fit, give, with the image's aspect ratio:
 
         base = size * min(short_side / min(size), long_side / max(size))
 
-    `full` resizes logits to the image's size. Images and logits that already
-    have the right size are not resampled: at the single scale 1, without flip, the logits are the network's, bit for
-    bit.
+    `full` resizes logits to the image's size. Images and logits that already have the right size are not resampled: at
+    the single scale 1, without flip, the logits are the network's, bit for bit.
 
     Logits and images are both resized bilinearly with aligned edges (align_corners=False), so that resizing the logits
     back is the inverse of resizing the image and a score stays on its pixel. (CCNet's own upsampling has
@@ -213,7 +213,7 @@ class Prediction:
         base = self._base_size(*size)
         total: Tensor | None = None
         for scale in self.scales:
-            seen = resize(images, [max(1, round(scale * side)) for side in base], antialias=True)
+            seen = resize(images, [_pixels(scale * side) for side in base], antialias=True)
             for flipped in (False, True) if self.flip else (False,):
                 scores = self._pass(net, seen, size, flipped)
                 # Copied, because the network may still use the tensor that it returned.
@@ -224,7 +224,7 @@ class Prediction:
 
     def seen_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the size (height, width) at which the network sees an image at scale 1."""
-        rows, columns = (max(1, round(side)) for side in self._base_size(height, width))
+        rows, columns = (_pixels(side) for side in self._base_size(height, width))
         return rows, columns
 
     def _pass(self, net: Network, seen: Tensor, size: Sequence[int], flipped: bool) -> Tensor:
@@ -283,6 +283,11 @@ def size_problem(short_side: int | None, long_side: int | None, fit: Sequence[in
     if long_side is not None and short_side is not None and long_side < short_side:
         return f"{long} must be {short} or more, got {long_side} for {short_side}; give both"
     return ""
+
+
+def _pixels(side: float) -> int:
+    """Return a side as whole pixels, halves up: (2049, 1025) makes 1025x2049 of 1024x2048, as in mmsegmentation."""
+    return max(1, math.floor(side + 0.5))
 
 
 class NonFiniteScores(RuntimeError):

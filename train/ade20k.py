@@ -4,8 +4,8 @@
 2020), as others quote it, the short side of a training image is one of 300, 375, 450, 525, 600, the category consistent
 loss is on, and ResNet-101 reaches 45.76 % mIoU on the validation set. The paper's crop, batch, learning rate and number
 of steps are not known; the values of mmsegmentation's CCNet (512x512, 16, 0.01, 160000) are used. The evaluation is
-ours: whole images, resized to the middle one of the short sides, 450. Without `--data` the images are synthetic street
-scenes (`scenes/streets.py`).
+ours: whole images, resized to the middle one of the short sides, 450. `--preset mmseg-ade20k` trains as mmsegmentation
+does. Without `--data` the images are synthetic street scenes (`scenes/streets.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from PIL import Image
 from ccgpu.train import command
 from ccgpu.train.data.ade20k_labels import LABELS
 from ccgpu.train.data.pairs import Pair, find_by_name
-from ccgpu.train.dataset import DEMO, Dataset
+from ccgpu.train.dataset import Dataset
+from ccgpu.train.presets import DEMO, MMSEGMENTATION
 from ccgpu.train.scenes.canvas import by_id
 from ccgpu.train.scenes.files import Key, file_in, varied_size, write_synthetic
 from ccgpu.train.scenes.streets import draw_scene
@@ -108,6 +109,16 @@ DATASET = Dataset(
             "scenes_size": (128, 192),
             "random_short_sides": (97, 113, 129, 145, 161),
             "short_side": None,
+        },
+        "paper": {},
+        "mmseg-ade20k": {
+            **MMSEGMENTATION,
+            "iterations": 80000,
+            "random_short_sides": (512,),
+            "random_long_side": 2048,
+            "short_side": 512,
+            "long_side": 2048,
+            "eval_every": 8000,
         },
     },
     scores=("miou", "pixel_accuracy"),

@@ -20,7 +20,8 @@ from PIL import Image
 from ccgpu.models.labels import Labels
 from ccgpu.train import command
 from ccgpu.train.data.pairs import Pair, find_by_name
-from ccgpu.train.dataset import DEMO, Dataset
+from ccgpu.train.dataset import Dataset
+from ccgpu.train.presets import DEMO
 from ccgpu.train.scenes.canvas import by_id
 from ccgpu.train.scenes.files import Key, file_in, write_synthetic
 from ccgpu.train.scenes.streets import draw_frame
@@ -134,6 +135,7 @@ DATASET = Dataset(
             "channels_last": False,
             "save_every": 100,
         },
+        "paper": {},
     },
     scores=("miou", "pixel_accuracy", "mean_accuracy"),
     frame_of=frame_of,

@@ -1,10 +1,10 @@
 """Train CCNet on Cityscapes: `ccgpu train cityscapes --data PATH`.
 
-Besides the fine splits there are the coarse labels: "train_extra" is 19997 further images, "train_coarse" and
-"val_coarse" are the coarse labels of the fine splits' images; `--train-split train train_extra` trains on both.
-The defaults are the paper's recipe (Huang et al., TPAMI 2020, section 4.2). Without `--data` the images are synthetic
-street scenes (`scenes/streets.py`); `--preset demo` is a small run on them for a CPU. The classes are in
-`data/cityscapes_labels.py`.
+The defaults are the paper's recipe (Huang et al., TPAMI 2020, section 4.2); presets train as the authors' code and as
+mmsegmentation's configs of CCNet do. Besides the fine splits there are the coarse labels: "train_extra" is 19997
+further images, "train_coarse" and "val_coarse" are the coarse labels of the fine splits' images; `--train-split train
+train_extra` trains on both. Without `--data` the images are synthetic street scenes (`scenes/streets.py`); `--preset
+demo` is a small run on them for a CPU. The classes are in `data/cityscapes_labels.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from PIL import Image
 from ccgpu.train import command
 from ccgpu.train.data.cityscapes_labels import CITYSCAPES, LABELS
 from ccgpu.train.data.pairs import Pair, find_by_name
-from ccgpu.train.dataset import DEMO, Dataset
+from ccgpu.train.dataset import Dataset
+from ccgpu.train.presets import DEMO, MMSEGMENTATION
 from ccgpu.train.scenes.canvas import by_id, void_borders
 from ccgpu.train.scenes.files import Key, file_in, write_synthetic
 from ccgpu.train.scenes.streets import draw_scene
@@ -98,7 +99,25 @@ DATASET = Dataset(
     write_synthetic=write_scenes,
     source="The defaults are the paper's recipe.",
     recipe={},
-    presets={"demo": {**DEMO, "scenes_size": (128, 256), "random_scale": (0.75, 1.5), "mode": "whole"}},
+    presets={
+        "demo": {**DEMO, "scenes_size": (128, 256), "random_scale": (0.75, 1.5), "mode": "whole"},
+        "paper": {},
+        # CSDataSet and the README's command; the other settings of their code are the defaults.
+        "authors": {"random_scale": (0.7, 2.1), "random_scale_step": 0.1, "normalisation": "authors"},
+        # Images of 1024x2048, the config's size, are not resized.
+        "mmseg-512x1024": {**MMSEGMENTATION, "iterations": 40000, "crop": (512, 1024), "eval_every": 4000},
+        "mmseg-769": {
+            **MMSEGMENTATION,
+            "align_corners": True,
+            "iterations": 40000,
+            "random_short_sides": (1025,),
+            "random_long_side": 2049,
+            "mode": "sliding",
+            "short_side": 1025,
+            "long_side": 2049,
+            "eval_every": 4000,
+        },
+    },
     scores=("miou", "pixel_accuracy"),
 )
 

@@ -382,7 +382,8 @@ def announce(plan: Plan[Settings], dataset: Dataset, device: torch.device, train
         training: number of training images or clips.
         evaluation: number of images that are evaluated.
     """
-    s, recipe = plan.settings, Settings(**dataset.recipe)
+    s = plan.settings
+    recipe = Settings(**presets(dataset)[s.preset])
     if plan.resume and plan.checkpoint is None:
         say(f"no checkpoint in {plan.out}: starting from the beginning")
     elif plan.resume:
@@ -394,8 +395,9 @@ def announce(plan: Plan[Settings], dataset: Dataset, device: torch.device, train
         f"{training} {what} for training, {evaluation} images for evaluation, {device}, "
         f"{distributed.world_size()} process(es)"
     )
-    if s.preset is None and (s.batch, s.crop) != (recipe.batch, recipe.crop):
+    if s.preset != "demo" and (s.batch, s.crop) != (recipe.batch, recipe.crop):
         say(
-            f"warning: batch {s.batch} and crop {s.crop[0]}x{s.crop[1]} depart from the recipe "
+            f"warning: batch {s.batch} and crop {s.crop[0]}x{s.crop[1]} depart from the "
+            f"{'recipe' if s.preset is None else f'preset {s.preset}'} "
             f"({recipe.batch} and {recipe.crop[0]}x{recipe.crop[1]}), on which its mIoU depends"
         )

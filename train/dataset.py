@@ -18,23 +18,6 @@ from ccgpu.train.data.facts import Facts
 from ccgpu.train.data.pairs import Pair
 from ccgpu.train.metrics import SCORES
 
-DEMO: Mapping[str, Any] = {
-    "scenes": (160, 24),
-    "backbone": "resnet18",
-    "head_channels": 64,
-    "iterations": 360,
-    "batch": 4,
-    "crop": (97, 129),
-    "lr": 0.04,
-    "channels_last": True,
-    "baselines": True,
-    "eval_every": 0,
-    "save_every": 120,
-    "log_every": 10,
-    "workers": 0,
-}
-"""Settings that the demos share; the demo of Cityscapes takes about 4 minutes on two CPU cores (AVX-512)."""
-
 
 @dataclass(frozen=True, eq=False)
 class Dataset:

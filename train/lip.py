@@ -20,7 +20,8 @@ from PIL import Image
 from ccgpu.models.labels import Labels
 from ccgpu.train import command
 from ccgpu.train.data.pairs import Pair, find_by_name
-from ccgpu.train.dataset import DEMO, Dataset
+from ccgpu.train.dataset import Dataset
+from ccgpu.train.presets import DEMO
 from ccgpu.train.scenes.files import Key, file_in, varied_size, write_synthetic
 from ccgpu.train.scenes.people import PARTS, draw_people
 
@@ -104,7 +105,7 @@ DATASET = Dataset(
         "fit": (473, 473),
         "eval_every": 10880,  # 10 epochs
     },
-    presets={"demo": {**DEMO, "scenes_size": (144, 96), "crop": (129, 97), "fit": (129, 97)}},
+    presets={"demo": {**DEMO, "scenes_size": (144, 96), "crop": (129, 97), "fit": (129, 97)}, "paper": {}},
     scores=("miou", "pixel_accuracy", "mean_accuracy"),
     flip_pairs=((14, 15), (16, 17), (18, 19)),
 )

@@ -3,8 +3,9 @@
 1464 images for training and 1449 for validation, with 20 kinds of objects and the background; the masks of 9118 more
 training images are those of the Semantic Boundaries Dataset (Hariharan et al., ICCV 2011), so that the splits "train"
 and "aug" together are the 10582 images that papers train on. The paper has no VOC experiment: crop, batch, schedule and
-sizes are those of mmsegmentation's CCNet (512x512, 16, 20000 steps, weight decay 0.0005, images of short side 512).
-Without `--data` the images are synthetic street scenes (`scenes/streets.py`).
+sizes are those of mmsegmentation's CCNet (512x512, 16, 20000 steps, weight decay 0.0005, images of short side 512), the
+network is the paper's; `--preset mmseg-voc` trains as mmsegmentation does in all. Without `--data` the images are
+synthetic street scenes (`scenes/streets.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from ccgpu.models.labels import Labels
 from ccgpu.train import command
 from ccgpu.train.data.listed import find_listed, read_list
 from ccgpu.train.data.pairs import Pair
-from ccgpu.train.dataset import DEMO, Dataset
+from ccgpu.train.dataset import Dataset
+from ccgpu.train.presets import DEMO, MMSEGMENTATION
 from ccgpu.train.scenes.canvas import by_id, void_borders
 from ccgpu.train.scenes.files import Key, file_in, varied_size, write_synthetic
 from ccgpu.train.scenes.streets import draw_scene
@@ -149,6 +151,7 @@ DATASET = Dataset(
             "random_scale": (0.75, 1.5),
             "short_side": None,
         },
+        "mmseg-voc": {**MMSEGMENTATION, "random_long_side": 2048, "long_side": 2048},
     },
     scores=("miou", "pixel_accuracy"),
 )

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from ccgpu.models.backbones import build_backbone
+from ccgpu.models.resnet import V1C_STEM
 from ccgpu.train import ade20k, camvid, cityscapes, lip, voc
 from ccgpu.train.data.video import VideoWriter
 from ccgpu.train.scenes import streets
@@ -61,6 +62,15 @@ def write_ponds(root: Path) -> None:
             Image.fromarray(ids).save(root / split / "labels" / f"{name}.png")
 
 
+def v1c_file() -> dict[str, torch.Tensor]:
+    """ImageNet weights of mmsegmentation's ResNets, under the names of its files."""
+    entries = {}
+    for name, value in build_backbone("resnet18", stem="v1c").state_dict().items():
+        ours = next((prefix for prefix in V1C_STEM if name.startswith(prefix)), "")
+        entries[V1C_STEM.get(ours, "") + name.removeprefix(ours)] = value
+    return entries
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A reader's folder: a published checkpoint, ImageNet weights, images and their masks, and a video."""
@@ -70,6 +80,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.save(file, tmp_path / "ccnet_r50-d8_769x769.pth")
     torch.manual_seed(0)
     torch.save(build_backbone("resnet18").state_dict(), tmp_path / "resnet101.pth")
+    torch.save(v1c_file(), tmp_path / "resnet50_v1c.pth")
     frames = [streets.draw_scene(SIZE, np.random.default_rng(index), index)[0] for index in range(3)]
     for name, frame in zip(("photos/street.jpg", "photos/park.png", "more/a.png"), frames, strict=True):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -37,6 +37,12 @@ SMALL_RECIPES = {
     "lip": ["--fit", "64", "64"],
     "cityscapes": ["--window", "65", "--stride", "49"],
 }
+# Flags for the presets that set more sizes.
+_SIZES = ["--random-short-sides", "48", "--random-long-side", "96", "--short-side", "48", "--long-side", "96"]
+SMALL_PRESETS = {
+    "mmseg-512x1024": ["--auxiliary-channels", "8"],
+    **{name: ["--auxiliary-channels", "8", *_SIZES] for name in ("mmseg-769", "mmseg-ade20k", "mmseg-voc")},
+}
 SMALL = {
     "evaluate": HERE,
     "predict": ["--device", "cpu"],
@@ -160,6 +166,8 @@ class Reader:
             return [*arguments, *HERE]  # all other settings come from the resumed run
         more = [] if "package" in arguments else ["--backbone", "resnet18"]
         more += [] if "--preset" in arguments else ["--scenes-size", "64", "96"]
+        if "--preset" in arguments:
+            more += SMALL_PRESETS.get(arguments[arguments.index("--preset") + 1], [])
         return [*arguments, *SMALL_RUN, *SMALL_RECIPES.get(name, []), *more, *HERE]
 
 

@@ -1,11 +1,13 @@
 """Reference implementations of the published networks in plain torch, computed from the entries of their files.
 
-They are independent of ccgpu and interpret the entries of a file as its authors' code does.
+They are independent of ccgpu and interpret the entries of a file as its authors' code does. With training=True norms
+take the statistics of the batch, and update the running ones in the file's entries; dropout is left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,17 +22,23 @@ def convolve(state: State, x: Tensor, name: str, *, stride: int = 1, dilation: i
     return F.conv2d(x, weight, state.get(f"{name}.bias"), stride=stride, padding=padding, dilation=dilation)
 
 
-def batch_norm(state: State, x: Tensor, name: str) -> Tensor:
+def batch_norm(state: State, x: Tensor, name: str, training: bool = False) -> Tensor:
     weight, bias, mean, variance = (state[f"{name}.{e}"] for e in ("weight", "bias", "running_mean", "running_var"))
-    return F.batch_norm(x, mean, variance, weight, bias, eps=1e-5)
+    return F.batch_norm(x, mean, variance, weight, bias, training=training, momentum=0.1, eps=1e-5)
 
 
-def inplace_abn(state: State, x: Tensor, name: str) -> Tensor:
-    """InPlaceABN in eval mode, without its activation: (x - mean) / sqrt(var + eps) * (|weight| + eps) + bias."""
+def inplace_abn(state: State, x: Tensor, name: str, training: bool = False) -> Tensor:
+    """InPlaceABN without its activation: (x - mean) / sqrt(var + eps) * (|weight| + eps) + bias."""
     column = (1, -1, 1, 1)
     weight, bias, mean, variance = (
         state[f"{name}.{entry}"].view(column) for entry in ("weight", "bias", "running_mean", "running_var")
     )
+    if training:
+        with torch.no_grad():
+            state[f"{name}.running_mean"] = 0.9 * mean.flatten() + 0.1 * x.mean((0, 2, 3))
+            state[f"{name}.running_var"] = 0.9 * variance.flatten() + 0.1 * x.var((0, 2, 3))
+        mean = x.mean((0, 2, 3), keepdim=True)
+        variance = (x - mean).square().mean((0, 2, 3), keepdim=True)
     return (x - mean) / (variance + 1e-5).sqrt() * (weight.abs() + 1e-5) + bias
 
 
@@ -75,18 +83,21 @@ def upsampled(logits: Tensor, images: Tensor, align_corners: bool) -> Tensor:
     return F.interpolate(logits, size=images.shape[2:], mode="bilinear", align_corners=align_corners)
 
 
-def authors_network(state: State, images: Tensor, recurrence: int = 2) -> tuple[Tensor, Tensor]:
+def authors_network(
+    state: State, images: Tensor, recurrence: int = 2, *, training: bool = False
+) -> tuple[Tensor, Tensor]:
     """Logits and auxiliary logits of images (B, 3, H, W), red, green, blue in 0..255."""
-    mean = torch.tensor([104.00698793, 116.66876762, 122.67891434]).view(1, 3, 1, 1)
+    norm = partial(inplace_abn, training=training)
+    mean = torch.tensor([104.00698793, 116.66876762, 122.67891434], dtype=images.dtype).view(1, 3, 1, 1)
     x = images.flip(1) - mean  # blue, green, red
-    x = inplace_abn(state, convolve(state, x, "conv1", stride=2), "bn1").relu()
-    x = inplace_abn(state, convolve(state, x, "conv2"), "bn2").relu()
-    x = inplace_abn(state, convolve(state, x, "conv3"), "bn3").relu()
+    x = norm(state, convolve(state, x, "conv1", stride=2), "bn1").relu()
+    x = norm(state, convolve(state, x, "conv2"), "bn2").relu()
+    x = norm(state, convolve(state, x, "conv3"), "bn3").relu()
     x = F.max_pool2d(x, 3, stride=2, padding=1, ceil_mode=True)
-    *_, layer3, x = stages(state, x, "", inplace_abn, halved=False)
+    *_, layer3, x = stages(state, x, "", norm, halved=False)
 
-    def leaky(x: Tensor, name: str, norm: str) -> Tensor:
-        return F.leaky_relu(inplace_abn(state, convolve(state, x, name), norm), 0.01)
+    def leaky(x: Tensor, name: str, after: str) -> Tensor:
+        return F.leaky_relu(norm(state, convolve(state, x, name), after), 0.01)
 
     attended = leaky(x, "head.conva.0", "head.conva.1")
     for _ in range(recurrence):
@@ -99,20 +110,21 @@ def authors_network(state: State, images: Tensor, recurrence: int = 2) -> tuple[
 
 
 def mmsegmentation_network(
-    state: State, images: Tensor, *, align_corners: bool, recurrence: int = 2
+    state: State, images: Tensor, *, align_corners: bool, recurrence: int = 2, training: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Logits and auxiliary logits of images (B, 3, H, W), red, green, blue in 0..255."""
-    mean = torch.tensor([123.675, 116.28, 103.53]).view(1, 3, 1, 1)
-    std = torch.tensor([58.395, 57.12, 57.375]).view(1, 3, 1, 1)
+    norm = partial(batch_norm, training=training)
+    mean = torch.tensor([123.675, 116.28, 103.53], dtype=images.dtype).view(1, 3, 1, 1)
+    std = torch.tensor([58.395, 57.12, 57.375], dtype=images.dtype).view(1, 3, 1, 1)
     x = (images - mean) / std
     for i, stride in ((0, 2), (3, 1), (6, 1)):
         x = convolve(state, x, f"backbone.stem.{i}", stride=stride)
-        x = batch_norm(state, x, f"backbone.stem.{i + 1}").relu()
+        x = norm(state, x, f"backbone.stem.{i + 1}").relu()
     x = F.max_pool2d(x, 3, stride=2, padding=1)
-    *_, layer3, x = stages(state, x, "backbone.", batch_norm, halved=True)
+    *_, layer3, x = stages(state, x, "backbone.", norm, halved=True)
 
     def module(x: Tensor, name: str) -> Tensor:
-        return batch_norm(state, convolve(state, x, f"{name}.conv"), f"{name}.bn").relu()
+        return norm(state, convolve(state, x, f"{name}.conv"), f"{name}.bn").relu()
 
     attended = module(x, "decode_head.convs.0")
     for _ in range(recurrence):

@@ -51,15 +51,17 @@ def defined(net: Callable[[np.ndarray], np.ndarray], image: np.ndarray, predicti
     height, width = image.shape[1:]
     base = np.array([height, width], dtype=np.float64)
     if prediction.short_side is not None:
-        ratio = prediction.short_side / min(height, width)
-        limit = (prediction.long_side or 10**9) / max(height, width)
-        base = base * (ratio if ratio <= limit else limit)
+        long_side = prediction.long_side or 10**9
+        if prediction.short_side * max(height, width) <= long_side * min(height, width):
+            base = base * prediction.short_side / min(height, width)
+        else:
+            base = base * long_side / max(height, width)
     if prediction.fit is not None:
         down, right = prediction.fit
         base = base * down / height if down * width <= right * height else base * right / width
     results = []
     for scale in prediction.scales:
-        rows, columns = (max(1, round(side)) for side in scale * base)
+        rows, columns = (max(1, int(side + 0.5)) for side in scale * base)
         small = resize(image, (rows, columns), smooth=True)
         for flipped in [False, True][: 1 + prediction.flip]:
             seen = small[:, :, ::-1] if flipped else small

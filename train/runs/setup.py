@@ -25,7 +25,7 @@ from ccgpu.train.data.census import check_number
 from ccgpu.train.data.clips import Clip, evaluation_clips, training_clips
 from ccgpu.train.data.reading import Reading
 from ccgpu.train.data.samples import EvaluationSet, StreamSampler, TrainStream, evaluation_indices
-from ccgpu.train.data.transforms import EvaluationTransform, TrainTransform
+from ccgpu.train.data.transforms import EvaluationTransform
 from ccgpu.train.dataset import Dataset, Opened, find_dataset
 from ccgpu.train.distributed import say
 from ccgpu.train.loaders import load_batches
@@ -299,24 +299,10 @@ def load_training(
     device: torch.device,
 ) -> Batches:
     """Return this process's training batches from iteration `start` on."""
-    transform = TrainTransform(
-        settings.crop,
-        settings.random_scale,
-        settings.random_flip,
-        normalise,
-        random_short_sides=settings.random_short_sides,
-        fit_crop=settings.fit_crop,
-        exchange=dataset.exchange,
-        random_scale_step=settings.random_scale_step,
-        random_long_side=settings.random_long_side,
-        cat_max_ratio=settings.cat_max_ratio,
-        random_rotation=settings.random_rotation,
-        photometric=settings.photometric,
-    )
     stream = TrainStream(
         clips,
         dataset.labels,
-        transform,
+        settings.transform(normalise, dataset.exchange),
         settings.seed,
         settings.iterations * settings.batch,
         video=settings.clip > 1,

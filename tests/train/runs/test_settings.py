@@ -11,6 +11,7 @@ import torch
 from ccgpu.train import ade20k, camvid, cityscapes, command, lip, voc
 from ccgpu.train.loaders import available_cores
 from ccgpu.train.runs.settings import training as settings
+from ccgpu.train.runs.settings.run import PRESETS
 from ccgpu.train.runs.settings.training import Settings
 from tests.train.training import COMMANDS, name_of
 
@@ -148,6 +149,27 @@ CAMVID = {
     "mode": "whole",
     "eval_every": 1000,
 }
+# What the presets after mmsegmentation's configs have in common.
+MMSEGMENTATION = {
+    "backbone": "resnet50",
+    "stem": "v1c",
+    "halved_dilation": True,
+    "ceil_mode": False,
+    "auxiliary_channels": 256,
+    "activation": "relu",
+    "align_corners": False,
+    "head_init": "mmsegmentation",
+    "ccl": False,
+    "loss_average": "all",
+    "random_scale": (0.5, 2.0),
+    "cat_max_ratio": 0.75,
+    "photometric": True,
+    "weight_decay": 0.0005,
+    "schedule": "mmseg-poly",
+    "min_lr": 0.0001,
+    "mode": "whole",
+    "average": "probabilities",
+}
 # What the demos of the three datasets of single images have in common.
 DEMO = {
     "scenes": (160, 24),
@@ -170,7 +192,48 @@ PINNED: list[tuple[ModuleType, str | None, dict[str, Any]]] = [
         "demo",
         {**DEMO, "scenes_size": (128, 256), "crop": (97, 129), "random_scale": (0.75, 1.5), "mode": "whole"},
     ),
+    (cityscapes, "paper", {}),
+    (
+        cityscapes,
+        "authors",
+        {"random_scale": (0.7, 2.1), "random_scale_step": 0.1, "normalisation": "authors"},
+    ),
+    (
+        cityscapes,
+        "mmseg-512x1024",
+        {**MMSEGMENTATION, "crop": (512, 1024), "iterations": 40000, "eval_every": 4000},
+    ),
+    (
+        cityscapes,
+        "mmseg-769",
+        {
+            **MMSEGMENTATION,
+            "align_corners": True,
+            "random_short_sides": (1025,),
+            "random_long_side": 2049,
+            "iterations": 40000,
+            "mode": "sliding",
+            "short_side": 1025,
+            "long_side": 2049,
+            "eval_every": 4000,
+        },
+    ),
     (ade20k, None, ADE20K),
+    (ade20k, "paper", ADE20K),
+    (
+        ade20k,
+        "mmseg-ade20k",
+        {
+            **ADE20K,
+            **MMSEGMENTATION,
+            "random_short_sides": (512,),
+            "random_long_side": 2048,
+            "iterations": 80000,
+            "short_side": 512,
+            "long_side": 2048,
+            "eval_every": 8000,
+        },
+    ),
     (
         ade20k,
         "demo",
@@ -184,8 +247,10 @@ PINNED: list[tuple[ModuleType, str | None, dict[str, Any]]] = [
         },
     ),
     (lip, None, LIP),
+    (lip, "paper", LIP),
     (lip, "demo", {**LIP, **DEMO, "scenes_size": (144, 96), "crop": (129, 97), "fit": (129, 97)}),
     (voc, None, VOC),
+    (voc, "mmseg-voc", {**VOC, **MMSEGMENTATION, "random_long_side": 2048, "long_side": 2048}),
     (
         voc,
         "demo",
@@ -200,6 +265,7 @@ PINNED: list[tuple[ModuleType, str | None, dict[str, Any]]] = [
         },
     ),
     (camvid, None, CAMVID),
+    (camvid, "paper", CAMVID),
     (
         camvid,
         "demo",
@@ -231,6 +297,13 @@ PINNED: list[tuple[ModuleType, str | None, dict[str, Any]]] = [
 def test_settings_of_each_preset_are_pinned(module: ModuleType, preset: str | None, changes: dict[str, Any]) -> None:
     values = command.presets(module.DATASET)[preset]
     assert dataclasses.asdict(Settings(**values)) == {**DEFAULTS, **changes}
+
+
+def test_the_presets_are_those_of_the_datasets_and_each_is_pinned() -> None:
+    has = {name: {name_of(module) for module in COMMANDS if name in module.DATASET.presets} for name in PRESETS}
+    assert has == {name: set(datasets) for name, datasets in PRESETS.items()}
+    all_of_them = {(name_of(module), name) for module in COMMANDS for name in command.presets(module.DATASET)}
+    assert {(name_of(module), preset) for module, preset, _ in PINNED} == all_of_them
 
 
 @pytest.mark.parametrize("module", COMMANDS, ids=name_of)

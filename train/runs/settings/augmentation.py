@@ -1,11 +1,14 @@
-"""Settings of the augmentation of training images."""
+"""Settings of the augmentation of training images, and the transform that follows from them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from ccgpu.models.normalisation import Normalise
 from ccgpu.models.prediction import LARGEST_SIDE, SCALES
-from ccgpu.train.data.transforms import scale_steps
+from ccgpu.train.data.transforms import TrainTransform, scale_steps
 from ccgpu.train.runs.flags import option
 from ccgpu.train.runs.settings.limits import SMALLEST
 
@@ -96,3 +99,25 @@ class AugmentationSettings:
         if self.fit_crop and self.random_short_sides:
             problems.append("--fit-crop and --random-short-sides exclude each other")
         return problems
+
+    def transform(self, normalise: Normalise, exchange: np.ndarray | None = None) -> TrainTransform:
+        """Return how training samples are augmented.
+
+        Args:
+            normalise: mean and std.
+            exchange: class -> class of the same object in a flipped image (`Dataset.exchange`).
+        """
+        return TrainTransform(
+            self.crop,
+            self.random_scale,
+            self.random_flip,
+            normalise,
+            random_short_sides=self.random_short_sides,
+            fit_crop=self.fit_crop,
+            exchange=exchange,
+            random_scale_step=self.random_scale_step,
+            random_long_side=self.random_long_side,
+            cat_max_ratio=self.cat_max_ratio,
+            random_rotation=self.random_rotation,
+            photometric=self.photometric,
+        )

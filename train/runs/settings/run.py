@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ccgpu.train.loaders import LOADERS
 from ccgpu.train.runs.flags import DEVICES, option
 from ccgpu.train.runs.settings.limits import MOST_WORKERS
 
-# The presets of all datasets (`Dataset.presets`); a dataset has some of them.
-PRESETS = ("demo",)
+PRESETS: Mapping[str, tuple[str, ...]] = {
+    "demo": ("cityscapes", "ade20k", "voc", "lip", "camvid"),
+    "paper": ("cityscapes", "ade20k", "lip", "camvid"),
+    "authors": ("cityscapes",),
+    "mmseg-512x1024": ("cityscapes",),
+    "mmseg-769": ("cityscapes",),
+    "mmseg-ade20k": ("ade20k",),
+    "mmseg-voc": ("voc",),
+}
+"""The presets, and our datasets that have each (`Dataset.presets`)."""
 
 
 @dataclass(frozen=True)
@@ -19,10 +28,11 @@ class RunSettings:
 
     preset: str | None = option(
         None,
-        "demo: a run of a few minutes on a CPU",
+        "train as others trained: as the paper, as the authors' code, as a config of mmsegmentation; or demo: a run of "
+        "a few minutes on a CPU",
         group="run",
         unset="the dataset's recipe",
-        choices=PRESETS,
+        choices=tuple(PRESETS),
     )
     eval_every: int = option(
         5000, "steps between evaluations, 0 for one at the end", kind=int, decides="nothing", least=0

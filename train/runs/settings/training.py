@@ -21,7 +21,7 @@ from ccgpu.train.runs.settings.evaluation import EvaluationSettings
 from ccgpu.train.runs.settings.loss import LossSettings
 from ccgpu.train.runs.settings.network import NetworkSettings
 from ccgpu.train.runs.settings.optimisation import OptimisationSettings
-from ccgpu.train.runs.settings.run import RunSettings
+from ccgpu.train.runs.settings.run import PRESETS, RunSettings
 
 # In the order of the help.
 GROUPS = (
@@ -112,7 +112,11 @@ def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.
         )
     if s.preset is not None and s.preset not in dataset.presets:
         known = f"one of {', '.join(dataset.presets)}" if dataset.presets else "left out"
-        problems.append(f"--preset must be {known} for {dataset.name}, which has no other, got {s.preset}")
+        others = PRESETS.get(s.preset, ())
+        problems.append(
+            f"--preset must be {known} for {dataset.name}, which has no other, got {s.preset}"
+            + (f", a preset of {' and '.join(others)}" if others else "")
+        )
     if s.data is None and dataset.write_synthetic is None:
         problems.append("--data must name the dataset's folder, got nothing")
     synthetic = {*dataset.recipe.get("train_split", ("train",)), *dataset.recipe.get("val_split", ("val",))}
