@@ -66,6 +66,7 @@ class RunCheckpoint(Description):
         position: samples drawn from the stream, iteration * batch.
         dataset: name of the training command.
         settings: all settings of the run by name.
+        lengths: the run's iterations as it began and after each --extend, ascending; the last is that of `settings`.
         data: digest of the training images' names, on whose order the stream of samples depends.
         folder: for a dataset that is a folder of images and masks, what it was taken for: plain values of
             `OpenedFolder` in `train/runs/folder.py`; None for other datasets.
@@ -82,6 +83,7 @@ class RunCheckpoint(Description):
     position: int
     dataset: str
     settings: dict[str, Any]
+    lengths: list[int]
     data: str
     folder: dict[str, Any] | None
     class_weights: list[float] | None
@@ -108,6 +110,8 @@ def run_problems(content: Mapping[str, Any]) -> list[str]:
     weights = content["class_weights"]
     if weights is not None and not (_is_list(weights, float) and all(0 <= w <= _LARGEST for w in weights)):
         wrong.append(f"class_weights {weights!r:.80}")
+    if not _is_list(content["lengths"], int) or not content["lengths"]:
+        wrong.append(f"lengths {content['lengths']!r:.80}")
     counts = {name: content[name] for name in ("iteration", "position") if _is(content[name], int)}
     return wrong + [f"{name} {count}" for name, count in counts.items() if count < 0] + wrong_types(content)
 

@@ -28,12 +28,11 @@ from ccgpu.models.normalisation import Normalise
 from ccgpu.models.precision import Precision
 from ccgpu.models.weights import write_atomically
 from ccgpu.train import distributed, engine
-from ccgpu.train.data.clips import Clip
 from ccgpu.train.dataset import Dataset, Opened
 from ccgpu.train.distributed import is_main, say
 from ccgpu.train.loaders import is_lost_loader
 from ccgpu.train.optimisers import build_optimiser
-from ccgpu.train.runs import checkpoints
+from ccgpu.train.runs import announcements, checkpoints
 from ccgpu.train.runs.boards import open_boards
 from ccgpu.train.runs.class_weights import choose_class_weights
 from ccgpu.train.runs.errors import BAD_INPUT, fail, run_command
@@ -41,7 +40,16 @@ from ccgpu.train.runs.flags import combine
 from ccgpu.train.runs.initial import name_of_network, normalised_as, read_initial
 from ccgpu.train.runs.interrupts import DeferredInterrupts
 from ccgpu.train.runs.parser import command_parser
-from ccgpu.train.runs.plan import REPORT, Plan, Request, only_writer, open_run_folder, read_request
+from ccgpu.train.runs.plan import (
+    REPORT,
+    Plan,
+    Request,
+    only_writer,
+    open_run_folder,
+    read_request,
+    write_settings,
+)
+from ccgpu.train.runs.scores import Scores
 from ccgpu.train.runs.settings.training import Settings, check_recipe, check_settings
 from ccgpu.train.runs.setup import Batches, as_trained, build_network, load_evaluation, load_training, open_data
 from ccgpu.train.runs.training_run import TrainingRun
@@ -231,18 +239,19 @@ def prepare(
     normalise = Normalise(net.backbone.mean, net.backbone.std)
     batches = load_training(settings, dataset, training, normalise, plan.start, device)
     val_set, val_loader = load_evaluation(evaluation, dataset, normalise, settings, settings.workers, device)
-    warn_of_shared_images(training, evaluation)
-    announce(plan, dataset, device, len(training), sum(len(clip) - first for clip, first in evaluation))
+    announcements.warn_of_shared_images(training, evaluation)
+    recipe = Settings(**presets(dataset)[settings.preset])
+    announcements.announce(plan, recipe, device, len(training), sum(len(clip) - first for clip, first in evaluation))
     weights = choose_class_weights(plan, opened, training)
     # The run folder comes last, so that nothing is written for a run that cannot start.
     locks.enter_context(only_writer(out))
-    evaluated = open_run_folder(plan, device, dict(zip(dataset.labels.names, weights or (), strict=False)))
-    if opened.report and is_main():
-        write_atomically(out / REPORT, opened.report + "\n")
+    recorded = open_run_folder(plan, dataset.scores[0])
     run = TrainingRun(
         out=out,
         dataset=dataset,
         settings=dataclasses.asdict(settings),
+        lengths=plan.lengths,
+        scores=Scores.of(recorded, dataset.scores[0]),
         data_digest=digest,
         folder=opened.folder,
         class_weights=weights,
@@ -255,10 +264,17 @@ def prepare(
         val_loader=val_loader,
         normalise=normalise,
         predict=settings.prediction(dataset.flip_pairs),
-        boards=open_boards(out, plan.start, settings),
+        boards=(),
         interrupts=DeferredInterrupts(),
     )
-    return plan, run, batches, evaluated
+    # Before settings.json: where --extend is killed between the two, the checkpoint knows both lengths.
+    if plan.needs_checkpoint:
+        run.save(plan.start)
+    write_settings(plan, device, dict(zip(dataset.labels.names, weights or (), strict=False)))
+    if opened.report and is_main():
+        write_atomically(out / REPORT, opened.report + "\n")
+    run.boards = open_boards(out, plan.start, settings)
+    return plan, run, batches, {record["iteration"] for record in recorded if record["kind"] == "evaluation"}
 
 
 def train_and_evaluate(
@@ -283,7 +299,7 @@ def train_and_evaluate(
             # A checkpoint is written before it is evaluated: a run that was stopped between the two evaluates it now.
             if evaluation_due(settings, plan.start) and plan.start not in evaluated:
                 run.evaluate(plan.start)
-            finished = follow(steps, run, settings, plan.start)
+            finished = run.scores.stalled_at(plan.start, settings.patience) or follow(steps, run, settings, plan.start)
         except engine.Interrupted:
             pass
         except RuntimeError as error:  # a scheduler's SIGTERM reaches the loaders' processes too, and ends them
@@ -305,7 +321,10 @@ def train_and_evaluate(
 
 
 def follow(steps: Iterator[engine.Step], run: TrainingRun, settings: Settings, start: int) -> bool:
-    """Run the training steps, with records, checkpoints and evaluations between them; return False if interrupted."""
+    """Run the training steps, with records, checkpoints and evaluations between them; return False if interrupted.
+
+    With --patience the steps may end early.
+    """
     bar = tqdm(
         total=settings.iterations,
         initial=start,
@@ -330,6 +349,8 @@ def follow(steps: Iterator[engine.Step], run: TrainingRun, settings: Settings, s
                 return False
             if due:
                 run.evaluate(now)
+                if run.scores.stalled_at(now, settings.patience):
+                    return True
             clock += time.perf_counter() - pause  # images/s is the speed of training alone
     return True
 
@@ -359,45 +380,3 @@ def evaluation_due(settings: Settings, iteration: int) -> bool:
         return settings.baselines
     periodic = settings.eval_every > 0 and iteration % settings.eval_every == 0
     return periodic or iteration == settings.iterations
-
-
-def warn_of_shared_images(training: Sequence[Clip], evaluation: Sequence[tuple[Clip, int]]) -> None:
-    """Print a warning where images are trained and evaluated on, as those of --val-split train are."""
-    evaluated = {pair.image for clip, _ in evaluation for pair in clip}
-    shared = sorted(evaluated & {pair.image for clip in training for pair in clip})
-    if shared:
-        say(
-            f"warning: {len(shared)} of {len(evaluated)} images for evaluation are training images too, such as "
-            f"{shared[0]}: the scores do not tell how well other images are predicted"
-        )
-
-
-def announce(plan: Plan[Settings], dataset: Dataset, device: torch.device, training: int, evaluation: int) -> None:
-    """Print network, data and device of the run, and where it departs from the recipe.
-
-    Args:
-        plan: settings and start of the run.
-        dataset: the dataset, with its recipe.
-        device: the device of the run.
-        training: number of training images or clips.
-        evaluation: number of images that are evaluated.
-    """
-    s = plan.settings
-    recipe = Settings(**presets(dataset)[s.preset])
-    if plan.resume and plan.checkpoint is None:
-        say(f"no checkpoint in {plan.out}: starting from the beginning")
-    elif plan.resume:
-        say(f"continuing {plan.checkpoint_path} after iteration {plan.start}")
-    context = f"R = {s.loops}" if s.context == "rcca" else f"context {s.context}"
-    what, frames = ("images", "") if s.clip == 1 else ("clips", f"{s.clip} frames ")
-    say(
-        f"{s.backbone}, {context}, {s.iterations} iterations of {s.batch} {what} of {frames}{s.crop[0]}x{s.crop[1]}, "
-        f"{training} {what} for training, {evaluation} images for evaluation, {device}, "
-        f"{distributed.world_size()} process(es)"
-    )
-    if s.preset != "demo" and (s.batch, s.crop) != (recipe.batch, recipe.crop):
-        say(
-            f"warning: batch {s.batch} and crop {s.crop[0]}x{s.crop[1]} depart from the "
-            f"{'recipe' if s.preset is None else f'preset {s.preset}'} "
-            f"({recipe.batch} and {recipe.crop[0]}x{recipe.crop[1]}), on which its mIoU depends"
-        )

@@ -5,12 +5,17 @@ A run folder holds the newest checkpoint, `last.pt`, and the one before, `previo
 Renaming is atomic, so a run killed at any moment leaves at least one whole checkpoint where there was one before, and
 training from either gives the same result. The keys of a checkpoint are those of
 `models.checkpoint_keys.RunCheckpoint`.
+
+`best.pt` is the checkpoint whose evaluation has the best first score. A checkpoint is written before it is evaluated,
+so that `best.pt` is a second name (a hard link) of it, or a copy where a file system has no links.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +38,7 @@ from ccgpu.train.optimisers import state_problems
 
 KEYS = frozenset(RunCheckpoint.__required_keys__)
 PREVIOUS, ABANDONED = "previous.pt", "abandoned.pt"
+BEST, ABANDONED_BEST = "best.pt", "abandoned-best.pt"
 
 
 class CheckpointError(RuntimeError):
@@ -80,8 +86,9 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove the partial file that a run leaves in `folder` if it is killed while writing a checkpoint."""
-    partial_path(folder / LAST).unlink(missing_ok=True)
+    """Remove the partial files that a run leaves in `folder` if it is killed while writing a checkpoint."""
+    for name in (LAST, BEST):
+        partial_path(folder / name).unlink(missing_ok=True)
 
 
 def set_aside_newer(folder: Path, used: Path | None) -> None:
@@ -140,6 +147,75 @@ def save_checkpoint(folder: Path, checkpoint: RunCheckpoint) -> Path:
             f"{checkpoint['iteration']}; {have}. Make room on the disk, then continue with --resume."
         ) from error
     return last
+
+
+def keep_best(folder: Path) -> None:
+    """Make the newest checkpoint of a folder its best.pt, atomically.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        CheckpointError: the file cannot be written; the former best.pt stays, the partial file is removed.
+    """
+    newest = find_checkpoint(folder)
+    if newest is None:
+        raise FileNotFoundError(f"keep_best: folder must hold a checkpoint, got {folder} without one.")
+    best, partial = folder / BEST, partial_path(folder / BEST)
+    try:
+        try:
+            partial.unlink(missing_ok=True)
+            _link_or_copy(newest, partial)
+            os.replace(partial, best)
+        finally:
+            # Also after a rename: one of two names of the same file onto the other does nothing.
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+        sync_folder(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"keep_best: {best} must be writable, got {_reason(error)!r}; the evaluation is not recorded. Make room on "
+            "the disk, then continue with --resume, which evaluates again."
+        ) from error
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it, synchronised to the disk, where the file system has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:  # what a file system without links raises differs
+        shutil.copyfile(source, target)
+        with open(target, "rb+") as file:
+            os.fsync(file.fileno())
+
+
+def check_best(folder: Path, iteration: int | None, start: int) -> None:
+    """Let best.pt be the checkpoint of the best recorded evaluation, or be missing.
+
+    A run that goes on from an earlier checkpoint than its newest has no records of the evaluations after it; a best.pt
+    of one of these becomes abandoned-best.pt.
+
+    Args:
+        folder: the run folder, whose records have been cut back.
+        iteration: that of the best recorded evaluation; None where there is none.
+        start: iteration of the checkpoint that the run continues from, the newest of the folder.
+    """
+    best = folder / BEST
+    found = _iteration_of(best) if best.exists() else None
+    if found is not None and found == iteration:
+        return
+    if best.exists() and found == start:  # killed before the evaluation was recorded, which is now made again
+        best.unlink()
+    elif best.exists():
+        os.replace(best, folder / ABANDONED_BEST)
+    if iteration is not None and iteration == start and find_checkpoint(folder) is not None:
+        keep_best(folder)
+
+
+def _iteration_of(path: Path) -> int | None:
+    """Return the iteration of a checkpoint without reading its tensors; None for a damaged file."""
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"])
+    except Exception:  # for a damaged file the unpickler can raise anything
+        return None
 
 
 def sync_folder(folder: Path) -> None:

@@ -18,6 +18,7 @@ from ccgpu.train import distributed
 from ccgpu.train.runs import boards, checkpoints, records
 from ccgpu.train.runs.flags import Decides, add_flags, changed_settings, combine, saved_values
 from ccgpu.train.runs.initial import Initial
+from ccgpu.train.runs.scores import Scores
 
 S = TypeVar("S")
 LOCK = "run.lock"
@@ -40,6 +41,7 @@ class Plan(Generic[S]):
             flags are free.
         checkpoint_path: file of `checkpoint`; None without one.
         checkpoint: the checkpoint to continue from; None starts from the beginning.
+        lengths: see `RunCheckpoint`.
     """
 
     settings: S
@@ -47,11 +49,26 @@ class Plan(Generic[S]):
     resume: bool
     checkpoint_path: Path | None
     checkpoint: RunCheckpoint | None
+    lengths: tuple[int, ...]
 
     @property
     def start(self) -> int:
         """Number of iterations that are done already."""
         return 0 if self.checkpoint is None else self.checkpoint["iteration"]
+
+    @property
+    def former_length(self) -> int | None:
+        """Iterations of the finished run that --extend makes longer; None without it."""
+        former = None if self.checkpoint is None else self.checkpoint["lengths"][-1]
+        return None if former == self.lengths[-1] else former
+
+    @property
+    def needs_checkpoint(self) -> bool:
+        """Whether the run folder lacks the checkpoint that the run continues from, with the run's settings."""
+        if self.checkpoint_path is None:
+            return False
+        elsewhere = self.checkpoint_path.resolve().parent != self.out.resolve()
+        return elsewhere or self.former_length is not None
 
 
 @dataclass(frozen=True)
@@ -98,7 +115,11 @@ class Request(Generic[S]):
 
     def plan(self, presets: Mapping[str | None, Mapping[str, Any]]) -> Plan[S]:
         """Return the plan; errors are those of `settings`."""
-        return Plan(self.settings(presets), self.out, self.resume, self.checkpoint_path, self.checkpoint)
+        settings = self.settings(presets)
+        length = settings.iterations  # type: ignore[attr-defined]  # every run has some
+        known = () if self.checkpoint is None else tuple(self.checkpoint["lengths"])
+        lengths = known if known[-1:] == (length,) else (*known, length)
+        return Plan(settings, self.out, self.resume, self.checkpoint_path, self.checkpoint, lengths)
 
 
 def read_request(
@@ -120,7 +141,8 @@ def read_request(
         unset: see `add_flags`; "out" is the place of run folders for the help.
 
     Raises:
-        ValueError: the run's folder and its checkpoint are of different runs, or of another version.
+        ValueError: the run's folder and its checkpoint are of different runs, or of another version; --resume would go
+            back to best.pt in the run's own folder; --extend comes without a finished run.
         FileNotFoundError: --resume names no file.
         FileExistsError: the folder of a new run holds a checkpoint or other files.
         checkpoints.CheckpointError: the checkpoint is damaged.
@@ -136,14 +158,25 @@ def read_request(
         metavar="PATH",
         help="continue a run exactly: from the last checkpoint of --out, or from PATH, a checkpoint or a run folder",
     )
+    run.add_argument(
+        "--extend",
+        type=int,
+        metavar="N",
+        help="with --resume: train a finished run N steps more, by the schedule of the new length",
+    )
     flags = vars(parser.parse_args(argv))
-    out, resume = flags.pop("out"), flags.pop("resume")
+    out, resume, extend = flags.pop("out"), flags.pop("resume"), flags.pop("extend", None)
     if resume and Path(resume).is_dir():
         resume = str(checkpoints.find_checkpoint(Path(resume)) or Path(resume) / checkpoints.LAST)
     if out is None:
         out = Path(resume).parent if resume else default_out(flags)
     elsewhere = bool(resume) and Path(resume).resolve().parent != out.resolve()
     path = Path(resume) if resume else checkpoints.find_checkpoint(out) if resume is not None else None
+    if path is not None and not elsewhere and path.name == checkpoints.BEST:
+        raise ValueError(
+            f"--resume must come with another --out for {path}, got the run's own folder, where all that was trained "
+            "after it would be lost; name a new folder, or --resume alone continues the run."
+        )
     if path is None or elsewhere:
         _check_new(out)
     checkpoint = None if path is None else checkpoints.read_checkpoint(path)
@@ -151,10 +184,37 @@ def read_request(
     kept: Sequence[Decides] = ()
     if checkpoint is not None:
         if saved is not None:
-            _check_same_run(settings, saved, checkpoint["settings"], path, out)
+            _check_same_run(settings, saved, checkpoint, path, out)
         saved = checkpoint["settings"]
         kept = ("result",) if elsewhere else ("result", "records")
+    if extend is not None:
+        saved = _extended(extend, flags, checkpoint, path)
     return Request(settings, flags, out, resume is not None, path, checkpoint, saved, kept)
+
+
+def _extended(
+    steps: int, flags: Mapping[str, Any], checkpoint: RunCheckpoint | None, path: Path | None
+) -> dict[str, Any]:
+    """Return the settings of a finished run that --extend makes longer by `steps`.
+
+    Raises:
+        ValueError: there is no finished run, or --iterations asks for another length.
+    """
+    if steps < 1:
+        raise ValueError(f"--extend must be 1 or more, got {steps}")
+    if checkpoint is None:
+        raise ValueError("--extend must come with --resume and a finished run, got no checkpoint; train one first.")
+    if "iterations" in flags:
+        raise ValueError(f"--extend must come without --iterations, got both; --extend {steps} adds to the run's own.")
+    done, length = checkpoint["iteration"], checkpoint["settings"]["iterations"]
+    if done != length:
+        patience = checkpoint["settings"].get("patience")
+        early = " (--patience 0 with it, where --patience ended the run)" if patience else ""
+        raise ValueError(
+            f"--extend must come with a finished run, got {path} after {done} of {length} iterations; continue it "
+            f"first, with --resume alone{early}."
+        )
+    return {**checkpoint["settings"], "iterations": length + steps}
 
 
 def _check_new(out: Path) -> None:
@@ -176,11 +236,13 @@ def _check_new(out: Path) -> None:
 
 
 def _check_same_run(
-    settings: type[S], folder: Mapping[str, Any], saved: Mapping[str, Any], path: Any, out: Path
+    settings: type[S], folder: Mapping[str, Any], checkpoint: RunCheckpoint, path: Any, out: Path
 ) -> None:
     """Raise ValueError unless a checkpoint has the settings of the run in whose folder it lies."""
     ours = saved_values(settings, folder, f"resume: {out / records.SETTINGS}")
-    theirs = saved_values(settings, saved, f"resume: {path}")
+    theirs = saved_values(settings, checkpoint["settings"], f"resume: {path}")
+    if ours["iterations"] in checkpoint["lengths"]:  # killed in between, --extend has changed the checkpoint alone
+        ours = {**ours, "iterations": theirs["iterations"]}
     differing = changed_settings(settings, ours, theirs, ("result", "records"))
     if differing:
         raise ValueError(
@@ -217,30 +279,25 @@ def only_writer(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def open_run_folder(
-    plan: Plan[Any], device: torch.device, class_weights: Mapping[str, float] | None = None
-) -> set[int]:
-    """Prepare the run folder for a new or continued run; return the iterations whose evaluation is recorded in it.
+def open_run_folder(plan: Plan[Any], score: str) -> list[dict[str, Any]]:
+    """Prepare the run folder for a new or continued run; return its records up to the plan's checkpoint.
 
     Args:
-        plan: settings and start of the run.
-        device: the device of the run.
-        class_weights: weights of the classes in the loss by name, which are recorded; none where all weigh the same.
+        plan: how the run starts.
+        score: the dataset's first score, by which best.pt is chosen.
 
     Raises:
         FileExistsError: another command wrote a checkpoint since the plan was made, which found none.
         ValueError, OSError: the folder's records are damaged, or cannot be written.
     """
-    distributed.let_first_process(lambda: _prepare_folder(plan, device, class_weights or {}))
+    distributed.let_first_process(lambda: _prepare_folder(plan, score))
     kept = records.read_records(plan.out / records.METRICS)
     distributed.wait_for_all()  # all processes have read before the first one adds a record
-    return {record["iteration"] for record in kept if record["kind"] == "evaluation"}
+    return kept
 
 
-def _prepare_folder(
-    plan: Plan[Any], device: torch.device, class_weights: Mapping[str, float]
-) -> Generator[None, None, None]:
-    """Write the settings, and cut the records back to the plan's checkpoint."""
+def _prepare_folder(plan: Plan[Any], score: str) -> Generator[None, None, None]:
+    """Cut the records, and best.pt, back to the plan's checkpoint."""
     if plan.checkpoint is None and checkpoints.find_checkpoint(plan.out) is not None:
         raise FileExistsError(f"--out must be a folder without a checkpoint, got {plan.out}, where one now is")
     metrics = plan.out / records.METRICS
@@ -250,6 +307,24 @@ def _prepare_folder(
     checkpoints.set_aside_newer(plan.out, plan.checkpoint_path)
     if plan.checkpoint is None:
         metrics.unlink(missing_ok=True)  # of a start that came to no checkpoint, maybe with other settings
-    records.cut_records(metrics, plan.start)
+    best = Scores.of(records.cut_records(metrics, plan.start), score).best()
+    checkpoints.check_best(plan.out, None if best is None else best[0], plan.start)
+
+
+def write_settings(plan: Plan[Any], device: torch.device, class_weights: Mapping[str, float]) -> None:
+    """Write the run folder's settings.json, in the first of several processes; the others wait.
+
+    Args:
+        plan: settings and start of the run.
+        device: the device of the run.
+        class_weights: weights of the classes in the loss by name; none where all weigh the same.
+    """
+    distributed.let_first_process(lambda: _write_settings(plan, device, class_weights))
+
+
+def _write_settings(
+    plan: Plan[Any], device: torch.device, class_weights: Mapping[str, float]
+) -> Generator[None, None, None]:
+    yield
     settings = dataclasses.asdict(plan.settings)
     records.write_settings(plan.out, settings, device, distributed.world_size(), class_weights)

@@ -29,6 +29,7 @@ from ccgpu.train.metrics import SCORES, ConfusionMatrix, results_table, scores_l
 from ccgpu.train.runs import checkpoints, records
 from ccgpu.train.runs.boards import TENSORBOARD, Board
 from ccgpu.train.runs.interrupts import DeferredInterrupts
+from ccgpu.train.runs.scores import Scores
 from ccgpu.train.visualise import attention_overlay, side_by_side
 
 SHOWN = 4  # number of evaluation images that are drawn beside truth and prediction
@@ -45,6 +46,8 @@ class TrainingRun:
         out: the run folder.
         dataset: classes, colours and official scores.
         settings: all settings by name, for checkpoints.
+        lengths: iterations of the run as it began and after each --extend, for checkpoints.
+        scores: the first official score of each evaluation so far, in all processes.
         data_digest: digest of the training images' names, for checkpoints.
         folder: for a folder of images and masks what it was taken for, for checkpoints; None for other datasets.
         class_weights: the weights of the classes in the loss, for checkpoints; None where all weigh the same.
@@ -64,6 +67,8 @@ class TrainingRun:
     out: Path
     dataset: Dataset
     settings: Mapping[str, Any]
+    lengths: Sequence[int]
+    scores: Scores
     data_digest: str
     folder: Mapping[str, Any] | None
     class_weights: tuple[float, ...] | None
@@ -117,6 +122,7 @@ class TrainingRun:
             value_range=None if value_range is None else list(value_range),
             images=self.dataset.images.as_plain(),
             settings=dict(self.settings),
+            lengths=[*self.lengths],
             data=self.data_digest,
             folder=None if self.folder is None else dict(self.folder),
             class_weights=None if self.class_weights is None else [*self.class_weights],
@@ -128,10 +134,13 @@ class TrainingRun:
         checkpoints.save_checkpoint(self.out, content)
 
     def evaluate(self, iteration: int) -> None:
-        """Evaluate on all images; the first process draws some and records the scores.
+        """Evaluate on all images; the first process draws some, chooses best.pt and records the scores.
+
+        Unless `iteration` is 0, the folder's newest checkpoint is the one of this iteration.
 
         Raises:
             engine.Interrupted: the run was asked to stop; nothing is recorded then.
+            checkpoints.CheckpointError: best.pt cannot be written; nothing is recorded then.
         """
         labels = self.dataset.labels
         bar = tqdm(
@@ -151,14 +160,17 @@ class TrainingRun:
             predict=self.predict,
             interrupted=self.interrupts,
         )
+        record = records.evaluation_record(iteration, confusion, labels.names)
+        is_best = iteration > 0 and self.scores.add(iteration, record[self.dataset.scores[0]])
         if not is_main():
             return
         self._draw(iteration)
-        record = records.evaluation_record(iteration, confusion, labels.names)
         scalars = {f"evaluation/{name}": record[name] for name in SCORES}
         scalars |= {f"iou/{name}": value for name, value in record["iou"].items()}
         for board in self.boards:
             board.scalars(iteration, {name: value for name, value in scalars.items() if value is not None})
+        if is_best:
+            checkpoints.keep_best(self.out)
         # The record comes last, because a resumed run considers an evaluation with a record complete.
         records.append_record(self.out / records.METRICS, record)
         say(f"iteration {iteration}: {scores_line(confusion, self.dataset.scores)}")
@@ -199,9 +211,10 @@ class TrainingRun:
         if evaluations[0]["iteration"] == 0:
             lines.append(f"untrained network: {scores_line(records.confusion(evaluations[0]), scores)}")
             lines.append(f"everything is {names[0]}: {scores_line(one_class_baseline(confusion), scores)}")
+        lines += self._choice()
         text = "\n".join(lines)
         write_atomically(self.out / RESULTS, text + "\n")
-        say(f"\n{text}\n\nrun folder: {self.out} (results.txt, metrics.jsonl, settings.json, last.pt)")
+        say(f"\n{text}\n\nrun folder: {self.out} (results.txt, metrics.jsonl, settings.json, last.pt, best.pt)")
         say(f"images: {self.out / 'images'}")
         if self.net.head.cca is not None:
             height, width = self.val_set[0]["image"].shape[-2:]
@@ -212,6 +225,25 @@ class TrainingRun:
         if (self.out / TENSORBOARD).exists():
             say(f"curves: tensorboard --logdir {self.out}")
         say(f"next: ccgpu predict photos/ --checkpoint {shlex.quote(str(self.out))} --out predicted")
+        best = self.scores.best()
+        if best is not None and best[0] != self.scores.values[-1][0] and (self.out / checkpoints.BEST).exists():
+            file = shlex.quote(str(self.out / checkpoints.BEST))
+            say(f"the best evaluated network: ccgpu predict photos/ --checkpoint {file} --out predicted")
+
+    def _choice(self) -> list[str]:
+        """Return which evaluation is the best, where there are several, and whether --patience ended the run."""
+        lines, best = [], self.scores.best()
+        name = SCORES[self.dataset.scores[0]][0]
+        if best is not None and len(self.scores.values) > 1:
+            kept = checkpoints.BEST if (self.out / checkpoints.BEST).exists() else "whose checkpoint is not kept"
+            lines.append(f"best evaluation: iteration {best[0]}, {name} {100 * best[1]:.2f} % ({kept})")
+        last, patience = self.scores.values[-1][0], self.settings["patience"]
+        if last < self.settings["iterations"] and self.scores.stalled_at(last, patience):
+            lines.append(
+                f"stopped after {last} of {self.settings['iterations']} iterations: {self.scores.since_best()} "
+                f"evaluations in a row without a better {name} (--patience {patience}; --resume --patience 0 goes on)"
+            )
+        return lines
 
     def _attention_overlay(self, at: tuple[int, int]) -> Image.Image:
         """Return the first evaluation image under the attention map of its pixel (y, x), over all loops."""

@@ -49,6 +49,7 @@ def checkpoint(iteration: int = 7, net: nn.Module | None = None, optimiser: Any 
         "images": ImageFormat().as_plain(),
         "labels": {"names": ["road"], "colours": [[1, 2, 3]], "ids": [7], "void": []},
         "settings": {"lr": 0.1, "crop": (33, 33), "data": None},
+        "lengths": [9],
         "data": "digest",
         "folder": None,
         "class_weights": None,

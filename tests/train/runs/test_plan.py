@@ -70,7 +70,7 @@ def test_a_checkpoint_that_was_written_meanwhile_is_kept(trained: Path, tmp_path
     plan = read_request(parser, [*SMALL, "--out", str(out)], Settings, {}, lambda _: out).plan({})
     shutil.copytree(trained, out)
     with pytest.raises(FileExistsError, match=r"must be a folder without a checkpoint, got .*run, where one now is"):
-        open_run_folder(plan, torch.device("cpu"))
+        open_run_folder(plan, "miou")
     assert (out / "metrics.jsonl").read_bytes() == (trained / "metrics.jsonl").read_bytes()
 
 

@@ -93,6 +93,7 @@ DEFAULTS: dict[str, Any] = {
     "fit": None,
     "baselines": False,
     "eval_every": 5000,
+    "patience": 0,
     "save_every": 1000,
     "log_every": 50,
     "tensorboard": True,

@@ -37,6 +37,14 @@ class RunSettings:
     eval_every: int = option(
         5000, "steps between evaluations, 0 for one at the end", kind=int, decides="nothing", least=0
     )
+    patience: int = option(
+        0,
+        "stop after so many evaluations in a row without a better first score, 0 for never",
+        kind=int,
+        metavar="N",
+        decides="nothing",
+        least=0,
+    )
     save_every: int = option(1000, "steps between checkpoints", kind=int, decides="nothing", least=1)
     log_every: int = option(50, "steps between records of the loss", kind=int, decides="nothing", least=1)
     tensorboard: bool = option(True, "write TensorBoard files", kind=bool, decides="nothing")
@@ -50,6 +58,11 @@ class RunSettings:
 
     def problems(self) -> list[str]:
         """Return a line for each setting of this group that cannot work."""
+        problems = []
+        if self.patience > 0 and self.eval_every == 0:
+            problems.append(
+                f"--patience must come with evaluations during training, got {self.patience} and --eval-every 0"
+            )
         if self.wandb and importlib.util.find_spec("wandb") is None:
-            return ['--wandb needs the package wandb, which is not installed: pip install "ccgpu[wandb]"']
-        return []
+            problems.append('--wandb needs the package wandb, which is not installed: pip install "ccgpu[wandb]"')
+        return problems
