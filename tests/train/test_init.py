@@ -95,7 +95,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_network(path: Path, names: tuple[str, ...] | None = OLD, **options: Any) -> Path:
     torch.manual_seed(3)
-    net = CCNet("resnet18", len(OLD), **{"head_channels": 8, "gamma": 0.5, **options})
+    net = CCNet(num_classes=len(OLD), **{"backbone": "resnet18", "head_channels": 8, "gamma": 0.5, **options})
     images = options.get("in_channels", 3)
     form = ImageFormat() if images == 3 else ImageFormat(images, raw=True, dtype="uint16")
     checkpoint.write(path, Checkpoint(net.config, net.state_dict(), names and labels(*names), images=form))
@@ -108,7 +108,7 @@ def test_a_folder_starts_from_a_run_on_other_classes(
     data, run = first
     assert train(data, tmp_path / "run", "--init", str(run), "--classes", *NEW, *NO_STEP) == 0
     out = capsys.readouterr().out
-    assert f"starting from {run}: a CCNet of ccgpu\nkept: road, Sky\nnew: building\n" in out
+    assert f"starting from {run}: a CCNet of ccgpu\nkept classes: road, Sky\nnew classes: building\n" in out
     for line in ("--backbone", "--head-channels", "--gamma"):  # of the folder's recipe, which gives way
         assert f"  {line} " not in out
     content, old = (checkpoints.read_checkpoint(path / "last.pt") for path in (tmp_path / "run", run))
@@ -144,6 +144,25 @@ def test_a_run_goes_on_exactly_after_its_first_network_is_gone(first: tuple[Path
     assert other["settings"]["init"] == str(tmp_path / "old")
 
 
+def test_a_run_without_a_checkpoint_begins_anew_with_its_flags(
+    first: tuple[Path, Path], small: Path, tmp_path: Path
+) -> None:
+    data, run = first
+    out = tmp_path / "run"
+    assert train(data, out, "--init", str(run), "--recurrence", "1", "--classes", *NEW, *NO_STEP) == 0
+    for name in ("last.pt", "results.txt"):
+        (out / name).unlink()
+    again = ["--data", str(data), "--resume", "--out", str(out), "--device", "cpu"]
+    assert folder.main(again) == 0
+    settings = checkpoints.read_checkpoint(out / "last.pt")["settings"]
+    assert (settings["recurrence"], settings["stem"], settings["init"]) == (1, "v1c", str(run))
+    for name in ("last.pt", "results.txt"):
+        (out / name).unlink()
+    assert folder.main([*again, "--init", str(small)]) == 0
+    settings = checkpoints.read_checkpoint(out / "last.pt")["settings"]
+    assert (settings["recurrence"], settings["stem"], settings["init"]) == (2, "deep", str(small))
+
+
 def published(layout: str, folder: Path) -> tuple[Path, tuple[str, ...] | None]:
     """Return a file in a layout, and the names of its classes."""
     names = ("road", "sidewalk", "building", "wall", "fence", "pole", "sky")
@@ -174,7 +193,7 @@ def test_published_networks_start_a_run(layout: str, tmp_path: Path, capsys: pyt
         assert (net.backbone.mean, net.backbone.std) == (AUTHORS_MEAN, (1.0, 1.0, 1.0))
         expected = {"normalisation": "authors", "stem": "deep", "activation": "leaky_relu", "auxiliary_channels": HEAD}
     else:
-        assert "kept: sky, road\nnew: river\n" in out
+        assert "kept classes: sky, road\nnew classes: river\n" in out
         assert net.backbone.std == (58.395, 57.12, 57.375)
         expected = {"halved_dilation": True, "ceil_mode": False, "activation": "relu", "auxiliary_channels": 16}
     assert {name: initial.settings[name] for name in expected} == expected
@@ -204,6 +223,26 @@ def test_loops_dropout_loss_and_clips_may_change(small: Path, capsys: pytest.Cap
     assert "new: the embedding of --ccl" in capsys.readouterr().out
     config = {name: net.config[name] for name in ("recurrence", "dropout", "embedding", "dims", "recompute")}
     assert config == {"recurrence": 3, "dropout": 0.3, "embedding": 16, "dims": 3, "recompute": True}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backbone": "efficientnet-lite0"},
+        {"context": "nonlocal", "auxiliary_channels": 6},
+        {"context": "psp", "stem": "7x7"},
+        {"context": "none", "halved_dilation": True, "ceil_mode": False},
+        {"recurrence": 0, "align_corners": False},
+        {"dims": 3, "recurrence": 1},
+    ],
+    ids=str,
+)
+def test_every_network_starts_a_run(options: dict[str, Any], tmp_path: Path) -> None:
+    path = write_network(tmp_path / "net.pt", **options)
+    net, initial = start(path, dataset_of(*NEW))
+    assert_kept(net, initial.found, ROWS)
+    options = {**options, "dims": 2}
+    assert {name: net.config[name] for name in options} == options
 
 
 def test_an_embedding_goes_without_its_loss_and_stays_with_it(

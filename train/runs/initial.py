@@ -204,7 +204,7 @@ def _classes_said(found: Checkpoint, labels: Labels, kept: Sequence[str], drawn:
     """Return lines that say which rows of the classifiers are the file's."""
     number = found.network.get("num_classes", 19)
     if found.labels is not None and len(found.labels["names"]) == number:
-        return [f"{word}: {_listed(names)}" for word, names in (("kept", kept), ("new", drawn)) if names]
+        return [f"{word} classes: {_listed(names)}" for word, names in (("kept", kept), ("new", drawn)) if names]
     if kept:
         return [f"note: the file does not name its {number} classes, as many as here: all are kept, in this order"]
     return [

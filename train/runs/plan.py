@@ -110,7 +110,9 @@ class Request(Generic[S]):
         """
         own = {} if self.initial is None else self.initial.settings
         preset = {**presets.get(self.flags.get("preset"), {}), **own}
-        saved = None if self.saved is None else {**self.saved, **own}
+        saved = self.saved
+        if saved is not None and self.flags.get("init", saved.get("init")) != saved.get("init"):
+            saved = {**saved, **own}  # a run without a checkpoint begins anew, from another network
         return combine(self.kind, preset=preset, saved=saved, flags=self.flags, kept=self.kept)
 
     def plan(self, presets: Mapping[str | None, Mapping[str, Any]]) -> Plan[S]:
