@@ -210,6 +210,8 @@ def evaluation_of(found: checkpoint.Checkpoint) -> dict[str, Any]:
 def kept_of_file(found: checkpoint.Checkpoint, settings: Settings) -> str:
     """Return a text that names the settings which a converted or published file gave; empty for a run's."""
     told = {} if found.run is not None else evaluation_of(found)
+    if settings.mode == "whole":
+        told = {name: value for name, value in told.items() if name not in ("window", "stride")}
     kept = [name.replace("_", " ") for name, value in told.items() if getattr(settings, name) == value]
     return f" ({', '.join(kept)} as in the file)" if kept else ""
 
