@@ -144,20 +144,24 @@ def test_a_run_goes_on_exactly_after_its_first_network_is_gone(first: tuple[Path
     assert other["settings"]["init"] == str(tmp_path / "old")
 
 
+def begin_anew(out: Path) -> None:
+    """Leave in a run's folder what it holds before its first checkpoint."""
+    for name in ("last.pt", "best.pt", "results.txt"):
+        (out / name).unlink()
+
+
 def test_a_run_without_a_checkpoint_begins_anew_with_its_flags(
     first: tuple[Path, Path], small: Path, tmp_path: Path
 ) -> None:
     data, run = first
     out = tmp_path / "run"
     assert train(data, out, "--init", str(run), "--recurrence", "1", "--classes", *NEW, *NO_STEP) == 0
-    for name in ("last.pt", "results.txt"):
-        (out / name).unlink()
+    begin_anew(out)
     again = ["--data", str(data), "--resume", "--out", str(out), "--device", "cpu"]
     assert folder.main(again) == 0
     settings = checkpoints.read_checkpoint(out / "last.pt")["settings"]
     assert (settings["recurrence"], settings["stem"], settings["init"]) == (1, "v1c", str(run))
-    for name in ("last.pt", "results.txt"):
-        (out / name).unlink()
+    begin_anew(out)
     assert folder.main([*again, "--init", str(small)]) == 0
     settings = checkpoints.read_checkpoint(out / "last.pt")["settings"]
     assert (settings["recurrence"], settings["stem"], settings["init"]) == (2, "deep", str(small))
