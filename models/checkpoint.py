@@ -53,7 +53,8 @@ class Checkpoint:
 
     Attributes:
         network: arguments of `CCNet`, as plain values.
-        weights: state dict of that network; for a file of a backbone alone, the backbone's entries of it.
+        weights: state dict of that network, of a run with --ema the averaged one; for a file of a backbone alone, the
+            backbone's entries of it.
         labels: the classes, see `Description`; None where the file does not say.
         prediction: how the network's evaluation predicts images, see `Description`.
         value_range: (low, high) of images of more than 8 bits, see `Description`; None where the file does not say.
@@ -117,7 +118,8 @@ def _read(path: str | os.PathLike[str], changes: Mapping[str, Any]) -> Checkpoin
                 f"{FUNCTION}: {os.fspath(path)!r} must have the keys of a run's checkpoint, got {listed(problems)}; "
                 "the file is damaged or was changed: name another checkpoint of the run."
             )
-        found = _described(path, content, content["model"], changes)
+        weights = content["model"] if content["average"] is None else content["average"]
+        found = _described(path, content, weights, changes)
         kept = ("iteration", "dataset", "settings", "folder")
         dataset = content["dataset"] if content["folder"] is None else None
         return dataclasses.replace(found, dataset=dataset, run={name: content[name] for name in kept})

@@ -73,6 +73,8 @@ class RunCheckpoint(Description):
         class_weights: the weights of the classes in the loss, in the order of the logits; None where all weigh the
             same.
         model: state dict of the network.
+        average: state dict of the averaged network of a run with --ema, which is the one to evaluate and predict with;
+            None for other runs.
         optimiser: state dict of the optimiser.
         scaler: state dict of the gradient scaler, empty unless --amp is fp16.
         random: state of all random generators, see `random_state` in `train/runs/checkpoints.py`.
@@ -88,6 +90,7 @@ class RunCheckpoint(Description):
     folder: dict[str, Any] | None
     class_weights: list[float] | None
     model: dict[str, Any]
+    average: dict[str, Any] | None
     optimiser: dict[str, Any]
     scaler: dict[str, Any]
     random: dict[str, Any]
@@ -104,8 +107,7 @@ def run_problems(content: Mapping[str, Any]) -> list[str]:
         **dict.fromkeys(("dataset", "data"), str),
         **dict.fromkeys(("network", "settings", "model", "optimiser", "scaler", "random"), Mapping),
     }
-    if content["folder"] is not None:
-        kinds["folder"] = Mapping
+    kinds |= {name: Mapping for name in ("folder", "average") if content[name] is not None}
     wrong = [f"{name} of type {type(content[name]).__name__}" for name in kinds if not _is(content[name], kinds[name])]
     weights = content["class_weights"]
     if weights is not None and not (_is_list(weights, float) and all(0 <= w <= _LARGEST for w in weights)):

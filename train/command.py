@@ -31,7 +31,7 @@ from ccgpu.train import distributed, engine
 from ccgpu.train.dataset import Dataset, Opened
 from ccgpu.train.distributed import is_main, say
 from ccgpu.train.loaders import is_lost_loader
-from ccgpu.train.optimisers import build_optimiser
+from ccgpu.train.optimisation.update import Update
 from ccgpu.train.runs import announcements, checkpoints
 from ccgpu.train.runs.boards import open_boards
 from ccgpu.train.runs.class_weights import choose_class_weights
@@ -51,7 +51,15 @@ from ccgpu.train.runs.plan import (
 )
 from ccgpu.train.runs.scores import Scores
 from ccgpu.train.runs.settings.training import Settings, check_recipe, check_settings
-from ccgpu.train.runs.setup import Batches, as_trained, build_network, load_evaluation, load_training, open_data
+from ccgpu.train.runs.setup import (
+    Batches,
+    as_trained,
+    build_network,
+    build_optimisation,
+    load_evaluation,
+    load_training,
+    open_data,
+)
 from ccgpu.train.runs.training_run import TrainingRun
 
 
@@ -220,22 +228,15 @@ def prepare(
     # The network and its optimiser.
     precision = Precision(device, settings.amp, settings.channels_last)
     net = build_network(settings, dataset, device, pretrained=plan.checkpoint is None, initial=request.initial)
-    optimiser = build_optimiser(
-        net,
-        net.backbone,
-        settings.optimiser,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        head_lr=settings.head_lr,
-    )
+    frozen, optimiser, average = build_optimisation(settings, net)
     scaler = precision.scaler()
     # The images; a run continues only on the training images that it began with.
     training, evaluation = open_data(settings, opened, out)
     names = "\n".join(pair.name for clip in training for pair in clip)
     digest = hashlib.sha256(os.fsencode(names)).hexdigest()
     if plan.checkpoint is not None and plan.checkpoint_path is not None:
-        checkpoints.restore(plan.checkpoint, plan.checkpoint_path, digest, net, optimiser, scaler)
+        averaged = None if average is None else average.net
+        checkpoints.restore(plan.checkpoint, plan.checkpoint_path, digest, net, optimiser, scaler, averaged)
     normalise = Normalise(net.backbone.mean, net.backbone.std)
     batches = load_training(settings, dataset, training, normalise, plan.start, device)
     val_set, val_loader = load_evaluation(evaluation, dataset, normalise, settings, settings.workers, device)
@@ -258,8 +259,10 @@ def prepare(
         batch=settings.batch,
         precision=precision,
         net=net,
+        frozen=frozen,
         optimiser=optimiser,
         scaler=scaler,
+        average=average,
         val_set=val_set,
         val_loader=val_loader,
         normalise=normalise,
@@ -282,17 +285,20 @@ def train_and_evaluate(
 ) -> int:
     """Train from the iteration at which the plan starts, evaluate, and report; return the exit status."""
     settings = plan.settings
-    steps = engine.train(
+    update = Update(
         distributed.wrap(run.net, run.precision.device),
-        saving(batches, run, settings, plan.start),
         run.optimiser,
         run.scaler,
-        precision=run.precision,
-        schedule=settings.learning_rates(),
-        criterion=settings.criterion(run.class_weights),
-        start=plan.start,
-        interrupted=run.interrupts,
+        run.precision,
+        settings.learning_rates(),
+        settings.criterion(run.class_weights),
+        accumulate=settings.accumulate,
+        clip=settings.clip_gradients,
+        frozen=run.frozen,
+        average=run.average,
     )
+    fed = saving(batches, run, settings, plan.start)
+    steps = engine.train(update, fed, start=plan.start, interrupted=run.interrupts)
     finished = False
     with run.interrupts:
         try:

@@ -16,10 +16,8 @@ from torch import nn
 from ccgpu.models.precision import Precision
 from ccgpu.models.prediction import Prediction, require_finite
 from ccgpu.train.distributed import sum_over_processes, world_size
-from ccgpu.train.loss.criterion import Criterion
 from ccgpu.train.metrics import ConfusionMatrix
-from ccgpu.train.optimisers import set_learning_rate
-from ccgpu.train.schedules import Schedule
+from ccgpu.train.optimisation.update import Update
 
 
 class NonFiniteLoss(RuntimeError):
@@ -50,27 +48,17 @@ class Step:
 
 
 def train(
-    net: nn.Module,
+    update: Update,
     batches: Iterable[dict[str, Any]],
-    optimiser: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
     *,
-    precision: Precision,
-    schedule: Schedule,
-    criterion: Criterion,
     start: int = 0,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[Step]:
-    """Optimise `net` and yield a `Step` after each iteration, for the caller to record, save and evaluate.
+    """Update a network with each batch and yield a `Step` after it, for the caller to record, save and evaluate.
 
     Args:
-        net: images (B, 3, H, W) or clips (B, 3, T, H, W) -> the input of `criterion`; wrapped by `distributed.wrap`.
+        update: the network, its optimiser and what else a step is made of.
         batches: this process's samples, "image" and "label", a batch for each iteration.
-        optimiser: its learning rates are set in each iteration, see `set_learning_rate`.
-        scaler: from `precision.scaler()`.
-        precision: device, autocast dtype and memory format.
-        schedule: iteration (counted from 0) -> learning rate.
-        criterion: (outputs of the network, label) -> loss.
         start: number of iterations done before, in a resumed run.
         interrupted: whether to stop; called in each iteration. `Step.interrupted` is true if it is for any process.
 
@@ -78,28 +66,20 @@ def train(
         NonFiniteLoss: the loss of the global batch is infinite or NaN; the weights are from the iteration before.
     """
     for iteration, batch in enumerate(batches, start):
-        net.train()
-        lr = schedule(iteration)
-        set_learning_rate(optimiser, lr)
-        label = batch["label"].to(precision.device, non_blocking=True)
-        with precision.autocast():
-            outputs = net(precision.images(batch["image"]))
-        loss = criterion(outputs, label)
+        lr = update.begin(iteration)
+        loss = update.gradients(batch)
         # Losses and the request to stop share one reduction and one transfer to the host per iteration.
         stop = loss.total.new_tensor(float(interrupted()))
-        values = torch.stack([loss.total.detach(), *loss.parts.values(), stop])
+        values = torch.stack([loss.total, *loss.parts.values(), stop])
         total, *parts, stopped = (sum_over_processes(values) / world_size()).tolist()
         named = dict(zip(loss.parts, parts, strict=True))
         if not math.isfinite(total):
             raise NonFiniteLoss(
                 f"train: the loss must be finite, got {total} in iteration {iteration + 1} at lr {lr:.3g} "
                 f"({', '.join(f'{name} {value}' for name, value in named.items())}); try a lower --lr, --amp bf16 or "
-                "off instead of fp16, or pretrained weights (--imagenet)."
+                "off instead of fp16, --clip-gradients 1, or pretrained weights (--imagenet)."
             )
-        optimiser.zero_grad(set_to_none=True)
-        scaler.scale(loss.total).backward()
-        scaler.step(optimiser)
-        scaler.update()
+        update.apply(iteration)
         yield Step(iteration + 1, total, named, lr, stopped > 0)
 
 

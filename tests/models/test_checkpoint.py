@@ -32,6 +32,7 @@ def run_checkpoint(net: CCNet, **changes: Any) -> dict[str, Any]:
             "folder": None,
             "class_weights": None,
             "model": net.state_dict(),
+            "average": None,
         },
         **{"optimiser": {}, "scaler": {}, "random": {}},
     }
@@ -121,6 +122,8 @@ def test_files_cut_short_are_refused(ending: str, share: float, tmp_path: Path) 
         ({"value_range": [0, 10**400]}, r"got value_range \[0, 1000"),
         ({"wings": 2}, "got a key 'wings'"),
         ({"model": [1, 2]}, "got model of type list"),
+        ({"average": [1, 2]}, "got average of type list"),
+        ({"average": {"a": torch.zeros(2)}}, "must fit it entry by entry"),
         ({"network": {"backbone": 5, "num_classes": 2}}, "build_backbone: name must be one of .*, got 5"),
         ({"labels": {"names": ["a", "b"]}}, "must hold the classes of its network, got Labels: values must have names"),
         (
@@ -150,7 +153,7 @@ def test_a_safetensors_file_with_another_header_is_refused(header: str, tmp_path
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("kind", ["run", "file", "safetensors", "mmsegmentation"])
+@pytest.mark.parametrize("kind", ["run", "average", "file", "safetensors", "mmsegmentation"])
 def test_weights_that_are_not_finite_are_refused(
     kind: str, value: float, mmsegmentation: State, tmp_path: Path
 ) -> None:
@@ -162,6 +165,9 @@ def test_weights_that_are_not_finite_are_refused(
             net.state_dict()[name][0] = value
     if kind == "run":
         path = saved(run_checkpoint(net), tmp_path, "last.pt")
+    elif kind == "average":
+        whole = CCNet("resnet18", 2, head_channels=8, auxiliary=False).state_dict()
+        path = saved(run_checkpoint(net, model=whole, average=net.state_dict()), tmp_path, "last.pt")
     elif kind == "mmsegmentation":
         broken = {**mmsegmentation, "decode_head.conv_seg.bias": torch.tensor([0.0, value, *[1.0] * 5])}
         path, names = saved({"state_dict": broken}, tmp_path, "mm.pth"), ["head.bottleneck.3.bias"]

@@ -31,6 +31,10 @@ from ccgpu.train.loss.cross_entropy import PixelLoss
 from ccgpu.train.loss.hard_pixels import ohem_label
 from ccgpu.models.precision import Precision
 from ccgpu.models.prediction import Prediction
+from ccgpu.train.optimisation.averaging import Average
+from ccgpu.train.optimisation.freezing import freeze
+from ccgpu.train.optimisation.optimisers import build_optimiser
+from ccgpu.train.optimisation.update import Update
 
 
 def network():
@@ -126,6 +130,26 @@ def in_pieces(model, net, criterion, images, label):
     return gradients(net)
 
 
+def optimised(name, accumulate, rank, world):
+    # Pieces, clipping, the average and a frozen norm, on a batch of four images.
+    torch.manual_seed(2)
+    net = distributed.convert_for_global_batch(network())
+    frozen = freeze("norms", net[:2], net[:2])
+    average = Average(net, 0.5)
+    optimiser = build_optimiser(net, net[:3], name, lr=1.0, momentum=0.9, weight_decay=0.01, head_lr=3.0)
+    update = Update(
+        distributed.wrap(net, torch.device("cpu")), optimiser, torch.amp.GradScaler("cpu", enabled=False),
+        Precision(torch.device("cpu")), lambda i: 0.01 / (i + 1), Criterion(), accumulate=accumulate, clip=0.5,
+        frozen=frozen, average=average,
+    )
+    own = slice(rank * 4 // world, (rank + 1) * 4 // world)
+    batches = [{"image": images[own], "label": label[own]} for images, label in map(batch, range(3))]
+    return {
+        "losses": [step.loss for step in engine.train(update, batches)], "weights": net.state_dict(),
+        "average": average.net.state_dict(), "start": network().state_dict(),
+    }
+
+
 def waited(work):
     said = []
     try:
@@ -162,10 +186,8 @@ def main(path):
             batches.append({"image": images[own], "label": label[own]})
         torch.manual_seed(1)
         precision = Precision(torch.device("cpu"))
-        steps = engine.train(
-            model, batches, optimiser, precision.scaler(), precision=precision, schedule=lambda _: 0.1,
-            criterion=Criterion(), interrupted=lambda: rank == world - 1,
-        )
+        update = Update(model, optimiser, precision.scaler(), precision, lambda _: 0.1, Criterion())
+        steps = engine.train(update, batches, interrupted=lambda: rank == world - 1)
         steps = [(s.loss, s.interrupted) for s in steps]
         drawn = [batch(0), batch(1)]
         samples = [
@@ -180,6 +202,10 @@ def main(path):
             "steps": steps, "weights": net.state_dict(), "draw": torch.rand(2), "matrix": confusion.matrix,
             "seen": sum(int((s["label"] != 255).sum()) for s in samples), "world": world, "main": distributed.is_main(),
             "kinds": [type(module).__name__ for module in net], "losses": losses(rank, world),
+            "optimised": {
+                (name, pieces): optimised(name, pieces, rank, world)
+                for name, pieces in (("sgd", 1), ("sgd", 2), ("adamw", 2))
+            },
             "waited": [waited(work) for work in (succeed, fail, succeed)],
         }
         torch.save(saved, f"{path}/{world}-{rank}.pt")
@@ -228,6 +254,21 @@ def test_two_processes_end_with_the_weights_and_running_statistics_of_one(result
         for name, value in alone.items():
             torch.testing.assert_close(weights[name], value, rtol=1e-9, atol=1e-11, msg=f"{key} {name}")
     assert alone["1.num_batches_tracked"] == 3
+
+
+def test_two_processes_take_the_optimisation_of_one(results: dict[str, dict]) -> None:
+    """Pieces of the batch, clipped gradients, a frozen norm, the head's own learning rate and the average."""
+    alone = results["1-0"]["optimised"]
+    assert len({tuple(found["losses"]) for found in alone.values()}) == 3
+    for case, expected in alone.items():
+        for key in ("2-0", "2-1"):
+            got = results[key]["optimised"][case]
+            assert got["losses"] == pytest.approx(expected["losses"], rel=1e-10)
+            for part in ("weights", "average"):
+                for name, value in expected[part].items():
+                    torch.testing.assert_close(got[part][name], value, rtol=1e-9, atol=1e-11, msg=f"{case} {name}")
+        for name, value in expected["weights"].items():
+            assert torch.equal(value, expected["start"][name]) == name.startswith("1."), name
 
 
 def test_two_processes_hold_the_same_random_state_as_one(results: dict[str, dict]) -> None:

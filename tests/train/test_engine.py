@@ -9,7 +9,8 @@ from ccgpu.models.prediction import NonFiniteScores, Prediction
 from ccgpu.train import engine
 from ccgpu.train.engine import evaluate, train
 from ccgpu.train.loss.criterion import Criterion
-from ccgpu.train.schedules import poly
+from ccgpu.train.optimisation.schedules import Schedule, poly
+from ccgpu.train.optimisation.update import Update
 
 CPU = Precision(torch.device("cpu"))
 
@@ -69,19 +70,13 @@ def test_evaluate_refuses_scores_that_are_not_finite_and_names_the_image(value: 
 
 def steps_of(net: nn.Module, batches: list[dict[str, Any]], lr: float = 0.5, **options: Any) -> list[engine.Step]:
     optimiser = torch.optim.SGD(net.parameters(), lr=123.0, momentum=0.9, weight_decay=0.01)
-    schedule = poly(lr, 4)
-    return list(
-        train(
-            net,
-            batches,
-            optimiser,
-            CPU.scaler(),
-            precision=CPU,
-            schedule=schedule,
-            criterion=Criterion(),
-            **options,
-        )
-    )
+    return list(train(update_of(net, optimiser, poly(lr, 4)), batches, **options))
+
+
+def update_of(
+    net: nn.Module, optimiser: torch.optim.Optimizer, schedule: Schedule = lambda _: 0.1, precision: Precision = CPU
+) -> Update:
+    return Update(net, optimiser, precision.scaler(), precision, schedule, Criterion())
 
 
 def batch_of(seed: int) -> dict[str, Any]:
@@ -130,10 +125,7 @@ def test_train_goes_back_to_train_mode_after_the_caller_evaluated() -> None:
 
     net = Watch(3, 2, 1)
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
-    for _ in train(
-        net, [batch_of(0), batch_of(1)], optimiser, CPU.scaler(),
-        precision=CPU, schedule=lambda _: 0.1, criterion=Criterion(),
-    ):  # fmt: skip
+    for _ in train(update_of(net, optimiser), [batch_of(0), batch_of(1)]):
         net.eval()
     assert modes == [True, True]
 
@@ -143,15 +135,7 @@ def test_train_stops_at_a_loss_that_is_not_finite_with_the_weights_before_it() -
     bad = batch_of(1)
     bad["image"][0, 0, 0, 0] = float("nan")
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
-    steps = train(
-        net,
-        [batch_of(0), bad],
-        optimiser,
-        CPU.scaler(),
-        precision=CPU,
-        schedule=lambda _: 0.1,
-        criterion=Criterion(),
-    )
+    steps = train(update_of(net, optimiser), [batch_of(0), bad])
     next(steps)
     before = net.weight.detach().clone()
     with pytest.raises(engine.NonFiniteLoss, match=r"got nan in iteration 2 at lr 0\.1 .*lower --lr"):
@@ -172,10 +156,7 @@ def test_train_under_bf16_autocast_follows_float32() -> None:
         torch.manual_seed(0)
         net, precision = nn.Conv2d(3, 2, 1), Precision(torch.device("cpu"), amp, channels_last=True)
         optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
-        steps = train(
-            net, [batch_of(s) for s in range(3)], optimiser, precision.scaler(),
-            precision=precision, schedule=lambda _: 0.1, criterion=Criterion(),
-        )  # fmt: skip
+        steps = train(update_of(net, optimiser, precision=precision), [batch_of(s) for s in range(3)])
         losses.append([step.loss for step in steps])
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)

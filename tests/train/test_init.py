@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ccgpu.models import checkpoint
 from ccgpu.models.backbones import build_backbone
@@ -25,7 +25,7 @@ from ccgpu.train.dataset import Dataset
 from ccgpu.train.runs import checkpoints, records
 from ccgpu.train.runs.initial import Initial, normalised_as, read_initial
 from ccgpu.train.runs.settings.training import Settings
-from ccgpu.train.runs.setup import build_network
+from ccgpu.train.runs.setup import build_network, build_optimisation
 from tests.models.published_files import CLASSES, HEAD, authors_file, config_text, mmsegmentation_file, saved
 from tests.train import training
 from tests.train.folders import write_folder
@@ -59,7 +59,7 @@ def start(path: Path, dataset: Dataset, **flags: Any) -> tuple[CCNet, Initial]:
     """Return the network that a run with these flags starts with."""
     initial = read_initial(str(path), flags)
     torch.manual_seed(0)
-    settings = Settings(**{"ccl": False, **initial.settings, **flags})
+    settings = Settings(**{"ccl": False, "init": str(path), **initial.settings, **flags})
     assert settings.problems() == []
     return build_network(settings, normalised_as(dataset, initial), CPU, pretrained=True, initial=initial), initial
 
@@ -259,6 +259,24 @@ def test_an_embedding_goes_without_its_loss_and_stays_with_it(
     net, initial = start(path, dataset_of(*OLD), ccl=True)
     assert_kept(net, initial.found, (0, 1, 2))
     assert "the embedding" not in capsys.readouterr().out
+
+
+def test_frozen_norms_are_all_that_the_file_holds(small: Path, tmp_path: Path) -> None:
+    net, initial = start(small, dataset_of(*NEW), freeze="norms")
+    norms = {name for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    assert {name.partition(".")[0] for name in norms} == {"backbone", "head", "auxiliary_head"}
+    settings = Settings(**{"ccl": False, **initial.settings, "init": str(small), "freeze": "norms"})
+    frozen, optimiser, average = build_optimisation(settings, net)
+    assert len(frozen) == len(norms)
+    assert average is None
+    left_out = {name for name, parameter in net.named_parameters() if not parameter.requires_grad}
+    assert left_out == {f"{name}.{entry}" for name in norms for entry in ("weight", "bias")}
+    trained = sum(len(group["params"]) for group in optimiser.param_groups)
+    assert trained == len(list(net.parameters())) - len(left_out)
+    path = write_network(tmp_path / "net.pt", auxiliary=False)
+    with pytest.raises(ValueError, match=r"--freeze norms must come with .* got --init .*net.pt without the aux"):
+        start(path, dataset_of(*OLD), freeze="norms")
+    start(path, dataset_of(*OLD), freeze="backbone")
 
 
 def test_new_classes_are_drawn_as_the_flags_say(small: Path) -> None:

@@ -16,6 +16,7 @@ import contextlib
 import os
 import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from ccgpu.models.weights import (
     write_partial,
 )
 from ccgpu.train.loaders import is_lost_loader
-from ccgpu.train.optimisers import state_problems
+from ccgpu.train.optimisation.optimisers import state_problems
 
 KEYS = frozenset(RunCheckpoint.__required_keys__)
 PREVIOUS, ABANDONED = "previous.pt", "abandoned.pt"
@@ -285,13 +286,13 @@ def _other_choice(path: Path) -> str:
     return "name another file."
 
 
-def load_weights(checkpoint: RunCheckpoint, path: Path, net: nn.Module) -> None:
-    """Copy a checkpoint's weights into `net`; names, shapes and dtypes are compared before anything is copied.
+def load_weights(saved: Mapping[str, Any], path: Path, net: nn.Module) -> None:
+    """Copy the weights of a checkpoint into `net`; names, shapes and dtypes are compared before anything is copied.
 
     Raises:
-        CheckpointError: the checkpoint is of another network or number of classes, or its weights are not finite.
+        CheckpointError: the weights are of another network or number of classes, or are not finite.
     """
-    own, saved = net.state_dict(), checkpoint["model"]
+    own = net.state_dict()
     strangers = [f"{name} is no dense tensor" for name, value in saved.items() if not is_dense(value)]
     found = strangers or differences(saved, own)
     if found:
@@ -314,27 +315,37 @@ def restore(
     net: nn.Module,
     optimiser: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    average: nn.Module | None = None,
 ) -> None:
-    """Set network, optimiser, gradient scaler and random generators to the states of a checkpoint.
+    """Set network, optimiser, gradient scaler, average and random generators to the states of a checkpoint.
 
     Args:
         checkpoint: the checkpoint, read from `path`.
         path: the checkpoint's file, for messages.
         data: digest of this run's training images. It must equal the checkpoint's, because a position in the stream of
             samples is meaningful for the same images only.
-        net: the network; like the two below, it is changed in place.
+        net: the network; like those below, it is changed in place.
         optimiser: the optimiser of `net`'s parameters.
         scaler: the gradient scaler of the run.
+        average: the averaged network of a run with --ema.
 
     Raises:
-        CheckpointError: the checkpoint is of another network, number of classes or dataset.
+        CheckpointError: the checkpoint is of another network, number of classes or dataset, or has no averaged network
+            for `average`.
     """
     if checkpoint["data"] != data:
         raise CheckpointError(
             f"restore: the training images must be those that {path} was trained on, got others; name the "
             "same --data and --train-split, or start a new run in another --out."
         )
-    load_weights(checkpoint, path, net)
+    if (average is None) != (checkpoint["average"] is None):
+        raise CheckpointError(
+            f"restore: {path} must hold averaged weights for a run with --ema alone, got "
+            f"{'none' if checkpoint['average'] is None else 'some'}; {_other_choice(path)}"
+        )
+    load_weights(checkpoint["model"], path, net)
+    if average is not None and checkpoint["average"] is not None:
+        load_weights(checkpoint["average"], path, average)
     problems = state_problems(optimiser, checkpoint["optimiser"])
     if problems:
         raise CheckpointError(

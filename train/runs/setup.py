@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ccgpu.models import checkpoint
@@ -29,6 +30,9 @@ from ccgpu.train.data.transforms import EvaluationTransform
 from ccgpu.train.dataset import Dataset, Opened, find_dataset
 from ccgpu.train.distributed import say
 from ccgpu.train.loaders import load_batches
+from ccgpu.train.optimisation.averaging import Average
+from ccgpu.train.optimisation.freezing import freeze
+from ccgpu.train.optimisation.optimisers import build_optimiser
 from ccgpu.train.runs.data_check import check_data
 from ccgpu.train.runs.folder import saved_folder
 from ccgpu.train.runs.initial import Initial, holds_network, start_from
@@ -161,6 +165,11 @@ def build_network(
     except RuntimeError as error:  # a package of weights or models cannot be imported, or its download failed
         raise ValueError(str(error)) from error
     if initial is not None:
+        if settings.freeze == "norms" and not any(name.startswith("auxiliary_head.") for name in initial.found.weights):
+            raise ValueError(
+                f"--freeze norms must come with a network that has all norms, got --init {initial.path} without the "
+                "auxiliary head, whose new norms would learn nothing; leave --freeze out, or freeze the backbone."
+            )
         say("\n".join(start_from(net, initial, dataset.labels)))
     return place_network(net, settings, device)
 
@@ -204,6 +213,32 @@ def place_network(net: CCNet, settings: Settings, device: torch.device) -> CCNet
     if settings.compile:
         net.compile()
     return net
+
+
+def build_optimisation(
+    settings: Settings, net: CCNet
+) -> tuple[Sequence[nn.Module], torch.optim.Optimizer, Average[CCNet] | None]:
+    """Return the frozen modules of a network, the optimiser of the rest, and the average of the weights if asked for.
+
+    Args:
+        settings: the settings of the run.
+        net: from `build_network`, before its first step; what is frozen is taken from its training.
+
+    Raises:
+        ValueError: there is nothing to freeze.
+    """
+    frozen = freeze(settings.freeze, net.backbone, net.backbone if settings.init is None else net)
+    optimiser = build_optimiser(
+        net,
+        net.backbone,
+        settings.optimiser,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        head_lr=settings.head_lr,
+    )
+    average = None if settings.ema is None else Average(net, settings.ema, compiled=settings.compile)
+    return frozen, optimiser, average
 
 
 def open_data(settings: Settings, opened: Opened, out: Path) -> tuple[list[Clip], list[tuple[Clip, int]]]:

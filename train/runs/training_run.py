@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -26,6 +27,7 @@ from ccgpu.train.data.samples import EvaluationSet
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.distributed import bar_interval, is_main, say
 from ccgpu.train.metrics import SCORES, ConfusionMatrix, results_table, scores_line
+from ccgpu.train.optimisation.averaging import Average
 from ccgpu.train.runs import checkpoints, records
 from ccgpu.train.runs.boards import TENSORBOARD, Board
 from ccgpu.train.runs.interrupts import DeferredInterrupts
@@ -54,8 +56,10 @@ class TrainingRun:
         batch: images or clips per step, over all processes; gives the position in the stream of samples.
         precision: device, autocast dtype and memory format.
         net: the network itself, not its wrapper for several processes.
+        frozen: the modules of the network that training leaves as they are.
         optimiser: the optimiser, saved in checkpoints.
         scaler: the gradient scaler, saved in checkpoints.
+        average: the average of the weights, saved in checkpoints; None for a run without --ema.
         val_set: the evaluation images.
         val_loader: loader of this process's share of the evaluation images.
         normalise: image -> network input, and back for drawing.
@@ -75,14 +79,21 @@ class TrainingRun:
     batch: int
     precision: Precision
     net: CCNet
+    frozen: Sequence[nn.Module]
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    average: Average[CCNet] | None
     val_set: EvaluationSet
     val_loader: DataLoader[dict[str, Any]]
     normalise: Normalise
     predict: Prediction
     boards: Sequence[Board]
     interrupts: DeferredInterrupts
+
+    @property
+    def evaluated(self) -> CCNet:
+        """The network that is evaluated: the averaged one of a run with --ema, else the trained one itself."""
+        return self.net if self.average is None else self.average.net
 
     def record(self, step: engine.Step, images_per_second: float) -> None:
         """Write losses, learning rate, the attention's gamma and speed of a step to metrics.jsonl and the boards."""
@@ -107,7 +118,8 @@ class TrainingRun:
 
     def save(self, iteration: int) -> None:
         """Write a checkpoint after `iteration` steps, from which the run continues exactly."""
-        checkpoints.check_finite(self.net, iteration)
+        for net in dict.fromkeys((self.net, self.evaluated)):
+            checkpoints.check_finite(net, iteration)
         if not is_main():
             return
         value_range = self.settings["value_range"]
@@ -127,6 +139,7 @@ class TrainingRun:
             folder=None if self.folder is None else dict(self.folder),
             class_weights=None if self.class_weights is None else [*self.class_weights],
             model=self.net.state_dict(),
+            average=None if self.average is None else self.average.net.state_dict(),
             optimiser=self.optimiser.state_dict(),
             scaler=self.scaler.state_dict(),
             random=checkpoints.random_state(),
@@ -153,7 +166,7 @@ class TrainingRun:
             mininterval=bar_interval(),
         )
         confusion = engine.evaluate(
-            self.net,
+            self.evaluated,
             bar,
             num_classes=labels.num_classes,
             precision=self.precision,
@@ -181,7 +194,7 @@ class TrainingRun:
         for index in range(min(SHOWN, len(self.val_set))):
             sample = self.val_set[index]
             with self.precision.autocast():
-                scores = self.predict(self.net, self.precision.images(sample["image"][None]))
+                scores = self.predict(self.evaluated, self.precision.images(sample["image"][None]))
             image, label, classes = sample["image"], sample["label"], scores[0].argmax(dim=0).cpu()
             if label.ndim == 3:  # a clip is shown by its last frame
                 image, label, classes = image[:, -1], label[-1], classes[-1]
@@ -250,7 +263,7 @@ class TrainingRun:
         images = self.precision.images(self.val_set[0]["image"][None])
         frame = [images.shape[2] // 2] if images.ndim == 5 else []  # a clip is shown by its middle frame
         with self.precision.autocast():
-            attention = self.net.attention_map(images, at=(*frame, *at))[0]
+            attention = self.evaluated.attention_map(images, at=(*frame, *at))[0]
         image = images[0].cpu()
         if frame:
             attention, image = attention[frame[0]], image[:, frame[0]]

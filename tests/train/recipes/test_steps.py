@@ -14,11 +14,11 @@ from ccgpu.models import published
 from ccgpu.models.labels import Labels
 from ccgpu.models.precision import Precision
 from ccgpu.train import engine
-from ccgpu.train.optimisers import build_optimiser
+from ccgpu.train.optimisation.update import Update
 from ccgpu.train.runs.settings.loss import LossSettings
 from ccgpu.train.runs.settings.network import NetworkSettings
 from ccgpu.train.runs.settings.optimisation import OptimisationSettings
-from ccgpu.train.runs.setup import build_network
+from ccgpu.train.runs.setup import build_network, build_optimisation
 from tests.models.published_files import AUXILIARY, CLASSES, HEAD, State
 from tests.train.recipes.published import TRAININGS, Training
 
@@ -81,24 +81,10 @@ def test_steps_give_the_weights_of_the_published_loop(training: Training, monkey
     expected = trained_by_hand(training, state)
     mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (net.backbone.mean, net.backbone.std))
     precision = Precision(cpu, settings.amp, settings.channels_last)
-    optimiser = build_optimiser(
-        net,
-        net.backbone,
-        settings.optimiser,
-        lr=settings.lr,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        head_lr=settings.head_lr,
-    )
-    steps = engine.train(
-        net,
-        [{"image": (images - mean) / std, "label": label} for images, label in batches()],
-        optimiser,
-        precision.scaler(),
-        precision=precision,
-        schedule=settings.learning_rates(),
-        criterion=settings.criterion(None),
-    )
+    _, optimiser, _ = build_optimisation(settings, net)
+    rates, criterion = settings.learning_rates(), settings.criterion(None)
+    update = Update(net, optimiser, precision.scaler(), precision, rates, criterion, settings.accumulate)
+    steps = engine.train(update, [{"image": (images - mean) / std, "label": label} for images, label in batches()])
     assert [step.loss for step in steps] == pytest.approx(expected, rel=1e-10)
 
     # InPlaceABN's weights are trained as |weight| + 1e-5, whose weight decay leaves the 1e-5 out.

@@ -54,6 +54,7 @@ def checkpoint(iteration: int = 7, net: nn.Module | None = None, optimiser: Any 
         "folder": None,
         "class_weights": None,
         "model": net.state_dict(),
+        "average": None,
         "optimiser": optimiser.state_dict(),
         "scaler": scaler().state_dict(),
         "random": checkpoints.random_state(),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ccgpu.models.precision import AMP_DTYPES
-from ccgpu.train.optimisers import OPTIMISERS
+from ccgpu.train.optimisation.freezing import FREEZE
+from ccgpu.train.optimisation.optimisers import OPTIMISERS
+from ccgpu.train.optimisation.schedules import POWER, SCHEDULES, Schedule, build_schedule
 from ccgpu.train.runs.flags import option
 from ccgpu.train.runs.settings.limits import ADAMW_DIVERGES, MOST_BATCH, MOST_FACTOR, MOST_ITERATIONS, MOST_SEED
-from ccgpu.train.schedules import POWER, SCHEDULES, Schedule, build_schedule
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,15 @@ class OptimisationSettings:
 
     iterations: int = option(60000, "optimiser steps", group="optimisation", kind=int, least=1, most=MOST_ITERATIONS)
     batch: int = option(8, "images or clips per step, over all processes", kind=int, least=1, most=MOST_BATCH)
+    accumulate: int = option(
+        1,
+        "cut the batch of a step into K pieces that go through the network one after the other, in the memory of one; "
+        "batch norm sees the pieces one by one, and so do --ohem, --dice and --ccl",
+        kind=int,
+        metavar="K",
+        least=1,
+        most=MOST_BATCH,
+    )
     optimiser: str = option("sgd", "SGD with momentum, or AdamW", choices=OPTIMISERS)
     lr: float = option(1e-2, "learning rate from which the schedule starts (adamw: 1e-4 is usual)", kind=float, least=0)
     momentum: float = option(0.9, "momentum of SGD; beta1 of AdamW, whose beta2 is 0.999", kind=float, least=0, most=1)
@@ -46,6 +56,31 @@ class OptimisationSettings:
         least=0,
         most=MOST_FACTOR,
     )
+    clip_gradients: float | None = option(
+        None,
+        "largest norm of the gradient of all weights together; a longer one is scaled to it",
+        unset="any",
+        kind=float,
+        metavar="NORM",
+        least=0,
+    )
+    ema: float | None = option(
+        None,
+        "evaluate and predict with the exponential moving average of the weights: after each step it keeps a share "
+        "DECAY of itself, such as 0.999, in the first steps less",
+        unset="the last step's weights",
+        kind=float,
+        metavar="DECAY",
+        least=0,
+        most=1,
+    )
+    freeze: str | None = option(
+        None,
+        "leave a part that came with weights as it is: the backbone, or the norms, that is statistics, scale and shift "
+        "of the batch norms",
+        unset="train all",
+        choices=FREEZE,
+    )
     seed: int = option(
         0, "seed of weights, order, augmentation, dropout and synthetic images", kind=int, least=0, most=MOST_SEED
     )
@@ -60,6 +95,10 @@ class OptimisationSettings:
             problems.append(f"--lr must be more than 0, got {self.lr}")
         if self.momentum == 1:
             problems.append(f"--momentum must be less than 1, got {self.momentum}")
+        if self.clip_gradients == 0:
+            problems.append(f"--clip-gradients must be more than 0, got {self.clip_gradients}")
+        if self.ema in (0, 1):
+            problems.append(f"--ema must be more than 0 and less than 1, got {self.ema}")
         if self.head_lr == 0:
             problems.append(f"--head-lr must be more than 0, got {self.head_lr}")
         highest = self.lr * max(self.head_lr, 1.0)

@@ -57,7 +57,10 @@ class Settings(
 
     def problems(self) -> list[str]:
         """Return a line for each setting that cannot work, whatever the dataset."""
-        return range_problems(self) + [problem for group in GROUPS for problem in group.problems(self)]
+        problems = range_problems(self) + [problem for group in GROUPS for problem in group.problems(self)]
+        if self.freeze is not None and self.imagenet is None and self.init is None:
+            problems.append(f"--freeze must come with --imagenet or --init, got {self.freeze} of random weights")
+        return problems
 
 
 def check_recipe(dataset: Dataset) -> None:
@@ -100,10 +103,15 @@ def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.
             f"--class-weights must be a number for each of the {classes} classes of {dataset.name} "
             f"({', '.join(dataset.labels.names[:3])}{', ...' * (classes > 3)}), got {len(s.given_weights)}"
         )
+    pieces = max(s.accumulate, 1)  # less is told above
     if s.batch % processes:
         problems.append(f"--batch must be a multiple of the {processes} processes, got {s.batch}")
-    if s.context in ("psp", "aspp") and s.batch * s.clip < 2:
-        problems.append(f"--batch must be 2 or more for --context {s.context}, which normalises one value an image")
+    elif s.batch // processes % pieces:
+        shares = f"the {processes} processes times " if processes > 1 else ""
+        problems.append(f"--batch must be a multiple of {shares}--accumulate {pieces}, got {s.batch}")
+    if s.context in ("psp", "aspp") and s.batch // pieces * s.clip < 2:
+        what = "--batch" if s.accumulate == 1 else "--batch divided by --accumulate"
+        problems.append(f"{what} must be 2 or more for --context {s.context}, which normalises one value an image")
     problems += amp_problems(s.amp, device)
     if s.init is None and s.normalisation == "authors" and (dataset.images.raw or dataset.mean is not None):
         problems.append(

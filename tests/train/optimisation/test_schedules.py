@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccgpu.train.schedules import (
+from ccgpu.train.optimisation.schedules import (
     SCHEDULES,
     build_schedule,
     constant,

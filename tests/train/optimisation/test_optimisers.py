@@ -1,14 +1,11 @@
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from ccgpu.train import camvid
-from ccgpu.train.optimisers import build_optimiser, set_learning_rate, state_problems
-from tests.train.training import run
+from ccgpu.train.optimisation.optimisers import build_optimiser, set_learning_rate, state_problems
 
 
 class Net(nn.Module):
@@ -137,27 +134,3 @@ def test_a_state_of_sgd_is_none_of_adamw() -> None:
     adamw = build_optimiser(net, net.backbone, "adamw", lr=0.01, momentum=0.9, weight_decay=0.1)
     step(net, sgd, 0.01)
     assert len(state_problems(adamw, sgd.state_dict())) == 4
-
-
-def test_a_resumed_run_with_adamw_and_all_of_the_schedule_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
-    """The settings of the schedule, the factor of the head and AdamW's state are those of the run."""
-    flags = [
-        *("--optimiser", "adamw", "--lr", "1e-3", "--schedule", "cosine", "--min-lr", "1e-4", "--warmup-steps", "2"),
-        *("--head-lr", "4", "--context", "none"),
-    ]
-    out = tmp_path / "run"
-    lines = run(camvid, out, *flags)
-    rates = [line["lr"] for line in lines if line["kind"] == "training"]
-    assert rates == pytest.approx([1e-3 / 2, 1e-4 + 9e-4 / 2])  # cos(pi * 0 / 2) = 1, cos(pi * 1 / 2) = 0
-    whole = torch.load(out / "last.pt", weights_only=True)
-    factors = [(group["lr_factor"], group["lr"] / rates[-1]) for group in whole["optimiser"]["param_groups"]]
-    assert factors == [(1.0, pytest.approx(1.0)), (4.0, pytest.approx(4.0))]
-    again = tmp_path / "again"
-    assert camvid.main(["--resume", str(out / "previous.pt"), "--out", str(again), "--device", "cpu"]) == 0
-    other = torch.load(again / "last.pt", weights_only=True)
-    assert whole["iteration"] == other["iteration"] == 2
-    for name, value in whole["model"].items():
-        assert torch.equal(value, other["model"][name]), name
-    for index, state in whole["optimiser"]["state"].items():
-        for name, value in state.items():
-            assert torch.equal(value, other["optimiser"]["state"][index][name]), (index, name)
