@@ -163,7 +163,8 @@ class Reader:
         if not is_run or name in ("convert", "export", "inspect"):
             return arguments
         if "--resume" in arguments and "--preset" not in arguments:
-            return [*arguments, *HERE]  # all other settings come from the resumed run
+            shorter = ["--extend", "2"] if "--extend" in arguments else []
+            return [*arguments, *shorter, *HERE]  # all other settings come from the resumed run
         more = [] if "package" in arguments else ["--backbone", "resnet18"]
         more += [] if "--preset" in arguments else ["--scenes-size", "64", "96"]
         if "--preset" in arguments:

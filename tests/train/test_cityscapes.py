@@ -107,7 +107,7 @@ def test_a_run_leaves_its_records_images_and_results(alone: Path) -> None:
     assert written["starts"][0]["versions"]["torch"] == torch.__version__
     names = sorted(path.name for path in (alone / "images").iterdir())
     assert names == ["attention.png", *(f"town_{index:06d}_000019.png" for index in range(3))]
-    assert {"last.pt", "previous.pt"} <= {path.name for path in alone.iterdir()}
+    assert {"last.pt", "previous.pt", "best.pt"} <= {path.name for path in alone.iterdir()}
 
 
 def test_a_killed_and_resumed_run_ends_bit_for_bit_like_an_undisturbed_one(
