@@ -36,7 +36,9 @@ def smallest(settings: Settings) -> dict[str, tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize(("module", "name"), PRESETS, ids=[f"{name_of(module)}-{name}" for module, name in PRESETS])
-def test_a_preset_trains_with_its_settings(module: ModuleType, name: str, tmp_path: Path) -> None:
+def test_a_preset_trains_with_its_settings(
+    module: ModuleType, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     preset = Settings(**command.presets(module.DATASET)[name])
     flags = smallest(preset)
     words = [str(word) for flag, values in flags.items() for word in (flag, *values)]
@@ -48,3 +50,6 @@ def test_a_preset_trains_with_its_settings(module: ModuleType, name: str, tmp_pa
     kept = {key: value for key, value in vars(preset).items() if key not in given | {"preset"}}
     assert {key: tuple(saved[key]) if isinstance(saved[key], list) else saved[key] for key in kept} == kept
     assert saved["preset"] == name
+    rows, columns = preset.crop
+    departing = f"batch 2 and crop 33x41 depart from the preset {name} ({preset.batch} and {rows}x{columns})"
+    assert departing in capsys.readouterr().out
