@@ -144,6 +144,17 @@ def test_a_run_goes_on_exactly_after_its_first_network_is_gone(first: tuple[Path
     assert other["settings"]["init"] == str(tmp_path / "old")
 
 
+def test_the_averaged_weights_of_a_run_start_another(first: tuple[Path, Path], tmp_path: Path) -> None:
+    data, run = first
+    assert train(data, tmp_path / "run", "--init", str(run), "--classes", *OLD, "--ema", "0.5", "--lr", "1") == 0
+    content = checkpoints.read_checkpoint(tmp_path / "run" / "last.pt")
+    initial = read_initial(str(tmp_path / "run"), {})
+    average = content["average"]
+    assert average is not None
+    assert all(torch.equal(value, average[name]) for name, value in initial.found.weights.items())
+    assert not torch.equal(average["backbone.conv1.weight"], content["model"]["backbone.conv1.weight"])
+
+
 def begin_anew(out: Path) -> None:
     """Leave in a run's folder what it holds before its first checkpoint."""
     for name in ("last.pt", "best.pt", "results.txt"):
