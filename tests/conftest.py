@@ -48,6 +48,14 @@ def _caches_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _files_need_not_outlast_a_power_cut() -> Iterator[None]:
+    """Spare the disk: nothing waits until the files of tests are on it, and those removed soon never get there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def cuda_on_cpu() -> ModuleType:
     """The module tests/cuda_on_cpu/device.py: compiles CUDA sources for this CPU and launches them."""

@@ -1,13 +1,17 @@
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ccgpu.train import camvid
+from ccgpu.train import ade20k, camvid, cityscapes, lip, voc
 from ccgpu.train.data.cityscapes_labels import CITYSCAPES
+from ccgpu.train.scenes import files
+from tests.train.narrow import narrow_backbone  # noqa: F401  # for all tests of this folder
 from tests.train.training import run
 
 
@@ -31,6 +35,24 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(folder / f"town_{index:06d}_000019_{ending}.png")
     return root
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _scenes_are_drawn_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Copy the synthetic images of a command if the same were drawn before: the arguments determine them."""
+    kept = tmp_path_factory.mktemp("scenes")
+
+    def write(root: Path, splits: Mapping[str, int], size: tuple[int, int], seed: int, **options: Any) -> Path:
+        key = f"{options['layout']} {sorted(splits.items())} {tuple(size)} {seed}"
+        drawn = files.write_synthetic(kept / key, splits, size, seed, **options)
+        if not Path(root).exists():
+            shutil.copytree(drawn, root)
+        return files.write_synthetic(root, splits, size, seed, **options)  # leaves the right images as they are
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (ade20k, camvid, cityscapes, lip, voc):
+            patch.setattr(module, "write_synthetic", write)
+        yield
 
 
 @pytest.fixture(scope="session")

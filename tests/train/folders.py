@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.train.narrow import NARROW
+
 COLOURS = np.array([[0, 0, 0], [200, 30, 30], [30, 160, 60]], dtype=np.uint8)
 SIZE = (40, 56)
 TINY = [
-    *("--backbone", "resnet18", "--head-channels", "8", "--crop", "33", "--batch", "2", "--iterations", "2"),
+    *("--backbone", NARROW, "--head-channels", "8", "--crop", "33", "--batch", "2", "--iterations", "2"),
     *("--context", "none", "--workers", "0", "--device", "cpu", "--no-tensorboard"),
 ]
 """Flags of the smallest run."""

@@ -294,7 +294,8 @@ def test_two_processes_open_a_folder_and_take_the_same_for_it(ponds: tuple[Path,
         "--nproc_per_node",
         "2",
         "-m",
-        "train.folder",
+        "tests.train.narrow",
+        "folder",
     ]
     flags = ["--data", str(ponds[0]), "--out", str(tmp_path / "run"), *TINY, "--save-every", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -24,6 +24,7 @@ from ccgpu.train.data.facts import facts_of
 from ccgpu.train.data.pairs import Pair, find_by_name
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.runs import records
+from tests.train.networks import write_network
 from tests.train.training import TINY
 
 SIZE = (48, 64)
@@ -93,7 +94,7 @@ def train(root: Path, out: Path, *flags: str) -> int:
     return command.main(dataset(root), [*TINY, *places, *flags])
 
 
-def test_train_resume_evaluate_predict_attention_and_export(
+def test_train_resume_evaluate_predict_and_attention(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, resumed = tmp_path / "out", tmp_path / "resumed"
@@ -140,12 +141,22 @@ def test_train_resume_evaluate_predict_attention_and_export(
     assert attention.main([str(image), *network, "--out", str(maps), "--device", "cpu"]) == 0
     assert Image.open(maps).mode == "RGB"
 
+
+def test_a_network_for_such_images_is_exported_with_their_format(root: Path, tmp_path: Path) -> None:
+    mean, std = dataset(root).mean, dataset(root).std
+    assert mean is not None
+    assert std is not None
+    images, options = ImageFormat(5, raw=True, dtype="uint16"), {"in_channels": 5, "mean": mean, "std": std}
+    net = write_network(tmp_path / "net.pt", dataset(root).labels, None, images, num_classes=CLASSES, **options)
     exported = tmp_path / "net.pt2"
-    assert export.main([*network, "--to", "torch-export", "--pixels", "--out", str(exported)]) == 0
+    arguments = ("--checkpoint", str(tmp_path / "net.pt"), "--to", "torch-export", "--pixels", "--out", str(exported))
+    assert export.main([*arguments]) == 0
     files = {"ccgpu.json": ""}
     program = torch.export.load(exported, extra_files=files).module()
+    pixels = torch.from_numpy(scene(4)[0].astype(np.float32)).permute(2, 0, 1)[None]
     with torch.no_grad():
-        assert np.array_equal(program(pixels)[0].argmax(dim=0).numpy(), classes)
+        logits = net((pixels - torch.tensor(mean).view(1, 5, 1, 1)) / torch.tensor(std).view(1, 5, 1, 1))
+        torch.testing.assert_close(program(pixels), logits, rtol=0, atol=1e-4 * logits.abs().max().item())
     assert json.loads(files["ccgpu.json"])["images"] == {"channels": 5, "raw": True, "dtype": "uint16"}
 
 

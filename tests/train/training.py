@@ -14,10 +14,11 @@ from PIL import Image
 from ccgpu.train import ade20k, camvid, cityscapes, lip, voc
 from ccgpu.train.metrics import ConfusionMatrix
 from ccgpu.train.runs import records
+from tests.train.narrow import NARROW
 
 COMMANDS = [ade20k, camvid, cityscapes, lip, voc]
 TINY = [
-    *("--backbone", "resnet18", "--head-channels", "8", "--crop", "33", "41", "--batch", "2", "--device", "cpu"),
+    *("--backbone", NARROW, "--head-channels", "8", "--crop", "33", "41", "--batch", "2", "--device", "cpu"),
     *("--iterations", "2", "--save-every", "1", "--log-every", "1", "--lr", "1e-3", "--workers", "0"),
     *("--scenes", "6", "3", "--scenes-size", "64", "96", "--mode", "whole", "--no-tensorboard"),
 ]
