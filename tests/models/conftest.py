@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.models.published_files import State, authors_file, mmsegmentation_file
+from tests.train.narrow import narrow_backbone  # noqa: F401  # of tests.train.networks
 
 
 @pytest.fixture(scope="module")

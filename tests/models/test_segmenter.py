@@ -377,7 +377,7 @@ def test_a_folder_of_a_run_is_its_last_checkpoint(tmp_path: Path) -> None:
     assert np.array_equal(segmenter.predict(image()).classes, scores(net, image()).argmax(0).numpy())
     named = Segmenter.load(tmp_path, device="cpu", labels=LABELS)
     assert named.predict(image()).names == LABELS.names
-    assert "resnet18" in repr(named)
+    assert "narrow" in repr(named)
     assert "soil, water, reed" in repr(named)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"a run's folder with a last\.pt, got the folder .*empty"):
