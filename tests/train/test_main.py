@@ -158,7 +158,7 @@ def test_each_command_has_its_help(words: list[str], capsys: pytest.CaptureFixtu
     is_dataset = words[0] == "train" and words[1] in DATASETS
     assert ("--scenes" in text) is is_dataset
     assert ("--data " in text) is (is_dataset or words[0] == "evaluate")
-    assert ("--clip" in text) is (words == ["train", "camvid"])  # the one dataset of videos
+    assert ("--clip N" in text) is (words == ["train", "camvid"])  # the one dataset of videos
     assert ("default: 0 65535" in " ".join(text.split())) is is_dataset  # a folder's deep images keep their values
     assert "default: None" not in text
     assert "default: none" not in text
