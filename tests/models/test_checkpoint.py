@@ -28,6 +28,7 @@ def run_checkpoint(net: CCNet, **changes: Any) -> dict[str, Any]:
             "value_range": None,
             "images": ImageFormat().as_plain(),
             "settings": {},
+            "lengths": [1],
             "data": "",
             "folder": None,
             "class_weights": None,
@@ -144,7 +145,7 @@ def test_a_run_checkpoint_with_values_of_wrong_types_is_refused(
         checkpoint.read(saved(run_checkpoint(net, **changes), tmp_path, "last.pt"))
 
 
-@pytest.mark.parametrize("header", ["", "{", "3", "{}", '{"format": 3}', '{"format": 4, "network": 2}'])
+@pytest.mark.parametrize("header", ["", "{", "3", "{}", '{"format": 3}', '{"format": 5, "network": 2}'])
 def test_a_safetensors_file_with_another_header_is_refused(header: str, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     path.write_bytes(safetensors_bytes({"a": torch.zeros(2)}, {"ccgpu": header}))
