@@ -107,9 +107,9 @@ class Criterion:
                 criterion(net(its images), its label, totals).total.backward()
 
         adds up the gradient of the whole batch's loss, in the memory of a piece. This is exact for the pixels' losses
-        with their weights, smoothing and focal factor. OHEM's threshold, with the mean over the hard pixels of
-        `average` "labelled", the Dice loss and the category consistent loss are those of each piece, divided by the
-        number of pieces: they need all pixels at once.
+        with their weights, smoothing and focal factor. OHEM, with the mean over the hard pixels of `average`
+        "labelled", the Dice loss and the category consistent loss are those of each piece, divided by the number of
+        pieces: they need all pixels at once. OHEM keeps its share of the pixels in each piece, kept // pieces.
 
         Args:
             label: (B, *S) int64, this process's share of the whole batch.
@@ -171,7 +171,8 @@ class Criterion:
         """Return the main head's loss, with OHEM that of the hard pixels."""
         if self.ohem is None:
             return self.pixels(logits, label, divisor)
-        hard = ohem_label(logits, label, *self.ohem)
+        threshold, kept = self.ohem
+        hard = ohem_label(logits, label, threshold, kept // pieces)
         if self.pixels.average == "labelled":  # how many pixels are hard is not known before the forward
             divisor = self.pixels.divisor(hard) * pieces
         return self.pixels(logits, hard, divisor)

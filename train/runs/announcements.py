@@ -60,3 +60,9 @@ def announce(plan: Plan[Settings], recipe: Settings, device: torch.device, train
             f"{'recipe' if s.preset is None else f'preset {s.preset}'} "
             f"({recipe.batch} and {recipe.crop[0]}x{recipe.crop[1]}), on which its mIoU depends"
         )
+    pixels = s.batch * s.clip * s.crop[0] * s.crop[1]
+    if s.ohem is not None and s.ohem[1] >= pixels:
+        say(
+            f"warning: --ohem keeps at least {s.ohem[1]:.0f} pixels of a step, which has {pixels}: none is left out; "
+            "give a smaller number"
+        )

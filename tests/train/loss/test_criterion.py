@@ -139,11 +139,14 @@ def test_losses_of_unequal_pieces_add_up_to_the_batch(pixels: PixelLoss) -> None
 def test_losses_that_need_all_pixels_are_the_mean_of_those_of_the_pieces() -> None:
     logits, label = random_case(19, size=(24, 17))
     embedding = random_case(20, size=(3, 3))[0]
-    criterion = Criterion(ohem=(0.3, 64), dice_weight=0.5, consistency=ConsistencyWeights())
+    # What OHEM keeps is a number of the whole batch: each of two pieces keeps half of it.
+    criterion, half = (
+        Criterion(ohem=(0.1, kept), dice_weight=0.5, consistency=ConsistencyWeights()) for kept in (256, 128)
+    )
     totals = criterion.totals(label, pieces=2)
     for i in range(2):
         outputs = Outputs(logits[i : i + 1], embedding=embedding[i : i + 1])
-        piece, alone = (criterion(outputs, label[i : i + 1], given) for given in (totals, None))
+        piece, alone = criterion(outputs, label[i : i + 1], totals), half(outputs, label[i : i + 1])
         torch.testing.assert_close(2 * piece.total, alone.total, rtol=1e-12, atol=0)
         for name, value in alone.parts.items():
             torch.testing.assert_close(2 * piece.parts[name], value, rtol=1e-12, atol=0)
