@@ -1,7 +1,8 @@
 """What a training step keeps for backward, for the flags that save memory: `python -m benchmarks.step_memory`.
 
-CCNet with ResNet-50 and R = 2 on the CPU; four images of 193x193, no weights counted (`ccgpu.train.memory`). The bytes
-follow from shapes and dtypes: they are the same on every machine, and on a GPU as far as its operations keep the same.
+CCNet with ResNet-50 and R = 2 on the CPU; four images of 193x193. Weights are not counted (`ccgpu.train.memory`), but
+the copies are that autocast makes of them. The bytes follow from shapes and dtypes: they are the same on every machine,
+and on a GPU as far as its operations keep the same.
 """
 
 from __future__ import annotations
