@@ -11,15 +11,26 @@ from PIL import Image
 from ccgpu.models.labels import IGNORE, Labels
 from ccgpu.models.png_files import strips
 
-# Ignored pixels are black, as in the colour files of Cityscapes.
-_IGNORE_COLOUR = (0, 0, 0)
+# Ignored pixels are black, as in the colour files of Cityscapes, or as the borders in those of Pascal VOC where a class
+# is black; of a grey that no class has, where both are colours of classes.
+_IGNORE_COLOURS = ((0, 0, 0), (224, 224, 192), *((grey, grey, grey) for grey in range(255, 0, -1)))
+
+
+def ignore_colour(colours: np.ndarray) -> tuple[int, int, int]:
+    """Return the RGB colour of ignored pixels, which none of the classes has: black unless a class is black.
+
+    Args:
+        colours: uint8 (K, 3), RGB; K at most 255.
+    """
+    taken = {*map(tuple, colours.tolist())}
+    return next(colour for colour in _IGNORE_COLOURS if colour not in taken)
 
 
 def colour_mask(classes: torch.Tensor | np.ndarray, colours: np.ndarray) -> np.ndarray:
     """Return a label map or prediction in the dataset's colours.
 
     Args:
-        classes: (H, W) of integers, 0 .. K - 1, or 255 for ignored pixels (shown black); on the CPU.
+        classes: (H, W) of integers, 0 .. K - 1, or 255 for ignored pixels (`ignore_colour`); on the CPU.
         colours: uint8 (K, 3), RGB; K at most 255.
 
     Returns:
@@ -38,7 +49,7 @@ def colour_mask(classes: torch.Tensor | np.ndarray, colours: np.ndarray) -> np.n
         )
     table = np.zeros((IGNORE + 1, 3), dtype=np.uint8)
     table[: len(colours)] = colours
-    table[IGNORE] = _IGNORE_COLOUR
+    table[IGNORE] = ignore_colour(colours)
     return table[values.astype(np.int64)]
 
 

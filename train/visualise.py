@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
-from ccgpu.models.colouring import colour_mask
+from ccgpu.models.colouring import colour_mask, ignore_colour
 from ccgpu.models.fonts import font_and_texts
 from ccgpu.models.labels import IGNORE
 from ccgpu.models.legend import Entry, draw_legend, text_size, with_legend
 
-NOT_SCORED: Entry = ("not scored", (0, 0, 0))  # the legend's entry of pixels without a class, which are drawn black
 GAP = 4  # pixels between two images
 # Colours of attention from low, where the overlay is transparent, to high: red, orange, pale yellow (RGB 0..255).
 HEAT = np.array([[60, 0, 40], [190, 10, 30], [250, 130, 20], [255, 250, 170]], dtype=np.float64)
@@ -65,7 +64,7 @@ def side_by_side(
     shown = [index for index in np.argsort(-pixels[:IGNORE], kind="stable") if pixels[index]]  # the largest first
     entries: list[Entry] = [(names[index], colours[index].tolist()) for index in shown]
     if pixels[IGNORE]:
-        entries.append(NOT_SCORED)
+        entries.append(("not scored", ignore_colour(colours)))
     return with_legend(sheet, draw_legend(entries, wide, size))
 
 

@@ -31,6 +31,15 @@ def test_colour_mask_takes_up_to_255_classes(number: int) -> None:
     assert np.array_equal(colour_mask(classes, colours), [[*colours, (0, 0, 0)]])
 
 
+@pytest.mark.parametrize(
+    ("taken", "colour"),
+    [([(0, 0, 0)], (224, 224, 192)), ([(0, 0, 0), (224, 224, 192), (255, 255, 255)], (254, 254, 254))],
+)
+def test_ignored_pixels_have_a_colour_that_no_class_has(taken: list, colour: tuple[int, ...]) -> None:
+    colours = np.concatenate([COLOURS, np.array(taken, dtype=np.uint8)])
+    assert colour_mask(np.array([[255]]), colours).tolist() == [[[*colour]]]
+
+
 @pytest.mark.parametrize("bad", [[[4]], [[-1]], [[254]], [0, 1]])
 def test_colour_mask_refuses_what_is_no_class(bad: list) -> None:
     with pytest.raises(ValueError, match=r"colour_mask: classes must be .* values 0\.\.3 or 255"):

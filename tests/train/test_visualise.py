@@ -35,8 +35,8 @@ def test_side_by_side_has_a_legend_of_the_classes_that_occur() -> None:
     image = np.full((20, 60, 3), 250, dtype=np.uint8)
     truth, prediction = np.zeros((20, 60), dtype=np.uint8), np.full((20, 60), 2)
 
-    def below() -> np.ndarray:
-        sheet = np.asarray(side_by_side(image, truth, prediction, COLOURS, NAMES))
+    def below(colours: np.ndarray = COLOURS) -> np.ndarray:
+        sheet = np.asarray(side_by_side(image, truth, prediction, colours, NAMES))
         return sheet[caption_height(SMALLEST_TEXT) + 20 :]
 
     def swatch(colour: Sequence[int]) -> int:
@@ -49,6 +49,8 @@ def test_side_by_side_has_a_legend_of_the_classes_that_occur() -> None:
     legend = below()
     assert [swatch(colour) > 100 for colour in COLOURS] == [True, False, True, False]
     assert swatch((0, 0, 0)) > ink + 100, "pixels without a class are named too"
+    legend = below(np.array([[0, 0, 0], *COLOURS[1:]], dtype=np.uint8))
+    assert swatch((224, 224, 192)) > 100, "in another colour where a class is black"
 
 
 def test_captions_grow_with_the_image() -> None:
