@@ -19,7 +19,7 @@ from PIL import Image
 
 from ccgpu.models.labels import Labels
 from ccgpu.train import command
-from ccgpu.train.data.listed import find_listed, read_list
+from ccgpu.train.data.listed import files_by_name, find_listed, read_list
 from ccgpu.train.data.pairs import Pair
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.presets import DEMO, MMSEGMENTATION
@@ -80,10 +80,11 @@ def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
     """
     top = Path(root)
     root = next((top / name for name in _ROOTS if (top / name).is_dir()), top)
+    augmented = root / _AUGMENTED
     is_augmented = split in ("aug", "trainaug", "train_aug")
-    if is_augmented and labelled and not (root / _AUGMENTED).is_dir():
+    if is_augmented and labelled and not augmented.is_dir():
         raise FileNotFoundError(
-            f"find_pairs: split {split!r} must have its masks in {root / _AUGMENTED}, got no such folder; unpack "
+            f"find_pairs: split {split!r} must have its masks in {augmented}, got no such folder; unpack "
             "SegmentationClassAug.zip (masks of the Semantic Boundaries Dataset as PNG files) there, or make it of "
             "SBD's archive with mmsegmentation's tools/dataset_converters/voc_aug.py. --train-split train trains on "
             "VOC's own 1464 images without it."
@@ -94,9 +95,14 @@ def find_pairs(root: Path, split: str, labelled: bool = True) -> list[Pair]:
             "--split test --unlabelled --save-predictions DIR predicts its images."
         )
     folder = root / _LISTS
-    if split == "aug" and not (folder / "aug.txt").is_file() and (root / _AUGMENTED).is_dir():
-        own = {name for part in ("train", "val") for name in read_list(folder, part)}
-        names = [path.stem for path in (root / _AUGMENTED).iterdir() if path.suffix == ".png" and path.stem not in own]
+    if split == "aug" and not (folder / "aug.txt").is_file() and augmented.is_dir():
+        files = files_by_name("label files", augmented, ".png")
+        if not files:
+            raise FileNotFoundError(
+                f"find_pairs: masks NAME.png of the split 'aug' must lie in {augmented}, got none; move them there "
+                "from the folder into which they were unpacked."
+            )
+        names = [*files.keys() - {name for part in ("train", "val") for name in read_list(folder, part)}]
     else:
         names = read_list(folder, split)
     masks = (_AUGMENTED,) if split == "aug" else (_AUGMENTED, _MASKS) if is_augmented else (_MASKS,)

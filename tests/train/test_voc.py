@@ -108,8 +108,29 @@ def test_folders_that_are_missing_are_named(root: Path, tmp_path: Path) -> None:
         voc.find_pairs(root, "aug", False)
     assert [*found(root, "train")] == ["a", "b"]
     (root / "JPEGImages").rename(root / "images")
-    with pytest.raises(FileNotFoundError, match=r"must lie in .*JPEGImages, got no such folder"):
+    with pytest.raises(FileNotFoundError, match=r"images must lie in .*, got no folder 'JPEGImages'.*\n  ImageSets"):
         voc.find_pairs(root, "train")
+
+
+def test_a_folder_that_is_none_of_voc_is_told_with_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "VOC2007").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"got no folder 'ImageSets' in .*\n  VOC2007"):
+        voc.find_pairs(tmp_path, "train")
+
+
+def test_augmented_masks_one_folder_too_deep_are_told(root: Path) -> None:
+    (root / "SegmentationClassAug").rename(root / "inner")
+    (root / "SegmentationClassAug").mkdir()
+    (root / "inner").rename(root / "SegmentationClassAug/SegmentationClassAug")
+    with pytest.raises(FileNotFoundError, match=r"'aug' must lie in .*Aug, got none; move them there"):
+        voc.find_pairs(root, "aug")
+
+
+def test_hidden_files_of_macos_are_no_masks(root: Path) -> None:
+    touch(root, "SegmentationClassAug/._d.png", "JPEGImages/._d.jpg", "ImageSets/Segmentation/._val.txt")
+    assert [*found(root, "aug")] == ["d", "e"]
+    with pytest.raises(FileNotFoundError, match=r"Lists there: test train trainval val$"):
+        voc.find_pairs(root, "minival")
 
 
 def test_an_empty_list_is_no_split(root: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from ccgpu.models.image_files import SUFFIXES
-from ccgpu.train.data.pairs import Pair, listing
+from ccgpu.train.data.pairs import Pair, check_folder, listing
 
 
 def read_list(folder: Path, split: str) -> list[str]:
@@ -16,12 +16,13 @@ def read_list(folder: Path, split: str) -> list[str]:
     "/JPEGImages/2007_000032.jpg /SegmentationClass/2007_000032.png" is 2007_000032. Blank lines are left out.
 
     Raises:
-        FileNotFoundError: there is no such list; the message names those that there are.
+        FileNotFoundError: there is no such list, or no folder of lists; the message names those that there are.
         ValueError: the list is empty, or no text.
     """
+    check_folder("read_list", "the lists of the splits", folder)
     path = folder / f"{split}.txt"
     if not path.is_file():
-        there = sorted(file.stem for file in folder.glob("*.txt")) if folder.is_dir() else []
+        there = sorted(file.stem for file in folder.glob("*.txt") if not file.name.startswith("."))
         raise FileNotFoundError(
             f"read_list: split must be one of the lists of {folder}, got {split!r}; correct the dataset's folder or the"
             f" split. Lists there: {' '.join(there) or 'none'}"
@@ -56,8 +57,8 @@ def find_listed(names: Iterable[str], images: Path, masks: Sequence[Path], split
     wanted = sorted(names)
     if not wanted:
         raise ValueError(f"find_listed: split must name images, got none for {split!r}; correct its list.")
-    photos = _files(images, ".jpg")
-    labels = [_files(folder, ".png") for folder in masks if folder.is_dir() or folder == masks[0]]
+    photos = files_by_name("images", images, ".jpg")
+    labels = [files_by_name("label files", folder, ".png") for folder in masks if folder.is_dir() or folder == masks[0]]
     found, missing = [], []
     for name in wanted:
         image = photos.get(name)
@@ -76,10 +77,18 @@ def find_listed(names: Iterable[str], images: Path, masks: Sequence[Path], split
     return found
 
 
-def _files(folder: Path, suffix: str) -> dict[str, Path]:
-    """Return name -> file of a folder's files with an ending, upper or lower case."""
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"find_pairs: files must lie in {folder}, got no such folder; correct the dataset's folder or the split."
-        )
-    return {path.name[: -len(suffix)]: path for path in folder.iterdir() if path.name.lower().endswith(suffix)}
+def files_by_name(kind: str, folder: Path, suffix: str) -> dict[str, Path]:
+    """Return name -> file of a folder's files with an ending, upper or lower case; hidden files are left out.
+
+    Args:
+        kind: what they are, for the message.
+        folder: the folder.
+        suffix: the ending, in lower case.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        OSError: it cannot be read.
+    """
+    check_folder("find_pairs", kind, folder)
+    files = (path for path in folder.iterdir() if not path.name.startswith("."))  # macOS leaves ._a.png beside a.png
+    return {path.name[: -len(suffix)]: path for path in files if path.name.lower().endswith(suffix)}

@@ -212,14 +212,7 @@ def _files_by_name(
     function: str, kind: str, folder: Path, suffixes: Sequence[str], depth: int | None, most: int | None
 ) -> tuple[dict[tuple[str, str], Path], str]:
     """Return (subfolder, name) -> file, and what to do about files of one name."""
-    if not folder.is_dir():
-        above = next(parent for parent in folder.parents if parent.is_dir())
-        missing = folder.relative_to(above).parts[0]
-        there = sorted(path.name for path in above.iterdir() if path.is_dir() and not path.name.startswith("."))
-        raise FileNotFoundError(
-            f"{function}: {kind} must lie in {folder}, got no folder {missing!r} in {above}; correct the dataset's "
-            f"folder or the split. Folders there:\n{listing(there) or '  none'}"
-        )
+    check_folder(function, kind, folder)
     found: dict[tuple[str, str], Path] = {}
     twice = []
     for path in _entries(folder, depth):
@@ -231,6 +224,23 @@ def _files_by_name(
             twice.append(f"{found[key]} and {path.name}")
         found[key] = path
     return found, _twice(twice, most) if twice else ""
+
+
+def check_folder(function: str, kind: str, folder: Path) -> None:
+    """Check that a folder is there.
+
+    Raises:
+        FileNotFoundError: it is not; the message names the first folder above it that is, and what lies in that.
+    """
+    if folder.is_dir():
+        return
+    above = next(parent for parent in folder.parents if parent.is_dir())
+    missing = folder.relative_to(above).parts[0]
+    there = sorted(path.name for path in above.iterdir() if path.is_dir() and not path.name.startswith("."))
+    raise FileNotFoundError(
+        f"{function}: {kind} must lie in {folder}, got no folder {missing!r} in {above}; correct the dataset's "
+        f"folder or the split. Folders there:\n{listing(there) or '  none'}"
+    )
 
 
 def _twice(files: Sequence[str], most: int | None) -> str:
