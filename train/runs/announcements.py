@@ -60,9 +60,23 @@ def announce(plan: Plan[Settings], recipe: Settings, device: torch.device, train
             f"{'recipe' if s.preset is None else f'preset {s.preset}'} "
             f"({recipe.batch} and {recipe.crop[0]}x{recipe.crop[1]}), on which its mIoU depends"
         )
-    pixels = s.batch * s.clip * s.crop[0] * s.crop[1]
-    if s.ohem is not None and s.ohem[1] >= pixels:
-        say(
-            f"warning: --ohem keeps at least {s.ohem[1]:.0f} pixels of a step, which has {pixels}: none is left out; "
+    for line in without_effect(s):
+        say(f"warning: {line}")
+
+
+def without_effect(settings: Settings) -> list[str]:
+    """Return a line for each flag that changes nothing in a run of these settings."""
+    lines = []
+    pixels = settings.batch * settings.clip * settings.crop[0] * settings.crop[1]
+    if settings.ohem is not None and settings.ohem[1] >= pixels:
+        lines.append(
+            f"--ohem keeps at least {settings.ohem[1]:.0f} pixels of a step, which has {pixels}: none is left out; "
             "give a smaller number"
         )
+    evaluations = -(-settings.iterations // settings.eval_every) if settings.eval_every else 1
+    if settings.patience > 0 and settings.patience >= evaluations - 1:
+        lines.append(
+            f"--patience {settings.patience} cannot end a run of {evaluations} evaluations early; lower it, or evaluate "
+            f"more often than every {settings.eval_every} steps (--eval-every)"
+        )
+    return lines

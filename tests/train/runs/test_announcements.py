@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ccgpu.train.runs.announcements import announce
+from ccgpu.train.runs.announcements import announce, without_effect
 from ccgpu.train.runs.plan import Plan
 from ccgpu.train.runs.settings.training import Settings
 
@@ -28,3 +28,16 @@ def test_ohem_that_keeps_all_pixels_of_a_step_is_told(
     kept = f"{changes['ohem'][1]:.0f}"
     expected = f"warning: --ohem keeps at least {kept} pixels of a step, which has {pixels}: none is left out; give a "
     assert told == ([] if pixels is None else [f"{expected}smaller number"])
+
+
+@pytest.mark.parametrize(
+    ("iterations", "every", "patience", "evaluations"),
+    [(10, 2, 3, None), (10, 2, 4, 5), (10, 3, 2, None), (10, 3, 3, 4), (10, 10, 1, 1), (10, 10, 0, None)],
+)
+def test_patience_that_the_evaluations_cannot_exhaust_is_told(
+    iterations: int, every: int, patience: int, evaluations: int | None
+) -> None:
+    """The first of five evaluations is the best so far, and the fifth ends the run anyway: three may be in vain."""
+    lines = without_effect(Settings(iterations=iterations, eval_every=every, patience=patience))
+    told = f"--patience {patience} cannot end a run of {evaluations} evaluations early; lower it, or evaluate more often "
+    assert lines == ([] if evaluations is None else [f"{told}than every {every} steps (--eval-every)"])

@@ -86,8 +86,8 @@ class LossSettings:
         weights = self.given_weights
         if self.class_weights and not self.counts_classes and not _are_weights(weights):
             problems.append(
-                f"--class-weights must be numbers of 0 or more, not all 0, or {MEDIAN_FREQUENCY}, got "
-                f"{' '.join(self.class_weights)}"
+                f"--class-weights must be numbers of 0 or more, above 0 for two classes or more, or "
+                f"{MEDIAN_FREQUENCY}, got {' '.join(self.class_weights)}"
             )
         if self.ohem is not None:
             threshold, kept = self.ohem
@@ -103,6 +103,13 @@ class LossSettings:
             problems.append(
                 "--focal must come without --ohem, got both: each of them turns the loss to the hard pixels"
             )
+        usual = LossSettings()
+        if not self.ccl:
+            problems += [
+                f"--{name.replace('_', '-')} must come with --ccl, got it without"
+                for name in ("ccl_weights", "ccl_margins", "ccl_form")
+                if getattr(self, name) != getattr(usual, name)
+            ]
         if self.ccl_margins[0] > self.ccl_margins[1]:
             problems.append(f"--ccl-margins must be V D with V <= D, got {self.ccl_margins[0]} {self.ccl_margins[1]}")
         return problems
@@ -132,4 +139,9 @@ class LossSettings:
 
 
 def _are_weights(weights: tuple[float, ...] | None) -> bool:
-    return weights is not None and all(0 <= weight < math.inf for weight in weights) and any(weights)
+    """Return whether these can weigh classes; any network reaches loss 0 on the pixels of a single class."""
+    return (
+        weights is not None
+        and all(0 <= weight < math.inf for weight in weights)
+        and sum(weight > 0 for weight in weights) > 1
+    )
