@@ -76,7 +76,7 @@ def without_effect(settings: Settings) -> list[str]:
     evaluations = -(-settings.iterations // settings.eval_every) if settings.eval_every else 1
     if settings.patience > 0 and settings.patience >= evaluations - 1:
         lines.append(
-            f"--patience {settings.patience} cannot end a run of {evaluations} evaluations early; lower it, or evaluate "
-            f"more often than every {settings.eval_every} steps (--eval-every)"
+            f"--patience {settings.patience} cannot end a run of {evaluations} evaluations early; lower it, or "
+            f"evaluate more often than every {settings.eval_every} steps (--eval-every)"
         )
     return lines
