@@ -23,6 +23,9 @@ from ccgpu.models.heads import AuxiliaryHead, CCHead, as_clips, as_frames
 
 # Channels of the embedding for the category consistent loss (TPAMI 2020, section 4.1).
 EMBEDDING_CHANNELS = 16
+# Arguments of `CCNet` that are yes or no, and those of them that None leaves to the backbone.
+_SWITCHES = ("auxiliary", "align_corners", "recompute", "halved_dilation", "ceil_mode")
+_OF_RESNETS = ("halved_dilation", "ceil_mode")
 
 
 class Outputs(NamedTuple):
@@ -87,7 +90,7 @@ class CCNet(nn.Module):
         config: all arguments but backend, by name, as plain values; `CCNet(**config)` builds the same network.
 
     Raises:
-        TypeError: a size is not an int, or the images are not floating point.
+        TypeError: a size is not an int or a switch not a bool, or the images are not floating point.
         ValueError: an argument is out of its range, or the images have another shape.
 
     `torch.compile(fullgraph=True)` takes a network in either mode, `torch.export.export` one in eval mode. With axes
@@ -154,6 +157,10 @@ class CCNet(nn.Module):
         )
         for name, value, minimum in sizes:
             require_int("CCNet", name, value, minimum)
+        for name in _SWITCHES:
+            if not isinstance(arguments[name], bool) and not (arguments[name] is None and name in _OF_RESNETS):
+                found = type(arguments[name]).__name__
+                raise TypeError(f"CCNet: {name} must be a bool, got {found}; pass True or False.")
         if not 0 <= dropout <= 1:
             raise ValueError(f"CCNet: dropout must be from 0 to 1, got {dropout}; pass a probability.")
         self.dims = dims
@@ -226,7 +233,7 @@ class CCNet(nn.Module):
                 769x769. The authors' files do not hold R; 2 is assumed.
 
         Raises:
-            TypeError: num_classes is not an int, or classes is a text instead of several.
+            TypeError: num_classes is not an int, or classes is a text instead of several, or holds others.
             FileNotFoundError: there is no file at path. (Any other OSError from opening it is passed on.)
             ValueError: a damaged file; an unknown layout; entries that are missing, surplus or misshapen, all of which
                 are listed; weights that are NaN or infinite; changes that do not fit; num_classes and classes that do
@@ -237,13 +244,14 @@ class CCNet(nn.Module):
         found = checkpoint.read(path, **changes)
         drawn: list[str] = []
         if num_classes is not None or classes is not None:
-            if isinstance(classes, str):
+            names = None if classes is None else [classes] if isinstance(classes, str) else [*classes]
+            if isinstance(classes, str) or not all(isinstance(name, str) for name in names or ()):
                 raise TypeError(
-                    f"CCNet.from_checkpoint: classes must be several names, got the text {classes!r}; pass a list."
+                    f"CCNet.from_checkpoint: classes must be several names, got {classes!r}; pass a list of texts."
                 )
-            number = len(classes or ()) if num_classes is None else num_classes
+            number = len(names or ()) if num_classes is None else num_classes
             require_int("CCNet.from_checkpoint", "num_classes", number, 1)
-            found, kept, drawn = checkpoint.with_classes(found, classes, number)
+            found, kept, drawn = checkpoint.with_classes(found, names, number)
         if found.source == published.RESNET:
             warnings.warn(f"CCNet.from_checkpoint: {'; '.join(found.notes)}.", stacklevel=2)
         elif drawn:

@@ -387,6 +387,8 @@ def _skeleton(path: str | os.PathLike[str], network: Mapping[str, Any]) -> dict[
     try:
         with torch.device("meta"):
             return CCNet(**network).state_dict()
+    except RuntimeError as error:  # the package of the backbone is there and cannot be imported
+        raise ImportError(f"{FUNCTION}: {os.fspath(path)!r} must find the package of its backbone: {error}") from error
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{FUNCTION}: {os.fspath(path)!r} must describe a network of this version of ccgpu, got {dict(network)}: "

@@ -132,7 +132,7 @@ def _mmsegmentation(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Lay
     found = re.search(r"align_corners['\"]?\s*[=:]\s*(True|False)", text)
     if found is None:
         notes["align_corners"] = "the file has no config: align_corners=False was taken; configs for 769x769 have True"
-    loops = re.search(r"recurrence['\"]?\s*[=:]\s*(\d+)", text)
+    loops = re.search(r"recurrence['\"]?\s*[=:]\s*(\d{1,3})\b", text)
     if loops is None:
         notes["recurrence"] = "the file has no config: R = 2 loops were taken"
     config = {

@@ -224,7 +224,7 @@ def prepare(
         dataset = as_trained(dataset, images, plan.checkpoint["network"])
     elif request.initial is not None:
         dataset = normalised_as(dataset, request.initial)
-    torch.manual_seed(settings.seed)
+    checkpoints.seed_all(settings.seed)
     # The network and its optimiser.
     precision = Precision(device, settings.amp, settings.channels_last)
     net = build_network(settings, dataset, device, pretrained=plan.checkpoint is None, initial=request.initial)
@@ -305,7 +305,8 @@ def train_and_evaluate(
             # A checkpoint is written before it is evaluated: a run that was stopped between the two evaluates it now.
             if evaluation_due(settings, plan.start) and plan.start not in evaluated:
                 run.evaluate(plan.start)
-            finished = run.scores.stalled_at(plan.start, settings.patience) or follow(steps, run, settings, plan.start)
+            ended = plan.start not in plan.lengths[:-1] and run.scores.stalled_at(plan.start, settings.patience)
+            finished = ended or follow(steps, run, settings, plan.start)
         except engine.Interrupted:
             pass
         except RuntimeError as error:  # a scheduler's SIGTERM reaches the loaders' processes too, and ends them

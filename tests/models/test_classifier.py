@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -172,5 +173,10 @@ def test_from_checkpoint_takes_classes(mmsegmentation: State, tmp_path: Path) ->
         CCNet.from_checkpoint(path, num_classes=2, classes=["sky"])
     with pytest.raises(ValueError, match="num_classes must be 1 or more, got 0"):
         CCNet.from_checkpoint(path, classes=[])
-    with pytest.raises(TypeError, match="classes must be several names, got the text 'sky'"):
+    with pytest.raises(TypeError, match="classes must be several names, got 'sky'"):
         CCNet.from_checkpoint(path, classes="sky")
+    with pytest.raises(TypeError, match=r"classes must be several names, got \[1, 2\]"):
+        CCNet.from_checkpoint(path, classes=[1, 2])  # type: ignore[list-item]
+    names: Any = np.array(["road", "sky"])
+    for given in (names, iter(names)):
+        assert CCNet.from_checkpoint(path, classes=given).config["num_classes"] == 2

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ccgpu.models import checkpoint
+from ccgpu.models import checkpoint, published
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.published import AUTHORS_MEAN
 from tests.models.published_files import (
@@ -103,6 +103,14 @@ def test_names_without_their_colours_are_kept(mmsegmentation: State, palette: An
     meta = {"cfg": config_text(True, 3), "dataset_meta": {"classes": ("a", "b"), "palette": palette}}
     found = checkpoint.read(saved({"meta": meta, "state_dict": mmsegmentation}, tmp_path))
     assert found.labels == {"names": ["a", "b"], "colours": [[128, 0, 0], [0, 128, 0]]}
+
+
+def test_loops_without_end_are_not_taken_from_a_config(mmsegmentation: State) -> None:
+    for digits in ("1" * 10, "1" * 5000):  # int() takes up to 4300
+        text = config_text(True, 3).replace("recurrence=3", f"recurrence={digits}")
+        layout = published.recognise(mmsegmentation, {"config": text})
+        assert layout is not None
+        assert (layout.config["recurrence"], [*layout.notes]) == (2, ["recurrence"])
 
 
 def test_mmsegmentation_file_without_a_config_says_what_was_assumed(mmsegmentation: State, tmp_path: Path) -> None:

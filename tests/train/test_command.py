@@ -9,8 +9,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from ccgpu.models import checkpoint
+from ccgpu.models.ccnet import CCNet
+from ccgpu.models.checkpoint import Checkpoint
 from ccgpu.train import ade20k, camvid, cityscapes, command, evaluate, lip
 from ccgpu.train.metrics import SCORES as METRICS
 from ccgpu.train.runs import setup
@@ -180,7 +184,21 @@ def test_a_package_that_cannot_be_imported_is_told_in_one_line(
     out = tmp_path / "run"
     flags = [*TINY, "--data", str(tiny_data), "--backbone", "timm:resnet18", "--out", str(out)]
     assert cityscapes.main(flags) == 2
-    assert "timm must be importable for 'timm:resnet18', got RuntimeError: operator" in told(capsys, "train")
+    message = "timm must be importable for 'timm:resnet18', got RuntimeError: operator"
+    assert message in told(capsys, "train")
+    path = tmp_path / "net.pt"
+    net = CCNet("resnet18", 19, head_channels=8)
+    checkpoint.write(path, Checkpoint(net.config, net.state_dict()))
+    content = torch.load(path, weights_only=True)
+    content["ccgpu"]["network"]["backbone"] = "timm:resnet18"
+    torch.save(content, path)
+    given = [*TINY, "--data", str(tiny_data), "--out", str(out)]
+    assert cityscapes.main([*given, "--init", str(path)]) == 2
+    assert message in told(capsys, "train")
+    assert cityscapes.main([*given, "--imagenet", str(path)]) == 2
+    assert f"load_imagenet: {str(path)!r}" in capsys.readouterr().err
+    assert evaluate.main(["--checkpoint", str(path)]) == 2
+    assert message in told(capsys, "evaluate")
     assert not out.exists()
 
 

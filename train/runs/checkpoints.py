@@ -46,6 +46,13 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written, read or used; the message names the file and what to do."""
 
 
+def seed_all(seed: int) -> None:
+    """Seed all random generators whose states a checkpoint holds; `seed`: 0 .. 2**63 - 1."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  # NumPy takes no larger ones
+    random.seed(seed)
+
+
 def random_state() -> dict[str, Any]:
     """Return the states of all random generators (torch on CPU and CUDA, NumPy, Python) as plain values and tensors."""
     numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002  # a timm or user module may draw from the global one

@@ -261,7 +261,7 @@ def saved_values(settings: type, saved: Mapping[str, Any], source: str) -> dict[
     if set(saved) != set(known):
         raise ValueError(
             f"{source} must have this version's settings, got a difference in {sorted(set(saved) ^ set(known))}; use "
-            "the version of ccgpu that wrote it."
+            "the command that began it, in the version of ccgpu that wrote it."
         )
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
     wrong = [f"{flag(name)} {value!r:.60}" for name, value in values.items() if not is_value(known[name], value)]

@@ -52,7 +52,8 @@ def read_initial(path: str, flags: Mapping[str, Any]) -> Initial:
         flags: the settings that the command line gives, by name.
 
     Raises:
-        ValueError, OSError: the file cannot be used or holds a backbone alone, or flags contradict its network.
+        ValueError, OSError, ImportError: the file cannot be used or holds a backbone alone, or flags contradict its
+            network.
     """
     try:
         found = checkpoint.read(path)
@@ -88,7 +89,7 @@ def holds_network(path: str) -> bool:
     """Return whether a file holds a whole network, as --init takes it."""
     try:
         return checkpoint.read(path).source != RESNET
-    except (OSError, TypeError, ValueError):
+    except (ImportError, OSError, TypeError, ValueError):
         return False
 
 

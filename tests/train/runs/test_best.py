@@ -293,6 +293,18 @@ def test_patience_needs_evaluations_during_training(
 # --extend
 
 
+def test_a_run_is_extended_after_evaluations_without_a_better_score(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    score(monkeypatch, (200, 400, 300, 300, 300, 200, 100))
+    assert train(out, "--patience", "3", data=data) == 0
+    assert resume(out, "--extend", "2") == 0
+    assert iteration_of(out / "last.pt") == 6  # one more step and evaluation, which was no better
+    assert resume(out) == 0  # finished
+    assert iteration_of(out / "last.pt") == 6
+
+
 @pytest.fixture(scope="module")
 def extended(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of 5 steps, made 2 steps longer; tests leave it as it is."""

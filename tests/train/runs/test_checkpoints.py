@@ -85,6 +85,19 @@ def test_random_state_returns_every_generator(tmp_path: Path) -> None:
     assert draws() == first
 
 
+def test_a_seed_decides_every_generator() -> None:
+    before = checkpoints.random_state()
+    try:
+        checkpoints.seed_all(2**40 + 7)
+        first = draws()
+        checkpoints.seed_all(2**40 + 7)
+        assert draws() == first
+        checkpoints.seed_all(2**40 + 8)
+        assert not {*draws()} & {*first}
+    finally:
+        checkpoints.set_random_state(before)
+
+
 def test_restore_returns_network_and_optimiser(tmp_path: Path) -> None:
     net, optimiser = trained()
     checkpoints.save_checkpoint(tmp_path, checkpoint(5, net, optimiser))
