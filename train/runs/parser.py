@@ -65,9 +65,11 @@ class _Parser(argparse.ArgumentParser):
         return f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
 
     def _near(self, word: str) -> list[str]:
-        """Return the flags that are spelled like a word or, if there are none, those whose help names it."""
+        """Return the flags that begin with a word, else those spelled like it, else those whose help has its words."""
         flags = [name for action in self._actions for name in action.option_strings]
+        begun = [name for name in flags if len(word) > len("--") and name.startswith(word.lower())]
         spelled = difflib.get_close_matches(word.lower(), flags, n=1, cutoff=0.7)
-        phrase = re.compile(rf"\b{re.escape(re.sub('[-_]+', ' ', word).strip().lower())}\b")
+        words = re.sub("[-_]+", " ", word).strip().lower().replace("color", "colour")
+        phrase = re.compile(rf"\b{re.escape(words)}\b")
         named = [a.option_strings[0] for a in self._actions if a.option_strings and phrase.search(a.help or "")]
-        return spelled or named[:2]
+        return begun[:2] or spelled or named[:2]

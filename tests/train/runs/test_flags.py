@@ -106,3 +106,21 @@ def test_flags_that_are_empty_missing_or_unknown(
     with pytest.raises(SystemExit, match="2"):
         predict.main(words)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "flag"),
+    [
+        ("--warmup", "--warmup-steps"),  # and not --amp, which is spelled more like it
+        ("--early-stopping", "--patience"),
+        ("--gradient-accumulation", "--accumulate"),
+        ("--color-jitter", "--photometric"),
+        ("--class-weight", "--class-weights"),
+    ],
+)
+def test_other_names_of_flags_lead_to_them(word: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = command_parser("train", "")
+    add_flags(parser, Settings, {})
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args([word, "1"])
+    assert f"{word} 1; did you mean {flag}?" in capsys.readouterr().err

@@ -81,7 +81,9 @@ class AugmentationSettings:
     )
     random_flip: bool = option(True, "flip half of the training images", kind=bool)
     photometric: bool = option(
-        False, "change brightness, contrast, saturation and hue of the crops at random (8-bit RGB)", kind=bool
+        False,
+        "colour jitter: change brightness, contrast, saturation and hue of the crops at random (8-bit RGB)",
+        kind=bool,
     )
 
     def problems(self) -> list[str]:

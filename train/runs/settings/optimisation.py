@@ -20,8 +20,8 @@ class OptimisationSettings:
     batch: int = option(8, "images or clips per step, over all processes", kind=int, least=1, most=MOST_BATCH)
     accumulate: int = option(
         1,
-        "cut the batch of a step into K pieces that go through the network one after the other, in the memory of one; "
-        "batch norm sees the pieces one by one, and so do --ohem, --dice and --ccl",
+        "gradient accumulation: the batch of a step goes through the network in K pieces one after the other, in the "
+        "memory of one; batch norm sees the pieces one by one, and so do --ohem, --dice and --ccl",
         kind=int,
         metavar="K",
         least=1,

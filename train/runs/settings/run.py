@@ -39,7 +39,7 @@ class RunSettings:
     )
     patience: int = option(
         0,
-        "stop after so many evaluations in a row without a better first score, 0 for never",
+        "early stopping: end after so many evaluations in a row without a better first score, 0 for never",
         kind=int,
         metavar="N",
         decides="nothing",

@@ -119,12 +119,10 @@ def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.
             f"({dataset.images}), got authors"
         )
     if s.preset is not None and s.preset not in dataset.presets:
-        known = f"one of {', '.join(dataset.presets)}" if dataset.presets else "left out"
+        own = f"one of {', '.join(dataset.presets)} for {dataset.name}"
+        known = own if dataset.presets else f"left out for {dataset.name}, which has no presets"
         others = PRESETS.get(s.preset, ())
-        problems.append(
-            f"--preset must be {known} for {dataset.name}, which has no other, got {s.preset}"
-            + (f", a preset of {' and '.join(others)}" if others else "")
-        )
+        problems.append(f"--preset must be {known}, got {s.preset}{', a preset of ' * bool(others)}{', '.join(others)}")
     if s.data is None and dataset.write_synthetic is None:
         problems.append("--data must name the dataset's folder, got nothing")
     synthetic = {*dataset.recipe.get("train_split", ("train",)), *dataset.recipe.get("val_split", ("val",))}
