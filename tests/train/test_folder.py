@@ -122,6 +122,23 @@ def test_resume_goes_on_with_the_split_and_leaves_new_images_out(
     assert all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])
 
 
+def test_a_run_without_a_checkpoint_begins_anew_with_the_recipe_that_it_had(
+    copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = copied[1]
+    before = saved(out)
+    for path in (*out.glob("*.pt"), out / "results.txt"):
+        path.unlink()
+    assert folder.main(["--resume", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "no checkpoint in" in shown
+    for wrong in ("--backbone", "--crop", "--batch", "--iterations", "depart from the recipe"):
+        assert wrong not in shown
+    after = saved(out)
+    assert (after["folder"]["recipe"], after["settings"]) == (before["folder"]["recipe"], before["settings"])
+    assert all(torch.equal(value, after["model"][name]) for name, value in before["model"].items())
+
+
 def test_images_of_the_split_that_are_gone_are_told(
     copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -99,8 +99,10 @@ class Request(Generic[S]):
 
     @property
     def given(self) -> Mapping[str, Any]:
-        """The settings that the command line gives, and those that follow from its --init."""
-        return {**({} if self.initial is None else self.initial.settings), **self.flags}
+        """The settings that the command line gives, its --init decides, or a run without a checkpoint began with."""
+        saved = {} if self.saved is None or self.checkpoint is not None else self.saved
+        known = {name: value for name, value in saved.items() if value is not None}
+        return {**known, **({} if self.initial is None else self.initial.settings), **self.flags}
 
     def settings(self, presets: Mapping[str | None, Mapping[str, Any]]) -> S:
         """Return the settings for these presets; None is the recipe.
