@@ -73,10 +73,11 @@ def without_effect(settings: Settings) -> list[str]:
             f"--ohem keeps at least {settings.ohem[1]:.0f} pixels of a step, which has {pixels}: none is left out; "
             "give a smaller number"
         )
-    evaluations = -(-settings.iterations // settings.eval_every) if settings.eval_every else 1
-    if settings.patience > 0 and settings.patience >= evaluations - 1:
+    every, patience = settings.eval_every, settings.patience
+    evaluations = -(-settings.iterations // every) if every else 1
+    if patience > 0 and patience >= evaluations - 1:
         lines.append(
-            f"--patience {settings.patience} cannot end a run of {evaluations} evaluations early; lower it, or "
-            f"evaluate more often than every {settings.eval_every} steps (--eval-every)"
+            f"--patience {patience} cannot end a run of {evaluations} evaluation{'s' * (evaluations > 1)} early; lower "
+            f"it, or --eval-every, which is {every}"
         )
     return lines

@@ -252,9 +252,11 @@ class TrainingRun:
             lines.append(f"best evaluation: iteration {best[0]}, {name} {100 * best[1]:.2f} % ({kept})")
         last, patience = self.scores.values[-1][0], self.settings["patience"]
         if last < self.settings["iterations"] and self.scores.stalled_at(last, patience):
+            number = self.scores.since_best()
             lines.append(
-                f"stopped after {last} of {self.settings['iterations']} iterations: {self.scores.since_best()} "
-                f"evaluations in a row without a better {name} (--patience {patience}; --resume --patience 0 goes on)"
+                f"stopped after {last} of {self.settings['iterations']} iterations: {number} "
+                f"evaluation{'s' * (number > 1)} in a row without a better {name} (--patience {patience}; --resume "
+                "--patience 0 goes on)"
             )
         return lines
 

@@ -39,5 +39,6 @@ def test_patience_that_the_evaluations_cannot_exhaust_is_told(
 ) -> None:
     """The first of five evaluations is the best so far, and the fifth ends the run anyway: three may be in vain."""
     lines = without_effect(Settings(iterations=iterations, eval_every=every, patience=patience))
-    told = f"--patience {patience} cannot end a run of {evaluations} evaluations early; lower it, or evaluate more "
-    assert lines == ([] if evaluations is None else [f"{told}often than every {every} steps (--eval-every)"])
+    number = f"{evaluations} evaluation{'s' * (evaluations != 1)}"
+    told = f"--patience {patience} cannot end a run of {number} early; lower it, "
+    assert lines == ([] if evaluations is None else [f"{told}or --eval-every, which is {every}"])
