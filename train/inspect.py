@@ -18,10 +18,11 @@ from typing import BinaryIO
 import torch
 from PIL import Image
 
-from ccgpu.models.colouring import class_overlay
+from ccgpu.models.colouring import class_overlay, ignore_colour
 from ccgpu.models.image_files import EXIF, MAX_PIXELS, BadImage
 from ccgpu.models.image_format import ImageFormat
 from ccgpu.models.labels import Labels
+from ccgpu.models.legend import Entry, entries
 from ccgpu.models.weights import write_atomically
 from ccgpu.train.data.census import census_warnings, check_census, check_number
 from ccgpu.train.data.channels import channels_of
@@ -268,7 +269,7 @@ def _is_usable(pair: Pair, facts: Mapping[File, Facts]) -> bool:
 
 
 def draw(found: Inspection, labels: Labels, reading: Reading, sheet: Path) -> None:
-    """Write the contact sheet: masks over images, spread over the whole folder, with a legend of all classes."""
+    """Write the contact sheet: masks over images, spread over the whole folder, with a legend of classes and void."""
     usable = [pair for pair in found.every if _is_usable(pair, found.facts)]
     shown = usable[:: max(1, -(-len(usable) // CELLS))]
     images = ImageFormat() if found.images is None else found.images
@@ -280,7 +281,9 @@ def draw(found: Inspection, labels: Labels, reading: Reading, sheet: Path) -> No
             left_out += 1
     if not cells:
         return
-    legend = [*zip(labels.names, labels.colours.tolist(), strict=True)]
+    legend: list[Entry] = entries(labels)
+    if labels.void:
+        legend.append(("void", ignore_colour(labels.colours)))
     picture = contact_sheet(cells, legend, COLUMNS)
 
     def save(file: BinaryIO) -> None:

@@ -42,6 +42,15 @@ def test_a_folder_is_reported_and_drawn(tmp_path: Path, capsys: pytest.CaptureFi
     assert Path("inspect-ponds.jpg").read_bytes() == before
 
 
+def test_void_is_drawn_in_a_colour_of_its_own_and_named(tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "ponds", 5, values=np.array([0, 1, 255], dtype=np.uint8))
+    (data / "classes.csv").write_text("name,id,colour,void\nmud,0,#000000,no\nreed,1,#c81e1e,no\nunclear,255,,yes\n")
+    assert inspect.main([str(data)]) == 0
+    legend = np.asarray(Image.open("inspect-ponds.jpg"))[-20:].astype(int)
+    for colour in ((0, 0, 0), (200, 30, 30), (224, 224, 192)):
+        assert (np.abs(legend - colour).max(axis=-1) < 12).sum() > 50
+
+
 def test_the_command_to_train_with_has_the_flags_that_decide_what_the_folder_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
