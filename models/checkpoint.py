@@ -298,7 +298,7 @@ def _header(text: str) -> Any:
     """Return the header of a safetensors file of ours; anything else gives a value that `_own` refuses."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, numbers without end, or brackets within brackets
         return None
 
 

@@ -114,6 +114,9 @@ def run_problems(content: Mapping[str, Any]) -> list[str]:
         wrong.append(f"class_weights {weights!r:.80}")
     if not _is_list(content["lengths"], int) or not content["lengths"]:
         wrong.append(f"lengths {content['lengths']!r:.80}")
+    network = content["network"] if _is(content["network"], Mapping) else {}
+    scales = {name: network.get(name) for name in ("mean", "std")}
+    wrong += [f"{name} {v!r:.80}" for name, v in scales.items() if v is not None and not _is_list(v, (int, float))]
     counts = {name: content[name] for name in ("iteration", "position") if _is(content[name], int)}
     return wrong + [f"{name} {count}" for name, count in counts.items() if count < 0] + wrong_types(content)
 

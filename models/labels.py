@@ -109,7 +109,7 @@ class Labels:
             void = tuple(int(value) for value in values.get("void", ()))
             coding = str(values.get("coding", "ids"))
         except (KeyError, TypeError, OverflowError) as error:
-            raise ValueError(f"Labels: values must have names and colours, got {dict(values)} ({error!r}).") from error
+            raise ValueError(f"Labels: values must have names and colours, got {values} ({error!r}).") from error
         return cls(names, colours, ids, void, coding=coding)
 
     @classmethod

@@ -145,7 +145,11 @@ def test_a_run_checkpoint_with_values_of_wrong_types_is_refused(
         checkpoint.read(saved(run_checkpoint(net, **changes), tmp_path, "last.pt"))
 
 
-@pytest.mark.parametrize("header", ["", "{", "3", "{}", '{"format": 3}', '{"format": 5, "network": 2}'])
+@pytest.mark.parametrize(
+    "header",
+    ["", "{", "3", "{}", '{"format": 3}', '{"format": 5, "network": 2}', "[" * 100_000, '{"format": ' + "9" * 5000],
+    ids=lambda header: header[:30],
+)
 def test_a_safetensors_file_with_another_header_is_refused(header: str, tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     path.write_bytes(safetensors_bytes({"a": torch.zeros(2)}, {"ccgpu": header}))

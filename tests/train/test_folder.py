@@ -340,6 +340,35 @@ def test_checkpoints_without_the_key_are_told(ponds: tuple[Path, Path], tmp_path
         checkpoint.read(tmp_path / "last.pt")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (("folder", "labels"), 0),
+        (("folder", "images"), [1.0]),
+        (("folder", "images", "channels"), 3.5),
+        (("folder", "split", "parts", "train"), [1, 2]),
+        (("folder", "split", "names", "val"), 3.5),
+        (("folder", "recipe"), 3.5),
+        (("folder", "recipe", "crop"), -1),
+        (("folder", "mean"), 1),
+        (("network", "std"), -1),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_was_changed_is_told(
+    key: tuple[str, ...], value: Any, copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = part = saved(copied[1])
+    for name in key[:-1]:
+        part = part[name]
+    part[key[-1]] = value
+    torch.save(content, copied[1] / "last.pt")
+    assert folder.main(["--resume", "--out", str(copied[1])]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("train: ")
+    assert "--checkpoint must say what the run's folder was taken for" in line or f"{key[-1]} {value}" in line
+
+
 def test_grey_images_of_16_bits_are_read_as_they_are(tmp_path: Path) -> None:
     data = write_folder(tmp_path / "data", 5, values=IDS)
     for path in (data / "images").iterdir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 from collections.abc import Generator, Mapping, Sequence
@@ -146,9 +147,13 @@ def opened_of(saved: Mapping[str, Any]) -> OpenedFolder:
     Raises:
         ValueError: the entry is damaged.
     """
+    defaults = FolderSettings()
     try:
-        return OpenedFolder(**saved)
-    except TypeError as error:
+        opened = OpenedFolder(**saved)
+        saved_values(FolderSettings, {**dataclasses.asdict(defaults), **opened.recipe}, "the recipe")
+        opened.dataset(defaults)
+        return opened
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"--checkpoint must say what the run's folder was taken for, got {error}; the file was changed: name "
             "another."

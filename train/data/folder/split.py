@@ -37,8 +37,16 @@ class Split:
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Split:
-        """Return the split with these plain values: the inverse of `as_plain`."""
-        return cls(values["names"], values["parts"], values["said"])
+        """Return the split with these plain values: the inverse of `as_plain`.
+
+        Raises:
+            KeyError, TypeError, ValueError: the values are no split.
+        """
+        names, parts = ({**values[name]} for name in ("names", "parts"))
+        listed = [name for group in names.values() for name in group]
+        if not ({*names} == {*parts} == {"train", "val"} and {*map(type, (*listed, *parts.values()))} <= {str}):
+            raise ValueError(f"Split: values must have the names and parts of train and val, got {values!r:.300}.")
+        return cls(names, parts, values["said"])
 
     def choose(self, layout: Layout, split: str, labelled: bool = True) -> list[Pair]:
         """Return the pairs of a split: its names alone where they are fixed.
