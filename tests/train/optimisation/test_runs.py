@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from ccgpu.models.backbones import build_backbone
 from ccgpu.models.ccnet import CCNet
 from ccgpu.train import camvid, evaluate
 from ccgpu.train.runs import records
+from tests.train import narrow
 from tests.train.training import TINY, run
 
 FLAGS = [
@@ -24,7 +24,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of a backbone's weights whose norms have statistics, scale and shift of their own."""
     path = tmp_path_factory.mktemp("weights") / "backbone.pth"
     torch.manual_seed(3)
-    state = build_backbone("resnet18").state_dict()
+    state = narrow.build(narrow.NARROW).state_dict()
     for value in norms_of(state).values():
         if value.is_floating_point():
             value += 0.2 * torch.rand_like(value)
