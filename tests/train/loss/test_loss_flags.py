@@ -161,7 +161,7 @@ def test_classes_that_no_training_file_holds_weigh_1_which_is_told(
         Image.fromarray(pixels).save(path)
     settings = Settings(data=str(root), class_weights=("median-frequency",), workers=0)
     clips = [(pair,) for pair in cityscapes.find_pairs(root, "train")]
-    plan = Plan(settings, tmp_path / "run", False, None, None)
+    plan = Plan(settings, tmp_path / "run", False, None, None, (settings.iterations,))
     weights = class_weights.choose_class_weights(plan, Opened(cityscapes.DATASET), clips)
     expected = dict.fromkeys(cityscapes.DATASET.labels.names, 1.0) | {"road": 0.5 / 0.75, "car": 0.5 / 0.25}
     assert weights == pytest.approx([*expected.values()])
