@@ -19,6 +19,7 @@ import torch
 from ccgpu.train import command
 from ccgpu.train.dataset import Opened
 from ccgpu.train.runs.folder import NAME, FolderSettings, open_folder
+from ccgpu.train.runs.initial import name_of_network
 from ccgpu.train.runs.plan import Request
 
 _FROM_DATA = "from the images"
@@ -31,8 +32,10 @@ _SHOWN = {
 
 
 def default_out(flags: Mapping[str, Any]) -> Path:
-    """Return the run folder for a command line without --out: runs/NAME-of-DIR."""
+    """Return the run folder for a command line without --out: runs/NAME, after DIR, with --init runs/NAME-from-FILE."""
     name = Path(flags.get("data") or NAME).resolve().name
+    if flags.get("init") is not None:
+        name += f"-from-{name_of_network(Path(flags['init']))}"
     return Path("runs") / (re.sub(r"[^\w.-]+", "-", name).strip("-.") or NAME)
 
 
@@ -57,7 +60,7 @@ SOURCE = command.Source(
     default_out=default_out,
     unset={
         "data": "",  # DIR says it
-        "out": "runs/NAME, NAME being that of DIR",
+        "out": "runs/NAME, NAME being that of DIR; with --init runs/NAME-from-FILE",
         **dict.fromkeys(("preset", "scenes", "scenes_size", "clip"), ""),  # of synthetic images and of videos
         "value_range": "all values as stored",
         "classes": "classes.txt, .csv or .json in the folder, else the values that the masks hold",

@@ -279,6 +279,9 @@ def test_a_folder_that_cannot_be_used_is_refused_before_anything_is_written(
 def test_the_run_folder_is_named_after_the_folder(tmp_path: Path) -> None:
     assert folder.default_out({"data": str(tmp_path / "my ponds!")}) == Path("runs/my-ponds")
     assert folder.default_out({"data": str(tmp_path / "ponds") + "/"}) == Path("runs/ponds")
+    # Trained on from its own run, which lies in runs/ponds.
+    given = {"data": str(tmp_path / "ponds"), "init": str(tmp_path / "runs" / "ponds" / "best.pt")}
+    assert folder.default_out(given) == Path("runs/ponds-from-ponds")
 
 
 def test_a_run_folder_among_the_images_is_refused(
