@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def predictor(segmenter: Segmenter, precision: Precision) -> Callable[[Pixels], np.ndarray]:
     """Return a function from images to classes, computed in a precision: also in fp16 on a CPU, which is only slow."""
-    how = segmenter.settings((1.0,), False, None)
+    how = segmenter.settings((1.0,), flip=False)
     normalise = Normalise(segmenter.net.backbone.mean, segmenter.net.backbone.std)
 
     def classes(image: Pixels) -> np.ndarray:
