@@ -116,6 +116,8 @@ def test_flags_that_are_empty_missing_or_unknown(
         ("--gradient-accumulation", "--accumulate"),
         ("--color-jitter", "--photometric"),
         ("--class-weight", "--class-weights"),
+        ("--epochs", "--iterations"),
+        ("--pretrained", "--imagenet"),
     ],
 )
 def test_other_names_of_flags_lead_to_them(word: str, flag: str, capsys: pytest.CaptureFixture[str]) -> None:

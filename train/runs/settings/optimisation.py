@@ -16,7 +16,14 @@ from ccgpu.train.runs.settings.limits import ADAMW_DIVERGES, MOST_BATCH, MOST_FA
 class OptimisationSettings:
     """The optimisation of a run."""
 
-    iterations: int = option(60000, "optimiser steps", group="optimisation", kind=int, least=1, most=MOST_ITERATIONS)
+    iterations: int = option(
+        60000,
+        "optimiser steps; N epochs are N * images / batch",
+        group="optimisation",
+        kind=int,
+        least=1,
+        most=MOST_ITERATIONS,
+    )
     batch: int = option(8, "images or clips per step, over all processes", kind=int, least=1, most=MOST_BATCH)
     accumulate: int = option(
         1,
