@@ -78,6 +78,21 @@ class Checkpoint:
     images: ImageFormat = field(default_factory=ImageFormat)
     dataset: str | None = None
 
+    @property
+    def num_classes(self) -> int:
+        """Classes of the network."""
+        number: int = self.network.get("num_classes", 19)
+        return number
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the network's classes, in the order of its logits; None where the file does not say.
+
+        A published file may name the classes of its data, which are not the network's where their numbers differ.
+        """
+        names = [] if self.labels is None else [str(name) for name in self.labels["names"]]
+        return names if len(names) == self.num_classes else None
+
 
 def read(path: str | os.PathLike[str], **changes: Any) -> Checkpoint:
     """Read a file of any layout of `ccgpu.models.published`, or of our own; see `CCNet.from_checkpoint` for errors."""
@@ -179,10 +194,9 @@ def with_classes(
     """Return the network of a file for other classes: the same weights but for the classifiers of both heads.
 
     A class of the same name (`models.labels.same_classes`) keeps its weights and bias, the others are drawn by torch's
-    default, from torch's generator (`models.classifier.with_rows`). A file without names for its
-    rows, and classes without names, are compared by their number alone: where it is the same all rows are kept, else
-    all are drawn. The result has no
-    run and no dataset; of its flip pairs those remain of which both classes are kept.
+    default, from torch's generator (`models.classifier.with_rows`). A file without names for its rows, and classes
+    without names, are compared by their number alone: where it is the same all rows are kept, else all are drawn. The
+    result has no run and no dataset; of its flip pairs those remain of which both classes are kept.
 
     Args:
         found: from `read`.
@@ -202,10 +216,7 @@ def with_classes(
             f"{FUNCTION}: num_classes must be the number of classes, 1 or more, got {num_classes}"
             f"{'' if names is None else f' for {len(names)} names'}; correct it, or leave the names out."
         )
-    own_number = found.network.get("num_classes", 19)
-    old = None if found.labels is None else [str(name) for name in found.labels["names"]]
-    if old is not None and len(old) != own_number:  # a published file's names are those of its data, not of its rows
-        old = None
+    own_number, old = found.num_classes, found.class_names
     if names is None:
         shown = [f"class {index}" for index in range(num_classes)]
         if num_classes == own_number:

@@ -1,10 +1,10 @@
 """Train CCNet on Cityscapes: `ccgpu train cityscapes --data PATH`.
 
 The defaults are the paper's recipe (Huang et al., TPAMI 2020, section 4.2); presets train as the authors' code and as
-mmsegmentation's configs of CCNet do. Besides the fine splits there are the coarse labels: "train_extra" is 19997
-further images, "train_coarse" and "val_coarse" are the coarse labels of the fine splits' images; `--train-split train
-train_extra` trains on both. Without `--data` the images are synthetic street scenes (`scenes/streets.py`); `--preset
-demo` is a small run on them for a CPU. The classes are in `data/cityscapes_labels.py`.
+mmsegmentation's configs of CCNet do. Besides the fine splits there are the coarse labels: "train_extra" is 19998
+further images, all but one of which are used; "train_coarse" and "val_coarse" are the coarse labels of the fine splits'
+images. `--train-split train train_extra` trains on both. Without `--data` the images are synthetic street scenes
+(`scenes/streets.py`); `--preset demo` is a small run on them for a CPU. The classes are in `data/cityscapes_labels.py`.
 """
 
 from __future__ import annotations

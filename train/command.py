@@ -305,6 +305,7 @@ def train_and_evaluate(
             # A checkpoint is written before it is evaluated: a run that was stopped between the two evaluates it now.
             if evaluation_due(settings, plan.start) and plan.start not in evaluated:
                 run.evaluate(plan.start)
+            # An extended run trains to its next evaluation at least, however many brought nothing before.
             ended = plan.start not in plan.lengths[:-1] and run.scores.stalled_at(plan.start, settings.patience)
             finished = ended or follow(steps, run, settings, plan.start)
         except engine.Interrupted:

@@ -15,11 +15,13 @@ from ccgpu.models import checkpoint
 from ccgpu.models.backbones import RESNETS
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.checkpoint import Checkpoint
+from ccgpu.models.checkpoint_keys import LAST
 from ccgpu.models.classifier import CLASSIFIERS
 from ccgpu.models.labels import Labels
 from ccgpu.models.published import AUTHORS_MEAN, RESNET
 from ccgpu.models.weights import differences, for_channels
 from ccgpu.train.dataset import Dataset
+from ccgpu.train.runs.checkpoints import BEST, PREVIOUS
 from ccgpu.train.runs.flags import flag
 
 _SHOWN = 12  # names of classes in a message
@@ -82,7 +84,7 @@ def read_initial(path: str, flags: Mapping[str, Any]) -> Initial:
 
 def name_of_network(path: Path) -> str:
     """Return a name for the network of a path: that of the run's folder, or of the file."""
-    return path.parent.name if path.suffix == ".pt" and path.stem in ("last", "previous", "best") else path.stem
+    return path.parent.name if path.name in (LAST, PREVIOUS, BEST) else path.stem
 
 
 def holds_network(path: str) -> bool:
@@ -203,8 +205,8 @@ def _with_own_rows(values: Tensor, own: Tensor, rows: Sequence[int]) -> Tensor:
 
 def _classes_said(found: Checkpoint, labels: Labels, kept: Sequence[str], drawn: Sequence[str]) -> list[str]:
     """Return lines that say which rows of the classifiers are the file's."""
-    number = found.network.get("num_classes", 19)
-    if found.labels is not None and len(found.labels["names"]) == number:
+    number = found.num_classes
+    if found.class_names is not None:
         return [f"{word} classes: {_listed(names)}" for word, names in (("kept", kept), ("new", drawn)) if names]
     if kept:
         return [f"note: the file does not name its {number} classes, as many as here: all are kept, in this order"]

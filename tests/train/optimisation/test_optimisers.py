@@ -23,10 +23,15 @@ def network() -> Net:
     return Net().double()
 
 
-def step(net: nn.Module, optimiser: torch.optim.Optimizer, lr: float) -> None:
+def compute_gradients(net: nn.Module) -> None:
+    """Give the parameters the gradient of the same loss at each call."""
+    net.zero_grad()
     generator = torch.Generator().manual_seed(3)
-    optimiser.zero_grad()
     net(torch.randn(5, 4, generator=generator, dtype=torch.float64)).square().sum().backward()
+
+
+def step(net: nn.Module, optimiser: torch.optim.Optimizer, lr: float) -> None:
+    compute_gradients(net)
     set_learning_rate(optimiser, lr)
     optimiser.step()
 
@@ -41,10 +46,7 @@ def test_sgd_takes_the_steps_of_its_formula(head_lr: float) -> None:
     velocity = {name: torch.zeros_like(p) for name, p in reference.named_parameters()}
     for lr in RATES:
         step(net, optimiser, lr)
-        for p in reference.parameters():
-            p.grad = None
-        generator = torch.Generator().manual_seed(3)
-        reference(torch.randn(5, 4, generator=generator, dtype=torch.float64)).square().sum().backward()
+        compute_gradients(reference)
         with torch.no_grad():
             for name, p in reference.named_parameters():
                 assert p.grad is not None
@@ -62,10 +64,7 @@ def test_adamw_takes_the_steps_of_its_formula(head_lr: float) -> None:
     square = copy.deepcopy(mean)
     for number, lr in enumerate(RATES, 1):
         step(net, optimiser, lr)
-        for p in reference.parameters():
-            p.grad = None
-        generator = torch.Generator().manual_seed(3)
-        reference(torch.randn(5, 4, generator=generator, dtype=torch.float64)).square().sum().backward()
+        compute_gradients(reference)
         with torch.no_grad():
             for name, p in reference.named_parameters():
                 assert p.grad is not None
