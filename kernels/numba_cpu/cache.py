@@ -21,7 +21,7 @@ from numba.core.caching import FunctionCache, NullCache
 from numba.core.ccallback import CFunc
 
 from ccgpu.kernels.compilation import Compilation
-from ccgpu.kernels.numba_cpu import attention, lines, matrices, stages, tickets, vectors
+from ccgpu.kernels.numba_cpu import attention, lines, matrices, stages, tickets, tiles, vectors
 
 LOGGER = logging.getLogger("ccgpu")
 COMPILATION = Compilation()
@@ -35,6 +35,7 @@ def _source() -> str:
         matrices,
         stages,
         tickets,
+        tiles,
         vectors,
     )
     texts = (Path(str(module.__file__)).read_bytes() for module in modules)

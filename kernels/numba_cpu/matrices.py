@@ -1,4 +1,4 @@
-"""Products and transposes of matrices of any size, in memory: loops over the tiles of vectors.py."""
+"""Products and transposes of matrices of any size, in memory: loops over the tiles of tiles.py."""
 
 from __future__ import annotations
 
@@ -12,17 +12,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from ccgpu.kernels.numba_cpu.vectors import (
-    TILE_ROWS,
-    TILE_VECTORS,
-    VECTOR_BYTES,
-    load,
-    multiply_tile,
-    size_of,
-    stack_tiles,
-    store,
-    transpose_tile,
-)
+from ccgpu.kernels.numba_cpu.tiles import TILE_ROWS, TILE_VECTORS, multiply_tile, stack_tiles, transpose_tile
+from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES, load, size_of, store
 
 compiled = njit(nogil=True, error_model="numpy")
 

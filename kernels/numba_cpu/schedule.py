@@ -22,7 +22,8 @@ from ccgpu.kernels.numba_cpu.cache import COMPILATION, prepare
 from ccgpu.kernels.numba_cpu.lines import Axis, Map
 from ccgpu.kernels.numba_cpu.matrices import filled_up
 from ccgpu.kernels.numba_cpu.tickets import new_counters, phase_of
-from ccgpu.kernels.numba_cpu.vectors import TILE_ROWS, VECTOR_BYTES
+from ccgpu.kernels.numba_cpu.tiles import TILE_ROWS
+from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES
 
 Array = NDArray[Any]
 
