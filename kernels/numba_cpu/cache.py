@@ -21,7 +21,7 @@ from numba.core.caching import FunctionCache, NullCache
 from numba.core.ccallback import CFunc
 
 from ccgpu.kernels.compilation import Compilation
-from ccgpu.kernels.numba_cpu import attention, lines, matrices, stages, tickets, tiles, vectors
+from ccgpu.kernels.numba_cpu import attention, features, lines, matrices, stages, tickets, tiles, vectors
 
 LOGGER = logging.getLogger("ccgpu")
 COMPILATION = Compilation()
@@ -31,6 +31,7 @@ def _source() -> str:
     """Return a hash of the files whose functions the kernels call."""
     modules = (
         attention,
+        features,
         lines,
         matrices,
         stages,

@@ -1,6 +1,6 @@
 """Vector instructions for the CPU kernels, as LLVM IR: what Numba intrinsics are written with, exponentials, sums.
 
-Vectors are as wide as this CPU's registers. Everything works on addresses and strides in bytes. `like` is any
+Vectors are as wide as the registers that Numba compiles for. All works on addresses and strides in bytes. `like` is any
 number of the wanted dtype, float32 or float64.
 """
 
@@ -10,24 +10,25 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from ccgpu.kernels.numba_cpu.features import FEATURES
 
-def _machine(features: dict[str, bool]) -> tuple[int, int]:
+
+def _machine(features: frozenset[str]) -> tuple[int, int]:
     """Return the size of a vector register in bytes and the number of such registers, for a CPU with these features."""
-    if features.get("avx512f"):
+    if "avx512f" in features:
         return 64, 32
-    if features.get("avx"):
+    if "avx" in features:
         return 32, 16
-    if features.get("neon"):
+    if "neon" in features:
         return 16, 32
     return 16, 16
 
 
-VECTOR_BYTES, REGISTERS = _machine(llvmlite.binding.get_host_cpu_features())
+VECTOR_BYTES, REGISTERS = _machine(FEATURES)
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 KINDS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
