@@ -142,7 +142,7 @@ def add_symbol(function: Callable[..., None], kind: Any, compiled_function: Any)
     llvmlite.binding.add_symbol(_symbol(function, kind), compiled_function.address)
 
 
-def _called_by_symbol(function: Callable[..., None]) -> Any:
+def called_by_symbol(function: Callable[..., None]) -> Any:
     """Return an intrinsic with the name, arguments and docstring of a large function, which calls it by its symbol."""
 
     def call(typingctx: Any, like: Any, *integers: Any) -> Any:
@@ -161,7 +161,7 @@ def _called_by_symbol(function: Callable[..., None]) -> Any:
     return intrinsic(call)
 
 
-transpose, multiply = map(_called_by_symbol, large_functions(""))
+transpose, multiply = map(called_by_symbol, large_functions(""))
 
 
 @compiled

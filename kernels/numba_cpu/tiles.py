@@ -126,6 +126,21 @@ def multiply_tile(
     return signature, codegen
 
 
+def transposed(vectors: Vectors, rows: list[Any]) -> list[Any]:
+    """Return the rows of a square matrix's transpose, as many vectors as a vector has lanes."""
+    rows, n = list(rows), vectors.lanes
+    half = n // 2
+    while half:  # exchange the off-diagonal quarters of every square of 2 * half rows
+        low = [lane if lane & half == 0 else n + (lane ^ half) for lane in range(n)]
+        high = [lane ^ half if lane & half == 0 else n + lane for lane in range(n)]
+        for i in range(n):
+            if i & half == 0:
+                a, b = rows[i], rows[i + half]
+                rows[i], rows[i + half] = vectors.shuffle(a, b, low), vectors.shuffle(a, b, high)
+        half //= 2
+    return rows
+
+
 @intrinsic
 def transpose_tile(typingctx: Any, like: Any, source: Any, source_row: Any, target: Any, target_row: Any) -> Any:
     """Write the transpose of the square tile at `source`, a vector wide and as many rows high, to `target`."""
@@ -134,21 +149,11 @@ def transpose_tile(typingctx: Any, like: Any, source: Any, source_row: Any, targ
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, source, source_row, target, target_row = arguments
         vectors = Vectors(builder, like)
-        n = vectors.lanes
         rows = []
-        for _ in range(n):
+        for _ in range(vectors.lanes):
             rows.append(vectors.load(source))
             source = builder.add(source, source_row)
-        half = n // 2
-        while half:  # exchange the off-diagonal quarters of every square of 2 * half rows
-            low = [lane if lane & half == 0 else n + (lane ^ half) for lane in range(n)]
-            high = [lane ^ half if lane & half == 0 else n + lane for lane in range(n)]
-            for i in range(n):
-                if i & half == 0:
-                    a, b = rows[i], rows[i + half]
-                    rows[i], rows[i + half] = vectors.shuffle(a, b, low), vectors.shuffle(a, b, high)
-            half //= 2
-        for row in rows:
+        for row in transposed(vectors, rows):
             vectors.store(row, target)
             target = builder.add(target, target_row)
         return context.get_dummy_value()

@@ -124,7 +124,7 @@ def store(typingctx: Any, address: Any, value: Any) -> Any:
     return types.void(types.int64, value), codegen
 
 
-def _loop(vectors: Vectors, size: Any, starts: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
+def loop(vectors: Vectors, size: Any, starts: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
     """Emit a loop over the vectors of `size` bytes; return the loop-carried values after it.
 
     body(offset, values) emits one iteration and returns the new values; `starts` are the first ones.
@@ -146,7 +146,7 @@ def _loop(vectors: Vectors, size: Any, starts: list[Any], body: Callable[[Any, l
     return following
 
 
-def _reduced(vectors: Vectors, value: Any, operation: Callable[[Any, Any], Any]) -> Any:
+def reduced(vectors: Vectors, value: Any, operation: Callable[[Any, Any], Any]) -> Any:
     """Return one number: the lanes of a vector, reduced by `operation`."""
     half = vectors.lanes // 2
     while half:
@@ -169,8 +169,8 @@ def maximum(typingctx: Any, like: Any, address: Any, size: Any) -> Any:
         def body(offset: Any, values: list[Any]) -> list[Any]:
             return [larger_of(vectors.load(builder.add(address, offset)), values[0])]
 
-        (result,) = _loop(vectors, size, [vectors.constant(-math.inf)], body)
-        return _reduced(vectors, result, larger_of)
+        (result,) = loop(vectors, size, [vectors.constant(-math.inf)], body)
+        return reduced(vectors, result, larger_of)
 
     return like(like, types.int64, types.int64), codegen
 
@@ -201,8 +201,8 @@ def exponentials(typingctx: Any, like: Any, address: Any, size: Any, offset: Any
             vectors.store(value, here)
             return [builder.fadd(sums[0], value)]
 
-        (sums,) = _loop(vectors, size, [vectors.constant(0.0)], body)
-        return _reduced(vectors, sums, builder.fadd)
+        (sums,) = loop(vectors, size, [vectors.constant(0.0)], body)
+        return reduced(vectors, sums, builder.fadd)
 
     return like(like, types.int64, types.int64, like), codegen
 
@@ -250,7 +250,7 @@ def subtract_and_multiply(typingctx: Any, like: Any, x: Any, factors: Any, size:
             vectors.store(builder.fmul(vectors.load(builder.add(factors, place)), difference), here)
             return []
 
-        _loop(vectors, size, [], body)
+        loop(vectors, size, [], body)
         return context.get_dummy_value()
 
     return types.void(like, types.int64, types.int64, types.int64, like), codegen
@@ -268,7 +268,7 @@ def dot(typingctx: Any, like: Any, a: Any, b: Any, size: Any) -> Any:
             left, right = vectors.load(builder.add(a, place)), vectors.load(builder.add(b, place))
             return [vectors.multiply_add(left, right, sums[0])]
 
-        (sums,) = _loop(vectors, size, [vectors.constant(0.0)], body)
-        return _reduced(vectors, sums, builder.fadd)
+        (sums,) = loop(vectors, size, [vectors.constant(0.0)], body)
+        return reduced(vectors, sums, builder.fadd)
 
     return like(like, types.int64, types.int64, types.int64), codegen
