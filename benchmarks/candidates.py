@@ -17,6 +17,7 @@ from ccgpu.dispatch import BACKENDS
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 OURS = "ccgpu"
 EAGER_BMM, EAGER_EINSUM, DENSE = "authors' bmm", "mmcv's einsum", "dense SDPA (non-local)"
+BATCHED = "batched products"
 
 
 class Candidate(NamedTuple):
@@ -62,13 +63,10 @@ def others(case: Case, device: torch.device) -> list[Candidate]:
     same_width = "on a CPU torch's fused attention takes values as wide as the keys only"
     narrow = same_width if on_cpu and case.query != case.channels else None
     result = [
+        Candidate(BATCHED, lambda: peers.batched_products),
+        _compiled(BATCHED, peers.batched_products),
         Candidate(EAGER_EINSUM, lambda: peers.einsum, why_not=two),
-        Candidate(
-            f"{EAGER_EINSUM}, compiled",
-            lambda: torch.compile(peers.einsum, fullgraph=True, dynamic=False),
-            compiled=True,
-            why_not=two,
-        ),
+        _compiled(EAGER_EINSUM, peers.einsum)._replace(why_not=two),
         Candidate(EAGER_BMM, lambda: peers.authors_bmm, why_not=two),
         Candidate("SDPA an axis, merged", lambda: line_sdpa.line_sdpa, layouts=last, why_not=narrow),
     ]
@@ -84,6 +82,11 @@ def others(case: Case, device: torch.device) -> list[Candidate]:
         )
     result.append(Candidate(DENSE, lambda: peers.dense_sdpa, layouts=last, same_function=False))
     return result
+
+
+def _compiled(name: str, function: Function) -> Candidate:
+    make = partial(torch.compile, function, fullgraph=True, dynamic=False)
+    return Candidate(f"{name}, compiled", make, compiled=True)
 
 
 def candidates(case: Case, device: torch.device) -> list[Candidate]:

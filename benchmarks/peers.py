@@ -1,4 +1,7 @@
-"""Other formulations of criss-cross attention, as public code has them: the authors' and mmcv's, and dense attention.
+"""Other formulations of criss-cross attention, for comparison, and dense attention.
+
+The authors' and mmcv's are those of public code. `batched_products` is the shortest one whose products need no copies of
+channels-last memory.
 
 Inputs q, k (B, D, *S) and v (B, C, *S) with two or three axes S; the result is (B, C, *S).
 """
@@ -66,6 +69,38 @@ def einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     weights = torch.softmax(torch.cat(energies, -1), -1).split(list(q.shape[2:]), -1)
     first, *others = (torch.einsum(e, v, w) for e, w in zip(_EINSUM[axes][1], weights, strict=True))
     return sum(others, start=first)
+
+
+def _orders(axes: int) -> list[tuple[list[int], list[int], list[int]]]:
+    """Return, for each axis, the orders of dimensions that `batched_products` permutes by.
+
+    The first gives the rows of an axis's lines, (B, other sizes, N, channels) of (B, channels, *S), the second gives
+    (B, other sizes, N, X) of (B, *S, X), and the third is the inverse of the second.
+    """
+    orders = []
+    for axis in range(axes):
+        outer = [0, *(1 + i for i in range(axes) if i != axis)]
+        pixels = [*outer, 1 + axis, 1 + axes]
+        lines = [0, *(i + 1 for i in outer[1:]), 2 + axis, 1]
+        orders.append((lines, pixels, [pixels.index(i) for i in range(axes + 2)]))
+    return orders
+
+
+_ORDERS = {axes: _orders(axes) for axes in (1, 2, 3)}
+
+
+def batched_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return out by torch's batched products of views: q @ k^T for each axis, one softmax, its weights times v."""
+    sizes, energies = q.shape[2:], []
+    for axis, (lines, _, pixels) in enumerate(_ORDERS[len(sizes)]):
+        energy = q.permute(lines) @ k.permute(lines).transpose(-2, -1)
+        if axis != len(sizes) - 1:
+            energy = energy + _no_centre(sizes[axis], q)
+        energies.append(energy.permute(pixels))
+    weights = torch.softmax(torch.cat(energies, -1), -1).split(list(sizes), -1)
+    orders = zip(weights, _ORDERS[len(sizes)], strict=True)
+    parts = [(weight.permute(line) @ v.permute(lines)).permute(pixels) for weight, (lines, line, pixels) in orders]
+    return sum(parts[1:], start=parts[0]).movedim(-1, 1)
 
 
 def dense_sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

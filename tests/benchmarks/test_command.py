@@ -45,6 +45,7 @@ def test_command_measures_and_records(tmp_path, capsys):
     assert names == {
         "ccgpu numba_cpu",
         "ccgpu cpu",
+        "batched products",
         "mmcv's einsum",
         "authors' bmm",
         "SDPA an axis, merged",

@@ -27,7 +27,8 @@ def inputs(sizes, d, c, layout="NCHW", dtype=torch.float64):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize(
-    ("function", "channels"), [(peers.einsum, 7), (peers.authors_bmm, 7), (line_sdpa.line_sdpa, 4)]
+    ("function", "channels"),
+    [(peers.einsum, 7), (peers.authors_bmm, 7), (peers.batched_products, 7), (line_sdpa.line_sdpa, 4)],
 )
 def test_values_and_gradients(function, channels, sizes, layout):
     tensors, dout = inputs(sizes, 4, channels, layout)
@@ -35,10 +36,30 @@ def test_values_and_gradients(function, channels, sizes, layout):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_permuted_products_stay_in_the_dtype_of_the_inputs(dtype):
+    tensors, dout = inputs((5, 6), 4, 7, dtype=dtype)
+    assert {x.dtype for x in gradients(peers.batched_products, tensors, dout)} == {dtype}
+
+
+@pytest.mark.parametrize("sizes", [(9, 14), (3, 6, 5)])
+def test_permuted_products_read_channels_last_memory_in_place(sizes, monkeypatch):
+    """Of one image every product of the forward takes q, k and v where they are: views of their memory."""
+    tensors, _ = inputs(sizes, 4, 7, "channels_last")
+    tensors = tuple(x[:1] for x in tensors)
+    multiply, factors = torch.Tensor.__matmul__, []
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: factors.extend((a, b)) or multiply(a, b))
+    peers.batched_products(*tensors)
+    memories = {x.untyped_storage().data_ptr() for x in tensors}
+    in_place = [x.untyped_storage().data_ptr() in memories for x in factors]
+    assert in_place == [True] * 2 * len(sizes) + [False, True] * len(sizes)
+
+
 @pytest.mark.slow
-def test_compiled_einsum_values_and_gradients():
+@pytest.mark.parametrize("function", [peers.einsum, peers.batched_products])
+def test_compiled_values_and_gradients(function):
     tensors, dout = inputs((9, 14), 4, 7)
-    compiled = torch.compile(peers.einsum, fullgraph=True, dynamic=False)
+    compiled = torch.compile(function, fullgraph=True, dynamic=False)
     for a, b in zip(gradients(compiled, tensors, dout), gradients(ccgpu.cca, tensors, dout), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 

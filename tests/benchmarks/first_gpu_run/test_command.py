@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import cca
-from benchmarks.candidates import DENSE, candidates
+from benchmarks.candidates import BATCHED, DENSE, EAGER_BMM, EAGER_EINSUM, candidates
 from benchmarks.cases import Case
 from benchmarks.first_gpu_run import __main__ as command
 from benchmarks.first_gpu_run import compare, kernels
@@ -81,7 +81,8 @@ def test_comparison_has_the_hot_case_first_and_the_peers(monkeypatch):
     assert first == Case(8, (97, 97), "bfloat16")
     assert len(others) == 3
     names = [c.name for c in cca.chosen(candidates(first, torch.device("cuda")), arguments.only, arguments.without)]
-    assert names == ["ccgpu cupy", "ccgpu torch", "mmcv's einsum", "authors' bmm", "SDPA an axis, merged", DENSE]
+    peers = [BATCHED, EAGER_EINSUM, EAGER_BMM, "SDPA an axis, merged", DENSE]
+    assert names == ["ccgpu cupy", "ccgpu torch", *peers]
 
 
 def test_kernels_of_the_hot_case_are_prepared_first():
