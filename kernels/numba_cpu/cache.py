@@ -21,7 +21,7 @@ from numba.core.caching import FunctionCache, NullCache
 from numba.core.ccallback import CFunc
 
 from ccgpu.kernels.compilation import Compilation
-from ccgpu.kernels.numba_cpu import attention, features, lines, matrices, stages, tickets, tiles, vectors
+from ccgpu.kernels.numba_cpu import attention, features, gradients, lines, matrices, stages, tickets, tiles, vectors
 
 LOGGER = logging.getLogger("ccgpu")
 COMPILATION = Compilation()
@@ -32,6 +32,7 @@ def _source() -> str:
     modules = (
         attention,
         features,
+        gradients,
         lines,
         matrices,
         stages,
@@ -129,7 +130,7 @@ def _kernels(source: str) -> tuple[Any, ...]:
     def backward(like: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
         source  # noqa: B018
         for axis, begin, end in tickets.tickets(phases, counters):
-            attention.backward_groups(like, begin, end, memory, axis, sizes, *arguments)
+            gradients.backward_groups(like, begin, end, memory, axis, sizes, *arguments)
 
     @_kernel
     def affinity(like: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:

@@ -40,6 +40,7 @@ class Axis(NamedTuple):
     outer: int
     groups: int  # groups that the `inner` lines with the same `outer` are divided into
     lines: int  # most lines in a group
+    parts: int  # parts that the positions of a line are divided into, each in a group of its own; see `group_at`
     queries: int  # queries of a line whose energies are in memory at once
     chunk: int  # channels of v processed at once
     crossing: int  # lines through a position: the position itself counts 1 / crossing on each of them
@@ -50,11 +51,16 @@ class Axis(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Neighbouring lines of an axis: the lines that start at `lines` positions, from `position` of an image on."""
+    """Neighbouring lines of an axis, or a part of each: `length` positions of every line, from its `first` one on.
+
+    The lines start at `lines` positions, from `position` of an image on.
+    """
 
     image: int
     position: int
     lines: int
+    first: int
+    length: int
 
 
 class Rows(NamedTuple):
@@ -67,11 +73,25 @@ class Rows(NamedTuple):
 
 @compiled
 def group_at(axis: Axis, number: int) -> Group:
-    """Return group `number` of an axis, counted through all images."""
-    rest, group = divmod(number, axis.groups)
+    """Return group `number` of an axis, counted through all images: lines, or the part of them that it computes."""
+    rest, part = divmod(number, axis.parts)
+    rest, group = divmod(rest, axis.groups)
     image, outer = divmod(rest, axis.outer)
     start, end = axis.inner * group // axis.groups, axis.inner * (group + 1) // axis.groups
-    return Group(image, outer * axis.length * axis.inner + start, end - start)
+    first, last = axis.length * part // axis.parts, axis.length * (part + 1) // axis.parts
+    return Group(image, outer * axis.length * axis.inner + start, end - start, first, last - first)
+
+
+@compiled
+def part_of(group: Group, first: int, length: int) -> Group:
+    """Return `length` positions, from `first` on, of each of a group's lines."""
+    return Group(group.image, group.position, group.lines, first, length)
+
+
+@compiled
+def position_of(axis: Axis, positions: int, group: Group, line: int, row: int) -> int:
+    """Return the index of a position of a group, row `row` of line `line`, counted through images of `positions`."""
+    return group.image * positions + group.position + line + (group.first + row) * axis.inner
 
 
 @compiled
@@ -103,26 +123,26 @@ def in_place(like: Any, x: Map, channels: int) -> bool:
 
 @compiled
 def rows_of(like: Any, x: Map, axis: Axis, group: Group, start: int, channels: int, buffer: int, reads: bool) -> Rows:
-    """Return channels `start` ... `start` + `channels` of a group's lines: in the map's memory or in the buffer.
+    """Return channels `start` ... `start` + `channels` of a group's positions: in the map's memory or in the buffer.
 
     Without `reads`, the buffer is not filled, because the caller overwrites all of it.
     """
-    here = x.address + group.image * x.image + group.position * x.position + start * x.channel
     step, size = axis.inner * x.position, size_of(like)
+    here = x.address + group.image * x.image + group.position * x.position + group.first * step + start * x.channel
     if in_place(like, x, channels):
         return Rows(here, step, x.position)
     row = padded(like, channels)
-    line = axis.length * row
+    line = group.length * row
     if not reads:
         return Rows(buffer, row, line)
     if x.position != size:
         for m in range(group.lines):
-            for n in range(axis.length):
+            for n in range(group.length):
                 copy(like, here + m * x.position + n * step, x.channel, channels, buffer + m * line + n * row, size)
     elif axis.inner == 1:
-        transpose(like, here, x.channel, channels, axis.length, buffer, row)
+        transpose(like, here, x.channel, channels, group.length, buffer, row)
     else:
-        for n in range(axis.length):
+        for n in range(group.length):
             transpose(like, here + n * step, x.channel, channels, group.lines, buffer + n * row, line)
     return Rows(buffer, row, line)
 
@@ -130,19 +150,19 @@ def rows_of(like: Any, x: Map, axis: Axis, group: Group, start: int, channels: i
 @compiled
 def put_rows(like: Any, rows: Rows, x: Map, axis: Axis, group: Group, start: int, channels: int) -> None:
     """Write rows that `rows_of` returned back to the map, if they are in a buffer."""
-    here = x.address + group.image * x.image + group.position * x.position + start * x.channel
     step, size = axis.inner * x.position, size_of(like)
+    here = x.address + group.image * x.image + group.position * x.position + group.first * step + start * x.channel
     if in_place(like, x, channels):
         return
     if x.position != size:
         for m in range(group.lines):
-            for n in range(axis.length):
+            for n in range(group.length):
                 source = rows.address + m * rows.line + n * rows.row
                 copy(like, source, size, channels, here + m * x.position + n * step, x.channel)
     elif axis.inner == 1:
-        transpose(like, rows.address, rows.row, axis.length, channels, here, x.channel)
+        transpose(like, rows.address, rows.row, group.length, channels, here, x.channel)
     else:
-        for n in range(axis.length):
+        for n in range(group.length):
             transpose(like, rows.address + n * rows.row, rows.line, group.lines, channels, here + n * step, x.channel)
 
 
@@ -160,11 +180,11 @@ def no_factors() -> Factors:
 
 @compiled
 def columns_of(like: Any, rows: Rows, axis: Axis, group: Group, channels: int, columns: int) -> None:
-    """Write the transpose (channels, keys) of each line's rows to `columns`, line after line."""
+    """Write the transpose of a group's rows to their columns of matrices (channels, keys), one for each line."""
     row = padded(like, axis.length)
     for m in range(group.lines):
-        target = columns + m * channels * row
-        transpose(like, rows.address + m * rows.line, rows.row, axis.length, channels, target, row)
+        target = columns + m * channels * row + group.first * size_of(like)
+        transpose(like, rows.address + m * rows.line, rows.row, group.length, channels, target, row)
 
 
 @compiled
@@ -175,21 +195,20 @@ def energies(
     axis: Axis,
     group: Group,
     depth: int,
-    query: int,
-    count: int,
     sheets: int,
     scale: int,
 ) -> None:
-    """Write the energies scale Q K^T of `count` queries of each line, from `query` on, to its sheet (queries, keys).
+    """Write the energies scale Q K^T of a group's queries to the sheet (queries, keys) of each line.
 
-    k_columns is the address that `columns_of` wrote to; scale is an address too.
+    q are the group's rows, k_columns is the address to which `columns_of` wrote all keys; scale is an address too.
     """
     row, one_for_all, none = padded(like, axis.length), np.int64(0), no_factors()
     for m in range(group.lines):
         columns = Matrix(k_columns + m * depth * row, row, size_of(like))
         sheet = Matrix(sheets + m * axis.queries * row, row, size_of(like))
         factor = Factors(scale, one_for_all)
-        add_product(like, count, axis.length, depth, matrix_of(like, q, m, query), columns, sheet, factor, none)
+        queries = matrix_of(like, q, m, one_for_all)
+        add_product(like, group.length, axis.length, depth, queries, columns, sheet, factor, none)
 
 
 @compiled

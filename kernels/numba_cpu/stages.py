@@ -13,7 +13,6 @@ import numpy as np
 from ccgpu.kernels.numba_cpu.attention import Sizes, divide_memory
 from ccgpu.kernels.numba_cpu.lines import (
     Axis,
-    Group,
     Map,
     chunks,
     columns_of,
@@ -22,17 +21,13 @@ from ccgpu.kernels.numba_cpu.lines import (
     matrix_of,
     no_factors,
     padded,
+    part_of,
+    position_of,
     put_rows,
     rows_of,
 )
 from ccgpu.kernels.numba_cpu.matrices import Factors, Matrix, add_product, compiled, copy
 from ccgpu.kernels.numba_cpu.vectors import load, size_of, store
-
-
-@compiled
-def _position(axis: Axis, sizes: Sizes, group: Group, line: int, query: int) -> int:
-    """Return the index of a position of a group's line, counted through all images."""
-    return group.image * sizes.positions + group.position + line + query * axis.inner
 
 
 @compiled
@@ -87,16 +82,17 @@ def affinity_groups(
     store(memory + at.scale, type(like)(sizes.scale))
     for number in range(begin, end):
         group = group_at(axis, number)
-        q_rows = rows_of(like, q, axis, group, none, depth, memory + at.q, reads)
-        k_rows = rows_of(like, k, axis, group, none, depth, memory + at.k, reads)
-        columns_of(like, k_rows, axis, group, depth, memory + at.k_columns)
-        for query in range(0, length, queries):
-            count = min(queries, length - query)
+        line = part_of(group, none, length)
+        k_rows = rows_of(like, k, axis, line, none, depth, memory + at.k, reads)
+        columns_of(like, k_rows, axis, line, depth, memory + at.k_columns)
+        for first in range(group.first, group.first + group.length, queries):
+            part = part_of(group, first, min(queries, group.first + group.length - first))
+            q_rows = rows_of(like, q, axis, part, none, depth, memory + at.q, reads)
             sheets, scale = memory + at.energies, memory + at.scale
-            energies(like, q_rows, memory + at.k_columns, axis, group, depth, query, count, sheets, scale)
-            for m in range(group.lines):
-                for i in range(count):
-                    position, own = _position(axis, sizes, group, m, query + i), query + i
+            energies(like, q_rows, memory + at.k_columns, axis, part, depth, sheets, scale)
+            for m in range(part.lines):
+                for i in range(part.length):
+                    position, own = position_of(axis, sizes.positions, part, m, i), first + i
                     _put_energies(like, axis, sizes, position, own, sheets + (m * queries + i) * row, weights)
 
 
@@ -129,25 +125,22 @@ def aggregate_groups(
     store(one.address, type(like)(1))
     for number in range(begin, end):
         group = group_at(axis, number)
-        for query in range(0, length, queries):
-            count = min(queries, length - query)
-            for m in range(group.lines):
-                for i in range(count):
-                    position, own = _position(axis, sizes, group, m, query + i), query + i
+        line = part_of(group, none, length)
+        for first in range(group.first, group.first + group.length, queries):
+            part = part_of(group, first, min(queries, group.first + group.length - first))
+            for m in range(part.lines):
+                for i in range(part.length):
+                    position, own = position_of(axis, sizes.positions, part, m, i), first + i
                     target = memory + at.energies + (m * queries + i) * row
                     _get_weights(like, axis, sizes, position, own, target, weights)
+            adds = not axis.first or (transposed and first > 0)
+            here, there = (part, line) if transposed else (line, part)
             for start, channels in chunks(like, axis, sizes.channels):
-                v_rows = rows_of(like, v, axis, group, start, channels, memory + at.v, reads)
-                adds = not axis.first or query > 0
-                out_rows = rows_of(like, out, axis, group, start, channels, memory + at.out, adds)
-                for m in range(group.lines):
+                v_rows = rows_of(like, v, axis, here, start, channels, memory + at.v, reads)
+                out_rows = rows_of(like, out, axis, there, start, channels, memory + at.out, adds)
+                for m in range(part.lines):
                     sheet, beta = memory + at.energies + m * queries * row, one if adds else no_factors()
-                    if transposed:
-                        weighting = Matrix(sheet, size, row)
-                        values, sums = matrix_of(like, v_rows, m, query), matrix_of(like, out_rows, m, none)
-                        add_product(like, length, channels, count, weighting, values, sums, one, beta)
-                    else:
-                        weighting, beta = Matrix(sheet, row, size), no_factors() if axis.first else one
-                        values, sums = matrix_of(like, v_rows, m, none), matrix_of(like, out_rows, m, query)
-                        add_product(like, count, channels, length, weighting, values, sums, one, beta)
-                put_rows(like, out_rows, out, axis, group, start, channels)
+                    weighting = Matrix(sheet, size, row) if transposed else Matrix(sheet, row, size)
+                    values, sums = matrix_of(like, v_rows, m, none), matrix_of(like, out_rows, m, none)
+                    add_product(like, there.length, channels, here.length, weighting, values, sums, one, beta)
+                put_rows(like, out_rows, out, axis, there, start, channels)

@@ -58,7 +58,7 @@ def new_counters(phases: int) -> NDArray[np.int64]:
 def axis_of(phases: NDArray[np.int64], phase: int) -> Axis:
     """Return the axis of a phase."""
     n = phases[phase]
-    return Axis(n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11])
+    return Axis(n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12])
 
 
 @compiled
@@ -66,7 +66,7 @@ def tickets(phases: NDArray[np.int64], counters: NDArray[np.int64]) -> Iterator[
     """Yield the axis and the groups, begin ... end, of each ticket that this thread takes; return when all are done."""
     for phase in range(len(phases)):
         axis = axis_of(phases, phase)
-        begin, end, step = phases[phase, 12], phases[phase, 13], phases[phase, 14]
+        begin, end, step = phases[phase, 13], phases[phase, 14], phases[phase, 15]
         taken = counters.ctypes.data + phase * 2 * LINE
         finished = taken + LINE
         ticket = begin + atomic_add(taken, 1) * step

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 
-from ccgpu.kernels.numba_cpu import attention, cache, schedule, tickets, vectors
+from ccgpu.kernels.numba_cpu import cache, gradients, schedule, tickets, vectors
 from ccgpu.kernels.numba_cpu.lines import group_at
 from ccgpu.kernels.numba_cpu.matrices import copy, multiply, transpose
 from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES
@@ -145,7 +145,7 @@ def test_add_dot_of_any_number_of_channels(dtype):
     for channels in range(1, 4 * lanes(dtype)):
         a, b = generator.integers(-50, 50, (2, channels)).astype(dtype)
         sums = np.array([GUARD, 7, GUARD], dtype)
-        attention.add_dot(dtype(0), address(sums) + sums.itemsize, address(a), address(b), channels)
+        gradients.add_dot(dtype(0), address(sums) + sums.itemsize, address(a), address(b), channels)
         np.testing.assert_array_equal(sums, [GUARD, 7 + (a.astype(int) * b.astype(int)).sum(), GUARD])
 
 
@@ -284,8 +284,8 @@ def do_all(phases, counters, done, early):
     for axis, begin, end in tickets.tickets(phases, counters):
         early[begin] = axis.length != 4
         for phase in phases:
-            if phase[12] <= begin < phase[13]:
-                for group in range(phase[12]):
+            if phase[13] <= begin < phase[14]:
+                for group in range(phase[13]):
                     early[begin] = early[begin] or done[group] == 0
         for group in range(begin, end):
             done[group] += 1

@@ -1,0 +1,206 @@
+"""Backward of criss-cross attention on the CPU, for a group of lines of an axis at a time.
+
+Axis after axis:    P = exp(E - lse), dP = dO V^T, dS = P (dP - delta), with delta_u = dout_u . out_u - dlse_u;
+                    dQ += scale dS K, dK += scale dS^T Q, dV += P^T dO.
+
+P, dP, dS and dQ belong to queries; dK and dV belong to keys and are sums over queries. So some queries of a line at a
+time are computed in two steps: `query_gradients` fills their rows of the sheets P and dS, `key_gradients` reads
+columns of these. A thread does both for lines of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ccgpu.kernels.numba_cpu.attention import Memory, Sizes, divide_memory
+from ccgpu.kernels.numba_cpu.lines import (
+    Axis,
+    Group,
+    Map,
+    Rows,
+    chunks,
+    columns_of,
+    energies,
+    exponentials_of,
+    group_at,
+    matrix_of,
+    no_factors,
+    padded,
+    part_of,
+    position_of,
+    put_rows,
+    rows_of,
+)
+from ccgpu.kernels.numba_cpu.matrices import Factors, Matrix, add_product, compiled
+from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES, dot, load, size_of, store, subtract_and_multiply
+
+
+class Sheets(NamedTuple):
+    """Addresses of what is computed from a group's lines for some of their queries: matrices, line after line."""
+
+    weights: int  # E, then P (queries, keys)
+    gradients: int  # dP, then dS (queries, keys)
+    k_columns: int  # K^T (depth, keys)
+    v_columns: int  # V^T (channels, keys), of one chunk of channels
+
+
+class Maps(NamedTuple):
+    """The maps of backward, and the addresses of arrays (images, positions)."""
+
+    dout: Map
+    q: Map
+    k: Map
+    v: Map
+    out: Map
+    lse: int
+    delta: int  # -dlse; the first axis adds dout . out
+    dq: Map
+    dk: Map
+    dv: Map
+
+
+@compiled
+def add_dot(like: Any, target: int, a: int, b: int, channels: int) -> None:
+    """Add the dot product of two rows of `channels` numbers to the number at `target`."""
+    size = size_of(like)
+    whole = channels * size // VECTOR_BYTES * VECTOR_BYTES
+    product = dot(like, a, b, whole) if whole else type(like)(0)
+    for place in range(whole, channels * size, size):
+        product += load(like, a + place) * load(like, b + place)
+    store(target, load(like, target) + product)
+
+
+@compiled
+def _weight_gradients(
+    like: Any, axis: Axis, sizes: Sizes, part: Group, sheets: Sheets, memory: int, at: Memory, maps: Maps
+) -> None:
+    """Write dP = dO V^T for the queries of a part of a group; on the first axis, add dout . out to delta."""
+    size, key_row, reads, none = size_of(like), padded(like, axis.length), np.bool_(True), np.int64(0)
+    line, sheet, one = part_of(part, none, axis.length), axis.queries * key_row, Factors(memory + at.one, none)
+    for start, channels in chunks(like, axis, sizes.channels):
+        dout_rows = rows_of(like, maps.dout, axis, part, start, channels, memory + at.dout, reads)
+        v_rows = rows_of(like, maps.v, axis, line, start, channels, memory + at.v, reads)
+        columns_of(like, v_rows, axis, line, channels, sheets.v_columns)
+        for m in range(part.lines):
+            add_product(
+                like,
+                part.length,
+                axis.length,
+                channels,
+                matrix_of(like, dout_rows, m, none),
+                Matrix(sheets.v_columns + m * channels * key_row, key_row, size),
+                Matrix(sheets.gradients + m * sheet, key_row, size),
+                one,
+                no_factors() if start == 0 else one,
+            )
+        if axis.first:
+            out_rows = rows_of(like, maps.out, axis, part, start, channels, memory + at.out, reads)
+            for m in range(part.lines):
+                for i in range(part.length):
+                    a = dout_rows.address + m * dout_rows.line + i * dout_rows.row
+                    b = out_rows.address + m * out_rows.line + i * out_rows.row
+                    target = maps.delta + position_of(axis, sizes.positions, part, m, i) * size
+                    add_dot(like, target, a, b, channels)
+
+
+@compiled
+def query_gradients(
+    like: Any, axis: Axis, sizes: Sizes, part: Group, sheets: Sheets, k: Rows, memory: int, at: Memory, maps: Maps
+) -> None:
+    """Write P and dS and add scale dS K to dq, for the queries of a part of a group; k are the rows of all keys."""
+    size, key_row, depth, none = size_of(like), padded(like, axis.length), sizes.depth, np.int64(0)
+    reads, adds, sheet = np.bool_(True), not axis.first, axis.queries * key_row
+    scale, beta = Factors(memory + at.scale, none), Factors(memory + at.one if adds else none, none)
+    q_rows = rows_of(like, maps.q, axis, part, none, depth, memory + at.q, reads)
+    energies(like, q_rows, sheets.k_columns, axis, part, depth, sheets.weights, memory + at.scale)
+    for m in range(part.lines):
+        for i in range(part.length):
+            row = sheets.weights + m * sheet + i * key_row
+            offset = load(like, maps.lse + position_of(axis, sizes.positions, part, m, i) * size)
+            exponentials_of(like, row, axis.length, part.first + i, axis.crossing, offset)
+    _weight_gradients(like, axis, sizes, part, sheets, memory, at, maps)
+    for m in range(part.lines):
+        for i in range(part.length):
+            row = m * sheet + i * key_row
+            offset = load(like, maps.delta + position_of(axis, sizes.positions, part, m, i) * size)
+            subtract_and_multiply(like, sheets.gradients + row, sheets.weights + row, key_row, offset)
+    dq_rows = rows_of(like, maps.dq, axis, part, none, depth, memory + at.dq, adds)
+    for m in range(part.lines):
+        gradients = Matrix(sheets.gradients + m * sheet, key_row, size)
+        keys, target = matrix_of(like, k, m, none), matrix_of(like, dq_rows, m, none)
+        add_product(like, part.length, depth, axis.length, gradients, keys, target, scale, beta)
+    put_rows(like, dq_rows, maps.dq, axis, part, none, depth)
+
+
+@compiled
+def key_gradients(
+    like: Any, axis: Axis, sizes: Sizes, keys: Group, part: Group, sheets: Sheets, memory: int, at: Memory, maps: Maps
+) -> None:
+    """Add scale dS^T Q to dk and P^T dO to dv, for some keys of a group and the queries of a part of it.
+
+    The sheets begin with the first query of the part and with the first key of the line.
+    """
+    size, key_row, depth, none = size_of(like), padded(like, axis.length), sizes.depth, np.int64(0)
+    reads, adds, sheet = np.bool_(True), not axis.first or part.first > 0, axis.queries * key_row
+    scale, one = Factors(memory + at.scale, none), Factors(memory + at.one, none)
+    beta, here = one if adds else no_factors(), keys.first * size
+    q_rows = rows_of(like, maps.q, axis, part, none, depth, memory + at.q, reads)
+    dk_rows = rows_of(like, maps.dk, axis, keys, none, depth, memory + at.dk, adds)
+    for m in range(part.lines):
+        gradients = Matrix(sheets.gradients + m * sheet + here, size, key_row)
+        queries, target = matrix_of(like, q_rows, m, none), matrix_of(like, dk_rows, m, none)
+        add_product(like, keys.length, depth, part.length, gradients, queries, target, scale, beta)
+    put_rows(like, dk_rows, maps.dk, axis, keys, none, depth)
+    for start, channels in chunks(like, axis, sizes.channels):
+        dout_rows = rows_of(like, maps.dout, axis, part, start, channels, memory + at.dout, reads)
+        dv_rows = rows_of(like, maps.dv, axis, keys, start, channels, memory + at.out, adds)
+        for m in range(part.lines):
+            weights = Matrix(sheets.weights + m * sheet + here, size, key_row)
+            values, target = matrix_of(like, dout_rows, m, none), matrix_of(like, dv_rows, m, none)
+            add_product(like, keys.length, channels, part.length, weights, values, target, one, beta)
+        put_rows(like, dv_rows, maps.dv, axis, keys, start, channels)
+
+
+@compiled
+def backward_groups(
+    like: Any,
+    begin: int,
+    end: int,
+    memory: int,
+    axis: Axis,
+    sizes: Sizes,
+    dout: Map,
+    q: Map,
+    k: Map,
+    v: Map,
+    out: Map,
+    lse: int,
+    delta: int,
+    dq: Map,
+    dk: Map,
+    dv: Map,
+) -> None:
+    """Compute backward for groups begin ... end of an axis.
+
+    Args:
+        like, begin, end, memory, axis, sizes: as in `attention.forward_groups`.
+        dout, q, k, v, out, dq, dk, dv: maps of like's dtype.
+        lse: address of an array (images, positions).
+        delta: address of such an array that holds -dlse; the first axis adds dout . out to it.
+    """
+    length, depth, none, reads = axis.length, sizes.depth, np.int64(0), np.bool_(True)
+    maps = Maps(dout, q, k, v, out, lse, delta, dq, dk, dv)
+    at = divide_memory(axis, sizes, size_of(like), True)
+    sheets = Sheets(memory + at.energies, memory + at.gradients, memory + at.k_columns, memory + at.v_columns)
+    store(memory + at.scale, type(like)(sizes.scale))
+    store(memory + at.one, type(like)(1))
+    for number in range(begin, end):
+        line = group_at(axis, number)
+        k_rows = rows_of(like, k, axis, line, none, depth, memory + at.k, reads)
+        columns_of(like, k_rows, axis, line, depth, sheets.k_columns)
+        for first in range(0, length, axis.queries):
+            part = part_of(line, first, min(axis.queries, length - first))
+            query_gradients(like, axis, sizes, part, sheets, k_rows, memory, at, maps)
+            key_gradients(like, axis, sizes, line, part, sheets, memory, at, maps)
