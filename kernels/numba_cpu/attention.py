@@ -127,6 +127,7 @@ def merge(
 @compiled
 def forward_groups(
     like: Any,
+    kept: Any,
     begin: int,
     end: int,
     memory: int,
@@ -143,7 +144,8 @@ def forward_groups(
     """Compute forward for groups begin ... end of an axis.
 
     Args:
-        like: a number of the dtype of q, k, v and out.
+        like: a number of the dtype of the arithmetic.
+        kept: a number that stands for the dtype of q, k, v and out in memory.
         begin, end: range of groups, counted through all images.
         memory: address of the thread's memory, aligned to vectors; see `divide_memory`.
         axis: the axis whose lines are computed.
@@ -161,11 +163,11 @@ def forward_groups(
     for number in range(begin, end):
         group = group_at(axis, number)
         line = part_of(group, none, length)
-        k_rows = rows_of(like, k, axis, line, none, depth, memory + at.k, reads)
+        k_rows = rows_of(like, kept, k, axis, line, none, depth, memory + at.k, reads)
         columns_of(like, k_rows, axis, line, depth, memory + at.k_columns)
         for first in range(group.first, group.first + group.length, queries):
             part = part_of(group, first, min(queries, group.first + group.length - first))
-            q_rows = rows_of(like, q, axis, part, none, depth, memory + at.q, reads)
+            q_rows = rows_of(like, kept, q, axis, part, none, depth, memory + at.q, reads)
             energies(like, q_rows, memory + at.k_columns, axis, part, depth, memory + at.energies, memory + at.scale)
             for m in range(part.lines):
                 for i in range(part.length):
@@ -176,8 +178,8 @@ def forward_groups(
                     store(memory + at.factors + (m * queries + i) * size, factor)
                     store(memory + at.befores + (m * queries + i) * size, before)
             for start, channels in chunks(like, axis, sizes.channels):
-                v_rows = rows_of(like, v, axis, line, start, channels, memory + at.v, reads)
-                out_rows = rows_of(like, out, axis, part, start, channels, memory + at.out, not axis.first)
+                v_rows = rows_of(like, kept, v, axis, line, start, channels, memory + at.v, reads)
+                out_rows = rows_of(like, kept, out, axis, part, start, channels, memory + at.out, not axis.first)
                 for m in range(part.lines):
                     add_product(
                         like,
@@ -190,4 +192,4 @@ def forward_groups(
                         Factors(memory + at.factors + m * queries * size, size),
                         Factors(none if axis.first else memory + at.befores + m * queries * size, size),
                     )
-                put_rows(like, out_rows, out, axis, part, start, channels)
+                put_rows(like, kept, out_rows, out, axis, part, start, channels)

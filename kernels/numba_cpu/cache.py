@@ -21,7 +21,18 @@ from numba.core.caching import FunctionCache, NullCache
 from numba.core.ccallback import CFunc
 
 from ccgpu.kernels.compilation import Compilation
-from ccgpu.kernels.numba_cpu import attention, features, gradients, lines, matrices, stages, tickets, tiles, vectors
+from ccgpu.kernels.numba_cpu import (
+    attention,
+    conversions,
+    features,
+    gradients,
+    lines,
+    matrices,
+    stages,
+    tickets,
+    tiles,
+    vectors,
+)
 
 LOGGER = logging.getLogger("ccgpu")
 COMPILATION = Compilation()
@@ -31,6 +42,7 @@ def _source() -> str:
     """Return a hash of the files whose functions the kernels call."""
     modules = (
         attention,
+        conversions,
         features,
         gradients,
         lines,
@@ -121,48 +133,53 @@ def _kernels(source: str) -> tuple[Any, ...]:
     """Return the kernels. Each computes one thread's part of a call: the groups whose tickets it takes (tickets.py)."""
 
     @_kernel
-    def forward(like: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
+    def forward(like: Any, kept: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
         source  # noqa: B018
         for axis, begin, end in tickets.tickets(phases, counters):
-            attention.forward_groups(like, begin, end, memory, axis, sizes, *arguments)
+            attention.forward_groups(like, kept, begin, end, memory, axis, sizes, *arguments)
 
     @_kernel
-    def backward(like: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
+    def backward(like: Any, kept: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
         source  # noqa: B018
         for axis, begin, end in tickets.tickets(phases, counters):
-            gradients.backward_groups(like, begin, end, memory, axis, sizes, *arguments)
+            gradients.backward_groups(like, kept, begin, end, memory, axis, sizes, *arguments)
 
     @_kernel
-    def affinity(like: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
+    def affinity(like: Any, kept: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
         source  # noqa: B018
         for axis, begin, end in tickets.tickets(phases, counters):
-            stages.affinity_groups(like, begin, end, memory, axis, sizes, *arguments)
+            stages.affinity_groups(like, kept, begin, end, memory, axis, sizes, *arguments)
 
     @_kernel
-    def aggregate(like: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
+    def aggregate(like: Any, kept: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
         source  # noqa: B018
         for axis, begin, end in tickets.tickets(phases, counters):
-            stages.aggregate_groups(like, begin, end, memory, axis, sizes, *arguments)
+            stages.aggregate_groups(like, kept, begin, end, memory, axis, sizes, *arguments)
 
     return forward, backward, affinity, aggregate
 
 
 SOURCE = _source()
 FORWARD, BACKWARD, AFFINITY, AGGREGATE = _kernels(SOURCE)
-_large: dict[Any, list[Any]] = {}  # by dtype: keeps the compiled functions alive, since their symbols stay
+_large: dict[str, Any] = {}  # by symbol: keeps the compiled functions alive, since their symbols stay
+_prepared: set[tuple[Any, Any]] = set()
 _compiling = threading.Lock()
 
 
-def prepare(dtype: Any) -> None:
-    """Compile or load the functions that the kernels of a dtype call by symbol; call it before these kernels."""
-    if dtype in _large:
+def prepare(like: Any, kept: Any) -> None:
+    """Compile or load the functions that the kernels call by symbol; call it before these kernels.
+
+    Args:
+        like: NumPy's type of the arithmetic.
+        kept: the type that stands for that of the maps in memory; see conversions.py.
+    """
+    if (like, kept) in _prepared:
         return
     with _compiling:
-        if dtype in _large:
-            return
-        kind, functions = from_dtype(np.dtype(dtype)), []
         for function in matrices.large_functions(SOURCE):
-            compiled = _callback(function, matrices.signature_of(function, kind))
-            matrices.add_symbol(function, kind, compiled)
-            functions.append(compiled)
-        _large[dtype] = functions
+            for kinds in matrices.kinds_of(function, *(from_dtype(np.dtype(dtype)) for dtype in (like, kept))):
+                symbol = matrices.symbol_of(function, kinds)
+                if symbol not in _large:
+                    _large[symbol] = _callback(function, matrices.signature_of(function, kinds))
+                    matrices.add_symbol(function, kinds, _large[symbol])
+        _prepared.add((like, kept))

@@ -74,14 +74,14 @@ def add_dot(like: Any, target: int, a: int, b: int, channels: int) -> None:
 
 @compiled
 def _weight_gradients(
-    like: Any, axis: Axis, sizes: Sizes, part: Group, sheets: Sheets, memory: int, at: Memory, maps: Maps
+    like: Any, kept: Any, axis: Axis, sizes: Sizes, part: Group, sheets: Sheets, memory: int, at: Memory, maps: Maps
 ) -> None:
     """Write dP = dO V^T for the queries of a part of a group; on the first axis, add dout . out to delta."""
     size, key_row, reads, none = size_of(like), padded(like, axis.length), np.bool_(True), np.int64(0)
     line, sheet, one = part_of(part, none, axis.length), axis.queries * key_row, Factors(memory + at.one, none)
     for start, channels in chunks(like, axis, sizes.channels):
-        dout_rows = rows_of(like, maps.dout, axis, part, start, channels, memory + at.dout, reads)
-        v_rows = rows_of(like, maps.v, axis, line, start, channels, memory + at.v, reads)
+        dout_rows = rows_of(like, kept, maps.dout, axis, part, start, channels, memory + at.dout, reads)
+        v_rows = rows_of(like, kept, maps.v, axis, line, start, channels, memory + at.v, reads)
         columns_of(like, v_rows, axis, line, channels, sheets.v_columns)
         for m in range(part.lines):
             add_product(
@@ -96,7 +96,7 @@ def _weight_gradients(
                 no_factors() if start == 0 else one,
             )
         if axis.first:
-            out_rows = rows_of(like, maps.out, axis, part, start, channels, memory + at.out, reads)
+            out_rows = rows_of(like, kept, maps.out, axis, part, start, channels, memory + at.out, reads)
             for m in range(part.lines):
                 for i in range(part.length):
                     a = dout_rows.address + m * dout_rows.line + i * dout_rows.row
@@ -107,36 +107,54 @@ def _weight_gradients(
 
 @compiled
 def query_gradients(
-    like: Any, axis: Axis, sizes: Sizes, part: Group, sheets: Sheets, k: Rows, memory: int, at: Memory, maps: Maps
+    like: Any,
+    kept: Any,
+    axis: Axis,
+    sizes: Sizes,
+    part: Group,
+    sheets: Sheets,
+    k: Rows,
+    memory: int,
+    at: Memory,
+    maps: Maps,
 ) -> None:
     """Write P and dS and add scale dS K to dq, for the queries of a part of a group; k are the rows of all keys."""
     size, key_row, depth, none = size_of(like), padded(like, axis.length), sizes.depth, np.int64(0)
     reads, adds, sheet = np.bool_(True), not axis.first, axis.queries * key_row
     scale, beta = Factors(memory + at.scale, none), Factors(memory + at.one if adds else none, none)
-    q_rows = rows_of(like, maps.q, axis, part, none, depth, memory + at.q, reads)
+    q_rows = rows_of(like, kept, maps.q, axis, part, none, depth, memory + at.q, reads)
     energies(like, q_rows, sheets.k_columns, axis, part, depth, sheets.weights, memory + at.scale)
     for m in range(part.lines):
         for i in range(part.length):
             row = sheets.weights + m * sheet + i * key_row
             offset = load(like, maps.lse + position_of(axis, sizes.positions, part, m, i) * size)
             exponentials_of(like, row, axis.length, part.first + i, axis.crossing, offset)
-    _weight_gradients(like, axis, sizes, part, sheets, memory, at, maps)
+    _weight_gradients(like, kept, axis, sizes, part, sheets, memory, at, maps)
     for m in range(part.lines):
         for i in range(part.length):
             row = m * sheet + i * key_row
             offset = load(like, maps.delta + position_of(axis, sizes.positions, part, m, i) * size)
             subtract_and_multiply(like, sheets.gradients + row, sheets.weights + row, key_row, offset)
-    dq_rows = rows_of(like, maps.dq, axis, part, none, depth, memory + at.dq, adds)
+    dq_rows = rows_of(like, kept, maps.dq, axis, part, none, depth, memory + at.dq, adds)
     for m in range(part.lines):
         gradients = Matrix(sheets.gradients + m * sheet, key_row, size)
         keys, target = matrix_of(like, k, m, none), matrix_of(like, dq_rows, m, none)
         add_product(like, part.length, depth, axis.length, gradients, keys, target, scale, beta)
-    put_rows(like, dq_rows, maps.dq, axis, part, none, depth)
+    put_rows(like, kept, dq_rows, maps.dq, axis, part, none, depth)
 
 
 @compiled
 def key_gradients(
-    like: Any, axis: Axis, sizes: Sizes, keys: Group, part: Group, sheets: Sheets, memory: int, at: Memory, maps: Maps
+    like: Any,
+    kept: Any,
+    axis: Axis,
+    sizes: Sizes,
+    keys: Group,
+    part: Group,
+    sheets: Sheets,
+    memory: int,
+    at: Memory,
+    maps: Maps,
 ) -> None:
     """Add scale dS^T Q to dk and P^T dO to dv, for some keys of a group and the queries of a part of it.
 
@@ -146,26 +164,27 @@ def key_gradients(
     reads, adds, sheet = np.bool_(True), not axis.first or part.first > 0, axis.queries * key_row
     scale, one = Factors(memory + at.scale, none), Factors(memory + at.one, none)
     beta, here = one if adds else no_factors(), keys.first * size
-    q_rows = rows_of(like, maps.q, axis, part, none, depth, memory + at.q, reads)
-    dk_rows = rows_of(like, maps.dk, axis, keys, none, depth, memory + at.dk, adds)
+    q_rows = rows_of(like, kept, maps.q, axis, part, none, depth, memory + at.q, reads)
+    dk_rows = rows_of(like, kept, maps.dk, axis, keys, none, depth, memory + at.dk, adds)
     for m in range(part.lines):
         gradients = Matrix(sheets.gradients + m * sheet + here, size, key_row)
         queries, target = matrix_of(like, q_rows, m, none), matrix_of(like, dk_rows, m, none)
         add_product(like, keys.length, depth, part.length, gradients, queries, target, scale, beta)
-    put_rows(like, dk_rows, maps.dk, axis, keys, none, depth)
+    put_rows(like, kept, dk_rows, maps.dk, axis, keys, none, depth)
     for start, channels in chunks(like, axis, sizes.channels):
-        dout_rows = rows_of(like, maps.dout, axis, part, start, channels, memory + at.dout, reads)
-        dv_rows = rows_of(like, maps.dv, axis, keys, start, channels, memory + at.out, adds)
+        dout_rows = rows_of(like, kept, maps.dout, axis, part, start, channels, memory + at.dout, reads)
+        dv_rows = rows_of(like, kept, maps.dv, axis, keys, start, channels, memory + at.out, adds)
         for m in range(part.lines):
             weights = Matrix(sheets.weights + m * sheet + here, size, key_row)
             values, target = matrix_of(like, dout_rows, m, none), matrix_of(like, dv_rows, m, none)
             add_product(like, keys.length, channels, part.length, weights, values, target, one, beta)
-        put_rows(like, dv_rows, maps.dv, axis, keys, start, channels)
+        put_rows(like, kept, dv_rows, maps.dv, axis, keys, start, channels)
 
 
 @compiled
 def backward_groups(
     like: Any,
+    kept: Any,
     begin: int,
     end: int,
     memory: int,
@@ -185,8 +204,8 @@ def backward_groups(
     """Compute backward for groups begin ... end of an axis.
 
     Args:
-        like, begin, end, memory, axis, sizes: as in `attention.forward_groups`.
-        dout, q, k, v, out, dq, dk, dv: maps of like's dtype.
+        like, kept, begin, end, memory, axis, sizes: as in `attention.forward_groups`.
+        dout, q, k, v, out, dq, dk, dv: maps of the dtype in memory.
         lse: address of an array (images, positions).
         delta: address of such an array that holds -dlse; the first axis adds dout . out to it.
     """
@@ -198,9 +217,9 @@ def backward_groups(
     store(memory + at.one, type(like)(1))
     for number in range(begin, end):
         line = group_at(axis, number)
-        k_rows = rows_of(like, k, axis, line, none, depth, memory + at.k, reads)
+        k_rows = rows_of(like, kept, k, axis, line, none, depth, memory + at.k, reads)
         columns_of(like, k_rows, axis, line, depth, sheets.k_columns)
         for first in range(0, length, axis.queries):
             part = part_of(line, first, min(axis.queries, length - first))
-            query_gradients(like, axis, sizes, part, sheets, k_rows, memory, at, maps)
-            key_gradients(like, axis, sizes, line, part, sheets, memory, at, maps)
+            query_gradients(like, kept, axis, sizes, part, sheets, k_rows, memory, at, maps)
+            key_gradients(like, kept, axis, sizes, line, part, sheets, memory, at, maps)

@@ -5,8 +5,9 @@ side by side. These rows are the map's own memory if it is channels-last and its
 they are gathered into a buffer, some channels at a time, by transposing tiles in registers. Where positions are side by
 side in memory (NCHW), a group is many neighbouring columns, so that long pieces of memory are gathered.
 
-All functions are compiled by Numba when first called. Addresses and strides are in bytes, a row of a buffer is padded
-to whole vectors, and `like` is any number of the dtype, float32 or float64.
+All functions are compiled by Numba when first called. Addresses and strides are in bytes, and a row of a buffer is
+padded to whole vectors. `like` is any number of the arithmetic's dtype, float32 or float64, and `kept` one of the type
+that stands for the maps' dtype in memory (conversions.py): maps of 16 bits are gathered into a buffer in any layout.
 """
 
 from __future__ import annotations
@@ -116,54 +117,59 @@ def chunks(like: Any, axis: Axis, channels: int) -> Iterator[tuple[int, int]]:
 
 
 @compiled
-def in_place(like: Any, x: Map, channels: int) -> bool:
+def in_place(like: Any, kept: Any, x: Map, channels: int) -> bool:
     """Tell whether rows of `channels` channels can be used in the map's own memory, without a buffer."""
-    return x.channel == size_of(like) and channels * size_of(like) % VECTOR_BYTES == 0
+    return (
+        size_of(kept) == size_of(like) and x.channel == size_of(like) and channels * size_of(like) % VECTOR_BYTES == 0
+    )
 
 
 @compiled
-def rows_of(like: Any, x: Map, axis: Axis, group: Group, start: int, channels: int, buffer: int, reads: bool) -> Rows:
+def rows_of(
+    like: Any, kept: Any, x: Map, axis: Axis, group: Group, start: int, channels: int, buffer: int, reads: bool
+) -> Rows:
     """Return channels `start` ... `start` + `channels` of a group's positions: in the map's memory or in the buffer.
 
     Without `reads`, the buffer is not filled, because the caller overwrites all of it.
     """
-    step, size = axis.inner * x.position, size_of(like)
+    step = axis.inner * x.position
     here = x.address + group.image * x.image + group.position * x.position + group.first * step + start * x.channel
-    if in_place(like, x, channels):
+    if in_place(like, kept, x, channels):
         return Rows(here, step, x.position)
     row = padded(like, channels)
     line = group.length * row
     if not reads:
         return Rows(buffer, row, line)
-    if x.position != size:
+    if x.channel == size_of(kept):
         for m in range(group.lines):
             for n in range(group.length):
-                copy(like, here + m * x.position + n * step, x.channel, channels, buffer + m * line + n * row, size)
+                copy(kept, like, here + m * x.position + n * step, channels, buffer + m * line + n * row)
     elif axis.inner == 1:
-        transpose(like, here, x.channel, channels, group.length, buffer, row)
+        transpose(kept, like, here, x.channel, channels, group.length, buffer, row)
     else:
         for n in range(group.length):
-            transpose(like, here + n * step, x.channel, channels, group.lines, buffer + n * row, line)
+            transpose(kept, like, here + n * step, x.channel, channels, group.lines, buffer + n * row, line)
     return Rows(buffer, row, line)
 
 
 @compiled
-def put_rows(like: Any, rows: Rows, x: Map, axis: Axis, group: Group, start: int, channels: int) -> None:
+def put_rows(like: Any, kept: Any, rows: Rows, x: Map, axis: Axis, group: Group, start: int, channels: int) -> None:
     """Write rows that `rows_of` returned back to the map, if they are in a buffer."""
-    step, size = axis.inner * x.position, size_of(like)
+    step = axis.inner * x.position
     here = x.address + group.image * x.image + group.position * x.position + group.first * step + start * x.channel
-    if in_place(like, x, channels):
+    if in_place(like, kept, x, channels):
         return
-    if x.position != size:
+    if x.channel == size_of(kept):
         for m in range(group.lines):
             for n in range(group.length):
                 source = rows.address + m * rows.line + n * rows.row
-                copy(like, source, size, channels, here + m * x.position + n * step, x.channel)
+                copy(like, kept, source, channels, here + m * x.position + n * step)
     elif axis.inner == 1:
-        transpose(like, rows.address, rows.row, group.length, channels, here, x.channel)
+        transpose(like, kept, rows.address, rows.row, group.length, channels, here, x.channel)
     else:
         for n in range(group.length):
-            transpose(like, rows.address + n * rows.row, rows.line, group.lines, channels, here + n * step, x.channel)
+            source = rows.address + n * rows.row
+            transpose(like, kept, source, rows.line, group.lines, channels, here + n * step, x.channel)
 
 
 @compiled
@@ -184,7 +190,7 @@ def columns_of(like: Any, rows: Rows, axis: Axis, group: Group, channels: int, c
     row = padded(like, axis.length)
     for m in range(group.lines):
         target = columns + m * channels * row + group.first * size_of(like)
-        transpose(like, rows.address + m * rows.line, rows.row, group.length, channels, target, row)
+        transpose(like, like, rows.address + m * rows.line, rows.row, group.length, channels, target, row)
 
 
 @compiled

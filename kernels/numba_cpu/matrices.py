@@ -12,8 +12,9 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-from ccgpu.kernels.numba_cpu.tiles import TILE_ROWS, TILE_VECTORS, multiply_tile, stack_tiles, transpose_tile
-from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES, load, size_of, store
+from ccgpu.kernels.numba_cpu.conversions import copy_vector, number_at, put_number
+from ccgpu.kernels.numba_cpu.tiles import TILE_ROWS, TILE_VECTORS, multiply_tile, transpose_tile
+from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES, size_of
 
 compiled = njit(nogil=True, error_model="numpy")
 
@@ -40,10 +41,26 @@ def filled_up(size: int) -> int:
 
 
 @compiled
-def copy(like: Any, source: int, source_step: int, count: int, target: int, target_step: int) -> None:
-    """Copy `count` numbers, `source_step` bytes apart, to places that are `target_step` bytes apart."""
-    for n in range(count):
-        store(target + n * target_step, load(like, source + n * source_step))
+def copy(reads: Any, writes: Any, source: int, count: int, target: int) -> None:
+    """Copy `count` numbers that stand side by side from memory that keeps `reads` to memory that keeps `writes`."""
+    read, written = size_of(reads), size_of(writes)
+    lanes = VECTOR_BYTES // max(read, written)
+    if count < lanes:
+        for n in range(count):
+            put_number(writes, target + n * written, number_at(reads, source + n * read))
+        return
+    for first in range(0, count, lanes):
+        n = min(first, count - lanes)  # the last vector may write numbers once more
+        copy_vector(reads, writes, source + n * read, target + n * written)
+
+
+@register_jitable
+def tile_side(left: int, length: int, lanes: int) -> int:
+    """Return the side of the smallest tile that has room for `left` numbers, or of the largest one within `length`."""
+    side = lanes
+    while side > length or (side > 2 and side // 2 >= left):
+        side //= 2
+    return side
 
 
 # Large functions, called by symbol ------------------------------------------------------------------------------------
@@ -59,26 +76,33 @@ def large_functions(source: str) -> tuple[Callable[..., None], Callable[..., Non
     """
 
     def transpose(
-        like: Any, source: int, source_row: int, rows: int, columns: int, target: int, target_row: int
+        reads: Any, writes: Any, source: int, source_row: int, rows: int, columns: int, target: int, target_row: int
     ) -> None:
-        """Write the transpose of a matrix (rows, columns); memory between the target's rows stays as it is."""
+        """Write the transpose of a matrix (rows, columns); memory between the target's rows stays as it is.
+
+        The source's memory keeps `reads`, the target's `writes`. At the ends, where a tile would reach beyond the
+        matrix, it begins earlier and writes numbers once more, or is narrower.
+        """
         source  # noqa: B018
-        size = size_of(like)
-        lanes = VECTOR_BYTES // size
-        spare = stack_tiles()
-        other = spare + lanes * VECTOR_BYTES
-        for i in range(0, rows, lanes):
-            for j in range(0, columns, lanes):
-                here, there = source + i * source_row + j * size, target + j * target_row + i * size
-                if i + lanes <= rows and j + lanes <= columns:
-                    transpose_tile(like, here, source_row, there, target_row)
-                    continue
-                height, width = min(lanes, rows - i), min(lanes, columns - j)
-                for m in range(height):
-                    copy(like, here + m * source_row, size, width, spare + m * VECTOR_BYTES, size)
-                transpose_tile(like, spare, VECTOR_BYTES, other, VECTOR_BYTES)
-                for n in range(width):
-                    copy(like, other + n * VECTOR_BYTES, size, height, there + n * target_row, size)
+        read, written = size_of(reads), size_of(writes)
+        lanes = VECTOR_BYTES // max(read, written)
+        if min(rows, columns) < 2 or max(rows, columns) < lanes:
+            for i in range(rows):
+                for j in range(columns):
+                    number = number_at(reads, source + i * source_row + j * read)
+                    put_number(writes, target + j * target_row + i * written, number)
+            return
+        i = 0
+        while i < rows:
+            height = tile_side(rows - i, rows, lanes) if columns >= lanes else lanes
+            top, j = min(i, rows - height), 0
+            while j < columns:
+                width = tile_side(columns - j, columns, lanes) if height == lanes else lanes
+                left = min(j, columns - width)
+                here, there = source + top * source_row + left * read, target + left * target_row + top * written
+                transpose_tile(reads, writes, height, width, here, source_row, there, target_row)
+                j += width
+            i += height
 
     def multiply(
         like: Any,
@@ -127,31 +151,49 @@ def large_functions(source: str) -> tuple[Callable[..., None], Callable[..., Non
     return transpose, multiply
 
 
-def signature_of(function: Callable[..., None], kind: Any) -> Any:
-    """Return the Numba signature of a large function for a dtype: a number of that type, then integers only."""
-    integers = len(inspect.signature(function).parameters) - 1
-    return types.void(kind, *[types.int64] * integers)
+def kinds_of(function: Callable[..., None], like: Any, kept: Any) -> list[tuple[Any, ...]]:
+    """Return the types of a large function's first arguments, numbers of dtypes, that the kernels call it with.
+
+    Args:
+        function: one of `large_functions`.
+        like: Numba's type of the arithmetic.
+        kept: of the maps in memory.
+    """
+    if function.__name__ == "multiply":
+        return [(like,)]
+    return [(like, like)] if kept == like else [(like, like), (kept, like), (like, kept)]
 
 
-def _symbol(function: Callable[..., None], kind: Any) -> str:
-    return f"ccgpu_{function.__name__}_{kind}"
+def signature_of(function: Callable[..., None], kinds: tuple[Any, ...]) -> Any:
+    """Return the Numba signature of a large function: numbers of these types, then integers only."""
+    integers = len(inspect.signature(function).parameters) - len(kinds)
+    return types.void(*kinds, *[types.int64] * integers)
 
 
-def add_symbol(function: Callable[..., None], kind: Any, compiled_function: Any) -> None:
-    """Let the kernels find a large function, compiled for a dtype, by its symbol; the caller must keep it alive."""
-    llvmlite.binding.add_symbol(_symbol(function, kind), compiled_function.address)
+def symbol_of(function: Callable[..., None], kinds: tuple[Any, ...]) -> str:
+    """Return the name by which compiled code finds a large function for these types."""
+    return "_".join(["ccgpu", function.__name__, *map(str, kinds)])
+
+
+def add_symbol(function: Callable[..., None], kinds: tuple[Any, ...], compiled_function: Any) -> None:
+    """Let the kernels find a large function, compiled for these types, by its symbol; the caller must keep it alive."""
+    llvmlite.binding.add_symbol(symbol_of(function, kinds), compiled_function.address)
 
 
 def called_by_symbol(function: Callable[..., None]) -> Any:
     """Return an intrinsic with the name, arguments and docstring of a large function, which calls it by its symbol."""
 
-    def call(typingctx: Any, like: Any, *integers: Any) -> Any:
+    dtypes = sum(parameter.annotation == "Any" for parameter in inspect.signature(function).parameters.values())
+
+    def call(typingctx: Any, *parameters: Any) -> Any:
+        kinds = parameters[:dtypes]
+
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, _symbol(function, like)), arguments)
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, symbol_of(function, kinds)), arguments)
             return context.get_dummy_value()
 
-        return signature_of(function, like), codegen
+        return signature_of(function, kinds), codegen
 
     call.__name__, call.__doc__ = function.__name__, function.__doc__
     signature = inspect.signature(function)

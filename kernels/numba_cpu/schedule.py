@@ -186,7 +186,7 @@ class Problem(NamedTuple):
             products: multiply-adds for each pair of a position and a neighbour.
             arguments: arguments of the kernel after the sizes.
         """
-        prepare(self.dtype)
+        prepare(self.dtype, self.dtype)
         like = self.dtype(0)
         gathers = any(x.map.channel != like.itemsize for x in operands)
         axes = plan_axes(self.sizes, self.images, like.itemsize, gathers, self.threads)
@@ -206,7 +206,7 @@ class Problem(NamedTuple):
         def take_part() -> None:
             memory = np.empty(size + VECTOR_BYTES, np.uint8)
             start = -memory.ctypes.data % VECTOR_BYTES
-            kernel(like, phases, counters, memory.ctypes.data + start, sizes, *arguments)
+            kernel(like, like, phases, counters, memory.ctypes.data + start, sizes, *arguments)
 
         helpers: list[Future[None]] = []
         try:

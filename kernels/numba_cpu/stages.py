@@ -39,10 +39,10 @@ def _put_energies(like: Any, axis: Axis, sizes: Sizes, position: int, own: int, 
     size = size_of(like)
     target = weights + (position * sizes.neighbours + axis.slot) * size
     if axis.skips:
-        copy(like, row, size, own, target, size)
-        copy(like, row + (own + 1) * size, size, axis.length - own - 1, target + own * size, size)
+        copy(like, like, row, own, target)
+        copy(like, like, row + (own + 1) * size, axis.length - own - 1, target + own * size)
     else:
-        copy(like, row, size, axis.length, target, size)
+        copy(like, like, row, axis.length, target)
 
 
 @compiled
@@ -55,10 +55,10 @@ def _get_weights(like: Any, axis: Axis, sizes: Sizes, position: int, own: int, r
     first = weights + position * sizes.neighbours * size
     source = first + axis.slot * size
     if axis.skips:
-        copy(like, source, size, own, row, size)
-        copy(like, source + own * size, size, axis.length - own - 1, row + (own + 1) * size, size)
+        copy(like, like, source, own, row)
+        copy(like, like, source + own * size, axis.length - own - 1, row + (own + 1) * size)
     else:
-        copy(like, source, size, axis.length, row, size)
+        copy(like, like, source, axis.length, row)
     centre = sizes.neighbours - sizes.width + position % sizes.positions % sizes.width
     share = load(like, first + centre * size) / type(like)(axis.crossing)
     store(row + own * size, share)
@@ -66,14 +66,14 @@ def _get_weights(like: Any, axis: Axis, sizes: Sizes, position: int, own: int, r
 
 @compiled
 def affinity_groups(
-    like: Any, begin: int, end: int, memory: int, axis: Axis, sizes: Sizes, q: Map, k: Map, weights: int
+    like: Any, kept: Any, begin: int, end: int, memory: int, axis: Axis, sizes: Sizes, q: Map, k: Map, weights: int
 ) -> None:
     """Write the energies of groups begin ... end of an axis.
 
     Args:
-        like, begin, end, memory, axis, sizes: as in `attention.forward_groups`.
-        q, k: maps of like's dtype.
-        weights: address of the energies (images, positions, neighbours).
+        like, kept, begin, end, memory, axis, sizes: as in `attention.forward_groups`.
+        q, k: maps of the dtype in memory.
+        weights: address of the energies (images, positions, neighbours), in like's dtype.
     """
     size, length, depth, queries = size_of(like), axis.length, sizes.depth, axis.queries
     none, reads = np.int64(0), np.bool_(True)  # as literals they would make Numba compile the callees for each value
@@ -83,11 +83,11 @@ def affinity_groups(
     for number in range(begin, end):
         group = group_at(axis, number)
         line = part_of(group, none, length)
-        k_rows = rows_of(like, k, axis, line, none, depth, memory + at.k, reads)
+        k_rows = rows_of(like, kept, k, axis, line, none, depth, memory + at.k, reads)
         columns_of(like, k_rows, axis, line, depth, memory + at.k_columns)
         for first in range(group.first, group.first + group.length, queries):
             part = part_of(group, first, min(queries, group.first + group.length - first))
-            q_rows = rows_of(like, q, axis, part, none, depth, memory + at.q, reads)
+            q_rows = rows_of(like, kept, q, axis, part, none, depth, memory + at.q, reads)
             sheets, scale = memory + at.energies, memory + at.scale
             energies(like, q_rows, memory + at.k_columns, axis, part, depth, sheets, scale)
             for m in range(part.lines):
@@ -99,6 +99,7 @@ def affinity_groups(
 @compiled
 def aggregate_groups(
     like: Any,
+    kept: Any,
     begin: int,
     end: int,
     memory: int,
@@ -112,9 +113,9 @@ def aggregate_groups(
     """Add the weighted sums of groups begin ... end of an axis to out, which the first axis writes.
 
     Args:
-        like, begin, end, memory, axis, sizes: as in `attention.forward_groups`.
-        weights: address of the weights (images, positions, neighbours).
-        v, out: maps of like's dtype.
+        like, kept, begin, end, memory, axis, sizes: as in `attention.forward_groups`.
+        weights: address of the weights (images, positions, neighbours), in like's dtype.
+        v, out: maps of the dtype in memory.
         transposed: sum a query's values into its keys, instead of the keys' values into the query.
     """
     size, length, queries = size_of(like), axis.length, axis.queries
@@ -136,11 +137,11 @@ def aggregate_groups(
             adds = not axis.first or (transposed and first > 0)
             here, there = (part, line) if transposed else (line, part)
             for start, channels in chunks(like, axis, sizes.channels):
-                v_rows = rows_of(like, v, axis, here, start, channels, memory + at.v, reads)
-                out_rows = rows_of(like, out, axis, there, start, channels, memory + at.out, adds)
+                v_rows = rows_of(like, kept, v, axis, here, start, channels, memory + at.v, reads)
+                out_rows = rows_of(like, kept, out, axis, there, start, channels, memory + at.out, adds)
                 for m in range(part.lines):
                     sheet, beta = memory + at.energies + m * queries * row, one if adds else no_factors()
                     weighting = Matrix(sheet, size, row) if transposed else Matrix(sheet, row, size)
                     values, sums = matrix_of(like, v_rows, m, none), matrix_of(like, out_rows, m, none)
                     add_product(like, there.length, channels, here.length, weighting, values, sums, one, beta)
-                put_rows(like, out_rows, out, axis, there, start, channels)
+                put_rows(like, kept, out_rows, out, axis, there, start, channels)

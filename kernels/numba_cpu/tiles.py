@@ -11,10 +11,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ccgpu.kernels.numba_cpu.vectors import I64, REGISTERS, VECTOR_BYTES, Vectors, integer
+from ccgpu.kernels.numba_cpu.conversions import load, narrowed, store, wide, widened
+from ccgpu.kernels.numba_cpu.vectors import BYTES, I32, I64, REGISTERS, VECTOR_BYTES, Vectors, integer
 
 # Rows and vectors of the tile of results that a product keeps in registers; the other registers hold a row of the right
 # matrix and one element of the left one. 12 x 2 vectors of 16 reach 0.9 of an AVX-512 core's peak, 97 rows at a time.
@@ -126,14 +126,24 @@ def multiply_tile(
     return signature, codegen
 
 
+def _joined(builder: Any, parts: list[Any]) -> Any:
+    """Return the lanes of vectors of the same type, one after the other; the number of vectors is a power of two."""
+    while len(parts) > 1:
+        lanes = ir.Constant(ir.VectorType(I32, 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
+        parts = [builder.shuffle_vector(a, b, lanes) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
 def transposed(vectors: Vectors, rows: list[Any]) -> list[Any]:
-    """Return the rows of a square matrix's transpose, as many vectors as a vector has lanes."""
-    rows, n = list(rows), vectors.lanes
-    half = n // 2
+    """Return the rows of a matrix's transpose: a square one, if there are as many rows as a vector has lanes.
+
+    Of fewer rows (a power of two), each square of as many lanes is transposed.
+    """
+    rows, n, half = list(rows), vectors.lanes, len(rows) // 2
     while half:  # exchange the off-diagonal quarters of every square of 2 * half rows
         low = [lane if lane & half == 0 else n + (lane ^ half) for lane in range(n)]
         high = [lane ^ half if lane & half == 0 else n + lane for lane in range(n)]
-        for i in range(n):
+        for i in range(len(rows)):
             if i & half == 0:
                 a, b = rows[i], rows[i + half]
                 rows[i], rows[i + half] = vectors.shuffle(a, b, low), vectors.shuffle(a, b, high)
@@ -141,32 +151,60 @@ def transposed(vectors: Vectors, rows: list[Any]) -> list[Any]:
     return rows
 
 
+def _tile_transpose(builder: Any, reads: Any, writes: Any, height: int, width: int, places: list[Any]) -> None:
+    """Emit the transpose of a tile of these sides, one of which is a vector long; see `transpose_tile`."""
+    source, source_row, target, target_row = places
+    vectors = Vectors(builder, wide(reads))
+    n, side = vectors.lanes, min(height, width)
+    parts = []  # rows of the tile, in memory's dtype
+    for _ in range(height):
+        parts.append(load(builder, reads, source, width))
+        source = builder.add(source, source_row)
+    # Where rows are short, a vector holds several of them: row i and those that follow in steps of `side`.
+    rows = [widened(builder, reads, _joined(builder, parts[i::side])) for i in range(side)]
+    columns = [narrowed(builder, writes, x) for x in transposed(vectors, rows)]
+    for j in range(width):
+        column = columns[j % side]
+        if height < n:  # columns are short, and a vector holds column i and those that follow in steps of `side`
+            first = j // side * side
+            column = vectors.shuffle(column, column, list(range(first, first + side)))
+        store(builder, writes, target, column)
+        target = builder.add(target, target_row)
+
+
 @intrinsic
-def transpose_tile(typingctx: Any, like: Any, source: Any, source_row: Any, target: Any, target_row: Any) -> Any:
-    """Write the transpose of the square tile at `source`, a vector wide and as many rows high, to `target`."""
-    signature = types.void(like, *[types.int64] * 4)
+def transpose_tile(
+    typingctx: Any,
+    reads: Any,
+    writes: Any,
+    height: Any,
+    width: Any,
+    source: Any,
+    source_row: Any,
+    target: Any,
+    target_row: Any,
+) -> Any:
+    """Write the transpose of the tile (height, width) at `source` to `target`.
+
+    One side is a vector of the wider dtype long, the other as long or a half, a quarter ... of it, but at least 2. The
+    source's memory keeps `reads`, the target's `writes`; one of them is the other's dtype in registers.
+    """
+    signature = types.void(reads, writes, *[types.int64] * 6)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, source, source_row, target, target_row = arguments
-        vectors = Vectors(builder, like)
-        rows = []
-        for _ in range(vectors.lanes):
-            rows.append(vectors.load(source))
-            source = builder.add(source, source_row)
-        for row in transposed(vectors, rows):
-            vectors.store(row, target)
-            target = builder.add(target, target_row)
+        _, _, height, width, *places = arguments
+        lanes = VECTOR_BYTES // BYTES[wide(reads)]
+        sides = [side for side in (2, 4, 8, 16) if side < lanes]
+        end = builder.append_basic_block("end")
+        number = builder.add(builder.mul(height, integer(lanes + 1)), width)
+        switch = builder.switch(number, end)
+        for i, j in [(lanes, lanes), *((lanes, side) for side in sides), *((side, lanes) for side in sides)]:
+            block = builder.append_basic_block(f"tile{i}x{j}")
+            switch.add_case(integer(i * (lanes + 1) + j), block)
+            builder.position_at_end(block)
+            _tile_transpose(builder, reads, writes, i, j, places)
+            builder.branch(end)
+        builder.position_at_end(end)
         return context.get_dummy_value()
 
     return signature, codegen
-
-
-@intrinsic
-def stack_tiles(typingctx: Any) -> Any:
-    """Return the address of room for two tiles of any dtype on the stack of the calling function."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        memory = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(8), 2 * VECTOR_BYTES * VECTOR_BYTES // 4))
-        return builder.ptrtoint(memory, I64)
-
-    return types.int64(), codegen

@@ -32,7 +32,8 @@ VECTOR_BYTES, REGISTERS = _machine(FEATURES)
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 KINDS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
-BYTES = {types.float32: 4, types.float64: 8}
+# The integers stand for dtypes of 16 bits in memory; see conversions.py.
+BYTES = {types.float32: 4, types.float64: 8, types.int16: 2, types.uint16: 2}
 
 
 def integer(n: int) -> ir.Constant:

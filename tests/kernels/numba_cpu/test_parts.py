@@ -42,7 +42,7 @@ def subtract_and_multiply(like, x, factors, size, offset):
 
 @compiled
 def transposed(like, source, source_row, rows, columns, target, target_row):
-    transpose(like, source, source_row, rows, columns, target, target_row)
+    transpose(like, like, source, source_row, rows, columns, target, target_row)
 
 
 @compiled
@@ -53,7 +53,7 @@ def product(like, rows, columns, depth, a, b, c, alpha, beta):
 
 @pytest.fixture(params=DTYPES, ids=["float32", "float64"])
 def dtype(request):
-    cache.prepare(request.param)
+    cache.prepare(request.param, request.param)
     return request.param
 
 
@@ -180,13 +180,14 @@ def test_transpose_of_rows_in_reverse(dtype):
     np.testing.assert_array_equal(target, source.T)
 
 
-def test_copy_with_steps(dtype):
-    source, target = np.arange(40, dtype=dtype), np.full(40, GUARD, dtype)
-    wanted = target.copy()
-    wanted[1:31:3] = source[30:10:-2]
-    size = source.itemsize
-    copy(dtype(0), address(source[30:]), -2 * size, 10, address(target[1:]), 3 * size)
-    np.testing.assert_array_equal(target, wanted)
+def test_copy_of_any_number(dtype):
+    for count in range(4 * lanes(dtype)):
+        source = np.arange(1, count + 3, dtype=dtype)
+        target = np.full(count + 4, GUARD, dtype)
+        wanted = target.copy()
+        wanted[2 : 2 + count] = source[1 : 1 + count]
+        copy(dtype(0), dtype(0), address(source) + source.itemsize, count, address(target) + 2 * source.itemsize)
+        np.testing.assert_array_equal(target, wanted)
 
 
 def check_product(dtype, rows, vectors, depth, flipped, alphas, betas, generator):
