@@ -17,10 +17,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ccgpu.kernels.dtypes import energy_dtype
-from ccgpu.kernels.numba_cpu.cache import AFFINITY, AGGREGATE, BACKWARD, FORWARD
-from ccgpu.kernels.numba_cpu.schedule import Input, Output, Problem, thread_count
+from ccgpu.kernels.numba_cpu import launch
+from ccgpu.kernels.numba_cpu.operands import ARITHMETIC, Operand, operand_of
 
 Array = NDArray[Any]
+
+
+class _Arrays:
+    """The operands of a call of arrays, in the dtype that its arithmetic has in memory: the arrays, or copies."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._memory = ARITHMETIC[dtype.name].memory
+        self._alive: list[Array] = []
+        self._results: list[tuple[Array, Array]] = []
+
+    def read(self, x: Array) -> Operand:
+        """Return the operand of an array that is read."""
+        return self._operand(x.astype(self._memory, copy=False))
+
+    def write(self, x: Array) -> Operand:
+        """Return the operand of an array that `finish` completes."""
+        if x.dtype == np.dtype(self._memory):
+            return self._operand(x)
+        self._results.append((x, np.empty_like(x, dtype=self._memory)))
+        return self._operand(self._results[-1][1])
+
+    def finish(self) -> None:
+        """Fill the arrays that are written from their copies."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            for x, computed in self._results:
+                x[...] = computed
+
+    def _operand(self, x: Array) -> Operand:
+        self._alive.append(x)
+        return operand_of(x)
 
 
 def forward(
@@ -44,25 +74,13 @@ def forward(
     Returns:
         out (B, C, *S); lse (B, *S), float32 (float64 for float64), C-contiguous.
     """
-    dtype = energy_dtype(q.dtype).type
-    lse = np.empty((q.shape[0], *q.shape[2:]), dtype)
+    lse = np.empty((q.shape[0], *q.shape[2:]), energy_dtype(q.dtype))
     target = np.empty_like(v, subok=False) if out is None else out
-    if lse.size == 0:
-        return target, lse
-    inputs, result = [Input(x, dtype) for x in (q, k, v)], Output(target, dtype)
-    row_max, row_sum = np.empty_like(lse), np.empty_like(lse)
-    operands: list[Input | Output] = [*inputs, result]
-    maps = [x.map for x in operands]
-    Problem(q.shape[0], q.shape[2:], dtype, thread_count(threads)).run(
-        FORWARD,
-        operands,
-        depth=q.shape[1],
-        channels=v.shape[1],
-        scale=float(scale),
-        products=q.shape[1] + v.shape[1],
-        arguments=(*maps, lse.ctypes.data, row_max.ctypes.data, row_sum.ctypes.data),
-    )
-    return result.finish(), lse
+    arrays = _Arrays(q.dtype)
+    maps = [*(arrays.read(x) for x in (q, k, v)), arrays.write(target)]
+    launch.forward(*maps, lse=lse.ctypes.data, scale=float(scale), threads=threads)
+    arrays.finish()
+    return target, lse
 
 
 def backward(
@@ -89,24 +107,15 @@ def backward(
     Returns:
         dq, dk, dv.
     """
-    dtype = energy_dtype(q.dtype).type
     if gradients is None:
         gradients = np.empty_like(q, subok=False), np.empty_like(k, subok=False), np.empty_like(v, subok=False)
-    if lse.size == 0:
-        return gradients
-    inputs, results = [Input(x, dtype) for x in (dout, q, k, v, out)], [Output(x, dtype) for x in gradients]
-    saved, delta = np.ascontiguousarray(lse, dtype), np.ascontiguousarray(-dlse, dtype)
-    Problem(q.shape[0], q.shape[2:], dtype, thread_count(threads), backward=True).run(
-        BACKWARD,
-        [*inputs, *results],
-        depth=q.shape[1],
-        channels=v.shape[1],
-        scale=float(scale),
-        products=3 * q.shape[1] + 2 * v.shape[1],
-        arguments=(*(x.map for x in inputs), saved.ctypes.data, delta.ctypes.data, *(x.map for x in results)),
-    )
-    dq, dk, dv = (x.finish() for x in results)
-    return dq, dk, dv
+    arrays, dtype = _Arrays(q.dtype), energy_dtype(q.dtype)
+    maps = [arrays.read(x) for x in (dout, q, k, v, out)]
+    maps += [arrays.write(x) for x in gradients]
+    saved, given = np.ascontiguousarray(lse, dtype), np.ascontiguousarray(dlse, dtype)
+    launch.backward(*maps, lse=saved.ctypes.data, dlse=given.ctypes.data, scale=float(scale), threads=threads)
+    arrays.finish()
+    return gradients
 
 
 def affinity(q: Array, k: Array, *, threads: int | None = None, out: Array | None = None) -> Array:
@@ -120,19 +129,10 @@ def affinity(q: Array, k: Array, *, threads: int | None = None, out: Array | Non
     Returns:
         Energies, float32 (float64 for float64), in channels-last memory: the K energies of a position are contiguous.
     """
-    dtype, sizes = energy_dtype(q.dtype).type, q.shape[2:]
-    energies = np.empty((q.shape[0], *sizes, sum(sizes) - len(sizes) + 1), dtype) if out is None else out
-    if energies.size:
-        inputs: list[Input | Output] = [Input(x, dtype) for x in (q, k)]
-        Problem(q.shape[0], sizes, dtype, thread_count(threads)).run(
-            AFFINITY,
-            inputs,
-            depth=q.shape[1],
-            channels=1,
-            scale=1.0,
-            products=q.shape[1],
-            arguments=(*(x.map for x in inputs), energies.ctypes.data),
-        )
+    sizes, arrays = q.shape[2:], _Arrays(q.dtype)
+    shape = (q.shape[0], *sizes, sum(sizes) - len(sizes) + 1)
+    energies = np.empty(shape, energy_dtype(q.dtype)) if out is None else out
+    launch.affinity(arrays.read(q), arrays.read(k), energies.ctypes.data, threads)
     return np.moveaxis(energies, -1, 1)
 
 
@@ -158,19 +158,9 @@ def aggregate_transposed(weights: Array, x: Array, *, threads: int | None = None
 
 
 def _weighted_sum(weights: Array, v: Array, threads: int | None, out: Array | None, *, transposed: bool) -> Array:
-    dtype = energy_dtype(v.dtype).type
     target = np.empty_like(v, subok=False) if out is None else out
-    if v.size == 0:
-        return target
-    wide = np.ascontiguousarray(np.moveaxis(weights, 1, -1), dtype)
-    values, result = Input(v, dtype), Output(target, dtype)
-    Problem(v.shape[0], v.shape[2:], dtype, thread_count(threads)).run(
-        AGGREGATE,
-        [values, result],
-        depth=1,
-        channels=v.shape[1],
-        scale=1.0,
-        products=v.shape[1],
-        arguments=(wide.ctypes.data, values.map, result.map, transposed),
-    )
-    return result.finish()
+    wide, arrays = np.ascontiguousarray(np.moveaxis(weights, 1, -1), energy_dtype(v.dtype)), _Arrays(v.dtype)
+    values, result = arrays.read(v), arrays.write(target)
+    launch.aggregate(wide.ctypes.data, values, result, threads, transposed=transposed)
+    arrays.finish()
+    return target

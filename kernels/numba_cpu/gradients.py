@@ -55,7 +55,8 @@ class Maps(NamedTuple):
     v: Map
     out: Map
     lse: int
-    delta: int  # -dlse; the first axis adds dout . out
+    dlse: int  # 0: zeros
+    delta: int  # dout . out - dlse, from the first axis on
     dq: Map
     dk: Map
     dv: Map
@@ -127,8 +128,10 @@ def query_gradients(
     for m in range(part.lines):
         for i in range(part.length):
             row = sheets.weights + m * sheet + i * key_row
-            offset = load(like, maps.lse + position_of(axis, sizes.positions, part, m, i) * size)
-            exponentials_of(like, row, axis.length, part.first + i, axis.crossing, offset)
+            place = position_of(axis, sizes.positions, part, m, i) * size
+            exponentials_of(like, row, axis.length, part.first + i, axis.crossing, load(like, maps.lse + place))
+            if axis.first:
+                store(maps.delta + place, type(like)(0) if maps.dlse == 0 else -load(like, maps.dlse + place))
     _weight_gradients(like, kept, axis, sizes, part, sheets, memory, at, maps)
     for m in range(part.lines):
         for i in range(part.length):
@@ -196,6 +199,7 @@ def backward_groups(
     v: Map,
     out: Map,
     lse: int,
+    dlse: int,
     delta: int,
     dq: Map,
     dk: Map,
@@ -207,10 +211,11 @@ def backward_groups(
         like, kept, begin, end, memory, axis, sizes: as in `attention.forward_groups`.
         dout, q, k, v, out, dq, dk, dv: maps of the dtype in memory.
         lse: address of an array (images, positions).
-        delta: address of such an array that holds -dlse; the first axis adds dout . out to it.
+        dlse: address of such an array; 0: zeros.
+        delta: address of such an array, which passes dout . out - dlse from the first axis to the others.
     """
     length, depth, none, reads = axis.length, sizes.depth, np.int64(0), np.bool_(True)
-    maps = Maps(dout, q, k, v, out, lse, delta, dq, dk, dv)
+    maps = Maps(dout, q, k, v, out, lse, dlse, delta, dq, dk, dv)
     at = divide_memory(axis, sizes, size_of(like), True)
     sheets = Sheets(memory + at.energies, memory + at.gradients, memory + at.k_columns, memory + at.v_columns)
     store(memory + at.scale, type(like)(sizes.scale))

@@ -1,4 +1,4 @@
-"""How a call is divided and run on threads: arrays as addresses and strides, axes as groups of lines, a thread pool.
+"""How a call is divided and run on threads: axes as groups of lines, a thread pool.
 
 The kernels release Python's global lock and run on a pool of Python threads instead of Numba's threading layers, so
 that calls from several threads at once and from forked processes (data loaders) work with any OpenMP library loaded.
@@ -15,17 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import config
-from numpy.typing import NDArray
 
 from ccgpu.kernels.numba_cpu.attention import Sizes, divide_memory
 from ccgpu.kernels.numba_cpu.cache import COMPILATION, prepare
-from ccgpu.kernels.numba_cpu.lines import Axis, Map
+from ccgpu.kernels.numba_cpu.lines import Axis
 from ccgpu.kernels.numba_cpu.matrices import filled_up
+from ccgpu.kernels.numba_cpu.operands import Arithmetic, Input, Output
 from ccgpu.kernels.numba_cpu.tickets import new_counters, phase_of
 from ccgpu.kernels.numba_cpu.tiles import TILE_ROWS
 from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES
-
-Array = NDArray[Any]
 
 # Most bytes of a group's energies in a thread's memory. A group then has half of the 97 columns of 97 x 97 positions
 # (43 kB of energies each): a strip that is read and written 200 bytes at a time. Strips of 13 columns took 1.7 times as
@@ -35,61 +33,6 @@ CHUNK, CHUNK_GATHERED = 512, 128  # bytes of a position's channels processed at 
 PARTS = 8  # tickets of a phase for each thread, so that a thread that is held up takes fewer
 SMALL = 2**20  # multiply-adds that one thread finishes before another one is awake
 TOGETHER = 2**20  # elements of the images that go through all axes together, while the CPU's caches hold them
-
-
-def flat(x: Array) -> Map | None:
-    """Return x (B, channels, *S) as a map (images, positions, channels), or None if x must be copied for that.
-
-    The positions must be evenly spaced in memory, and either they or the channels contiguous.
-    """
-    strides = [(stride, size) for stride, size in zip(x.strides[2:], x.shape[2:], strict=True) if size > 1]
-    step, count = (strides[-1][0] if strides else x.itemsize), 1
-    for stride, size in reversed(strides):
-        if stride != step * count:
-            return None
-        count *= size
-    channel = x.strides[1] if x.shape[1] > 1 else x.itemsize
-    if x.itemsize not in (step, channel) or not x.flags.aligned:
-        return None
-    return Map(x.ctypes.data, x.strides[0], step, channel)
-
-
-def channels_last(x: Array) -> Array:
-    """Return a copy of x (B, channels, *S) whose memory is (B, *S, channels), aligned."""
-    return np.moveaxis(np.array(np.moveaxis(x, 1, -1), order="C"), -1, 1)
-
-
-class Input:
-    """An input in the dtype of the arithmetic: the array itself, or a copy."""
-
-    def __init__(self, x: Array, dtype: Any) -> None:
-        self._array, self.map = _mapped(x.astype(dtype, copy=False))
-
-
-class Output:
-    """An array for a result, and the array that the kernels write: the same one, if its dtype and memory allow it."""
-
-    def __init__(self, target: Array, dtype: Any) -> None:
-        self.target = target
-        self._computed, self.map = _mapped(target if target.dtype == dtype else np.empty_like(target, dtype=dtype))
-
-    def finish(self) -> Array:
-        """Return the array for the result, filled from the one that the kernels have written."""
-        if self._computed is not self.target:
-            with np.errstate(over="ignore", invalid="ignore"):
-                self.target[...] = self._computed
-        return self.target
-
-
-def _mapped(x: Array) -> tuple[Array, Map]:
-    """Return x and its map, or a copy in channels-last memory and the copy's map."""
-    layout = flat(x)
-    if layout is not None:
-        return x, layout
-    x = channels_last(x)
-    layout = flat(x)
-    assert layout is not None
-    return x, layout
 
 
 def plan_axes(sizes: tuple[int, ...], images: int, itemsize: int, gathers: bool, threads: int) -> list[Axis]:
@@ -159,11 +102,11 @@ def _helpers() -> ThreadPoolExecutor:
 
 
 class Problem(NamedTuple):
-    """A batch of maps to compute, the dtype of the arithmetic and the number of threads."""
+    """A batch of maps to compute, how, and the number of threads."""
 
     images: int
     sizes: tuple[int, ...]  # of a map
-    dtype: Any  # NumPy type of the arithmetic
+    arithmetic: Arithmetic
     threads: int
     backward: bool = False
 
@@ -186,9 +129,9 @@ class Problem(NamedTuple):
             products: multiply-adds for each pair of a position and a neighbour.
             arguments: arguments of the kernel after the sizes.
         """
-        prepare(self.dtype, self.dtype)
-        like = self.dtype(0)
-        gathers = any(x.map.channel != like.itemsize for x in operands)
+        prepare(self.arithmetic.like, self.arithmetic.kept)
+        like, kept = self.arithmetic.like(0), self.arithmetic.kept(0)
+        gathers = any(x.map.channel != kept.itemsize for x in operands)
         axes = plan_axes(self.sizes, self.images, like.itemsize, gathers, self.threads)
         neighbours = sum(self.sizes) - len(self.sizes) + 1
         sizes = Sizes(math.prod(self.sizes), depth, channels, scale, neighbours, self.sizes[-1])
@@ -206,7 +149,7 @@ class Problem(NamedTuple):
         def take_part() -> None:
             memory = np.empty(size + VECTOR_BYTES, np.uint8)
             start = -memory.ctypes.data % VECTOR_BYTES
-            kernel(like, like, phases, counters, memory.ctypes.data + start, sizes, *arguments)
+            kernel(like, kept, phases, counters, memory.ctypes.data + start, sizes, *arguments)
 
         helpers: list[Future[None]] = []
         try:

@@ -11,7 +11,7 @@ from ccgpu import warmup as module
 from ccgpu.bridges import numba_cpu
 from ccgpu.bridges.cupy_cuda.attention import plan
 from ccgpu.bridges.cupy_cuda.launch import LAUNCHER
-from ccgpu.kernels.numba_cpu import calls
+from ccgpu.kernels.numba_cpu import launch
 from ccgpu.warmup import main, warmup
 
 
@@ -79,8 +79,8 @@ def test_the_cpu_kernels_of_a_dtype(capsys):
     """They are loaded here, because other tests compile them, or compiled if this one is the first."""
     kernels = [kernel.name for kernel in warmup(dtype=torch.float16, device="cpu")]
     assert kernels == ["forward float32", "backward float32", "affinity float32", "aggregate float32"]
-    assert calls.FORWARD.signatures
-    assert calls.BACKWARD.signatures
+    assert launch.FORWARD.signatures
+    assert launch.BACKWARD.signatures
     assert main(["--dtype", "float32", "--forward-only"]) == 0  # without a GPU, the CPU is the default
     *lines, last = capsys.readouterr().out.splitlines()
     assert [line.split(" s  ")[1] for line in lines] == [name for name in kernels if "backward" not in name]

@@ -24,15 +24,15 @@ logging.getLogger("ccgpu").addHandler(handler)
 logging.getLogger("ccgpu").setLevel(logging.INFO)
 import numpy as np
 from ccgpu.kernels import reference
-from ccgpu.kernels.numba_cpu import cache, calls
+from ccgpu.kernels.numba_cpu import cache, calls, launch
 
 q = np.random.default_rng(0).standard_normal((1, 5, 4, 6)).astype(np.float32)
 answers = []
 for source in [None, *sys.argv[1:]]:
     if source is not None:
-        calls.AFFINITY = cache._kernels(source)[2]
+        launch.AFFINITY = cache._kernels(source)[2]
     right = np.allclose(calls.affinity(q, q), reference.affinity(q, q), atol=1e-5)
-    stats = calls.AFFINITY.stats
+    stats = launch.AFFINITY.stats
     counts = sum(stats.cache_hits.values()), sum(stats.cache_misses.values())
     answers.append({"right": bool(right), "loaded": counts[0], "compiled": counts[1]})
 print(json.dumps([answers, said]))

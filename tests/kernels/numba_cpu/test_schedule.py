@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ccgpu.kernels.numba_cpu import calls, schedule
+from ccgpu.kernels.numba_cpu import calls, launch, schedule
 from tests.ccgpu.problems import attend_plainly, check_errors, expected
 from tests.kernels.numba_cpu.problems import DTYPES, LAYOUTS, arrays_of, attend, cut_up, problem_of, tensors_of
 
@@ -142,7 +142,7 @@ def test_a_caller_that_fails_waits_for_helpers_that_began(monkeypatch):
         finished.append(True)
 
     cut_up(monkeypatch, SMALL=0)
-    monkeypatch.setattr(calls, "FORWARD", kernel)
+    monkeypatch.setattr(launch, "FORWARD", kernel)
     q = np.ones((1, 2, 3, 4), np.float32)
     with pytest.raises(MemoryError):
         calls.forward(q, q, q, threads=2)
