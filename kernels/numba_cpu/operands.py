@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ccgpu.kernels.numba_cpu.lines import Map
+from ccgpu.kernels.numba_cpu.pages import prefer_large_pages
 
 Array = NDArray[Any]
 
@@ -87,6 +88,11 @@ def flat(x: Operand) -> Map | None:
     return Map(x.address, image, step, channel)
 
 
+def _extent(x: Operand) -> int:
+    """Return the bytes from the first element to the end of the last one, for strides that are not negative."""
+    return itemsize(x) + sum((length - 1) * stride for length, stride in zip(x.shape, x.strides, strict=True))
+
+
 class Input:
     """An operand that is read: its map, on its own memory or on that of a copy."""
 
@@ -106,6 +112,8 @@ class Output:
         if layout is None:
             self._computed = channels_last(np.empty(x.shape, _WORDS[x.dtype]))
             layout = _map_of_copy(self._computed, x)
+        elif min(x.strides) >= 0:  # the memory of a new result is often new to this process, too
+            prefer_large_pages(x.address, _extent(x))
         self.map = layout
 
     def finish(self) -> None:
