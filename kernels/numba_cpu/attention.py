@@ -107,12 +107,15 @@ def merge(
     Returns:
         The factors of exp(E - row_max) V and of what the earlier axes have written to out.
     """
-    zero, lowest = type(like)(0), type(like)(-np.inf)
+    zero, one, lowest = type(like)(0), type(like)(1), type(like)(-np.inf)
     old_max = lowest if axis.first else load(like, row_maxima + at)
     merged_max = max(row_max, old_max)
     offset = merged_max if merged_max > lowest else zero
-    factor = np.exp(row_max - offset)
-    before = zero if axis.first else load(like, row_sums + at) * np.exp(old_max - offset)
+    # One of the two is the merged maximum, and exp(0) = 1 needs no exponential.
+    factor = one if row_max == offset else np.exp(row_max - offset)
+    before = zero
+    if not axis.first:
+        before = load(like, row_sums + at) * (one if old_max == offset else np.exp(old_max - offset))
     merged_sum = before + factor * row_sum
     if axis.last:
         store(lse + at, offset + np.log(merged_sum))

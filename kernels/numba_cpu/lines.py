@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ccgpu.kernels.numba_cpu.matrices import Factors, Matrix, add_product, compiled, copy, filled_up, transpose
-from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES, exponentials, load, maximum, size_of, store
+from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES, exponentials, fill_padding, load, maximum, size_of, store
 
 
 class Map(NamedTuple):
@@ -234,10 +234,8 @@ def exponentials_of(like: Any, row: int, keys: int, own: int, crossing: int, off
 @compiled
 def weigh(like: Any, row: int, keys: int, own: int, crossing: int) -> tuple[Any, Any]:
     """Replace a query's energies by exp(E - row_max), as `exponentials_of` does; return row_max and row_sum."""
-    size, end = size_of(like), padded(like, keys)
-    for j in range(keys, end // size):
-        store(row + j * size, type(like)(-np.inf))
-    row_max = maximum(like, row, end)
+    fill_padding(like, row, keys, type(like)(-np.inf))
+    row_max = maximum(like, row, padded(like, keys))
     # Where all energies are -inf, an offset of 0 gives weights and a sum of 0; -inf - -inf would be NaN.
     offset = row_max if row_max > -np.inf else type(like)(0)
     return row_max, exponentials_of(like, row, keys, own, crossing, offset)

@@ -127,7 +127,7 @@ def large_functions(source: str) -> tuple[Callable[..., None], Callable[..., Non
         for column in range(0, columns, TILE_VECTORS * VECTOR_BYTES):
             vectors = min(TILE_VECTORS, (columns - column) // VECTOR_BYTES)
             row = 0
-            for tile in range(tiles):  # all of nearly the same height: 97 rows are 7 x 11 + 2 x 10, not 8 x 12 + 1
+            for tile in range(tiles):  # all of nearly the same height: 97 rows are 12 x 6 + 5 x 5, not 16 x 6 + 1
                 end = rows * (tile + 1) // tiles
                 multiply_tile(
                     like,

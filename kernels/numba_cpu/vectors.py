@@ -63,13 +63,13 @@ class Vectors:
         pointer = self.builder.inttoptr(self.at(address, offset), self.type.as_pointer())
         self.builder.store(value, pointer, align=self.size)
 
-    def prefetch(self, address: Any, offset: int) -> None:
-        """Emit a prefetch of the memory at an address, which need not be valid."""
+    def prefetch(self, address: Any, offset: int, writes: bool = False) -> None:
+        """Emit a prefetch of the memory at address + offset, which need not be valid, to read it or to write it."""
         pointer = ir.IntType(8).as_pointer()
         signature = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
         function = self.builder.module.declare_intrinsic("llvm.prefetch", [pointer], signature)
-        read, close, data = (ir.Constant(I32, n) for n in (0, 3, 1))
-        self.builder.call(function, [self.builder.inttoptr(self.at(address, offset), pointer), read, close, data])
+        use, close, data = (ir.Constant(I32, n) for n in (int(writes), 3, 1))
+        self.builder.call(function, [self.builder.inttoptr(self.at(address, offset), pointer), use, close, data])
 
     def constant(self, value: float) -> ir.Constant:
         """Return a vector with `value` in every lane."""
@@ -154,6 +154,30 @@ def reduced(vectors: Vectors, value: Any, operation: Callable[[Any, Any], Any]) 
         value = operation(value, vectors.shuffle(value, value, [lane ^ half for lane in range(vectors.lanes)]))
         half //= 2
     return vectors.builder.extract_element(value, ir.Constant(I32, 0))
+
+
+@intrinsic
+def fill_padding(typingctx: Any, like: Any, address: Any, count: Any, value: Any) -> Any:
+    """Write `value` after the `count` numbers at an address, up to a whole vector. count must be at least 1.
+
+    One vector is read and written: a vector cannot be read soon after its numbers have been written one by one.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, address, count, value = arguments
+        vectors = Vectors(builder, like)
+        before = builder.and_(builder.sub(count, integer(1)), integer(-vectors.lanes))
+        last = builder.add(address, builder.mul(before, integer(vectors.size)))
+        words = ir.VectorType(I32, vectors.lanes)
+        filled = builder.insert_element(
+            ir.Constant(words, ir.Undefined), builder.trunc(builder.sub(count, before), I32), ir.Constant(I32, 0)
+        )
+        filled = vectors.shuffle(filled, ir.Constant(words, ir.Undefined), [0] * vectors.lanes)
+        is_number = builder.icmp_signed("<", ir.Constant(words, list(range(vectors.lanes))), filled)
+        vectors.store(builder.select(is_number, vectors.load(last), vectors.spread(value)), last)
+        return context.get_dummy_value()
+
+    return types.void(like, types.int64, types.int64, like), codegen
 
 
 @intrinsic

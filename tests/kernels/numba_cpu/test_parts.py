@@ -31,6 +31,11 @@ def maximum(like, address, size):
 
 
 @compiled
+def fill_padding(like, address, count, value):
+    vectors.fill_padding(like, address, count, value)
+
+
+@compiled
 def dot(like, a, b, size):
     return vectors.dot(like, a, b, size)
 
@@ -132,6 +137,18 @@ def test_maximum(dtype, vectors):
         assert maximum(dtype(0), address(x), x.nbytes) == np.inf
     x[:] = -np.inf
     assert maximum(dtype(0), address(x), x.nbytes) == -np.inf
+
+
+@pytest.mark.parametrize("value", [-np.inf, 3.0])
+def test_fill_padding(dtype, value):
+    for count in range(1, 2 * lanes(dtype) + 2):
+        size = -(-count // lanes(dtype)) * lanes(dtype)
+        x = np.random.default_rng(count).standard_normal(size + 2).astype(dtype)
+        x[[0, -1]] = GUARD
+        expected = x.copy()
+        expected[1 + count : 1 + size] = value
+        fill_padding(dtype(0), address(x) + x.itemsize, count, dtype(value))
+        np.testing.assert_array_equal(x, expected)
 
 
 @pytest.mark.parametrize("vectors", [1, 2, 7])
