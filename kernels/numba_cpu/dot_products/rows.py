@@ -1,0 +1,114 @@
+"""Lines of maps as matrices of bfloat16 numbers: in place, or gathered into a buffer.
+
+Rows are the map's own memory where its channels are contiguous and fill whole words (what is only read), or whole
+panels of 32 numbers (what is written). Otherwise they are gathered: a buffer's row is padded with zeros to whole panels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numba.extending import register_jitable
+
+from ccgpu.kernels.numba_cpu.dot_products.instructions import NUMBERS
+from ccgpu.kernels.numba_cpu.dot_products.interleaving import copy_row, gather, scatter
+from ccgpu.kernels.numba_cpu.lines import Axis, Group, Map, Rows
+from ccgpu.kernels.numba_cpu.matrices import compiled
+
+SIZE = 2  # bytes of a number
+WORD, PANEL = 2, NUMBERS  # numbers that rows in place must be a multiple of, to be read and to be written
+
+
+@register_jitable
+def up(count: int, multiple: int) -> int:
+    """Return `count` rounded up to a multiple."""
+    return (count + multiple - 1) // multiple * multiple
+
+
+@register_jitable
+def buffer_row(channels: int) -> int:
+    """Return the bytes of a row of `channels` numbers in a buffer."""
+    return up(channels, PANEL) * SIZE
+
+
+@register_jitable
+def buffer_size(axis: Axis, channels: int) -> int:
+    """Return the bytes of a buffer for a group's rows, with room for what `gather` writes besides."""
+    lines = 1 if axis.inner == 1 else up(axis.lines, 16)
+    return lines * up(axis.length, 16) * buffer_row(channels)
+
+
+@compiled
+def chunks(axis: Axis, channels: int) -> Iterator[tuple[int, int]]:
+    """Yield the first channel and the number of channels of each chunk: whole panels, then the rest."""
+    most = max(PANEL, axis.chunk // PANEL * PANEL)
+    for start in range(0, channels, most):
+        yield start, min(most, channels - start)
+
+
+@compiled
+def in_place(x: Map, channels: int, multiple: int) -> bool:
+    """Tell whether rows of `channels` channels can be used in the map's own memory, without a buffer."""
+    return x.channel == SIZE and channels % multiple == 0
+
+
+@compiled
+def _copy(source: int, source_step: int, count: int, target: int, target_step: int, padded: int) -> None:
+    """Copy `count` numbers, as many bytes apart as the steps say; fill up contiguous ones with zeros to `padded`."""
+    if source_step == SIZE and target_step == SIZE:
+        for start in range(0, padded, NUMBERS):
+            copy_row(source + start * SIZE, count - start, target + start * SIZE, padded - start)
+        return
+    for n in range(padded):
+        copy_row(source + n * source_step, 1 if n < count else 0, target + n * target_step, 1)
+
+
+@compiled
+def rows_of(
+    x: Map, axis: Axis, group: Group, start: int, channels: int, buffer: int, multiple: int, reads: bool
+) -> Rows:
+    """Return channels `start` ... `start` + `channels` of a group's lines: in the map's memory or in the buffer.
+
+    Without `reads`, the buffer is not filled, because the caller overwrites all of it.
+    """
+    here = x.address + group.image * x.image + group.position * x.position + start * x.channel
+    step = axis.inner * x.position
+    if in_place(x, channels, multiple):
+        return Rows(here, step, x.position)
+    row = buffer_row(channels)
+    line = up(axis.length, 16) * row
+    if not reads:
+        return Rows(buffer, row, line)
+    if x.position != SIZE or x.channel == SIZE:
+        for m in range(group.lines):
+            for n in range(axis.length):
+                source, target = here + m * x.position + n * step, buffer + m * line + n * row
+                _copy(source, x.channel, channels, target, SIZE, row // SIZE)
+    elif axis.inner == 1:
+        gather(np.int16(0), here, x.channel, channels, axis.length, buffer, row)
+    else:
+        for n in range(axis.length):
+            gather(np.int16(0), here + n * step, x.channel, channels, group.lines, buffer + n * row, line)
+    return Rows(buffer, row, line)
+
+
+@compiled
+def put_rows(rows: Rows, x: Map, axis: Axis, group: Group, start: int, channels: int) -> None:
+    """Write rows of whole panels that `rows_of` returned back to the map, if they are in a buffer."""
+    if in_place(x, channels, PANEL):
+        return
+    here = x.address + group.image * x.image + group.position * x.position + start * x.channel
+    step = axis.inner * x.position
+    if x.position != SIZE or x.channel == SIZE:
+        for m in range(group.lines):
+            for n in range(axis.length):
+                source, target = rows.address + m * rows.line + n * rows.row, here + m * x.position + n * step
+                _copy(source, SIZE, channels, target, x.channel, channels)
+    elif axis.inner == 1:
+        scatter(np.int16(0), rows.address, rows.row, axis.length, channels, here, x.channel)
+    else:
+        for n in range(axis.length):
+            scatter(
+                np.int16(0), rows.address + n * rows.row, rows.line, group.lines, channels, here + n * step, x.channel
+            )
