@@ -11,7 +11,7 @@ import functools
 import hashlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ccgpu.kernels.compilation import Compilation
 from ccgpu.kernels.numba_cpu import (
     attention,
     conversions,
+    dot_products,
     features,
     gradients,
     lines,
@@ -33,6 +34,7 @@ from ccgpu.kernels.numba_cpu import (
     tiles,
     vectors,
 )
+from ccgpu.kernels.numba_cpu.dot_products import backward, forward, instructions, interleaving, products, rows, weights
 
 LOGGER = logging.getLogger("ccgpu")
 COMPILATION = Compilation()
@@ -42,15 +44,23 @@ def _source() -> str:
     """Return a hash of the files whose functions the kernels call."""
     modules = (
         attention,
+        backward,
         conversions,
+        dot_products,
         features,
+        forward,
         gradients,
+        instructions,
+        interleaving,
         lines,
         matrices,
+        products,
+        rows,
         stages,
         tickets,
         tiles,
         vectors,
+        weights,
     )
     texts = (Path(str(module.__file__)).read_bytes() for module in modules)
     return hashlib.sha256(b"".join(texts)).hexdigest()
@@ -166,6 +176,16 @@ _prepared: set[tuple[Any, Any]] = set()
 _compiling = threading.Lock()
 
 
+def _large_functions(like: Any, kept: Any) -> Iterator[tuple[Callable[..., None], tuple[Any, ...]]]:
+    """Yield the functions that the kernels call by symbol, each with Numba's types of the numbers that it takes."""
+    for function in matrices.large_functions(SOURCE):
+        for kinds in matrices.kinds_of(function, *(from_dtype(np.dtype(dtype)) for dtype in (like, kept))):
+            yield function, kinds
+    if dot_products.used_for(kept):
+        for function in (*products.large_functions(SOURCE), *interleaving.large_functions(SOURCE)):
+            yield function, ()
+
+
 def prepare(like: Any, kept: Any) -> None:
     """Compile or load the functions that the kernels call by symbol; call it before these kernels.
 
@@ -176,10 +196,9 @@ def prepare(like: Any, kept: Any) -> None:
     if (like, kept) in _prepared:
         return
     with _compiling:
-        for function in matrices.large_functions(SOURCE):
-            for kinds in matrices.kinds_of(function, *(from_dtype(np.dtype(dtype)) for dtype in (like, kept))):
-                symbol = matrices.symbol_of(function, kinds)
-                if symbol not in _large:
-                    _large[symbol] = _callback(function, matrices.signature_of(function, kinds))
-                    matrices.add_symbol(function, kinds, _large[symbol])
+        for function, kinds in _large_functions(like, kept):
+            symbol = matrices.symbol_of(function, kinds)
+            if symbol not in _large:
+                _large[symbol] = _callback(function, matrices.signature_of(function, kinds))
+                matrices.add_symbol(function, kinds, _large[symbol])
         _prepared.add((like, kept))

@@ -1,14 +1,14 @@
 """Backward of criss-cross attention in bfloat16, for a group of lines of an axis at a time; see attention.py.
 
-dP = dO V^T is summed in float32. P and dS are rounded to bfloat16 when they are computed, two queries at a time, because
-P^T dO and dS^T Q sum over queries: their words hold two queries of one key. dS K sums over keys: its words hold two
+dP = dO V^T is summed in float32. P and dS are rounded to bfloat16 when they are computed, two queries at a time: P^T dO
+and dS^T Q sum over queries, so their words hold two queries of one key. dS K sums over keys, and its words hold two
 keys of one query, so dS is written twice. A line that is computed some queries at a time adds its dk and dv in float32,
 so that they are rounded once for each axis and not once for each time.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.extending import register_jitable
@@ -51,7 +51,11 @@ class Memory(NamedTuple):
 @register_jitable
 def divide_memory(axis: Axis, sizes: Sizes) -> Memory:
     """Return where the parts of a thread's memory begin."""
-    keys, chunk, pieces = up(axis.length, LANES), min(max(PANEL, axis.chunk), sizes.channels), axis.queries < axis.length
+    keys, chunk, pieces = (
+        up(axis.length, LANES),
+        min(max(PANEL, axis.chunk), sizes.channels),
+        axis.queries < axis.length,
+    )
     queries, wide = up(axis.queries, 2), max(chunk, sizes.depth)
     sheets = TILE_ROWS * keys * FLOAT
     rows = sheets + axis.lines * queries * keys * FLOAT
@@ -83,9 +87,10 @@ def _weight_gradients(
     dout: Map,
     v: Map,
     out: Map,
+    dlse: int,
     delta: int,
 ) -> None:
-    """Write dP = dO V^T for `count` queries from `query` on; on the first axis, add dout . out to delta."""
+    """Write dP = dO V^T for `count` queries from `query` on; on the first axis, write dout . out - dlse to delta."""
     none, reads, like = np.int64(0), np.bool_(True), np.float32(0)
     key_row = up(axis.length, LANES) * FLOAT
     sheet, one = up(axis.queries, 2) * key_row, Factors(memory + at.one, none)
@@ -94,9 +99,7 @@ def _weight_gradients(
         v_rows = rows_of(v, axis, group, start, channels, memory + at.v, WORD, reads)
         for m in range(group.lines):
             values, panel = v_rows.address + m * v_rows.line, columns_panel(channels)
-            columns(
-                np.int16(0), values, v_rows.row, axis.length, (channels + 1) // 2, memory + at.columns, panel
-            )
+            columns(values, v_rows.row, axis.length, (channels + 1) // 2, memory + at.columns, panel)
             results = memory + at.sheets + m * sheet
             add_product(
                 count,
@@ -120,7 +123,10 @@ def _weight_gradients(
                     a = dout_rows.address + m * dout_rows.line + i * dout_rows.row
                     b = out_rows.address + m * out_rows.line + i * out_rows.row
                     here = delta + (m + i * axis.inner) * FLOAT
-                    store(here, load(like, here) + dot(a, b, channels))
+                    before = load(like, here)
+                    if start == 0:
+                        before = np.float32(0) if dlse == 0 else -load(like, dlse + (m + i * axis.inner) * FLOAT)
+                    store(here, before + dot(a, b, channels))
 
 
 @compiled
@@ -211,7 +217,7 @@ def _add_transposed(
     """
     panel, sums_row = (count + 1) // 2 * PANEL_ROW, up(channels, PANEL) * FLOAT
     nothing = Factors(np.int64(0), np.int64(0))
-    interleave(np.int16(0), x, x_row, count, channels, panels, panel)
+    interleave(x, x_row, count, channels, panels, panel)
     if count == axis.length:
         adds = nothing if axis.first else one
         add_product(
@@ -220,7 +226,19 @@ def _add_transposed(
         return
     adds = nothing if query == 0 else one
     add_product(
-        axis.length, up(channels, PANEL), count, weights, panels, panel, sums, sums_row, factor, adds, np.int64(0), sums, sums_row
+        axis.length,
+        up(channels, PANEL),
+        count,
+        weights,
+        panels,
+        panel,
+        sums,
+        sums_row,
+        factor,
+        adds,
+        np.int64(0),
+        sums,
+        sums_row,
     )
     if query + count == axis.length:
         for n in range(axis.length):
@@ -229,6 +247,8 @@ def _add_transposed(
 
 @compiled
 def backward_groups(
+    like: Any,
+    kept: Any,
     begin: int,
     end: int,
     memory: int,
@@ -240,16 +260,17 @@ def backward_groups(
     v: Map,
     out: Map,
     lse: int,
+    dlse: int,
     delta: int,
     dq: Map,
     dk: Map,
     dv: Map,
 ) -> None:
-    """Compute backward for groups begin ... end of an axis; see `attention.backward_groups`.
+    """Compute backward for groups begin ... end of an axis, whole lines; see `gradients.backward_groups`.
 
-    All maps are of bfloat16, lse and delta float32.
+    All maps are of bfloat16, which `kept` stands for, and the arrays float32, `like`.
     """
-    length, depth, queries, like = axis.length, sizes.depth, axis.queries, np.float32(0)
+    length, depth, queries = axis.length, sizes.depth, axis.queries
     none, reads, adds = np.int64(0), np.bool_(True), not axis.first
     at = divide_memory(axis, sizes)
     key_row = up(length, LANES) * FLOAT
@@ -267,12 +288,23 @@ def backward_groups(
         first = (group.image * sizes.positions + group.position) * FLOAT
         for query in range(0, length, queries):
             count = min(queries, length - query)
-            _weight_gradients(axis, sizes, group, query, count, memory, at, dout, v, out, delta + first)
+            _weight_gradients(
+                axis,
+                sizes,
+                group,
+                query,
+                count,
+                memory,
+                at,
+                dout,
+                v,
+                out,
+                dlse + first if dlse != 0 else 0,
+                delta + first,
+            )
             for m in range(group.lines):
                 key, line_q = k_rows.address + m * k_rows.line, q_rows.address + m * q_rows.line
-                columns(
-                    np.int16(0), key, k_rows.row, length, (depth + 1) // 2, memory + at.columns, columns_panel(depth)
-                )
+                columns(key, k_rows.row, length, (depth + 1) // 2, memory + at.columns, columns_panel(depth))
                 here = first + m * FLOAT
                 _weights(
                     axis,
@@ -287,7 +319,7 @@ def backward_groups(
                     lse + here,
                     delta + here,
                 )
-                interleave(np.int16(0), key, k_rows.row, length, depth, memory + at.panels, panel)
+                interleave(key, k_rows.row, length, depth, memory + at.panels, panel)
                 results = dq_rows.address + m * dq_rows.line + query * dq_rows.row
                 add_product(
                     count,

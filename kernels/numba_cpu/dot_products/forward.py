@@ -7,7 +7,7 @@ The values are interleaved 32 channels at a time, just before the product that r
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.extending import register_jitable
@@ -18,7 +18,7 @@ from ccgpu.kernels.numba_cpu.dot_products.interleaving import columns, interleav
 from ccgpu.kernels.numba_cpu.dot_products.products import PANEL_ROW, TILE_ROWS, add_product
 from ccgpu.kernels.numba_cpu.dot_products.rows import PANEL, SIZE, WORD, buffer_size, chunks, put_rows, rows_of, up
 from ccgpu.kernels.numba_cpu.dot_products.weights import weigh
-from ccgpu.kernels.numba_cpu.lines import Axis, Map, group_at
+from ccgpu.kernels.numba_cpu.lines import Axis, Group, Map, Rows, group_at, part_of, position_of
 from ccgpu.kernels.numba_cpu.matrices import Factors, Matrix, compiled
 from ccgpu.kernels.numba_cpu.vectors import load, store
 
@@ -96,7 +96,50 @@ def energies_of(
 
 
 @compiled
+def _weights(
+    axis: Axis,
+    sizes: Sizes,
+    part: Group,
+    m: int,
+    memory: int,
+    at: Memory,
+    q: Rows,
+    k: Rows,
+    lse: int,
+    row_maxima: int,
+    row_sums: int,
+) -> None:
+    """Write the weights of the queries of line `m` of a part of a group, and the factors of their results."""
+    energy_row, weight_row = up(axis.length, LANES) * FLOAT, up(axis.length, LANES) * SIZE
+    panel, words, like = columns_panel(sizes.depth), (sizes.depth + 1) // 2, np.float32(0)
+    columns(k.address + m * k.line, k.row, axis.length, words, memory + at.k, panel)
+    tiles = (part.length + TILE_ROWS - 1) // TILE_ROWS
+    for tile in range(tiles):
+        first, last = part.length * tile // tiles, part.length * (tile + 1) // tiles
+        energies_of(
+            q.address + m * q.line + first * q.row,
+            q.row,
+            memory + at.k,
+            axis,
+            sizes.depth,
+            part.first + first,
+            last - first,
+            memory + at.energies,
+            memory + at.scale,
+        )
+        for i in range(first, last):
+            row, number = memory + at.energies + (i - first) * energy_row, m * axis.queries + i
+            row_max, row_sum = weigh(row, axis.length, memory + at.weights + number * weight_row)
+            place = position_of(axis, sizes.positions, part, m, i) * FLOAT
+            factor, before = merge(like, axis, place, row_max, row_sum, lse, row_maxima, row_sums)
+            store(memory + at.factors + number * FLOAT, factor)
+            store(memory + at.befores + number * FLOAT, before)
+
+
+@compiled
 def forward_groups(
+    like: Any,
+    kept: Any,
     begin: int,
     end: int,
     memory: int,
@@ -112,82 +155,42 @@ def forward_groups(
 ) -> None:
     """Compute forward for groups begin ... end of an axis; see `attention.forward_groups`.
 
-    q, k, v and out are maps of bfloat16, the other arrays are float32.
+    q, k, v and out are maps of bfloat16, which `kept` stands for, and the arrays float32, `like`.
     """
-    length, depth, queries, like = axis.length, sizes.depth, axis.queries, np.float32(0)
-    none, reads = np.int64(0), np.bool_(True)
+    length, depth, queries = axis.length, sizes.depth, axis.queries
+    none, reads, float_size = np.int64(0), np.bool_(True), np.int64(FLOAT)
     at = divide_memory(axis, sizes)
-    energy_row, weight_row = up(length, LANES) * FLOAT, up(length, LANES) * SIZE
+    weight_row, panel = up(length, LANES) * SIZE, (length + 1) // 2 * PANEL_ROW
     store(memory + at.scale, np.float32(sizes.scale))
-    panel = (length + 1) // 2 * PANEL_ROW
     next_line = length * v.position if axis.inner == 1 else v.position
     for number in range(begin, end):
         group = group_at(axis, number)
-        q_rows = rows_of(q, axis, group, none, depth, memory + at.q_rows, WORD, reads)
-        k_rows = rows_of(k, axis, group, none, depth, memory + at.k_rows, WORD, reads)
-        for query in range(0, length, queries):
-            count = min(queries, length - query)
-            for m in range(group.lines):
-                columns(
-                    np.int16(0),
-                    k_rows.address + m * k_rows.line,
-                    k_rows.row,
-                    length,
-                    (depth + 1) // 2,
-                    memory + at.k,
-                    columns_panel(depth),
-                )
-                tiles = (count + TILE_ROWS - 1) // TILE_ROWS
-                for tile in range(tiles):
-                    first, last = count * tile // tiles, count * (tile + 1) // tiles
-                    here = q_rows.address + m * q_rows.line + (query + first) * q_rows.row
-                    energies_of(
-                        here,
-                        q_rows.row,
-                        memory + at.k,
-                        axis,
-                        depth,
-                        query + first,
-                        last - first,
-                        memory + at.energies,
-                        memory + at.scale,
-                    )
-                    for i in range(first, last):
-                        number_of = m * queries + i
-                        row = memory + at.energies + (i - first) * energy_row
-                        row_max, row_sum = weigh(row, length, memory + at.weights + number_of * weight_row)
-                        position = group.image * sizes.positions + group.position + m + (query + i) * axis.inner
-                        factor, before = merge(
-                            like, axis, position * FLOAT, row_max, row_sum, lse, row_maxima, row_sums
-                        )
-                        store(memory + at.factors + number_of * FLOAT, factor)
-                        store(memory + at.befores + number_of * FLOAT, before)
+        line = part_of(group, none, length)
+        k_rows = rows_of(k, axis, line, none, depth, memory + at.k_rows, WORD, reads)
+        for first in range(group.first, group.first + group.length, queries):
+            part = part_of(group, first, min(queries, group.first + group.length - first))
+            q_rows = rows_of(q, axis, part, none, depth, memory + at.q_rows, WORD, reads)
+            for m in range(part.lines):
+                _weights(axis, sizes, part, m, memory, at, q_rows, k_rows, lse, row_maxima, row_sums)
             for start, channels in chunks(axis, sizes.channels):
-                v_rows = rows_of(v, axis, group, start, channels, memory + at.v_rows, WORD, reads)
-                adds = not axis.first or query > 0
-                out_rows = rows_of(out, axis, group, start, channels, memory + at.out_rows, PANEL, adds)
-                for m in range(group.lines):
-                    weights = Matrix(memory + at.weights + m * queries * weight_row, weight_row, np.int64(FLOAT))
-                    factors = Factors(memory + at.factors + m * queries * FLOAT, np.int64(FLOAT))
-                    befores = Factors(
-                        none if axis.first else memory + at.befores + m * queries * FLOAT, np.int64(FLOAT)
-                    )
-                    values = v_rows.address + m * v_rows.line
-                    results = out_rows.address + m * out_rows.line + query * out_rows.row
-                    interleave(np.int16(0), values, v_rows.row, length, channels, memory + at.v, panel)
+                v_rows = rows_of(v, axis, line, start, channels, memory + at.v_rows, WORD, reads)
+                out_rows = rows_of(out, axis, part, start, channels, memory + at.out_rows, PANEL, not axis.first)
+                for m in range(part.lines):
+                    values, sheet = v_rows.address + m * v_rows.line, m * queries * FLOAT
+                    interleave(values, v_rows.row, length, channels, memory + at.v, panel)
                     add_product(
-                        count,
+                        part.length,
                         channels,
                         length,
-                        weights,
+                        Matrix(memory + at.weights + m * queries * weight_row, weight_row, float_size),
                         memory + at.v,
                         panel,
-                        results,
+                        out_rows.address + m * out_rows.line,
                         out_rows.row,
-                        factors,
-                        befores,
+                        Factors(memory + at.factors + sheet, float_size),
+                        Factors(none if axis.first else memory + at.befores + sheet, float_size),
                         np.int64(1),
                         values + next_line,
                         v_rows.row,
                     )
-                put_rows(out_rows, out, axis, group, start, channels)
+                put_rows(out_rows, out, axis, part, start, channels)

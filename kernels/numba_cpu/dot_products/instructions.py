@@ -5,7 +5,7 @@ them at once. It rounds to nearest even, takes subnormal numbers for zero and wr
 exceptions, whatever the CPU's control register says; so do the conversions from float32. What is lost is below the
 smallest normal number, 1.2e-38, for each term of a sum.
 
-Importing this module is safe everywhere; what it emits compiles only where `AVAILABLE` is true.
+Importing this module is safe everywhere; what it emits compiles only where `dot_products.AVAILABLE` is true.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from ccgpu.kernels.numba_cpu.features import FEATURES
-from ccgpu.kernels.numba_cpu.vectors import I32, VECTOR_BYTES, Vectors, integer
-
-AVAILABLE = {"avx512f", "avx512bw", "avx512vl", "avx512bf16"} <= FEATURES and VECTOR_BYTES == 64
+from ccgpu.kernels.numba_cpu.vectors import I32, Vectors, integer
 
 LANES = 16  # words in a vector
 NUMBERS = 2 * LANES  # bfloat16 numbers in a vector
@@ -109,4 +106,3 @@ class Pairs(Vectors):
         word = self.read(I32, address)
         undefined = ir.Constant(WORDS, ir.Undefined)
         return self.shuffle(self.builder.insert_element(undefined, word, ir.Constant(I32, 0)), undefined, [0] * LANES)
-

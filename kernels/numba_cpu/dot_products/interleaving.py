@@ -12,15 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ccgpu.kernels.numba_cpu.dot_products.instructions import FLOATS, HALVES, LANES, NUMBERS, Pairs
 from ccgpu.kernels.numba_cpu.dot_products.products import PANEL_ROW
 from ccgpu.kernels.numba_cpu.matrices import called_by_symbol
-from ccgpu.kernels.numba_cpu.tiles import stack_tiles, transpose_tile, transposed
-from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES, integer
+from ccgpu.kernels.numba_cpu.tiles import transposed
+from ccgpu.kernels.numba_cpu.vectors import I64, VECTOR_BYTES, integer
 
 
 @intrinsic
@@ -64,26 +65,29 @@ def separate_pair(typingctx: Any, words: Any, first: Any, second: Any, columns: 
 
 
 @intrinsic
-def transpose_words(typingctx: Any, source: Any, source_row: Any, rows: Any, words: Any, target: Any) -> Any:
-    """Write the transpose of a tile of up to 16 rows of up to 16 words to half a panel, zeros where there are none.
+def transpose_words(
+    typingctx: Any, source: Any, source_row: Any, rows: Any, words: Any, target: Any, target_row: Any
+) -> Any:
+    """Write the transpose of a tile of up to 16 rows of up to 16 words, zeros where there are none.
 
     Args:
         source, source_row: word j of row i is at source + i source_row + 4 j.
         rows, words: of the tile; more than 16 count as 16.
-        target: row j of the transpose is at target + j PANEL_ROW; 16 rows of 16 words are written.
+        target, target_row: row j of the transpose is at target + j target_row; 16 rows of 16 words are written.
     """
-    signature = types.void(*[types.int64] * 5)
+    signature = types.void(*[types.int64] * 6)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, source_row, rows, words, target = arguments
+        source, source_row, rows, words, target, target_row = arguments
         vectors = Pairs(builder)
         tile = []
         for i in range(LANES):
             count = builder.select(builder.icmp_signed("<", integer(i), rows), words, integer(0))
             tile.append(vectors.read_first(FLOATS, source, count))
             source = builder.add(source, source_row)
-        for j, row in enumerate(transposed(vectors, tile)):
-            vectors.write(row, target, j * PANEL_ROW)
+        for row in transposed(vectors, tile):
+            vectors.write(row, target)
+            target = builder.add(target, target_row)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -103,10 +107,21 @@ def copy_row(typingctx: Any, source: Any, columns: Any, target: Any, targets: An
     return signature, codegen
 
 
+@intrinsic
+def stack_panel(typingctx: Any) -> Any:
+    """Return the address of room for 16 rows of a panel on the stack of the calling function."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        memory = cgutils.alloca_once(builder, ir.ArrayType(ir.IntType(8), LANES * PANEL_ROW))
+        return builder.ptrtoint(memory, I64)
+
+    return types.int64(), codegen
+
+
 def large_functions(source: str) -> tuple[Callable[..., None], ...]:
     """Return `interleave`, `columns`, `gather` and `scatter` as plain functions; see `matrices.large_functions`."""
 
-    def interleave(like: Any, x: int, x_row: int, rows: int, columns: int, panels: int, panel: int) -> None:
+    def interleave(x: int, x_row: int, rows: int, columns: int, panels: int, panel: int) -> None:
         """Interleave the rows of a matrix (rows, columns) by pairs: panels of (rows / 2, 32) words.
 
         `panel` is the number of bytes from a panel to the next one.
@@ -120,7 +135,7 @@ def large_functions(source: str) -> tuple[Callable[..., None], ...]:
                 here += 2 * NUMBERS
                 target += panel
 
-    def columns(like: Any, x: int, x_row: int, rows: int, words: int, panels: int, panel: int) -> None:
+    def columns(x: int, x_row: int, rows: int, words: int, panels: int, panel: int) -> None:
         """Transpose a matrix of words (rows, words): panels of (words, 32), rounded up to a multiple of 16 words.
 
         `panel` is the number of bytes from a panel to the next one.
@@ -129,18 +144,17 @@ def large_functions(source: str) -> tuple[Callable[..., None], ...]:
         for row in range(0, rows, LANES):
             target = panels + row // NUMBERS * panel + row % NUMBERS * 4
             for word in range(0, words, LANES):
-                transpose_words(
-                    x + row * x_row + 4 * word, x_row, rows - row, words - word, target + word * PANEL_ROW
-                )
+                here, there = x + row * x_row + 4 * word, target + word * PANEL_ROW
+                transpose_words(here, x_row, rows - row, words - word, there, PANEL_ROW)
 
-    def gather(like: Any, x: int, x_row: int, rows: int, columns: int, target: int, target_row: int) -> None:
+    def gather(x: int, x_row: int, rows: int, columns: int, target: int, target_row: int) -> None:
         """Write the transpose of a matrix of numbers (rows, columns).
 
         The target has columns rounded up to a multiple of 16 rows, each of them rows rounded up to a multiple of 32
         numbers; there are zeros in the place of missing rows, and any numbers in that of missing columns.
         """
         source  # noqa: B018
-        spare = stack_tiles()
+        spare = stack_panel()
         for row in range(0, rows, NUMBERS):
             for column in range(0, columns, NUMBERS):
                 width = columns - column
@@ -155,19 +169,18 @@ def large_functions(source: str) -> tuple[Callable[..., None], ...]:
                     )
                 for half in range(0, min(width, NUMBERS), LANES):
                     there = target + (column + half) * target_row + 2 * row
-                    transpose_tile(np.float32(0), spare + 4 * half, PANEL_ROW, there, target_row)
+                    transpose_words(spare + 4 * half, PANEL_ROW, LANES, LANES, there, target_row)
 
-    def scatter(like: Any, x: int, x_row: int, rows: int, columns: int, target: int, target_row: int) -> None:
+    def scatter(x: int, x_row: int, rows: int, columns: int, target: int, target_row: int) -> None:
         """Write the transpose of a matrix of numbers (rows, columns), whose rows are as the target's of `gather`."""
         source  # noqa: B018
-        spare = stack_tiles()
+        spare = stack_panel()
         for row in range(0, rows, NUMBERS):
             for column in range(0, columns, NUMBERS):
                 width = rows - row
                 for half in range(0, min(width, NUMBERS), LANES):
-                    transpose_tile(
-                        np.float32(0), x + (row + half) * x_row + 2 * column, x_row, spare + 4 * half, PANEL_ROW
-                    )
+                    here = x + (row + half) * x_row + 2 * column
+                    transpose_words(here, x_row, LANES, LANES, spare + 4 * half, PANEL_ROW)
                 for pair in range((min(NUMBERS, columns - column) + 1) // 2):
                     there = target + (column + 2 * pair) * target_row + 2 * row
                     seconds = width if column + 2 * pair + 1 < columns else 0

@@ -3,8 +3,8 @@
 Computes C = alpha A B + beta C. A (rows, depth) and B (depth, columns) are of bfloat16, two neighbours along the depth
 to a word; an odd depth is filled up with a zero on both sides.
 
-B lies in *panels* of 32 columns, two vectors of words: a panel has a row for every pair of the depth, side by side. C is
-either float32, or bfloat16, rounded once when a tile leaves the registers.
+B lies in *panels* of 32 columns, two vectors of words: a panel has a row for every pair of the depth, one after the
+other. C is either float32, or bfloat16, rounded once when a tile leaves the registers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -65,7 +64,9 @@ def _sums_of_tile(vectors: Pairs, rows: int, columns: int, arguments: list[Any])
     return results
 
 
-def _write_tile(vectors: Pairs, results: list[Any], rows: int, columns: int, rounds: bool, arguments: list[Any]) -> None:
+def _write_tile(
+    vectors: Pairs, results: list[Any], rows: int, columns: int, rounds: bool, arguments: list[Any]
+) -> None:
     """Emit alpha times a tile's sums, plus beta C, into C: in bfloat16 if it `rounds`, else in float32."""
     builder = vectors.builder
     c, c_row, alpha, alpha_step, beta, beta_step = arguments
@@ -160,10 +161,9 @@ def multiply_tile(
 
 
 def large_functions(source: str) -> tuple[Callable[..., None], ...]:
-    """Return `multiply` as a plain function to compile; see `matrices.large_functions`."""
+    """Return `multiply_pairs` as a plain function to compile; see `matrices.large_functions`."""
 
-    def multiply(
-        like: Any,
+    def multiply_pairs(
         rows: int,
         columns: int,
         rounds: int,
@@ -213,10 +213,10 @@ def large_functions(source: str) -> tuple[Callable[..., None], ...]:
                 )
             row = end
 
-    return (multiply,)
+    return (multiply_pairs,)
 
 
-(multiply,) = map(called_by_symbol, large_functions(""))
+(multiply_pairs,) = map(called_by_symbol, large_functions(""))
 
 
 @compiled
@@ -247,8 +247,7 @@ def add_product(
         rounds: 1 if C is bfloat16, 0 if it is float32.
     """
     vectors = (columns + NUMBERS - 1) // NUMBERS * TILE_VECTORS if rounds else (columns + LANES - 1) // LANES
-    multiply(
-        np.int16(0),
+    multiply_pairs(
         rows,
         vectors,
         rounds,

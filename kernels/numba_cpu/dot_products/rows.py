@@ -1,14 +1,14 @@
 """Lines of maps as matrices of bfloat16 numbers: in place, or gathered into a buffer.
 
 Rows are the map's own memory where its channels are contiguous and fill whole words (what is only read), or whole
-panels of 32 numbers (what is written). Otherwise they are gathered: a buffer's row is padded with zeros to whole panels.
+panels of 32 numbers (what is written). Otherwise they are gathered, and a row of the buffer is padded with zeros to
+whole panels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 from numba.extending import register_jitable
 
 from ccgpu.kernels.numba_cpu.dot_products.instructions import NUMBERS
@@ -72,24 +72,24 @@ def rows_of(
 
     Without `reads`, the buffer is not filled, because the caller overwrites all of it.
     """
-    here = x.address + group.image * x.image + group.position * x.position + start * x.channel
     step = axis.inner * x.position
+    here = x.address + group.image * x.image + group.position * x.position + group.first * step + start * x.channel
     if in_place(x, channels, multiple):
         return Rows(here, step, x.position)
     row = buffer_row(channels)
-    line = up(axis.length, 16) * row
+    line = up(group.length, 16) * row
     if not reads:
         return Rows(buffer, row, line)
     if x.position != SIZE or x.channel == SIZE:
         for m in range(group.lines):
-            for n in range(axis.length):
+            for n in range(group.length):
                 source, target = here + m * x.position + n * step, buffer + m * line + n * row
                 _copy(source, x.channel, channels, target, SIZE, row // SIZE)
     elif axis.inner == 1:
-        gather(np.int16(0), here, x.channel, channels, axis.length, buffer, row)
+        gather(here, x.channel, channels, group.length, buffer, row)
     else:
-        for n in range(axis.length):
-            gather(np.int16(0), here + n * step, x.channel, channels, group.lines, buffer + n * row, line)
+        for n in range(group.length):
+            gather(here + n * step, x.channel, channels, group.lines, buffer + n * row, line)
     return Rows(buffer, row, line)
 
 
@@ -98,17 +98,15 @@ def put_rows(rows: Rows, x: Map, axis: Axis, group: Group, start: int, channels:
     """Write rows of whole panels that `rows_of` returned back to the map, if they are in a buffer."""
     if in_place(x, channels, PANEL):
         return
-    here = x.address + group.image * x.image + group.position * x.position + start * x.channel
     step = axis.inner * x.position
+    here = x.address + group.image * x.image + group.position * x.position + group.first * step + start * x.channel
     if x.position != SIZE or x.channel == SIZE:
         for m in range(group.lines):
-            for n in range(axis.length):
+            for n in range(group.length):
                 source, target = rows.address + m * rows.line + n * rows.row, here + m * x.position + n * step
                 _copy(source, SIZE, channels, target, x.channel, channels)
     elif axis.inner == 1:
-        scatter(np.int16(0), rows.address, rows.row, axis.length, channels, here, x.channel)
+        scatter(rows.address, rows.row, group.length, channels, here, x.channel)
     else:
-        for n in range(axis.length):
-            scatter(
-                np.int16(0), rows.address + n * rows.row, rows.line, group.lines, channels, here + n * step, x.channel
-            )
+        for n in range(group.length):
+            scatter(rows.address + n * rows.row, rows.line, group.lines, channels, here + n * step, x.channel)

@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ccgpu.kernels.numba_cpu.dot_products.instructions import FLOATS, HALVES, LANES, NUMBERS, WORDS, Pairs
+from ccgpu.kernels.numba_cpu.dot_products.instructions import FLOATS, HALVES, LANES, WORDS, Pairs
 from ccgpu.kernels.numba_cpu.vectors import I32, VECTOR_BYTES, integer, loop, reduced
 
 SMALLEST = -200.0  # 2^SMALLEST is zero in float32
@@ -138,9 +138,8 @@ def weigh_gradients(
         vectors = Pairs(builder)
         size = _size_of_row(builder, keys)
         seconds = builder.sext(builder.icmp_signed("!=", both, integer(0)), ir.IntType(16))
-        low, high = ir.Constant(ir.VectorType(seconds.type, NUMBERS), ir.Undefined), None
-        everywhere = ir.Constant(seconds.type, -1)
-        present = builder.insert_element(low, everywhere, ir.Constant(I32, 0))
+        undefined, everywhere = ir.Constant(HALVES, ir.Undefined), ir.Constant(seconds.type, -1)
+        present = builder.insert_element(undefined, everywhere, ir.Constant(I32, 0))
         present = builder.insert_element(present, seconds, ir.Constant(I32, 1))
         present = vectors.shuffle(present, present, [0] * LANES + [1] * LANES)
         interleaved = [lane for i in range(LANES) for lane in (i, LANES + i)]
