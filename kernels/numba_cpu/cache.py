@@ -34,7 +34,15 @@ from ccgpu.kernels.numba_cpu import (
     tiles,
     vectors,
 )
-from ccgpu.kernels.numba_cpu.dot_products import backward, forward, instructions, interleaving, products, rows, weights
+from ccgpu.kernels.numba_cpu.dot_products import (
+    backward,
+    forward,
+    instructions,
+    interleaving,
+    multiplication,
+    rows,
+    weights,
+)
 
 LOGGER = logging.getLogger("ccgpu")
 COMPILATION = Compilation()
@@ -54,7 +62,6 @@ def _source() -> str:
         interleaving,
         lines,
         matrices,
-        products,
         rows,
         stages,
         tickets,
@@ -182,7 +189,7 @@ def _large_functions(like: Any, kept: Any) -> Iterator[tuple[Callable[..., None]
         for kinds in matrices.kinds_of(function, *(from_dtype(np.dtype(dtype)) for dtype in (like, kept))):
             yield function, kinds
     if dot_products.used_for(kept):
-        for function in (*products.large_functions(SOURCE), *interleaving.large_functions(SOURCE)):
+        for function in (*multiplication.large_functions(SOURCE), *interleaving.large_functions(SOURCE)):
             yield function, ()
 
 

@@ -17,12 +17,12 @@ from ccgpu.kernels.numba_cpu.attention import Sizes
 from ccgpu.kernels.numba_cpu.dot_products.forward import FLOAT, columns_panel, energies_of
 from ccgpu.kernels.numba_cpu.dot_products.instructions import LANES
 from ccgpu.kernels.numba_cpu.dot_products.interleaving import columns, interleave
-from ccgpu.kernels.numba_cpu.dot_products.products import PANEL_ROW, TILE_ROWS, add_product
+from ccgpu.kernels.numba_cpu.dot_products.multiplication import PANEL_ROW, TILE_ROWS, add_product
 from ccgpu.kernels.numba_cpu.dot_products.rows import PANEL, SIZE, WORD, buffer_size, chunks, put_rows, rows_of, up
 from ccgpu.kernels.numba_cpu.dot_products.weights import add_rounded, dot, weigh_gradients
 from ccgpu.kernels.numba_cpu.lines import Axis, Group, Map, group_at
 from ccgpu.kernels.numba_cpu.matrices import Factors, Matrix, compiled
-from ccgpu.kernels.numba_cpu.vectors import load, store
+from ccgpu.kernels.numba_cpu.vectors import load, size_of, store
 
 
 class Memory(NamedTuple):
@@ -105,7 +105,11 @@ def _weight_gradients(
                 count,
                 axis.length,
                 channels,
-                Matrix(dout_rows.address + m * dout_rows.line + query * dout_rows.row, dout_rows.row, np.int64(FLOAT)),
+                Matrix(
+                    dout_rows.address + m * dout_rows.line + query * dout_rows.row,
+                    dout_rows.row,
+                    size_of(np.float32(0)),
+                ),
                 memory + at.columns,
                 panel,
                 results,
@@ -325,7 +329,7 @@ def backward_groups(
                     count,
                     depth,
                     length,
-                    Matrix(memory + at.rows, key_row // 2, np.int64(FLOAT)),
+                    Matrix(memory + at.rows, key_row // 2, size_of(np.float32(0))),
                     memory + at.panels,
                     panel,
                     results,
@@ -340,7 +344,7 @@ def backward_groups(
                     axis,
                     query,
                     count,
-                    Matrix(memory + at.words, np.int64(FLOAT), key_row),
+                    Matrix(memory + at.words, size_of(np.float32(0)), key_row),
                     line_q + query * q_rows.row,
                     q_rows.row,
                     depth,
@@ -359,7 +363,7 @@ def backward_groups(
                         axis,
                         query,
                         count,
-                        Matrix(memory + at.sheets + m * sheet, np.int64(FLOAT), 2 * key_row),
+                        Matrix(memory + at.sheets + m * sheet, size_of(np.float32(0)), 2 * key_row),
                         dout_rows.address + m * dout_rows.line + query * dout_rows.row,
                         dout_rows.row,
                         channels,

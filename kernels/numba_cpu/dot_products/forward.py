@@ -15,12 +15,12 @@ from numba.extending import register_jitable
 from ccgpu.kernels.numba_cpu.attention import Sizes, merge
 from ccgpu.kernels.numba_cpu.dot_products.instructions import LANES, NUMBERS
 from ccgpu.kernels.numba_cpu.dot_products.interleaving import columns, interleave
-from ccgpu.kernels.numba_cpu.dot_products.products import PANEL_ROW, TILE_ROWS, add_product
+from ccgpu.kernels.numba_cpu.dot_products.multiplication import PANEL_ROW, TILE_ROWS, add_product
 from ccgpu.kernels.numba_cpu.dot_products.rows import PANEL, SIZE, WORD, buffer_size, chunks, put_rows, rows_of, up
 from ccgpu.kernels.numba_cpu.dot_products.weights import weigh
 from ccgpu.kernels.numba_cpu.lines import Axis, Group, Map, Rows, group_at, part_of, position_of
 from ccgpu.kernels.numba_cpu.matrices import Factors, Matrix, compiled
-from ccgpu.kernels.numba_cpu.vectors import load, store
+from ccgpu.kernels.numba_cpu.vectors import load, size_of, store
 
 FLOAT = 4  # bytes of a float32
 
@@ -78,7 +78,7 @@ def energies_of(
         count,
         axis.length,
         depth,
-        Matrix(q, q_row, np.int64(FLOAT)),
+        Matrix(q, q_row, size_of(np.float32(0))),
         k,
         columns_panel(depth),
         energies,
@@ -158,7 +158,7 @@ def forward_groups(
     q, k, v and out are maps of bfloat16, which `kept` stands for, and the arrays float32, `like`.
     """
     length, depth, queries = axis.length, sizes.depth, axis.queries
-    none, reads, float_size = np.int64(0), np.bool_(True), np.int64(FLOAT)
+    none, reads, float_size = np.int64(0), np.bool_(True), size_of(np.float32(0))
     at = divide_memory(axis, sizes)
     weight_row, panel = up(length, LANES) * SIZE, (length + 1) // 2 * PANEL_ROW
     store(memory + at.scale, np.float32(sizes.scale))

@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ccgpu.kernels.numba_cpu.dot_products.instructions import FLOATS, HALVES, LANES, NUMBERS, Pairs
-from ccgpu.kernels.numba_cpu.dot_products.products import PANEL_ROW
+from ccgpu.kernels.numba_cpu.dot_products.multiplication import PANEL_ROW
 from ccgpu.kernels.numba_cpu.matrices import called_by_symbol
 from ccgpu.kernels.numba_cpu.tiles import transposed
 from ccgpu.kernels.numba_cpu.vectors import I64, VECTOR_BYTES, integer

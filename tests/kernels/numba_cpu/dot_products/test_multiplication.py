@@ -7,7 +7,7 @@ import pytest
 from numba import njit
 
 from ccgpu.kernels.numba_cpu import cache, dot_products
-from ccgpu.kernels.numba_cpu.dot_products import products
+from ccgpu.kernels.numba_cpu.dot_products import multiplication
 from ccgpu.kernels.numba_cpu.matrices import Factors, Matrix
 from tests.kernels.numba_cpu.dot_products.bfloat16 import bits, values
 
@@ -17,7 +17,7 @@ GUARD = -192.0  # exact in bfloat16
 
 @njit
 def product(rows, columns, depth, a, b, panel, c, c_row, alpha, beta, rounds):
-    products.add_product(rows, columns, depth, a, b, panel, c, c_row, alpha, beta, rounds, c, c_row)
+    multiplication.add_product(rows, columns, depth, a, b, panel, c, c_row, alpha, beta, rounds, c, c_row)
 
 
 @pytest.fixture(scope="module", autouse=True)
