@@ -62,6 +62,7 @@ def _source() -> str:
         interleaving,
         lines,
         matrices,
+        multiplication,
         rows,
         stages,
         tickets,
