@@ -1,7 +1,7 @@
 """The backend `numba_cpu`: the CPU kernels of `kernels/numba_cpu` on CPU tensors, which it gets by address.
 
-Half precision is computed in float32. torch.get_num_threads() threads share the work. Numba is imported at the first
-call.
+Half precision is computed in float32 and converted where it is read and written. torch.get_num_threads() threads share
+the work. Numba is imported at the first call.
 """
 
 from __future__ import annotations
@@ -49,11 +49,8 @@ def why_not(call: Call) -> str | None:
 def suits(call: Call) -> bool:
     """Return whether the kernels are faster than torch's products, as measured in docs/backends.md.
 
-    They are ("Which is chosen when") if there is at least one line of every axis for each thread and the dtype needs no
-    conversion, which half precision does.
+    They are ("Which is chosen when") if there is at least one line of every axis for each thread.
     """
-    if call.dtype not in (torch.float32, torch.float64):
-        return False
     longest = max(call.sizes, default=1)
     return longest <= 1 or call.images * math.prod(call.sizes) // longest >= torch.get_num_threads()
 
@@ -133,8 +130,9 @@ def aggregate_transposed(weights: Tensor, x: Tensor) -> Tensor:
 
 
 def _weighted_sum(weights: Tensor, v: Tensor, transposed: bool) -> Tensor:
-    out, tensors = torch.empty_like(v), _Tensors(v.dtype)
-    wide = weights.to(energy_dtype(v.dtype)).movedim(1, -1).contiguous()
+    dtype = energy_dtype(v.dtype)  # also of the sums, which are rounded once, and not once for each axis
+    out, tensors = torch.empty_like(v), _Tensors(dtype)
+    wide = weights.to(dtype).movedim(1, -1).contiguous()
     values, result = tensors.read(v), tensors.write(out)
     _launch().aggregate(wide.data_ptr(), values, result, torch.get_num_threads(), transposed=transposed)
     tensors.finish()

@@ -1,9 +1,9 @@
 """Criss-cross attention on the CPU, NumPy arrays in and out: kernels compiled by Numba, on threads of their own.
 
-Arrays are (B, channels, *S) with one, two or three axes S, float32, float64, or float16, which is computed in float32.
-Channels-last memory is used without a copy if its channels fill whole vectors, NCHW memory is gathered by whole
-vectors, and memory in which neither channels nor positions are contiguous is copied first. Temporaries are a few MB a
-thread.
+Arrays are (B, channels, *S) with one, two or three axes S, float32, float64, or float16, which is computed in float32
+and rounded where results are written, once for each axis. Channels-last memory is used without a copy if its channels
+fill whole vectors, NCHW memory and float16 are gathered by whole vectors, and memory in which neither channels nor
+positions are contiguous is copied first. Temporaries are a few MB a thread.
 
 Results do not depend on the number of threads, to the bit. The first call of a dtype compiles for some seconds; Numba
 caches the machine code on disk (NUMBA_CACHE_DIR) for later processes.
@@ -159,7 +159,8 @@ def aggregate_transposed(weights: Array, x: Array, *, threads: int | None = None
 
 def _weighted_sum(weights: Array, v: Array, threads: int | None, out: Array | None, *, transposed: bool) -> Array:
     target = np.empty_like(v, subok=False) if out is None else out
-    wide, arrays = np.ascontiguousarray(np.moveaxis(weights, 1, -1), energy_dtype(v.dtype)), _Arrays(v.dtype)
+    dtype = energy_dtype(v.dtype)  # also of the sums, which are rounded once, and not once for each axis
+    wide, arrays = np.ascontiguousarray(np.moveaxis(weights, 1, -1), dtype), _Arrays(dtype)
     values, result = arrays.read(v), arrays.write(target)
     launch.aggregate(wide.ctypes.data, values, result, threads, transposed=transposed)
     arrays.finish()

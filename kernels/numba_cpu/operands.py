@@ -36,12 +36,11 @@ class Arithmetic(NamedTuple):
     memory: str  # the name of the dtype of the maps in memory; maps of another dtype are converted, as a whole, before
 
 
-_FLOAT32 = Arithmetic(np.float32, np.float32, "float32")
 ARITHMETIC = {
-    "float32": _FLOAT32,
+    "float32": Arithmetic(np.float32, np.float32, "float32"),
     "float64": Arithmetic(np.float64, np.float64, "float64"),
-    "bfloat16": _FLOAT32,
-    "float16": _FLOAT32,
+    "bfloat16": Arithmetic(np.float32, np.int16, "bfloat16"),
+    "float16": Arithmetic(np.float32, np.uint16, "float16"),
 }
 """For each dtype of q, k and v, how this CPU computes it."""
 

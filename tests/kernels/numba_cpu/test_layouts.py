@@ -126,8 +126,9 @@ def fenced(x, order):
     return np.moveaxis(view, -1, 1) if order == "channels last" else view
 
 generator = np.random.default_rng(0)
+dtypes, orders = (np.float16, np.float32, np.float64), ("contiguous", "channels last")
 for dtype, order, sizes, c, first in itertools.product(
-    (np.float32, np.float64), ("contiguous", "channels last"), ((7,), (5, 19), (2, 3, 4)), (1, 5, 16), range(2)
+    dtypes, orders, ((7,), (5, 19), (2, 3, 4)), (1, 5, 16), range(2)
 ):
     if first:
         next(rooms)  # in the second round each array is at its other end
