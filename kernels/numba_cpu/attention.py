@@ -65,13 +65,18 @@ class Memory(NamedTuple):
     energies: int  # a sheet (queries, keys) for each line: energies, then weights
     gradients: int  # sheets as well: gradients of the weights, then of the energies
     k_columns: int  # K^T (depth, keys) of each line
+    dk_sums: int  # rows of all keys of each line, and here of all channels, where memory has fewer bits than sums
+    dv_sums: int
     v_columns: int  # V^T (chunk, keys) of each line, of one chunk of channels
     end: int
 
 
 @register_jitable
-def divide_memory(axis: Axis, sizes: Sizes, size: int, backward: bool) -> Memory:
-    """Return where the parts of a thread's memory begin, for numbers of `size` bytes."""
+def divide_memory(axis: Axis, sizes: Sizes, size: int, backward: bool, narrow: bool = False) -> Memory:
+    """Return where the parts of a thread's memory begin, for numbers of `size` bytes.
+
+    `narrow` tells whether the numbers of the maps have fewer bytes in memory.
+    """
     key_row, depth_row = filled_up(axis.length * size), filled_up(sizes.depth * size)
     lines, chunk = axis.lines, min(axis.chunk, sizes.channels)
     queries, keys, chunk_row = lines * axis.queries, lines * axis.length, filled_up(chunk * size)
@@ -88,11 +93,13 @@ def divide_memory(axis: Axis, sizes: Sizes, size: int, backward: bool) -> Memory
     energies = filled_up(one + size)
     gradients = energies + queries * key_row
     k_columns = gradients + (queries * key_row if backward else 0)
-    v_columns = k_columns + lines * sizes.depth * key_row
+    dk_sums = k_columns + lines * sizes.depth * key_row
+    apart = backward and narrow and axis.queries < axis.length
+    dv_sums = dk_sums + (keys * depth_row if apart else 0)
+    v_columns = dv_sums + (keys * filled_up(sizes.channels * size) if apart else 0)
     end = v_columns + (lines * chunk * key_row if backward else 0)
-    return Memory(
-        0, k, dq, dk, dout, v, out, factors, befores, scale, one, energies, gradients, k_columns, v_columns, end
-    )
+    starts = 0, k, dq, dk, dout, v, out, factors, befores, scale, one, energies, gradients
+    return Memory(*starts, k_columns, dk_sums, dv_sums, v_columns, end)
 
 
 @compiled

@@ -24,6 +24,7 @@ from ccgpu.kernels.numba_cpu.lines import (
     columns_of,
     energies,
     exponentials_of,
+    gather,
     group_at,
     matrix_of,
     no_factors,
@@ -43,6 +44,8 @@ class Sheets(NamedTuple):
     weights: int  # E, then P (queries, keys)
     gradients: int  # dP, then dS (queries, keys)
     k_columns: int  # K^T (depth, keys)
+    dk_sums: int  # dk and dv of the keys so far, rows of all their channels, where maps have fewer bits in memory
+    dv_sums: int
     v_columns: int  # V^T (channels, keys), of one chunk of channels
 
 
@@ -147,6 +150,39 @@ def query_gradients(
 
 
 @compiled
+def _sums_of(
+    like: Any,
+    kept: Any,
+    x: Map,
+    axis: Axis,
+    keys: Group,
+    adds: bool,
+    start: int,
+    channels: int,
+    all_channels: int,
+    buffer: int,
+    sums: int,
+) -> Rows:
+    """Return the rows of dk or of dv that the queries of a part add to: of the map, or of `sums`.
+
+    The first part begins the sums with what the earlier axes have written to the map x.
+    """
+    if not _sums_apart(like, kept, axis):
+        return rows_of(like, kept, x, axis, keys, start, channels, buffer, adds)
+    row = padded(like, all_channels)
+    rows = Rows(sums + keys.first * row + start * size_of(like), row, axis.length * row)
+    if adds:
+        gather(like, kept, x, axis, keys, start, channels, rows)
+    return rows
+
+
+@compiled
+def _sums_apart(like: Any, kept: Any, axis: Axis) -> bool:
+    """Tell whether dk and dv are summed outside of the maps, whose memory would round them once for each part."""
+    return size_of(kept) < size_of(like) and axis.queries < axis.length
+
+
+@compiled
 def key_gradients(
     like: Any,
     kept: Any,
@@ -167,21 +203,38 @@ def key_gradients(
     reads, adds, sheet = np.bool_(True), not axis.first or part.first > 0, axis.queries * key_row
     scale, one = Factors(memory + at.scale, none), Factors(memory + at.one, none)
     beta, here = one if adds else no_factors(), keys.first * size
+    apart = _sums_apart(like, kept, axis)
+    gathers = not axis.first if apart and part.first == 0 else adds and not apart
+    puts = not apart or part.first + part.length == axis.length
     q_rows = rows_of(like, kept, maps.q, axis, part, none, depth, memory + at.q, reads)
-    dk_rows = rows_of(like, kept, maps.dk, axis, keys, none, depth, memory + at.dk, adds)
+    dk_rows = _sums_of(like, kept, maps.dk, axis, keys, gathers, none, depth, depth, memory + at.dk, sheets.dk_sums)
     for m in range(part.lines):
         gradients = Matrix(sheets.gradients + m * sheet + here, size, key_row)
         queries, target = matrix_of(like, q_rows, m, none), matrix_of(like, dk_rows, m, none)
         add_product(like, keys.length, depth, part.length, gradients, queries, target, scale, beta)
-    put_rows(like, kept, dk_rows, maps.dk, axis, keys, none, depth)
+    if puts:
+        put_rows(like, kept, dk_rows, maps.dk, axis, keys, none, depth)
     for start, channels in chunks(like, axis, sizes.channels):
         dout_rows = rows_of(like, kept, maps.dout, axis, part, start, channels, memory + at.dout, reads)
-        dv_rows = rows_of(like, kept, maps.dv, axis, keys, start, channels, memory + at.out, adds)
+        dv_rows = _sums_of(
+            like,
+            kept,
+            maps.dv,
+            axis,
+            keys,
+            gathers,
+            start,
+            channels,
+            sizes.channels,
+            memory + at.out,
+            sheets.dv_sums,
+        )
         for m in range(part.lines):
             weights = Matrix(sheets.weights + m * sheet + here, size, key_row)
             values, target = matrix_of(like, dout_rows, m, none), matrix_of(like, dv_rows, m, none)
             add_product(like, keys.length, channels, part.length, weights, values, target, one, beta)
-        put_rows(like, kept, dv_rows, maps.dv, axis, keys, start, channels)
+        if puts:
+            put_rows(like, kept, dv_rows, maps.dv, axis, keys, start, channels)
 
 
 @compiled
@@ -216,8 +269,15 @@ def backward_groups(
     """
     length, depth, none, reads = axis.length, sizes.depth, np.int64(0), np.bool_(True)
     maps = Maps(dout, q, k, v, out, lse, dlse, delta, dq, dk, dv)
-    at = divide_memory(axis, sizes, size_of(like), True)
-    sheets = Sheets(memory + at.energies, memory + at.gradients, memory + at.k_columns, memory + at.v_columns)
+    at = divide_memory(axis, sizes, size_of(like), True, size_of(kept) < size_of(like))
+    sheets = Sheets(
+        memory + at.energies,
+        memory + at.gradients,
+        memory + at.k_columns,
+        memory + at.dk_sums,
+        memory + at.dv_sums,
+        memory + at.v_columns,
+    )
     store(memory + at.scale, type(like)(sizes.scale))
     store(memory + at.one, type(like)(1))
     for number in range(begin, end):

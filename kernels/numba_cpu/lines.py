@@ -125,6 +125,24 @@ def in_place(like: Any, kept: Any, x: Map, channels: int) -> bool:
 
 
 @compiled
+def gather(like: Any, kept: Any, x: Map, axis: Axis, group: Group, start: int, channels: int, rows: Rows) -> None:
+    """Fill rows in a buffer with channels `start` ... `start` + `channels` of a group's positions."""
+    step = axis.inner * x.position
+    here = x.address + group.image * x.image + group.position * x.position + group.first * step + start * x.channel
+    if x.channel == size_of(kept):
+        for m in range(group.lines):
+            for n in range(group.length):
+                target = rows.address + m * rows.line + n * rows.row
+                copy(kept, like, here + m * x.position + n * step, channels, target)
+    elif axis.inner == 1:
+        transpose(kept, like, here, x.channel, channels, group.length, rows.address, rows.row)
+    else:
+        for n in range(group.length):
+            target = rows.address + n * rows.row
+            transpose(kept, like, here + n * step, x.channel, channels, group.lines, target, rows.line)
+
+
+@compiled
 def rows_of(
     like: Any, kept: Any, x: Map, axis: Axis, group: Group, start: int, channels: int, buffer: int, reads: bool
 ) -> Rows:
@@ -132,24 +150,15 @@ def rows_of(
 
     Without `reads`, the buffer is not filled, because the caller overwrites all of it.
     """
-    step = axis.inner * x.position
-    here = x.address + group.image * x.image + group.position * x.position + group.first * step + start * x.channel
     if in_place(like, kept, x, channels):
+        step = axis.inner * x.position
+        here = x.address + group.image * x.image + group.position * x.position + group.first * step + start * x.channel
         return Rows(here, step, x.position)
     row = padded(like, channels)
-    line = group.length * row
-    if not reads:
-        return Rows(buffer, row, line)
-    if x.channel == size_of(kept):
-        for m in range(group.lines):
-            for n in range(group.length):
-                copy(kept, like, here + m * x.position + n * step, channels, buffer + m * line + n * row)
-    elif axis.inner == 1:
-        transpose(kept, like, here, x.channel, channels, group.length, buffer, row)
-    else:
-        for n in range(group.length):
-            transpose(kept, like, here + n * step, x.channel, channels, group.lines, buffer + n * row, line)
-    return Rows(buffer, row, line)
+    rows = Rows(buffer, row, group.length * row)
+    if reads:
+        gather(like, kept, x, axis, group, start, channels, rows)
+    return rows
 
 
 @compiled

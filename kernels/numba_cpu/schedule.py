@@ -144,7 +144,8 @@ class Problem(NamedTuple):
                 rows.append(phase_of(axis, start * a_image, end * a_image, self.threads, PARTS))
                 work += (end - start) * sizes.positions * axis.length * products
         phases, counters = np.array(rows, np.int64), new_counters(len(rows))
-        size = max(divide_memory(axis, sizes, like.itemsize, self.backward).end for axis in axes)
+        narrow = kept.itemsize < like.itemsize
+        size = max(divide_memory(axis, sizes, like.itemsize, self.backward, narrow).end for axis in axes)
 
         def take_part() -> None:
             memory = np.empty(size + VECTOR_BYTES, np.uint8)

@@ -135,10 +135,25 @@ def test_pair_on_larger_maps_cut_up(monkeypatch, sizes, channels, layout, dtype)
     check_errors(tensors_of(ours), attend_plainly(problem), truth, problem)
 
 
+@pytest.mark.parametrize("order", ["contiguous", "channels last"])
+@pytest.mark.parametrize("channels", [(16, 48), (5, 37)], ids=["whole vectors", "parts of vectors"])
+def test_sums_of_16_bits_are_rounded_once(monkeypatch, channels, order):
+    """However many parts the queries of a line are computed in: results are those of float32, rounded."""
+    cut_up(monkeypatch, SHEET_BYTES=1, CHUNK=64, CHUNK_GATHERED=64)
+    problem = problem_of((75,), torch.float16, d=channels[0], c=channels[1])
+    q, k, v, dout, dlse = (LAYOUTS[order](x) for x in arrays_of(problem))
+    out, lse = calls.forward(q, k, v, problem.scale)
+    wide = [x.astype(np.float32) for x in (dout, q, k, v, out)]
+    narrow = calls.backward(dout, q, k, v, out, lse, dlse, problem.scale)
+    np.testing.assert_array_equal(out, calls.forward(*wide[1:4], problem.scale)[0].astype(np.float16))
+    for ours, truth in zip(narrow, calls.backward(*wide, lse, dlse, problem.scale), strict=True):
+        np.testing.assert_array_equal(ours, truth.astype(np.float16))
+
+
 # Infinity and NaN -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("order", ["contiguous", "channels last"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("which", ["q", "k", "v", "dout", "dlse"])
@@ -158,7 +173,7 @@ def compare_non_finite(arguments, scale):
     ours = attend(*arguments, scale)
     truth = reference.forward(q, k, v, scale)
     truth += reference.backward(dout, q, k, v, *truth, dlse, scale)
-    tolerance = 1e-4 if q.dtype == np.float32 else 1e-9
+    tolerance = {2: 1e-2, 4: 1e-4, 8: 1e-9}[q.itemsize]
     for name, a, b in zip(("out", "lse", "dq", "dk", "dv"), ours, truth, strict=True):
         if name in ("out", "lse"):
             np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True, err_msg=name)
