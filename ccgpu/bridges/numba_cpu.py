@@ -55,45 +55,28 @@ def suits(call: Call) -> bool:
     return longest <= 1 or call.images * math.prod(call.sizes) // longest >= torch.get_num_threads()
 
 
-class _Tensors:
-    """The operands of a call of tensors, in the dtype that its arithmetic has in memory: the tensors, or copies."""
+@functools.lru_cache(maxsize=256)
+def _plan(kernel: str, threads: int, *maps: tuple[tuple[int, ...], tuple[int, ...], torch.dtype]) -> Any:
+    """Return the plan of a call, for maps of these shapes, strides and dtypes."""
+    layouts = [_operands().Layout(tuple(a), tuple(c.itemsize * n for n in b), NAMES[c]) for a, b, c in maps]
+    return getattr(_launch(), kernel)(*layouts, threads=threads)
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        name: str = _operands().ARITHMETIC[NAMES[dtype]].memory
-        self._memory: torch.dtype = getattr(torch, name)
-        self._alive: list[Tensor] = []
-        self._results: list[Result] = []
 
-    def read(self, x: Tensor) -> Any:
-        """Return the operand of a tensor that is read."""
-        return self._operand(x.to(self._memory))
+def _run(kernel: str, maps: tuple[Tensor, ...], numbers: tuple[int, ...], scale: float = 1.0) -> None:
+    """Run a kernel on maps and the addresses of arrays of numbers."""
+    plan = _plan(kernel, torch.get_num_threads(), *[(x.shape, x.stride(), x.dtype) for x in maps])
+    plan.run([*[x.data_ptr() for x in maps], *numbers], scale)
 
-    def write(self, x: Tensor) -> Any:
-        """Return the operand of a tensor that `finish` completes."""
-        if x.dtype == self._memory:
-            return self._operand(x)
-        self._results.append(Result(x, torch.empty_like(x, dtype=self._memory)))
-        return self._operand(self._results[-1].memory)
 
-    def finish(self) -> None:
-        """Fill the tensors that are written from their copies."""
-        for result in self._results:
-            result.finish()
-
-    def _operand(self, x: Tensor) -> Any:
-        self._alive.append(x)
-        size = x.element_size()
-        strides = tuple([size * stride for stride in x.stride()])
-        return _operands().Operand(x.data_ptr(), tuple(x.shape), strides, NAMES[x.dtype])
+def _numbers(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return x as the kernels take numbers: contiguous, in the dtype of energies."""
+    return x if x.dtype == dtype and x.is_contiguous() else x.to(dtype).contiguous()
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Return out (B, C, *S) in v's dtype and layout and lse (B, *S); see `ccgpu.cca` for the formula."""
     out, lse = torch.empty_like(v), q.new_empty((q.shape[0], *q.shape[2:]), dtype=energy_dtype(q.dtype))
-    tensors = _Tensors(q.dtype)
-    maps = [tensors.read(q), tensors.read(k), tensors.read(v), tensors.write(out)]
-    _launch().forward(*maps, lse=lse.data_ptr(), scale=scale, threads=torch.get_num_threads())
-    tensors.finish()
+    _run("forward_plan", (q, k, v, out), (lse.data_ptr(),), scale)
     return out, lse
 
 
@@ -101,21 +84,17 @@ def backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dlse: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dq, dk, dv in the layouts of q, k, v, given the gradients of out and lse."""
-    gradients = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    tensors, dtype = _Tensors(q.dtype), energy_dtype(q.dtype)
-    maps = [tensors.read(x) for x in (dout, q, k, v, out)]
-    maps += [tensors.write(x) for x in gradients]
-    saved, given = (x.to(dtype).contiguous() for x in (lse, dlse))
-    addresses = {"lse": saved.data_ptr(), "dlse": given.data_ptr()}
-    _launch().backward(*maps, **addresses, scale=scale, threads=torch.get_num_threads())
-    tensors.finish()
-    return gradients
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    dtype = energy_dtype(q.dtype)
+    lse, dlse = _numbers(lse, dtype), _numbers(dlse, dtype)
+    _run("backward_plan", (dout, q, k, v, out, dq, dk, dv), (lse.data_ptr(), dlse.data_ptr()), scale)
+    return dq, dk, dv
 
 
 def affinity(q: Tensor, k: Tensor) -> Tensor:
     """Return the energies q_u . k_i (B, K, *S), float32 (float64 for float64 inputs), channels-last in memory."""
-    energies, tensors = empty_energies(q), _Tensors(q.dtype)
-    _launch().affinity(tensors.read(q), tensors.read(k), energies.data_ptr(), torch.get_num_threads())
+    energies = empty_energies(q)
+    _run("affinity_plan", (q, k), (energies.data_ptr(),))
     return energies
 
 
@@ -130,10 +109,9 @@ def aggregate_transposed(weights: Tensor, x: Tensor) -> Tensor:
 
 
 def _weighted_sum(weights: Tensor, v: Tensor, transposed: bool) -> Tensor:
-    dtype = energy_dtype(v.dtype)  # also of the sums, which are rounded once, and not once for each axis
-    out, tensors = torch.empty_like(v), _Tensors(dtype)
-    wide = weights.to(dtype).movedim(1, -1).contiguous()
-    values, result = tensors.read(v), tensors.write(out)
-    _launch().aggregate(wide.data_ptr(), values, result, torch.get_num_threads(), transposed=transposed)
-    tensors.finish()
-    return out
+    dtype, out = energy_dtype(v.dtype), torch.empty_like(v)
+    # The sums are rounded once, and not once for each axis.
+    sums = Result(out) if v.dtype == dtype else Result(out, torch.empty_like(out, dtype=dtype))
+    wide = _numbers(weights.movedim(1, -1), dtype)
+    _run("aggregate_plan", (v.to(dtype), sums.memory), (wide.data_ptr(), int(transposed)))
+    return sums.finish()

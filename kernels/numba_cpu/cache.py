@@ -7,6 +7,7 @@ the cache that is damaged, by a full disk or a machine that was switched off, is
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import logging
@@ -16,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import from_dtype, njit
+from numba import from_dtype, types
 from numba.core.caching import FunctionCache, NullCache
 from numba.core.ccallback import CFunc
 
 from ccgpu.kernels.compilation import Compilation
 from ccgpu.kernels.numba_cpu import (
     attention,
+    blocks,
     conversions,
     dot_products,
     features,
@@ -53,6 +55,7 @@ def _source() -> str:
     modules = (
         attention,
         backward,
+        blocks,
         conversions,
         dot_products,
         features,
@@ -127,18 +130,11 @@ def _cache_of(function: Callable[..., None]) -> Any:
         return _NoCache()
 
 
-# Both set the cache as Numba's own `enable_caching` does, which would take Numba's class.
-
-
-def _kernel(function: Callable[..., None]) -> Any:
-    """Return a function that is compiled or loaded when it is called."""
-    compiled = njit(error_model="numpy", nogil=True)(function)
-    compiled._cache = _cache_of(function)
-    return compiled
-
-
 def _callback(function: Callable[..., None], signature: Any) -> Any:
-    """Return a function that C code can call, compiled or loaded here."""
+    """Return a function that C code can call, compiled or loaded here.
+
+    Its cache is set as Numba's own `enable_caching` does, which would take Numba's class.
+    """
     compiled: Any = CFunc(
         function, (signature.args, signature.return_type), locals={}, options={"error_model": "numpy"}
     )
@@ -147,41 +143,98 @@ def _callback(function: Callable[..., None], signature: Any) -> Any:
     return compiled
 
 
-def _kernels(source: str) -> tuple[Any, ...]:
-    """Return the kernels. Each computes one thread's part of a call: the groups whose tickets it takes (tickets.py)."""
+# The kernels ----------------------------------------------------------------------------------------------------------
+#
+# Each computes one thread's part of a call: the groups whose tickets it takes (tickets.py). `source` only stands in the
+# closure, and `like` and `kept` decide the dtypes.
 
-    @_kernel
-    def forward(like: Any, kept: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
+
+def _forward(source: str, like: Any, kept: Any) -> Callable[..., None]:
+    def forward(plan: Any, addresses: Any, scale: float, counters: int, memory: int) -> None:
         source  # noqa: B018
-        for axis, begin, end in tickets.tickets(phases, counters):
-            attention.forward_groups(like, kept, begin, end, memory, axis, sizes, *arguments)
+        block, at = blocks.plan_at(plan), blocks.addresses_at(addresses)
+        q, k = blocks.map_of(block, at, 0), blocks.map_of(block, at, 1)
+        v, out = blocks.map_of(block, at, 2), blocks.map_of(block, at, 3)
+        maxima, sums = blocks.state_of(block, at[5], 0), blocks.state_of(block, at[5], 1)
+        sizes = blocks.sizes_of(block, scale)
+        for axis, begin, end in tickets.tickets(blocks.phases_of(block), counters):
+            attention.forward_groups(like, kept, begin, end, memory, axis, sizes, q, k, v, out, at[4], maxima, sums)
 
-    @_kernel
-    def backward(like: Any, kept: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
+    return forward
+
+
+def _backward(source: str, like: Any, kept: Any) -> Callable[..., None]:
+    def backward(plan: Any, addresses: Any, scale: float, counters: int, memory: int) -> None:
         source  # noqa: B018
-        for axis, begin, end in tickets.tickets(phases, counters):
-            gradients.backward_groups(like, kept, begin, end, memory, axis, sizes, *arguments)
+        block, at = blocks.plan_at(plan), blocks.addresses_at(addresses)
+        dout, q = blocks.map_of(block, at, 0), blocks.map_of(block, at, 1)
+        k, v = blocks.map_of(block, at, 2), blocks.map_of(block, at, 3)
+        out, dq = blocks.map_of(block, at, 4), blocks.map_of(block, at, 5)
+        dk, dv = blocks.map_of(block, at, 6), blocks.map_of(block, at, 7)
+        lse, dlse, delta = at[8], at[9], at[10]
+        sizes = blocks.sizes_of(block, scale)
+        for axis, begin, end in tickets.tickets(blocks.phases_of(block), counters):
+            gradients.backward_groups(
+                like, kept, begin, end, memory, axis, sizes, dout, q, k, v, out, lse, dlse, delta, dq, dk, dv
+            )
 
-    @_kernel
-    def affinity(like: Any, kept: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
+    return backward
+
+
+def _affinity(source: str, like: Any, kept: Any) -> Callable[..., None]:
+    def affinity(plan: Any, addresses: Any, scale: float, counters: int, memory: int) -> None:
         source  # noqa: B018
-        for axis, begin, end in tickets.tickets(phases, counters):
-            stages.affinity_groups(like, kept, begin, end, memory, axis, sizes, *arguments)
+        block, at = blocks.plan_at(plan), blocks.addresses_at(addresses)
+        q, k, sizes = blocks.map_of(block, at, 0), blocks.map_of(block, at, 1), blocks.sizes_of(block, scale)
+        for axis, begin, end in tickets.tickets(blocks.phases_of(block), counters):
+            stages.affinity_groups(like, kept, begin, end, memory, axis, sizes, q, k, at[2])
 
-    @_kernel
-    def aggregate(like: Any, kept: Any, phases: Any, counters: Any, memory: int, sizes: Any, *arguments: Any) -> None:
+    return affinity
+
+
+def _aggregate(source: str, like: Any, kept: Any) -> Callable[..., None]:
+    def aggregate(plan: Any, addresses: Any, scale: float, counters: int, memory: int) -> None:
         source  # noqa: B018
-        for axis, begin, end in tickets.tickets(phases, counters):
-            stages.aggregate_groups(like, kept, begin, end, memory, axis, sizes, *arguments)
+        block, at = blocks.plan_at(plan), blocks.addresses_at(addresses)
+        v, out, sizes = blocks.map_of(block, at, 0), blocks.map_of(block, at, 1), blocks.sizes_of(block, scale)
+        for axis, begin, end in tickets.tickets(blocks.phases_of(block), counters):
+            stages.aggregate_groups(like, kept, begin, end, memory, axis, sizes, at[2], v, out, at[3] != 0)
 
-    return forward, backward, affinity, aggregate
+    return aggregate
 
 
+KERNELS: dict[str, Callable[[str, Any, Any], Callable[..., None]]] = {
+    "forward": _forward,
+    "backward": _backward,
+    "affinity": _affinity,
+    "aggregate": _aggregate,
+}
 SOURCE = _source()
-FORWARD, BACKWARD, AFFINITY, AGGREGATE = _kernels(SOURCE)
+_SIGNATURE = types.void(
+    types.CPointer(types.int64), types.CPointer(types.int64), types.float64, types.int64, types.int64
+)
+_ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_char_p, ctypes.c_double, ctypes.c_int64, ctypes.c_int64)
+LOADED: dict[tuple[str, Any, Any], Any] = {}  # the kernels that have been compiled or loaded; see `kernel_of`
 _large: dict[str, Any] = {}  # by symbol: keeps the compiled functions alive, since their symbols stay
-_prepared: set[tuple[Any, Any]] = set()
-_compiling = threading.Lock()
+_compiling = threading.RLock()
+
+
+@functools.cache
+def kernel_of(kernel: str, like: Any, kept: Any) -> Callable[[int, bytes, float, int, int], None]:
+    """Return a kernel as a function that runs without Python's lock.
+
+    It takes the address of a plan, the addresses of a call (blocks.py), the factor of the energies, the address of
+    `tickets.new_counters` or 0 for a thread that works alone, and the address of the thread's memory.
+    """
+    key = kernel, like, kept
+    with _compiling:
+        try:
+            if key not in LOADED:
+                prepare(like, kept)
+                LOADED[key] = _callback(KERNELS[kernel](SOURCE, like(0), kept(0)), _SIGNATURE)
+        finally:
+            COMPILATION.end()
+    return _ENTRY(LOADED[key].address)
 
 
 def _large_functions(like: Any, kept: Any) -> Iterator[tuple[Callable[..., None], tuple[Any, ...]]]:
@@ -195,18 +248,15 @@ def _large_functions(like: Any, kept: Any) -> Iterator[tuple[Callable[..., None]
 
 
 def prepare(like: Any, kept: Any) -> None:
-    """Compile or load the functions that the kernels call by symbol; call it before these kernels.
+    """Compile or load the functions that the kernels call by symbol, before these are compiled or loaded.
 
     Args:
         like: NumPy's type of the arithmetic.
         kept: the type that stands for that of the maps in memory; see conversions.py.
     """
-    if (like, kept) in _prepared:
-        return
     with _compiling:
         for function, kinds in _large_functions(like, kept):
             symbol = matrices.symbol_of(function, kinds)
             if symbol not in _large:
                 _large[symbol] = _callback(function, matrices.signature_of(function, kinds))
                 matrices.add_symbol(function, kinds, _large[symbol])
-        _prepared.add((like, kept))

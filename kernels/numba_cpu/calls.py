@@ -18,28 +18,28 @@ from numpy.typing import NDArray
 
 from ccgpu.kernels.dtypes import energy_dtype
 from ccgpu.kernels.numba_cpu import launch
-from ccgpu.kernels.numba_cpu.operands import ARITHMETIC, Operand, operand_of
+from ccgpu.kernels.numba_cpu.operands import Operand, operand_of
 
 Array = NDArray[Any]
 
 
 class _Arrays:
-    """The operands of a call of arrays, in the dtype that its arithmetic has in memory: the arrays, or copies."""
+    """The operands of a call of arrays, in one dtype in native byte order: the arrays, or copies."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
-        self._memory = ARITHMETIC[dtype.name].memory
+        self._dtype = dtype.newbyteorder("=")
         self._alive: list[Array] = []
         self._results: list[tuple[Array, Array]] = []
 
     def read(self, x: Array) -> Operand:
         """Return the operand of an array that is read."""
-        return self._operand(x.astype(self._memory, copy=False))
+        return self._operand(x.astype(self._dtype, copy=False))
 
     def write(self, x: Array) -> Operand:
         """Return the operand of an array that `finish` completes."""
-        if x.dtype == np.dtype(self._memory):
+        if x.dtype == self._dtype:
             return self._operand(x)
-        self._results.append((x, np.empty_like(x, dtype=self._memory)))
+        self._results.append((x, np.empty_like(x, dtype=self._dtype)))
         return self._operand(self._results[-1][1])
 
     def finish(self) -> None:

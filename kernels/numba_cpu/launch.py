@@ -1,19 +1,15 @@
 """The calls of the CPU kernels on operands: memory by address, in whichever library's tensors or arrays it is.
 
-Maps are `Operand`s in the dtype that the arithmetic of the call has in memory (`operands.ARITHMETIC`), in any layout.
+Maps are `Operand`s of one dtype, in any layout.
 Numbers, which are lse, its gradient, energies and weights, are the address of a C-contiguous array in the dtype of
 energies. All memory belongs to the caller, who keeps it until the call returns.
 """
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
-
-from ccgpu.kernels.numba_cpu.cache import AFFINITY, AGGREGATE, BACKWARD, FORWARD
-from ccgpu.kernels.numba_cpu.operands import ARITHMETIC, Input, Operand, Output
-from ccgpu.kernels.numba_cpu.schedule import Problem, thread_count
+from ccgpu.kernels.numba_cpu.operands import Layout, Operand
+from ccgpu.kernels.numba_cpu.plans import Plan, Problem, plan_of
+from ccgpu.kernels.numba_cpu.schedule import thread_count
 
 
 def forward(
@@ -28,23 +24,8 @@ def forward(
         scale: factor of the energies.
         threads: number of threads that share the work; None: NUMBA_NUM_THREADS, or all cores if that is not set.
     """
-    arithmetic, count = ARITHMETIC[q.dtype], q.shape[0] * math.prod(q.shape[2:])
-    if count == 0:
-        return
-    inputs, result = [Input(x) for x in (q, k, v)], Output(out)
-    state = np.empty((2, count), arithmetic.like)  # maximum and sum of each position's energies, from axis to axis
-    address = state.ctypes.data
-    operands: list[Input | Output] = [*inputs, result]
-    Problem(q.shape[0], q.shape[2:], arithmetic, thread_count(threads)).run(
-        FORWARD,
-        operands,
-        depth=q.shape[1],
-        channels=v.shape[1],
-        scale=scale,
-        products=q.shape[1] + v.shape[1],
-        arguments=(*(x.map for x in operands), lse, address, address + state.strides[0]),
-    )
-    result.finish()
+    plan = forward_plan(q.layout, k.layout, v.layout, out.layout, thread_count(threads))
+    plan.run((q.address, k.address, v.address, out.address, lse), scale)
 
 
 def backward(
@@ -70,22 +51,9 @@ def backward(
         dq, dk, dv: the gradients, of the shapes of q, k and v.
         dlse: the gradient of lse, numbers; 0: zeros.
     """
-    arithmetic, count = ARITHMETIC[q.dtype], q.shape[0] * math.prod(q.shape[2:])
-    if count == 0:
-        return
-    inputs, results = [Input(x) for x in (dout, q, k, v, out)], [Output(x) for x in (dq, dk, dv)]
-    delta = np.empty(count, arithmetic.like)
-    Problem(q.shape[0], q.shape[2:], arithmetic, thread_count(threads), backward=True).run(
-        BACKWARD,
-        [*inputs, *results],
-        depth=q.shape[1],
-        channels=v.shape[1],
-        scale=scale,
-        products=3 * q.shape[1] + 2 * v.shape[1],
-        arguments=(*(x.map for x in inputs), lse, dlse, delta.ctypes.data, *(x.map for x in results)),
-    )
-    for x in results:
-        x.finish()
+    maps = dout, q, k, v, out, dq, dk, dv
+    plan = backward_plan(*(x.layout for x in maps), threads=thread_count(threads))
+    plan.run((*(x.address for x in maps), lse, dlse), scale)
 
 
 def affinity(q: Operand, k: Operand, energies: int, threads: int | None = None) -> None:
@@ -96,18 +64,8 @@ def affinity(q: Operand, k: Operand, energies: int, threads: int | None = None) 
         energies: (B, *S, K), numbers.
         threads: as in `forward`.
     """
-    if q.shape[0] == 0 or math.prod(q.shape[2:]) == 0:
-        return
-    inputs: list[Input | Output] = [Input(x) for x in (q, k)]
-    Problem(q.shape[0], q.shape[2:], ARITHMETIC[q.dtype], thread_count(threads)).run(
-        AFFINITY,
-        inputs,
-        depth=q.shape[1],
-        channels=1,
-        scale=1.0,
-        products=q.shape[1],
-        arguments=(*(x.map for x in inputs), energies),
-    )
+    plan = affinity_plan(q.layout, k.layout, thread_count(threads))
+    plan.run((q.address, k.address, energies))
 
 
 def aggregate(weights: int, v: Operand, out: Operand, threads: int | None = None, *, transposed: bool = False) -> None:
@@ -119,16 +77,36 @@ def aggregate(weights: int, v: Operand, out: Operand, threads: int | None = None
         threads: as in `forward`.
         transposed: write the transpose of that function of v; see `kernels.reference.aggregate_transposed`.
     """
-    if v.shape[0] == 0 or math.prod(v.shape[2:]) == 0:
-        return
-    values, result = Input(v), Output(out)
-    Problem(v.shape[0], v.shape[2:], ARITHMETIC[v.dtype], thread_count(threads)).run(
-        AGGREGATE,
-        [values, result],
-        depth=1,
-        channels=v.shape[1],
-        scale=1.0,
-        products=v.shape[1],
-        arguments=(weights, values.map, result.map, transposed),
-    )
-    result.finish()
+    plan = aggregate_plan(v.layout, out.layout, thread_count(threads))
+    plan.run((v.address, out.address, weights, int(transposed)))
+
+
+# Plans ----------------------------------------------------------------------------------------------------------------
+#
+# The addresses that `Plan.run` takes are those of the maps, in the order of the arguments, and of the numbers: lse; lse
+# and dlse; energies; weights, followed by 1 for the transposed sum or 0.
+
+
+def forward_plan(q: Layout, k: Layout, v: Layout, out: Layout, threads: int) -> Plan:
+    """Return the plan of `forward`."""
+    depth, channels = q.shape[1], v.shape[1]
+    return plan_of(Problem("forward", (q, k, v, out), 1, depth, channels, depth + channels, 2, threads))
+
+
+def backward_plan(
+    dout: Layout, q: Layout, k: Layout, v: Layout, out: Layout, dq: Layout, dk: Layout, dv: Layout, *, threads: int
+) -> Plan:
+    """Return the plan of `backward`."""
+    depth, channels = q.shape[1], v.shape[1]
+    maps = dout, q, k, v, out, dq, dk, dv
+    return plan_of(Problem("backward", maps, 3, depth, channels, 3 * depth + 2 * channels, 1, threads))
+
+
+def affinity_plan(q: Layout, k: Layout, threads: int) -> Plan:
+    """Return the plan of `affinity`."""
+    return plan_of(Problem("affinity", (q, k), 0, q.shape[1], 1, q.shape[1], 0, threads))
+
+
+def aggregate_plan(v: Layout, out: Layout, threads: int) -> Plan:
+    """Return the plan of `aggregate`, transposed or not."""
+    return plan_of(Problem("aggregate", (v, out), 1, 1, v.shape[1], v.shape[1], 0, threads))

@@ -12,11 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ccgpu.kernels.numba_cpu.lines import Map
-from ccgpu.kernels.numba_cpu.pages import prefer_large_pages
 
 Array = NDArray[Any]
 
-_WORDS = {"float64": np.uint64, "float32": np.uint32, "bfloat16": np.uint16, "float16": np.uint16}
+_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+_WORDS = {name: np.dtype(f"u{size}") for name, size in _BYTES.items()}
+
+
+class Layout(NamedTuple):
+    """An operand without its address."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # in bytes
+    dtype: str  # its name in `kernels.dtypes`
 
 
 class Operand(NamedTuple):
@@ -27,20 +35,24 @@ class Operand(NamedTuple):
     strides: tuple[int, ...]  # in bytes
     dtype: str  # its name in `kernels.dtypes`
 
+    @property
+    def layout(self) -> Layout:
+        """Return all but the address."""
+        return Layout(*self[1:])
+
 
 class Arithmetic(NamedTuple):
     """How a dtype is computed. Both are NumPy types; any number of them tells the kernels the dtype."""
 
     like: Any  # of all sums and of the energies: np.float32 or np.float64
     kept: Any  # of the maps in memory: `like`, np.int16 in the place of bfloat16 or np.uint16 in that of float16
-    memory: str  # the name of the dtype of the maps in memory; maps of another dtype are converted, as a whole, before
 
 
 ARITHMETIC = {
-    "float32": Arithmetic(np.float32, np.float32, "float32"),
-    "float64": Arithmetic(np.float64, np.float64, "float64"),
-    "bfloat16": Arithmetic(np.float32, np.int16, "bfloat16"),
-    "float16": Arithmetic(np.float32, np.uint16, "float16"),
+    "float32": Arithmetic(np.float32, np.float32),
+    "float64": Arithmetic(np.float64, np.float64),
+    "bfloat16": Arithmetic(np.float32, np.int16),
+    "float16": Arithmetic(np.float32, np.uint16),
 }
 """For each dtype of q, k and v, how this CPU computes it."""
 
@@ -50,9 +62,14 @@ def operand_of(x: Array) -> Operand:
     return Operand(x.ctypes.data, x.shape, x.strides, x.dtype.name)
 
 
-def itemsize(x: Operand) -> int:
+def word(x: Operand | Layout) -> np.dtype[Any]:
+    """Return the dtype of the bits of an element as an unsigned integer."""
+    return _WORDS[x.dtype]
+
+
+def itemsize(x: Operand | Layout) -> int:
     """Return the bytes of an element."""
-    return int(np.dtype(_WORDS[x.dtype]).itemsize)
+    return int(word(x).itemsize)
 
 
 class _Described:
@@ -64,8 +81,8 @@ class _Described:
 
 def words_of(x: Operand) -> Array:
     """Return an array of the bits of an operand, as unsigned integers, on the same memory."""
-    words = np.dtype(_WORDS[x.dtype]).str
-    return np.asarray(_Described(data=(x.address, False), shape=x.shape, strides=x.strides, typestr=words))
+    described = _Described(data=(x.address, False), shape=x.shape, strides=x.strides, typestr=word(x).str)
+    return np.asarray(described)
 
 
 def flat(x: Operand) -> Map | None:
@@ -87,46 +104,11 @@ def flat(x: Operand) -> Map | None:
     return Map(x.address, image, step, channel)
 
 
-def _extent(x: Operand) -> int:
+def extent(x: Operand | Layout) -> int:
     """Return the bytes from the first element to the end of the last one, for strides that are not negative."""
     return itemsize(x) + sum((length - 1) * stride for length, stride in zip(x.shape, x.strides, strict=True))
-
-
-class Input:
-    """An operand that is read: its map, on its own memory or on that of a copy."""
-
-    def __init__(self, x: Operand) -> None:
-        layout = flat(x)
-        if layout is None:
-            self._copy = channels_last(words_of(x))
-            layout = _map_of_copy(self._copy, x)
-        self.map = layout
-
-
-class Output:
-    """An operand that is written: the map that the kernels write, on its own memory or on memory to copy from."""
-
-    def __init__(self, x: Operand) -> None:
-        self._target, self._computed, layout = x, None, flat(x)
-        if layout is None:
-            self._computed = channels_last(np.empty(x.shape, _WORDS[x.dtype]))
-            layout = _map_of_copy(self._computed, x)
-        elif min(x.strides) >= 0:  # the memory of a new result is often new to this process, too
-            prefer_large_pages(x.address, _extent(x))
-        self.map = layout
-
-    def finish(self) -> None:
-        """Fill the operand from the memory that the kernels have written, if that is another."""
-        if self._computed is not None:
-            words_of(self._target)[...] = self._computed
 
 
 def channels_last(x: Array) -> Array:
     """Return a copy of x (B, channels, *S) whose memory is (B, *S, channels), aligned."""
     return np.moveaxis(np.array(np.moveaxis(x, 1, -1), order="C"), -1, 1)
-
-
-def _map_of_copy(words: Array, x: Operand) -> Map:
-    layout = flat(Operand(words.ctypes.data, x.shape, words.strides, x.dtype))
-    assert layout is not None
-    return layout

@@ -31,6 +31,12 @@ def _advise() -> tuple[int, Callable[[int, int, int], int] | None]:
     return size, madvise
 
 
+def may_have_large_pages(size: int) -> bool:
+    """Tell whether memory of this many bytes can have a large page."""
+    large, madvise = _advise()
+    return madvise is not None and size >= large
+
+
 def prefer_large_pages(address: int, size: int) -> None:
     """Ask for large pages under the memory at an address, if some fit into its `size` bytes.
 

@@ -11,17 +11,14 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 from numba import config
 
-from ccgpu.kernels.numba_cpu.attention import Sizes, divide_memory
-from ccgpu.kernels.numba_cpu.cache import COMPILATION, prepare
+from ccgpu.kernels.numba_cpu.attention import Sizes
 from ccgpu.kernels.numba_cpu.lines import Axis
 from ccgpu.kernels.numba_cpu.matrices import filled_up
-from ccgpu.kernels.numba_cpu.operands import Arithmetic, Input, Output
-from ccgpu.kernels.numba_cpu.tickets import new_counters, phase_of
+from ccgpu.kernels.numba_cpu.tickets import phase_of
 from ccgpu.kernels.numba_cpu.tiles import TILE_ROWS
 from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES
 
@@ -79,6 +76,52 @@ def plan_axes(sizes: tuple[int, ...], images: int, itemsize: int, gathers: bool,
     return axes
 
 
+class Division(NamedTuple):
+    """How the work of a call is divided."""
+
+    phases: list[tuple[int, ...]]  # rows that `tickets.phase_of` returned
+    memory: int  # bytes of a thread's memory, whole vectors
+    helpers: int  # threads besides the calling one; none that work this small would not wait for
+
+
+def divide(
+    images: int,
+    extents: tuple[int, ...],
+    sizes: Sizes,
+    itemsize: int,
+    *,
+    gathers: bool,
+    memory_of: Callable[[Axis], int],
+    threads: int,
+    products: int,
+) -> Division:
+    """Divide a call into phases: all axes of some images at a time, each in groups of lines.
+
+    Args:
+        images: number of images.
+        extents: sizes of the map, one to three.
+        sizes: of the problem.
+        itemsize: bytes of a number in the dtype of the arithmetic.
+        gathers: whether some map has contiguous positions instead of contiguous channels.
+        memory_of: function that returns the bytes of a thread's memory for the lines of an axis.
+        threads: most threads that share the work.
+        products: multiply-adds for each pair of a position and a neighbour on an axis.
+    """
+    pairs = sizes.positions * sum(
+        extent for axis, extent in enumerate(extents) if extent > 1 or axis == len(extents) - 1
+    )
+    threads = threads if images * pairs * products >= SMALL else 1
+    axes = plan_axes(extents, images, itemsize, gathers, threads)
+    step = max(1, TOGETHER // (sizes.positions * max(sizes.depth, sizes.channels)))
+    phases = []
+    for start in range(0, images, step):
+        end = min(images, start + step)
+        for axis in axes:
+            a_image = axis.outer * axis.groups
+            phases.append(phase_of(axis, start * a_image, end * a_image, threads, PARTS))
+    return Division(phases, filled_up(max(map(memory_of, axes))), threads - 1)
+
+
 # The thread pool ------------------------------------------------------------------------------------------------------
 
 _pool: ThreadPoolExecutor | None = None
@@ -101,70 +144,22 @@ def _helpers() -> ThreadPoolExecutor:
     return _pool
 
 
-class Problem(NamedTuple):
-    """A batch of maps to compute, how, and the number of threads."""
+def together(part: Callable[[], None], help_along: Callable[[], None], helpers: int) -> None:
+    """Call `part` here and `help_along` on as many other threads; return when all that has begun is done.
 
-    images: int
-    sizes: tuple[int, ...]  # of a map
-    arithmetic: Arithmetic
-    threads: int
-    backward: bool = False
-
-    def run(
-        self,
-        kernel: Callable[..., None],
-        operands: list[Input | Output],
-        depth: int,
-        channels: int,
-        scale: float,
-        products: int,
-        arguments: tuple[Any, ...],
-    ) -> None:
-        """Run a kernel on all groups of lines of all axes, some images at a time.
-
-        Args:
-            kernel: one of the kernels in cache.py.
-            operands: all maps that it reads or writes.
-            depth, channels, scale: as in `Sizes`.
-            products: multiply-adds for each pair of a position and a neighbour.
-            arguments: arguments of the kernel after the sizes.
-        """
-        prepare(self.arithmetic.like, self.arithmetic.kept)
-        like, kept = self.arithmetic.like(0), self.arithmetic.kept(0)
-        gathers = any(x.map.channel != kept.itemsize for x in operands)
-        axes = plan_axes(self.sizes, self.images, like.itemsize, gathers, self.threads)
-        neighbours = sum(self.sizes) - len(self.sizes) + 1
-        sizes = Sizes(math.prod(self.sizes), depth, channels, scale, neighbours, self.sizes[-1])
-        step = max(1, TOGETHER // (sizes.positions * max(depth, channels)))
-        rows, work = [], 0
-        for start in range(0, self.images, step):
-            end = min(self.images, start + step)
-            for axis in axes:
-                a_image = axis.outer * axis.groups
-                rows.append(phase_of(axis, start * a_image, end * a_image, self.threads, PARTS))
-                work += (end - start) * sizes.positions * axis.length * products
-        phases, counters = np.array(rows, np.int64), new_counters(len(rows))
-        narrow = kept.itemsize < like.itemsize
-        size = max(divide_memory(axis, sizes, like.itemsize, self.backward, narrow).end for axis in axes)
-
-        def take_part() -> None:
-            memory = np.empty(size + VECTOR_BYTES, np.uint8)
-            start = -memory.ctypes.data % VECTOR_BYTES
-            kernel(like, kept, phases, counters, memory.ctypes.data + start, sizes, *arguments)
-
-        helpers: list[Future[None]] = []
-        try:
-            with contextlib.suppress(RuntimeError):  # no thread can be started, for example at interpreter shutdown
-                for _ in range(self.threads - 1 if work >= SMALL else 0):
-                    helpers.append(_helpers().submit(take_part))
-            take_part()
-        except BaseException:  # helpers may still be writing to this call's arrays
-            wait(helper for helper in helpers if not helper.cancel())
-            raise
-        finally:
-            COMPILATION.end()
-        for helper in helpers:  # all work is done: a helper that starts now would find no ticket
-            helper.cancel()
+    `part` alone does all the work if no helper comes in time, and a helper that comes later finds nothing to do.
+    """
+    submitted: list[Future[None]] = []
+    try:
+        with contextlib.suppress(RuntimeError):  # no thread can be started, for example at interpreter shutdown
+            for _ in range(helpers):
+                submitted.append(_helpers().submit(help_along))
+        part()
+    except BaseException:  # helpers may still be writing to this call's arrays
+        wait(helper for helper in submitted if not helper.cancel())
+        raise
+    for helper in submitted:  # all work is done: a helper that starts now would find no ticket
+        helper.cancel()
 
 
 def thread_count(threads: int | None) -> int:

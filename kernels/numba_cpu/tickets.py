@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ccgpu.kernels.numba_cpu.lines import Axis
 from ccgpu.kernels.numba_cpu.matrices import compiled
 
+PHASE = len(Axis._fields) + 3  # numbers of a phase: its axis, the range of its groups and the groups of a ticket
 LINE = 64  # bytes of a cache line; each counter has one of its own
 _I64 = ir.IntType(64)
 
@@ -62,12 +63,18 @@ def axis_of(phases: NDArray[np.int64], phase: int) -> Axis:
 
 
 @compiled
-def tickets(phases: NDArray[np.int64], counters: NDArray[np.int64]) -> Iterator[tuple[Axis, int, int]]:
-    """Yield the axis and the groups, begin ... end, of each ticket that this thread takes; return when all are done."""
+def tickets(phases: NDArray[np.int64], counters: int) -> Iterator[tuple[Axis, int, int]]:
+    """Yield the axis and the groups, begin ... end, of each ticket that this thread takes; return when all are done.
+
+    `counters` is the address of `new_counters`, or 0 for a thread that works alone: it takes each phase as a whole.
+    """
     for phase in range(len(phases)):
         axis = axis_of(phases, phase)
         begin, end, step = phases[phase, 13], phases[phase, 14], phases[phase, 15]
-        taken = counters.ctypes.data + phase * 2 * LINE
+        if counters == 0:
+            yield axis, begin, end
+            continue
+        taken = counters + phase * 2 * LINE
         finished = taken + LINE
         ticket = begin + atomic_add(taken, 1) * step
         while ticket < end:

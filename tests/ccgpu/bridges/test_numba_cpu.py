@@ -16,6 +16,7 @@ from ccgpu.bridges import numba_cpu
 from ccgpu.bridges.call import Call
 from ccgpu.kernels.numba_cpu import calls, schedule
 from tests.ccgpu.problems import layouts
+from tests.kernels.numba_cpu.problems import cut_up
 
 ROOT = Path(__file__).resolve().parents[3]
 SECONDS = 120  # until a process counts as hanging
@@ -52,7 +53,7 @@ def attend(arrays, threads):
 @pytest.mark.timeout(SECONDS)
 def test_eight_threads_at_once(monkeypatch):
     """Each has its own map size and dtype; all take helpers from one pool, which does not exist when they start."""
-    monkeypatch.setattr(schedule, "SMALL", 0)
+    cut_up(monkeypatch, SMALL=0)
     monkeypatch.setattr(schedule, "_pool", None)
     generator = np.random.default_rng(0)
     problems = []
@@ -145,7 +146,7 @@ def test_torch_says_how_many_threads(threads, monkeypatch):
             submitted.append(function)
             return threading.Timer(0, function)  # never started, but it can be cancelled
 
-    monkeypatch.setattr(schedule, "SMALL", 0)
+    cut_up(monkeypatch, SMALL=0)
     monkeypatch.setattr(schedule, "_pool", Pool())
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     q = torch.randn(1, 3, 4, 5, requires_grad=True)

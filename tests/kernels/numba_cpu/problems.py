@@ -1,9 +1,12 @@
 """Problems for the CPU kernels as NumPy arrays, in every memory layout."""
 
+import functools
+
 import numpy as np
 import torch
 
-from ccgpu.kernels.numba_cpu import calls, schedule
+from ccgpu.bridges import numba_cpu
+from ccgpu.kernels.numba_cpu import calls, launch, plans, schedule
 from tests.ccgpu.problems import Problem
 
 DTYPES = (torch.float64, torch.float32, torch.float16)
@@ -35,9 +38,15 @@ def problem_of(sizes, dtype, batch=2, d=6, c=11, seed=0):
 
 
 def cut_up(monkeypatch, **cuts):
-    """Set constants of schedule.py that decide how a call is divided into chunks, groups and tickets."""
+    """Set constants of schedule.py that decide how a call is divided into chunks, groups and tickets.
+
+    Plans made before are set aside, and those made with these constants are dropped with them.
+    """
     for name, value in cuts.items():
         monkeypatch.setattr(schedule, name, value)
+    monkeypatch.setattr(launch, "plan_of", functools.lru_cache(plans.Plan))
+    monkeypatch.setattr(plans, "plan_of", launch.plan_of)
+    monkeypatch.setattr(numba_cpu, "_plan", functools.lru_cache(numba_cpu._plan.__wrapped__))
 
 
 def channels_last(x):

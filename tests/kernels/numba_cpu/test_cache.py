@@ -24,17 +24,20 @@ logging.getLogger("ccgpu").addHandler(handler)
 logging.getLogger("ccgpu").setLevel(logging.INFO)
 import numpy as np
 from ccgpu.kernels import reference
-from ccgpu.kernels.numba_cpu import cache, calls, launch
+from ccgpu.kernels.numba_cpu import cache, calls, plans
 
+AFFINITY = "affinity", np.float32, np.float32
 q = np.random.default_rng(0).standard_normal((1, 5, 4, 6)).astype(np.float32)
 answers = []
 for source in [None, *sys.argv[1:]]:
     if source is not None:
-        launch.AFFINITY = cache._kernels(source)[2]
+        cache.SOURCE = source
+        cache.LOADED.pop(AFFINITY)
+        cache.kernel_of.cache_clear()
+        plans.plan_of.cache_clear()
     right = np.allclose(calls.affinity(q, q), reference.affinity(q, q), atol=1e-5)
-    stats = launch.AFFINITY.stats
-    counts = sum(stats.cache_hits.values()), sum(stats.cache_misses.values())
-    answers.append({"right": bool(right), "loaded": counts[0], "compiled": counts[1]})
+    loaded = cache.LOADED[AFFINITY].cache_hits
+    answers.append({"right": bool(right), "loaded": loaded, "compiled": 1 - loaded})
 print(json.dumps([answers, said]))
 """
 
@@ -94,26 +97,24 @@ def test_damaged_files_are_compiled_anew_and_replaced(tmp_path, ending):
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("ending", [".nbi", ".nbc"])
 def test_any_damage_counts_as_no_cache(tmp_path, monkeypatch, damage, ending):
-    """A function of one addition compiles at once; callbacks and kernels are cached differently."""
+    """A function of one addition compiles at once."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
 
     def add(x):
         return x + 1
 
-    def kernel():
-        return cache._kernel(add)
-
     def callback():
         return cache._callback(add, numba.int64(numba.int64))
 
-    for make, call in ((kernel, lambda made: made(3)), (callback, lambda made: made.ctypes(3))):
-        assert call(make()) == 4
-        for path in tmp_path.rglob(f"*{ending}"):
-            path.write_bytes(DAMAGES[damage](path.read_bytes()))
-        assert call(make()) == 4
-        loaded = make()
-        assert call(loaded) == 4
-        assert sum(loaded.stats.cache_hits.values()) if make is kernel else loaded.cache_hits
+    assert callback().ctypes(3) == 4
+    for path in tmp_path.rglob(f"*{ending}"):
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    mended = callback()
+    assert mended.ctypes(3) == 4
+    assert not mended.cache_hits
+    loaded = callback()
+    assert loaded.ctypes(3) == 4
+    assert loaded.cache_hits
 
 
 def test_a_full_disk_is_no_reason_not_to_compute(tmp_path, monkeypatch):
@@ -123,7 +124,6 @@ def test_a_full_disk_is_no_reason_not_to_compute(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
-    assert cache._kernel(lambda x: x + 1)(3) == 4
     assert cache._callback(lambda x: x + 1, numba.int64(numba.int64)).ctypes(3) == 4
 
 

@@ -318,9 +318,20 @@ def test_tickets_cover_the_groups_of_each_phase(counts, threads, parts):
     counters = tickets.new_counters(len(counts))
     done, early = np.zeros(starts[-1] + 1, np.int64), np.zeros(starts[-1] + 1, np.bool_)
     for _ in range(2):  # a thread that comes when all is done finds no ticket and returns
-        do_all(phases, counters, done, early)
+        do_all(phases, counters.ctypes.data, done, early)
         np.testing.assert_array_equal(done[:-1], 1)
         assert not early.any()
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=4))
+@settings(deadline=None)
+def test_a_thread_without_counters_does_all_alone(counts):
+    starts = np.cumsum([0, *counts])
+    phases = np.array([tickets.phase_of(AXIS, *groups, 1, 1) for groups in itertools.pairwise(starts)], np.int64)
+    done, early = np.zeros(starts[-1] + 1, np.int64), np.zeros(starts[-1] + 1, np.bool_)
+    do_all(phases, 0, done, early)
+    np.testing.assert_array_equal(done[:-1], 1)
+    assert not early[:-1].any()
 
 
 @pytest.mark.timeout(120)
@@ -330,7 +341,7 @@ def test_threads_take_each_ticket_once_and_wait_between_phases():
     for _ in range(20):
         counters = tickets.new_counters(len(phases))
         done, early = np.zeros(6000, np.int64), np.zeros(6000, np.bool_)
-        threads = [threading.Thread(target=do_all, args=(phases, counters, done, early)) for _ in range(4)]
+        threads = [threading.Thread(target=do_all, args=(phases, counters.ctypes.data, done, early)) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ccgpu.kernels.numba_cpu import calls, launch, schedule
+from ccgpu.kernels.numba_cpu import calls, plans, schedule, scratch
 from tests.ccgpu.problems import attend_plainly, check_errors, expected
 from tests.kernels.numba_cpu.problems import DTYPES, LAYOUTS, arrays_of, attend, cut_up, problem_of, tensors_of
 
@@ -142,7 +142,7 @@ def test_a_caller_that_fails_waits_for_helpers_that_began(monkeypatch):
         finished.append(True)
 
     cut_up(monkeypatch, SMALL=0)
-    monkeypatch.setattr(launch, "FORWARD", kernel)
+    monkeypatch.setattr(plans, "kernel_of", lambda *_: kernel)
     q = np.ones((1, 2, 3, 4), np.float32)
     with pytest.raises(MemoryError):
         calls.forward(q, q, q, threads=2)
@@ -166,7 +166,8 @@ def test_helpers_that_cannot_be_started(monkeypatch):
 
 
 def temporaries(call):
-    """Return the peak bytes that a call holds beyond its results."""
+    """Return the peak bytes that a call holds beyond its results, none of them kept from earlier calls."""
+    scratch.give_back(scratch.Block(0))
     tracemalloc.start()
     try:
         results = call()

@@ -1,0 +1,156 @@
+"""Plans of calls: all that shapes, strides, dtypes and the number of threads decide, worked out once and kept.
+
+A call of a known plan fills in addresses and runs. Of the last `PLANS` problems the plans are kept, a few kB each.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ccgpu.kernels.numba_cpu import schedule, scratch
+from ccgpu.kernels.numba_cpu.attention import Sizes, divide_memory
+from ccgpu.kernels.numba_cpu.blocks import ADDRESSES, plan_block
+from ccgpu.kernels.numba_cpu.cache import kernel_of
+from ccgpu.kernels.numba_cpu.matrices import filled_up
+from ccgpu.kernels.numba_cpu.operands import (
+    ARITHMETIC,
+    Array,
+    Layout,
+    Operand,
+    channels_last,
+    extent,
+    flat,
+    itemsize,
+    word,
+    words_of,
+)
+from ccgpu.kernels.numba_cpu.pages import may_have_large_pages, prefer_large_pages
+from ccgpu.kernels.numba_cpu.tickets import new_counters
+
+PLANS = 256
+_PACK = [struct.Struct(f"{n + 1}q").pack for n in range(ADDRESSES)]  # n addresses and that of the shared memory
+
+
+class Problem(NamedTuple):
+    """What a plan is made for."""
+
+    kernel: str  # its name in cache.py
+    maps: tuple[Layout, ...]  # in the kernel's order: those that are read, then the results
+    results: int  # number of maps that are results
+    depth: int  # channels of q and k
+    channels: int  # channels of v
+    products: int  # multiply-adds for each pair of a position and a neighbour
+    states: int  # arrays (images, positions) that pass numbers from axis to axis
+    threads: int  # most threads that share the work
+
+
+class Plan:
+    """A problem ready to run: `run` takes the addresses of a call.
+
+    Raises:
+        ValueError: the maps differ in images, sizes or dtype. The kernels would read beside them.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        first = problem.maps[0]
+        images, extents, positions = first.shape[0], first.shape[2:], math.prod(first.shape[2:])
+        self._problem, self._maps, self._empty = problem, len(problem.maps), images * positions == 0
+        for x in problem.maps:
+            if (x.shape[0], x.shape[2:], x.dtype) != (images, extents, first.dtype):
+                raise ValueError(
+                    f"{problem.kernel}: all maps must have one dtype, batch and map size, got {first.dtype} "
+                    f"{first.shape} and {x.dtype} {x.shape}; convert or reshape one of them"
+                )
+        layouts = [flat(Operand(0, *layout)) for layout in problem.maps]
+        maps = [layout for layout in layouts if layout is not None]
+        self._copies = len(maps) < len(layouts)
+        self._misaligned = itemsize(first) - 1  # the bits of an address that are 0 where it is aligned
+        if self._empty or self._copies:
+            return
+        results = list(enumerate(problem.maps))[self._maps - problem.results :]
+        sizes_of_results = [(number, extent(x)) for number, x in results if min(x.strides) >= 0]
+        self._large = [(number, size) for number, size in sizes_of_results if may_have_large_pages(size)]
+        arithmetic = ARITHMETIC[first.dtype]
+        size = np.dtype(arithmetic.like).itemsize
+        backward = problem.kernel == "backward"
+        neighbours = sum(extents) - len(extents) + 1
+        sizes = Sizes(positions, problem.depth, problem.channels, 1.0, neighbours, extents[-1])
+        division = schedule.divide(
+            images,
+            extents,
+            sizes,
+            size,
+            gathers=any(layout.channel != itemsize(first) for layout in maps),
+            memory_of=lambda axis: divide_memory(axis, sizes, size, backward, itemsize(first) < size).end,
+            threads=problem.threads,
+            products=problem.products,
+        )
+        self._helpers, self._phases, self._memory = division.helpers, len(division.phases), division.memory
+        state = filled_up(images * positions * size)
+        self._all_memory = self._memory + problem.states * state
+        self._block = plan_block(sizes, state, maps, division.phases)
+        self._address = self._block.ctypes.data
+        self._kernel = kernel_of(problem.kernel, arithmetic.like, arithmetic.kept)
+
+    def run(self, addresses: Sequence[int], scale: float = 1.0) -> None:
+        """Run the problem.
+
+        Args:
+            addresses: of the maps, then of the kernel's arrays of numbers; the caller keeps all memory until the end.
+            scale: factor of the energies.
+        """
+        if self._empty:
+            return
+        if self._copies or functools.reduce(operator.or_, addresses[: self._maps]) & self._misaligned:
+            self._run_on_copies(addresses, scale)
+            return
+        for number, size in self._large:  # the memory of a new result is often new to this process, too
+            prefer_large_pages(addresses[number], size)
+        memory = scratch.take(self._all_memory)
+        call = _PACK[len(addresses)](*addresses, memory.address + self._memory)
+        if self._helpers:
+            self._run_together(call, scale, memory)
+        else:
+            self._kernel(self._address, call, scale, 0, memory.address)
+        scratch.give_back(memory)
+
+    def _run_together(self, call: bytes, scale: float, memory: scratch.Block) -> None:
+        """Run the kernel on the calling thread, whose memory is given, and on helpers."""
+        counters = new_counters(self._phases)
+        arguments = self._address, call, scale, counters.ctypes.data
+
+        def help_along() -> None:
+            own = scratch.take(self._memory)
+            self._kernel(*arguments, own.address)
+            scratch.give_back(own)
+            counters.size  # noqa: B018  a helper that comes late still finds them
+
+        schedule.together(lambda: self._kernel(*arguments, memory.address), help_along, self._helpers)
+
+    def _run_on_copies(self, addresses: Sequence[int], scale: float) -> None:
+        """Run the problem with copies in the place of maps whose memory the kernels cannot use."""
+        layouts, results = self._problem.maps, len(self._problem.maps) - self._problem.results
+        maps = [Operand(address, *layout) for address, layout in zip(addresses, layouts, strict=False)]
+        copies: dict[int, Array] = {}
+        for number, x in enumerate(maps):
+            if flat(x) is None:
+                copies[number] = copy = channels_last(words_of(x) if number < results else np.empty(x.shape, word(x)))
+                maps[number] = Operand(copy.ctypes.data, x.shape, copy.strides, x.dtype)
+        problem = self._problem._replace(maps=tuple(x.layout for x in maps))
+        plan_of(problem).run([*(x.address for x in maps), *addresses[len(maps) :]], scale)
+        for number, copy in copies.items():
+            if number >= results:
+                words_of(Operand(addresses[number], *layouts[number]))[...] = copy
+
+
+@functools.lru_cache(maxsize=PLANS)
+def plan_of(problem: Problem) -> Plan:
+    """Return the plan of a problem."""
+    return Plan(problem)

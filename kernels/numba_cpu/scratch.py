@@ -1,0 +1,51 @@
+"""Memory that a thread computes in, kept for its next call: new memory costs a page fault for every 4 kB.
+
+A thread keeps the block that it used last, if that is not larger than `KEPT` bytes. The memory of a thread that ends is
+freed.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES
+
+KEPT = 2**22  # most bytes that a thread keeps
+
+
+class Block:
+    """Uninitialised memory, aligned to vectors."""
+
+    __slots__ = ("_memory", "address", "size")
+
+    def __init__(self, size: int) -> None:
+        self._memory = np.empty(size + VECTOR_BYTES, np.uint8)
+        address = self._memory.ctypes.data
+        self.address, self.size = address + -address % VECTOR_BYTES, size
+
+
+class _Kept(threading.local):
+    block: Block | None = None
+
+
+_kept = _Kept()
+
+
+def take(size: int) -> Block:
+    """Return memory of at least `size` bytes, which is the caller's alone until `give_back`.
+
+    Whatever runs on the same thread in between, a signal handler for example, gets memory of its own.
+    """
+    block = _kept.block
+    if block is None or block.size < size:
+        return Block(size)
+    _kept.block = None
+    return block
+
+
+def give_back(block: Block) -> None:
+    """Let the thread's next call have the memory; without this it is freed."""
+    if block.size <= KEPT:
+        _kept.block = block
