@@ -98,8 +98,8 @@ def in_layout(x: Tensor, layout: str) -> Tensor:
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if layout == "channels_last" else x.contiguous()
 
 
-def suite() -> list[Case]:
-    """Return the cases of the full measurement, the most informative first."""
+def gpu_suite() -> list[Case]:
+    """Return the cases of the full measurement on a GPU, the most informative first."""
     hot = Case(8, (97, 97), "bfloat16")
     shapes = [
         (1, (97, 97)),
@@ -114,6 +114,19 @@ def suite() -> list[Case]:
     others = [Case(8, (97, 97), dtype) for dtype in ("float16", "tf32", "float32")]
     rest = [Case(b, s, dtype) for dtype in ("float16", "tf32", "float32") for b, s in shapes]
     return first + others + rest
+
+
+# In order of their FLOPs, so that a peer's rate on one map tells how long the next one would take it.
+CPU_MAPS = ((4, 4), (16, 16), (32, 32), (64, 64), (1, 1000), (97, 97), (5, 60, 80), (128, 128), (1, 4096), (256, 256))
+CPU_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def cpu_suite() -> list[Case]:
+    """Return the cases of the full measurement on a CPU: 97x97 in float32, then each dtype from small maps to large."""
+    first = Case(1, (97, 97), "float32")
+    cases = [Case(1, sizes, dtype) for dtype in CPU_DTYPES for sizes in CPU_MAPS]
+    cases += [Case(1, sizes, "float64") for sizes in ((32, 32), (97, 97))]
+    return [first, *(case for case in cases if case != first)]
 
 
 @contextmanager

@@ -1,9 +1,13 @@
-"""Measure criss-cross attention, ours and the peers, side by side: `python -m benchmarks.cca` or `make bench`.
+"""Measure criss-cross attention, ours and the peers, side by side: `python -m benchmarks.cca`.
 
 First the values and gradients of each implementation are compared with float64; one that disagrees is not timed. Then
 all take turns at forward, backward and both. An implementation that cannot run gets a row with the reason. Without
 --suite one case is measured, on the CUDA device if there is one. After each case the rows are appended to
 benchmarks/results/cca_<device>.csv (--record) or to a file of that name in another folder (--out).
+
+On a CPU, --suite takes about twelve minutes (`make bench`): maps from 4x4 to 256x256, single lines and a clip in each
+dtype, forward and both. There a peer that takes ten times as long as this library is not timed, and what torch.compile
+compiles is timed on the first case only. At the end it prints the tables of `benchmarks.cpu_tables`.
 
 The exit status is 1 if one of this library's backends failed or any implementation disagreed.
 """
@@ -16,22 +20,40 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from benchmarks import measure, results_file
-from benchmarks.candidates import Candidate, candidates
-from benchmarks.cases import DTYPES, STEPS, Case, precision, suite
+from benchmarks import cpu_tables, measure, results_file
+from benchmarks.candidates import DENSE, OURS, Candidate, candidates
+from benchmarks.cases import DTYPES, STEPS, Case, cpu_suite, gpu_suite, precision
+from benchmarks.first_call import compile_seconds
+from benchmarks.patience import Patience
 from benchmarks.run_case import Row, measure_case, measure_host
 
 HOST_SIZES = (16, 16)
+
+
+class Effort(NamedTuple):
+    """How much is measured: the defaults of the flags, which steps, and which implementations take part."""
+
+    turns: int
+    share: float
+    compiled: str
+    timed: tuple[str, ...] = STEPS
+    without: tuple[str, ...] = ()
+
+
+CASE = Effort(30, 1.0, "all")
+# Small maps take microseconds, so they get many turns. What has no backward here, or another function, is left out.
+CPU_SUITE = Effort(300, 0.7, "first", ("forward", "forward+backward"), (DENSE, "FlexAttention", "SDPA"))
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the command's flags."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    flags.add_argument("--suite", action="store_true", help="all shapes and dtypes, the most informative first")
+    flags.add_argument("--suite", action="store_true", help="all shapes and dtypes of the device")
     flags.add_argument("--size", type=int, nargs="+", default=[97, 97], metavar="N", help="H W, or T H W")
     flags.add_argument("--batch", type=int, help="8 on a GPU, 1 on a CPU")
     flags.add_argument("--query-channels", type=int, default=64, metavar="D")
@@ -44,12 +66,11 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--compiled",
         choices=("all", "first"),
-        default="all",
-        help="cases that also measure what torch.compile compiles",
+        help="cases that also measure what torch.compile compiles (all; a CPU's suite: first)",
     )
     flags.add_argument("--threads", type=int, default=2, help="threads of the CPU")
-    flags.add_argument("--turns", type=int, default=30, help="how often each step is timed")
-    flags.add_argument("--share", type=float, default=1.0, help="seconds that one step may take in all")
+    flags.add_argument("--turns", type=int, help="how often each step is timed, at most (30; a CPU's suite: 300)")
+    flags.add_argument("--share", type=float, help="seconds that one step may take in all (1; a CPU's suite: 0.7)")
     flags.add_argument("--seconds", type=float, default=3600.0, help="most seconds of the whole measurement")
     flags.add_argument("--record", action="store_true", help="append the rows to benchmarks/results")
     flags.add_argument("--out", type=Path, metavar="DIR", help="append the rows to a file in this folder")
@@ -59,9 +80,10 @@ def parser() -> argparse.ArgumentParser:
 
 def cases_of(arguments: argparse.Namespace) -> list[Case]:
     """Return the cases that the flags select."""
-    if arguments.suite:
-        return [case for case in suite() if arguments.dtype is None or case.dtype in arguments.dtype]
     on_gpu = torch.device(arguments.device).type == "cuda"
+    if arguments.suite:
+        suite = gpu_suite() if on_gpu else cpu_suite()
+        return [case for case in suite if arguments.dtype is None or case.dtype in arguments.dtype]
     batch = arguments.batch if arguments.batch is not None else (8 if on_gpu else 1)
     dtypes = arguments.dtype or ["bfloat16" if on_gpu else "float32"]
     shape = (batch, tuple(arguments.size))
@@ -78,10 +100,15 @@ def chosen(every: Sequence[Candidate], only: Sequence[str] | None, without: Sequ
 
 
 def rates_of(case: Case, device: torch.device, turns: int = 9) -> dict[str, float]:
-    """Return the bytes/s of a copy and the FLOP/s of a matrix product of the case's dtype on this device, now."""
+    """Return the bytes/s of a copy and the FLOP/s of a matrix product of the case's dtype on this device, now.
+
+    Half precision may be computed in float32, so its rate is at least float32's: a CPU's torch has slow float16.
+    """
     clock = measure.Clock(device)
+    dtypes = {case.torch_dtype, torch.float32} if case.torch_dtype.itemsize == 2 else {case.torch_dtype}
     with precision(case.dtype):
-        return {"copy": measure.copy_rate(clock, turns), "matrix": measure.matrix_rate(clock, case.torch_dtype, turns)}
+        products = [measure.matrix_rate(clock, dtype, turns) for dtype in dtypes]
+        return {"copy": measure.copy_rate(clock, turns), "matrix": max(products)}
 
 
 def command_of(argv: Sequence[str] | None) -> str:
@@ -122,6 +149,16 @@ def host_table(case: Case, rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def compile_rows(cases: Sequence[Case]) -> list[Row]:
+    """Return a row for each dtype: how long the CPU kernels compile at its first call."""
+    rows: list[Row] = []
+    for dtype in dict.fromkeys(case.dtype for case in cases):
+        seconds = compile_seconds(dtype)
+        print(f"{dtype}: its CPU kernels compile in {seconds:.1f} s", flush=True)
+        rows.append({"name": f"{OURS} numba_cpu", "dtype": dtype, "pass": "compile", "median_ms": 1e3 * seconds})
+    return rows
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure what the flags say; return the exit status."""
     flags = parser()
@@ -136,42 +173,61 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = arguments.out or (results_file.FOLDER if arguments.record else None)
     common = results_file.environment(device, command_of(argv), arguments.commit)
     print(f"{common['device']}, torch {common['torch']}, commit {common['commit']}")
+    kept: list[Row] = []
 
-    def keep(case: Case, rows: Sequence[Row], more: Row) -> None:
-        shape = {"shape": case.shape, "D": case.query, "C": case.channels, "dtype": case.dtype}
+    def keep(rows: Sequence[Row], case: Case | None = None, more: Row | None = None) -> None:
+        shape = {} if case is None else {"shape": case.shape, "D": case.query, "C": case.channels, "dtype": case.dtype}
+        added = [{**common, **shape, **(more or {}), **row} for row in rows]
+        kept.extend(added)
         if folder is not None:
-            results_file.append(
-                results_file.path_for(device, folder), [{**common, **shape, **more, **row} for row in rows]
-            )
+            results_file.append(results_file.path_for(device, folder), added)
 
+    cases, on_cpu = cases_of(arguments), device.type == "cpu"
+    whole = arguments.suite and on_cpu
+    effort = CPU_SUITE if whole else CASE
+    turns, share = arguments.turns or effort.turns, arguments.share or effort.share
+    without = [*arguments.without, *effort.without]
+    patience = Patience() if whole else None
+    if whole:
+        keep(compile_rows(cases))
     failed: list[str] = []
     rates: dict[str, dict[str, float]] = {}
-    for number, case in enumerate(cases_of(arguments)):
+    for number, case in enumerate(cases):
         if time.monotonic() > deadline:
             print(f"{case}: not measured, the {arguments.seconds:.0f} s are over")
             continue
-        if case.dtype == "tf32" and device.type != "cuda":
+        if case.dtype == "tf32" and on_cpu:
             print(f"{case}: not measured, TF32 is a number format of GPUs")
             continue
         if case.dtype not in rates:
             rates[case.dtype] = rates_of(case, device)
         rate = rates[case.dtype]
         more: Row = {"copy_gb_s": round(rate["copy"] / 1e9, 1), "gflops_mm": round(rate["matrix"] / 1e9, 1)}
-        taking_part = chosen(candidates(case, device), arguments.only, arguments.without)
-        if number > 0 and arguments.compiled == "first":
+        taking_part = chosen(candidates(case, device), arguments.only, without)
+        if number > 0 and (arguments.compiled or effort.compiled) == "first":
             taking_part = [c for c in taking_part if not c.compiled]
         rows, failures = measure_case(
-            case, taking_part, device, rate, turns=arguments.turns, share=arguments.share, deadline=deadline
+            case,
+            taking_part,
+            device,
+            rate,
+            turns=turns,
+            share=share,
+            deadline=deadline,
+            timed=effort.timed,
+            patience=patience,
         )
-        keep(case, rows, more)
+        keep(rows, case, more)
         failed += failures
         print(table(case, rows, rate), flush=True)
-        if number == 0:
+        if number == 0 and not whole:
             small = case._replace(batch=1, sizes=HOST_SIZES)
-            taking_part = chosen(candidates(small, device), arguments.only, arguments.without)
+            taking_part = chosen(candidates(small, device), arguments.only, without)
             rows = measure_host(small, taking_part, device)
-            keep(small, rows, {})
+            keep(rows, small)
             print(host_table(small, rows), flush=True)
+    if whole:
+        print(cpu_tables.report([{name: str(value) for name, value in row.items()} for row in kept]))
     for failure in failed:
         print(f"FAILED {failure}", file=sys.stderr)
     return 1 if failed else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ CPU = torch.device("cpu")
 WARM_UPS = 3
 LONG = 2.0  # seconds of warming up after which the rest of WARM_UPS is skipped
 FEWEST = 3  # turns that a step gets even after it has used up its seconds
+PRODUCT = 0.2  # seconds that a product may take of which the rate is measured
 CYCLES_PER_SECOND = 2.0e9  # assumed clock of a GPU, for `torch.cuda._sleep`, which takes cycles
 
 
@@ -84,26 +86,33 @@ class Clock:
         return self._start.elapsed_time(self._stop) / 1e3
 
 
-def warm_up(measured: Step, clock: Clock) -> float:
+def warm_up(measured: Step, clock: Clock, ran_before: bool = False) -> float:
     """Run a step until caches, allocators and compilers are warm; return its seconds on the host.
 
-    It runs WARM_UPS times, or only twice if that takes long, as it does with compilers.
+    It runs WARM_UPS times, or only twice if that takes long, as it does with compilers; only once if a step that ran
+    before takes long.
     """
     start = time.perf_counter()
+    fewest, long = (1, LONG / 20) if ran_before else (2, LONG)
     for number in range(WARM_UPS):
         seconds = clock.host(measured, number)
-        if number > 0 and time.perf_counter() - start > LONG:
+        if number + 1 >= fewest and time.perf_counter() - start > long:
             break
     return seconds
 
 
 def interleaved(
-    steps: Mapping[str, Step], turns: int, clock: Clock | None = None, share: float = float("inf")
+    steps: Mapping[str, Step],
+    turns: int,
+    clock: Clock | None = None,
+    share: float = float("inf"),
+    ran_before: bool = False,
 ) -> dict[str, Timing | Exception]:
     """Time every step `turns` times, in turns, so that anything that slows the machine down slows all of them.
 
-    Each call gets the next set of inputs. A step that has taken `share` seconds skips its remaining turns; a step that
-    raises is left out, and the exception is its result instead of a Timing.
+    Each call gets the next set of inputs. A step that needs more than `share` seconds for its turns gets fewer, but
+    at least FEWEST, spread over the time of the others; a step that raises is left out, and the exception is its
+    result instead of a Timing.
     """
     clock = Clock() if clock is None else clock
     results: dict[str, Timing | Exception] = {}
@@ -111,22 +120,35 @@ def interleaved(
     seconds: dict[str, list[float]] = {}
     for name, measured in steps.items():
         try:
-            head_starts[name] = 2 * warm_up(measured, clock) + 2e-5
+            head_starts[name] = 2 * warm_up(measured, clock, ran_before) + 2e-5
             seconds[name] = []
         except Exception as error:  # whatever a peer raises is its result
             results[name] = error
-    number = 0
-    for turn in range(turns):
+    numbers = itertools.count()
+
+    def turn(name: str) -> None:
+        try:
+            seconds[name].append(clock.seconds(steps[name], next(numbers), head_starts[name]))
+        except Exception as error:
+            results[name] = error
+            del seconds[name]
+
+    for _ in range(min(FEWEST, turns)):
         for name in list(seconds):
-            if turn >= FEWEST and sum(seconds[name]) >= share:
-                continue
-            try:
-                seconds[name].append(clock.seconds(steps[name], number, head_starts[name]))
-            except Exception as error:
-                results[name] = error
-                del seconds[name]
-            number += 1
+            turn(name)
+    more = {name: _more_turns(values, turns, share) for name, values in seconds.items()}
+    rounds = max(more.values(), default=0)
+    for number in range(rounds):
+        for name, count in more.items():
+            if name in seconds and (number + 1) * count // rounds > number * count // rounds:
+                turn(name)
     return results | {name: quantiles(values) for name, values in seconds.items()}
+
+
+def _more_turns(values: list[float], turns: int, share: float) -> int:
+    """Return how many more turns a step gets after its first ones: up to `turns` in `share` seconds, all together."""
+    left, mean = max(0.0, share - sum(values)), max(statistics.fmean(values), 1e-9)
+    return int(min(max(0, turns - len(values)), left / mean))
 
 
 def alone(measured: Step, turns: int, clock: Clock) -> float:
@@ -169,13 +191,22 @@ def _bytes(result: object) -> int:
 
 
 def matrix_rate(clock: Clock | None = None, dtype: torch.dtype = torch.float32, turns: int = 5) -> float:
-    """Return the FLOP/s of a large matrix product: the rate from which lower bounds of time are computed."""
+    """Return the FLOP/s of a large matrix product: the rate from which lower bounds of time are computed.
+
+    On a CPU the product is as large as PRODUCT seconds allow, because some multiply float16 a hundred times more slowly
+    than float32.
+    """
     clock = Clock() if clock is None else clock
-    size = 8192 if clock.on_gpu else 2048
+    largest = 8192 if clock.on_gpu else 2048
     if dtype == torch.float64:
-        size //= 2
-    a = torch.randn(size, size, device=clock.device).to(dtype)
-    return 2 * size**3 / alone(step(lambda: a @ a), turns, clock)
+        largest //= 2
+    size = largest if clock.on_gpu else largest // 8
+    while True:
+        a = torch.randn(size, size, device=clock.device).to(dtype)
+        product = step(lambda a=a: a @ a)  # type: ignore[misc]
+        if size == largest or warm_up(product, clock) > PRODUCT / 8:
+            return 2 * size**3 / alone(product, turns, clock)
+        size *= 2
 
 
 def copy_rate(clock: Clock | None = None, turns: int = 9) -> float:

@@ -1,7 +1,7 @@
 """Other formulations of criss-cross attention, for comparison, and dense attention.
 
-The authors' and mmcv's are those of public code. `batched_products` is the shortest one whose products need no copies of
-channels-last memory.
+The authors' and mmcv's are those of public code. `batched_products` is the shortest one whose products take
+channels-last memory as it is.
 
 Inputs q, k (B, D, *S) and v (B, C, *S) with two or three axes S; the result is (B, C, *S).
 """

@@ -12,20 +12,25 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
+from llvmlite import binding
 
 from ccgpu.models.weights import write_atomically
 from ccgpu.train.runs import records
 from ccgpu.version import __version__
 
+# LLVM's names of the vector units that decide how fast a CPU multiplies, and how the records call them.
+VECTOR_UNITS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512bf16": "AVX-512-BF16", "amx-bf16": "AMX-BF16"}
 FOLDER = Path(__file__).resolve().parent / "results"
 Row = Mapping[str, object]
 
 
 def device_name(device: torch.device) -> str:
-    """Return the device's own name; for a CPU, its architecture and the number of threads."""
+    """Return the device's own name; for a CPU, its architecture, its vector units and the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+    features = binding.get_host_cpu_features()
+    units = [title for name, title in VECTOR_UNITS.items() if features.get(name)]
+    return ", ".join([" ".join([platform.machine(), *units]), f"{torch.get_num_threads()} threads"])
 
 
 def path_for(device: torch.device, folder: Path = FOLDER) -> Path:

@@ -14,6 +14,7 @@ from benchmarks import peers
 from benchmarks.candidates import EAGER_BMM, OURS, Candidate, Function
 from benchmarks.cases import STEPS, Case, Inputs, precision
 from benchmarks.measure import Clock, Step, Timing, host_time, interleaved, temporaries
+from benchmarks.patience import Patience
 
 BASELINE = (EAGER_BMM, "NCHW")
 # The relative error, in the 2-norm over a whole tensor, above which a candidate disagrees: several times the error of
@@ -101,8 +102,17 @@ def release(clock: Clock) -> None:
 class Measurement:
     """The measurement of a case: the admitted candidates, and the rows so far."""
 
-    def __init__(self, case: Case, device: torch.device, deadline: float, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        case: Case,
+        device: torch.device,
+        deadline: float,
+        say: Callable[[str], None],
+        patience: Patience | None = None,
+    ) -> None:
         self.case, self.clock, self.deadline, self.say = case, Clock(device), deadline, say
+        self.patience, self.flops = patience, case.flops()
+        self.ours = float("inf")  # seconds of forward and backward of our fastest backend, if there is a patience
         self.sets: dict[str, Sets] = {}
         self.steps: dict[tuple[str, str], dict[str, Step]] = {}
         self.errors: dict[tuple[str, str], dict[str, float]] = {}
@@ -142,10 +152,16 @@ class Measurement:
         if self.left() < (COMPILE_SECONDS if candidate.compiled else 0.0):
             self.out(*key, f"no time: {max(0.0, self.left()):.0f} s were left")
             return
+        slow = self._slow(candidate, layout)
+        if slow is not None:
+            self.out(*key, slow)
+            return
         sets = self._sets(layout)
         try:
             steps = steps_of(candidate.make(), sets)
+            start = time.perf_counter()
             results = steps["forward+backward"].run(0)
+            seconds = time.perf_counter() - start
             assert isinstance(results, tuple)
             if candidate.same_function:
                 self._expected = self._expected or truth(self.case, sets)
@@ -155,20 +171,36 @@ class Measurement:
                     raise ArithmeticError(f"disagrees with float64: relative error {worst:.2g}")
                 self.errors[key] = errors
             del results
-            self.steps[key] = steps
+            slow = self._slow(candidate, layout, seconds)
+            if slow is None:
+                self.steps[key] = steps
+            else:
+                self.out(*key, slow)
+            if self.patience is not None and candidate.is_ours:
+                self.ours = min(self.ours, self.clock.host(steps["forward+backward"], 1))  # warm, unlike the first run
         except Exception as error:  # any exception of a peer is the reason in its row
             self.fail(*key, "", error, serious=candidate.is_ours or isinstance(error, ArithmeticError))
         release(self.clock)
 
-    def run(self, turns: int, share: float, rates: dict[str, float]) -> None:
+    def _slow(self, candidate: Candidate, layout: str, seconds: float | None = None) -> str | None:
+        """Return why a peer is too slow, after its first run if it took `seconds`; None where it is not, or unknown."""
+        if self.patience is None or candidate.is_ours or candidate.compiled:
+            return None
+        key, flops = (candidate.name, layout, self.case.dtype), self.flops["forward+backward"]
+        if seconds is None:
+            return self.patience.why_not(key, flops, self.ours)
+        return self.patience.after(key, flops, seconds, self.ours)
+
+    def run(self, turns: int, share: float, rates: dict[str, float], timed: Sequence[str] = STEPS) -> None:
         """Time all admitted candidates in turns, step by step, and measure their memory."""
-        minimum, flops = self.case.minimum_bytes(), self.case.flops()
+        minimum, flops = self.case.minimum_bytes(), self.flops
         self._expected = ()
         release(self.clock)
-        for step in STEPS:
+        for number, step in enumerate(timed):
             chosen = {"\t".join(key): steps[step] for key, steps in self.steps.items()}
-            fair = max(0.0, self.left()) / max(1, len(chosen) * (len(STEPS) - STEPS.index(step)))
-            times = interleaved(chosen, turns, self.clock, min(share, fair))
+            fair = max(0.0, self.left()) / max(1, len(chosen) * (len(timed) - number))
+            ran_before = not self.clock.on_gpu  # on a CPU admission has run all of the code that this step runs
+            times = interleaved(chosen, turns, self.clock, min(share, fair), ran_before)
             floor = max(minimum[step] / rates["copy"], flops[step] / rates["matrix"])
             base = times.get("\t".join(BASELINE))
             for text, timing in times.items():
@@ -211,16 +243,31 @@ def measure_case(
     share: float = 1.0,
     deadline: float = float("inf"),
     say: Callable[[str], None] = print,
+    timed: Sequence[str] = STEPS,
+    patience: Patience | None = None,
 ) -> tuple[list[Row], list[str]]:
-    """Measure a case; return its rows, and the failures: our backends that raised, candidates that disagreed."""
+    """Measure a case; return its rows, and the failures: our backends that raised, candidates that disagreed.
+
+    Args:
+        case: shape and dtype.
+        candidates: what is measured, this library's backends first.
+        device: where.
+        rates: bytes/s of a copy and FLOP/s of a product (`benchmarks.cca.rates_of`), for the floors.
+        turns: how often each step is timed, at most.
+        share: seconds for each step of each candidate.
+        deadline: when everything must be over, on the clock `time.monotonic`.
+        say: takes a line about each candidate that is not measured.
+        timed: the steps that are timed, of STEPS.
+        patience: which peers are too slow to be timed; None: all of them are timed.
+    """
     # Dynamo is reset for each case, because it stops compiling a function after a few shapes.
     torch._dynamo.reset()
     with precision(case.dtype):
-        measurement = Measurement(case, device, deadline, say)
+        measurement = Measurement(case, device, deadline, say, patience)
         for candidate in candidates:
             for layout in candidate.layouts:
                 measurement.admit(candidate, layout)
-        measurement.run(turns, share, rates)
+        measurement.run(turns, share, rates, timed)
         release(measurement.clock)
     return measurement.rows, measurement.failed
 

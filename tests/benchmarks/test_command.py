@@ -43,6 +43,7 @@ def test_command_measures_and_records(tmp_path, capsys):
     timed = [r for r in rows if r["median_ms"] and not r["pass"].startswith("host")]
     names = {r["name"] for r in timed}
     assert names == {
+        "ccgpu",
         "ccgpu numba_cpu",
         "ccgpu cpu",
         "batched products",
@@ -105,7 +106,8 @@ def test_no_time_left_is_a_reason(tmp_path):
 
 def test_ours_are_the_backends_made_for_the_device(monkeypatch):
     case = Case(1, (4, 4), "bfloat16", 4, 4)
-    assert [(c.name, c.why_not) for c in ours(case, CPU)] == [("ccgpu numba_cpu", None), ("ccgpu cpu", None)]
+    names = ["ccgpu", "ccgpu numba_cpu", "ccgpu cpu"]
+    assert [(c.name, c.why_not) for c in ours(case, CPU)] == [(name, None) for name in names]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(device, "_REASONS", {0: "no CuPy"})

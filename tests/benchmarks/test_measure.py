@@ -1,5 +1,6 @@
 """What the benchmark counts and how it takes turns, on the CPU."""
 
+import itertools
 import time
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 import ccgpu
 from benchmarks import measure
-from benchmarks.cases import Case, in_layout, precision, suite
+from benchmarks.cases import CPU_DTYPES, CPU_MAPS, Case, cpu_suite, gpu_suite, in_layout, precision
 from benchmarks.measure import Clock, Step, Timing, interleaved, peak_bytes, quantiles, step, temporaries
 
 PYTHON_OBJECTS = 50_000  # bytes that are traced together with NumPy's memory, at most
@@ -39,6 +40,35 @@ def test_a_slow_step_sits_out_and_a_failing_one_is_left_out():
     results = interleaved({"slow": step(lambda: time.sleep(0.02)), "fails": step(fails)}, 50, share=0.03)
     assert isinstance(results["fails"], ValueError)
     assert results["slow"].turns == measure.FEWEST
+
+
+@pytest.mark.parametrize(("nap", "ran_before", "runs"), [(0.0, True, 3), (0.11, True, 1), (0.11, False, 3)])
+def test_a_slow_step_that_ran_before_is_warm_after_one_run(nap, ran_before, runs):
+    calls = []
+    measure.warm_up(step(lambda: calls.append(time.sleep(nap))), Clock(), ran_before)
+    assert len(calls) == runs
+
+
+def test_turns_of_a_slow_step_are_spread_over_the_time_of_the_others():
+    order = []
+
+    class Told(Clock):
+        """A clock that is told how long each step takes."""
+
+        def host(self, measured, number):
+            return measured.prepare(number)
+
+        def seconds(self, measured, number, head_start=0.0):
+            order.append(measured.prepare(number))
+            return order[-1]
+
+    steps = {name: Step(lambda number, nap=nap: nap, lambda state: None) for name, nap in (("a", 0.001), ("b", 0.01))}
+    results = interleaved(steps, 60, Told(), share=0.1)
+    assert (results["a"].turns, results["b"].turns) == (60, 10)
+    places = [place for place, seconds in enumerate(order) if seconds == 0.01]
+    gaps = [b - a for a, b in itertools.pairwise(places)][measure.FEWEST :]
+    assert max(gaps) - min(gaps) <= 1
+    assert places[-1] == len(order) - 1
 
 
 def test_a_step_that_fails_later_is_left_out_too():
@@ -90,7 +120,7 @@ def test_rates_are_of_this_machine():
 
 
 def test_minimum_bytes_and_flops_of_the_hot_case():
-    case = suite()[0]
+    case = gpu_suite()[0]
     assert (case.batch, case.sizes, case.dtype) == (8, (97, 97), "bfloat16")
     assert case.minimum_bytes()["forward"] == 173_426_688 // 1
     assert case.minimum_bytes()["backward"] == 2 * case.minimum_bytes()["forward"]
@@ -99,8 +129,8 @@ def test_minimum_bytes_and_flops_of_the_hot_case():
     assert case.input_bytes == 8 * 97 * 97 * (2 * 64 + 512) * 2
 
 
-def test_suite_has_every_shape_in_every_dtype_once():
-    cases = suite()
+def test_a_gpus_suite_has_every_shape_in_every_dtype_once():
+    cases = gpu_suite()
     shapes = {(c.batch, c.sizes) for c in cases}
     assert shapes == {
         *((b, (97, 97)) for b in (1, 2, 8)),
@@ -108,6 +138,20 @@ def test_suite_has_every_shape_in_every_dtype_once():
     }
     assert len(cases) == len(set(cases)) == 4 * len(shapes)
     assert {c.dtype for c in cases} == {"bfloat16", "float16", "float32", "tf32"}
+
+
+def test_a_cpus_suite_has_every_map_in_every_dtype_once():
+    cases = cpu_suite()
+    assert cases[0] == Case(1, (97, 97), "float32")
+    wide = [case for case in cases if case.dtype == "float64"]
+    assert len(cases) == len(set(cases)) == len(CPU_MAPS) * len(CPU_DTYPES) + len(wide)
+    assert 1 <= len(wide) <= 2
+    assert {(1, 1000), (1, 4096), (4, 4), (256, 256)} < {case.sizes for case in cases}
+
+
+def test_a_cpus_maps_are_in_the_order_of_their_work():
+    flops = [Case(1, sizes, "float32").flops()["forward"] for sizes in CPU_MAPS]
+    assert flops == sorted(flops)
 
 
 def test_inputs_are_the_same_values_in_every_layout():
