@@ -25,6 +25,7 @@ MEMORY_ORDER = LAYOUTS[::-1]  # channels_last first: what the kernels use in pla
 DTYPES = (*CPU_DTYPES, "float64")
 LETTERS = {BATCHED: "b", EAGER_EINSUM: "e", EAGER_BMM: "a"}
 SHOWN_FIRST = ("1x16x16", "1x32x32", "1x97x97", "1x256x256", "1x1x1000")  # the maps of README's table
+COMPILE = "compile"  # what the records call the compilation of a dtype's kernels, beside the steps
 HOT = ("1x97x97", "float32")
 NONE = "-"
 Row = Mapping[str, str]
@@ -73,10 +74,13 @@ class Run:
 
 
 def newest(rows: Sequence[Row]) -> Run | None:
-    """Return the newest whole run of the suite, or None where there is none."""
+    """Return the newest whole run of the suite, or None where there is none.
+
+    The last rows of a run are those of the compilation, so a run without them was ended before.
+    """
     whole = [row for row in rows if is_whole(row)]
-    last = max((row["date"] for row in whole), default="")
-    return Run([row for row in whole if row["date"] == last]) if whole else None
+    last = max((row["date"] for row in whole if row["pass"] == COMPILE), default=None)
+    return None if last is None else Run([row for row in whole if row["date"] == last])
 
 
 def _sizes(shape: str) -> list[int]:
@@ -159,7 +163,7 @@ def choice_block(run: Run) -> str:
 
 def compile_block(run: Run) -> str:
     """Return the seconds that the kernels of each dtype take to compile."""
-    times = {r["dtype"]: float(r["median_ms"]) / 1e3 for r in run.rows if r["pass"] == "compile"}
+    times = {r["dtype"]: float(r["median_ms"]) / 1e3 for r in run.rows if r["pass"] == COMPILE}
     return _table(["kernels of", *times], [["seconds", *(f"{seconds:.1f}" for seconds in times.values())]])
 
 

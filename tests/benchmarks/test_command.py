@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import torch
 
-from benchmarks import cca, plot, profile_kernels, results_file, run_case
+from benchmarks import cca, cpu_tables, plot, profile_kernels, results_file, run_case
 from benchmarks.candidates import Candidate, candidates, ours
 from benchmarks.cases import Case
 from ccgpu.bridges import numba_cuda
@@ -67,6 +67,31 @@ def test_command_measures_and_records(tmp_path, capsys):
     assert {r["reason"] for r in flexes} == {"it has no backward on a CPU"}
     assert any(r["pass"] == "host, forward" for r in rows)
     assert "authors' bmm, NCHW" in capsys.readouterr().out
+
+
+def test_a_cpus_suite_is_recorded_and_prints_its_tables(tmp_path, monkeypatch, capsys):
+    cases = [Case(1, (5, 6), "float32", 16, 32), Case(1, (1, 7), "bfloat16", 16, 32)]
+    monkeypatch.setattr(cca, "cpu_suite", lambda: cases)
+    monkeypatch.setattr(cca, "compile_seconds", {"float32": 5.25, "bfloat16": 7.5}.get)
+    words = ["--device", "cpu", "--suite", "--turns", "3", "--threads", "1", "--out", str(tmp_path)]
+    words += ["--without", "compiled"]
+    assert cca.main(words) == 0
+    rows = rows_of(tmp_path)
+    timed = [row for row in rows if row["median_ms"] and row["layout"]]
+    assert {(row["shape"], row["dtype"]) for row in timed} == {("1x5x6", "float32"), ("1x1x7", "bfloat16")}
+    peers = {"batched products", "mmcv's einsum", "authors' bmm"}
+    assert {row["name"] for row in timed} == {"ccgpu", "ccgpu numba_cpu", "ccgpu cpu", *peers}
+    assert {row["pass"] for row in timed} == {"forward", "forward+backward"}
+    assert [(row["dtype"], row["pass"], row["median_ms"]) for row in rows[-2:]] == [
+        ("float32", "compile", "5250.0"),
+        ("bfloat16", "compile", "7500.0"),
+    ]
+    printed = capsys.readouterr().out
+    assert "| 5x6 | " in printed
+    assert "| 1x7 | " in printed
+    assert cpu_tables.newest(rows) is None, "a run that left something out is not whole"
+    run = cpu_tables.Run(rows)
+    assert 0 < run.share("1x5x6", "float32", "NCHW", "forward") < float("inf")
 
 
 def test_second_run_adds_rows_and_columns(tmp_path):
