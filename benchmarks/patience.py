@@ -27,8 +27,12 @@ class Patience:
             return None
         return self._reason(flops / rate, ours, "would take at its best rate so far")
 
+    def unsure(self, key: Key, seconds: float, ours: float) -> bool:
+        """Tell whether a first run of `seconds` needs a second one: libraries prepare kernels at the first call."""
+        return seconds > self._limit(ours) or (seconds > self.least / 4 and key not in self._rates)
+
     def after(self, key: Key, flops: int, seconds: float, ours: float) -> str | None:
-        """Note a peer's first run of `seconds`; return why the peer is not timed then, or None."""
+        """Note a peer's run of `seconds`; return why the peer is not timed then, or None."""
         if seconds > self.least / 4:  # a shorter one says more about a first run than about the next maps
             self._rates[key] = max(self._rates.get(key, 0.0), flops / seconds)
         return None if seconds <= self._limit(ours) else self._reason(seconds, ours, "took")

@@ -171,16 +171,26 @@ class Measurement:
                     raise ArithmeticError(f"disagrees with float64: relative error {worst:.2g}")
                 self.errors[key] = errors
             del results
+            seconds = self._warm(candidate, layout, seconds, steps["forward+backward"])
             slow = self._slow(candidate, layout, seconds)
             if slow is None:
                 self.steps[key] = steps
             else:
                 self.out(*key, slow)
-            if self.patience is not None and candidate.is_ours:
-                self.ours = min(self.ours, self.clock.host(steps["forward+backward"], 1))  # warm, unlike the first run
+            if candidate.is_ours:
+                self.ours = min(self.ours, seconds)
         except Exception as error:  # any exception of a peer is the reason in its row
             self.fail(*key, "", error, serious=candidate.is_ours or isinstance(error, ArithmeticError))
         release(self.clock)
+
+    def _warm(self, candidate: Candidate, layout: str, seconds: float, both: Step) -> float:
+        """Return the seconds of forward and backward, after a first run of `seconds` that may have prepared kernels."""
+        if self.patience is None or candidate.compiled:
+            return seconds
+        key = (candidate.name, layout, self.case.dtype)
+        if candidate.is_ours or self.patience.unsure(key, seconds, self.ours):
+            return min(seconds, self.clock.host(both, 1))
+        return seconds
 
     def _slow(self, candidate: Candidate, layout: str, seconds: float | None = None) -> str | None:
         """Return why a peer is too slow, after its first run if it took `seconds`; None where it is not, or unknown."""
