@@ -14,10 +14,10 @@ import numpy as np
 from numba.extending import register_jitable
 
 from ccgpu.kernels.numba_cpu.attention import Sizes
-from ccgpu.kernels.numba_cpu.dot_products.forward import FLOAT, columns_panel, energies_of
+from ccgpu.kernels.numba_cpu.dot_products.forward import FLOAT, QUERIES, columns_panel, energies_of
 from ccgpu.kernels.numba_cpu.dot_products.instructions import LANES
 from ccgpu.kernels.numba_cpu.dot_products.interleaving import columns, interleave
-from ccgpu.kernels.numba_cpu.dot_products.multiplication import PANEL_ROW, TILE_ROWS, add_product
+from ccgpu.kernels.numba_cpu.dot_products.multiplication import PANEL_ROW, add_product
 from ccgpu.kernels.numba_cpu.dot_products.rows import PANEL, SIZE, WORD, buffer_size, chunks, put_rows, rows_of, up
 from ccgpu.kernels.numba_cpu.dot_products.weights import add_rounded, dot, weigh_gradients
 from ccgpu.kernels.numba_cpu.lines import Axis, Group, Map, group_at
@@ -28,7 +28,7 @@ from ccgpu.kernels.numba_cpu.vectors import load, size_of, store
 class Memory(NamedTuple):
     """Offsets of the parts of a thread's memory."""
 
-    energies: int  # energies (TILE_ROWS, keys) of some queries, float32
+    energies: int  # energies (QUERIES, keys) of some queries, float32
     sheets: int  # for each line dP (queries, keys), float32, then P, the words of two queries in the place of the first
     rows: int  # dS (queries, keys) of a line
     words: int  # dS of a line, the words of two queries
@@ -57,7 +57,7 @@ def divide_memory(axis: Axis, sizes: Sizes) -> Memory:
         axis.queries < axis.length,
     )
     queries, wide = up(axis.queries, 2), max(chunk, sizes.depth)
-    sheets = TILE_ROWS * keys * FLOAT
+    sheets = QUERIES * keys * FLOAT
     rows = sheets + axis.lines * queries * keys * FLOAT
     words = rows + queries * keys * SIZE
     columns = words + queries // 2 * keys * FLOAT
@@ -157,7 +157,7 @@ def _weights(
     """
     like, key_row, step = np.float32(0), up(axis.length, LANES) * FLOAT, axis.inner * FLOAT
     pairs = (count + 1) // 2
-    tiles = (2 * pairs + TILE_ROWS - 1) // TILE_ROWS
+    tiles = (2 * pairs + QUERIES - 1) // QUERIES
     for tile in range(tiles):  # whole pairs of queries
         first, last = pairs * tile // tiles * 2, min(count, pairs * (tile + 1) // tiles * 2)
         energies_of(

@@ -15,7 +15,7 @@ from numba.extending import register_jitable
 from ccgpu.kernels.numba_cpu.attention import Sizes, merge
 from ccgpu.kernels.numba_cpu.dot_products.instructions import LANES, NUMBERS
 from ccgpu.kernels.numba_cpu.dot_products.interleaving import columns, interleave
-from ccgpu.kernels.numba_cpu.dot_products.multiplication import PANEL_ROW, TILE_ROWS, add_product
+from ccgpu.kernels.numba_cpu.dot_products.multiplication import PANEL_ROW, add_product
 from ccgpu.kernels.numba_cpu.dot_products.rows import PANEL, SIZE, WORD, buffer_size, chunks, put_rows, rows_of, up
 from ccgpu.kernels.numba_cpu.dot_products.weights import weigh
 from ccgpu.kernels.numba_cpu.lines import Axis, Group, Map, Rows, group_at, part_of, position_of
@@ -23,12 +23,13 @@ from ccgpu.kernels.numba_cpu.matrices import Factors, Matrix, compiled
 from ccgpu.kernels.numba_cpu.vectors import load, size_of, store
 
 FLOAT = 4  # bytes of a float32
+QUERIES = 12  # queries whose energies are in float32 at once, in the first cache
 
 
 class Memory(NamedTuple):
     """Offsets of the parts of a thread's memory."""
 
-    energies: int  # energies (TILE_ROWS, keys) of some queries, float32
+    energies: int  # energies (QUERIES, keys) of some queries, float32
     weights: int  # a sheet (queries, keys) for each line, bfloat16
     k: int  # panels of K^T of a line
     v: int  # a panel of a line's values, interleaved
@@ -46,7 +47,7 @@ class Memory(NamedTuple):
 def divide_memory(axis: Axis, sizes: Sizes) -> Memory:
     """Return where the parts of a thread's memory begin."""
     keys, channels = up(axis.length, LANES), min(max(PANEL, axis.chunk), sizes.channels)
-    weights = TILE_ROWS * keys * FLOAT
+    weights = QUERIES * keys * FLOAT
     k = weights + up(axis.lines * axis.queries * keys * SIZE, 64)
     v = k + up(axis.length, NUMBERS) // NUMBERS * columns_panel(sizes.depth)
     q_rows = v + up(channels, PANEL) // PANEL * ((axis.length + 1) // 2) * PANEL_ROW
@@ -69,7 +70,7 @@ def columns_panel(channels: int) -> int:
 def energies_of(
     q: int, q_row: int, k: int, axis: Axis, depth: int, query: int, count: int, energies: int, scale: int
 ) -> None:
-    """Write the energies of `count` queries, at most TILE_ROWS, from `query` on, whose rows begin at `q`.
+    """Write the energies of `count` queries, at most QUERIES, from `query` on, whose rows begin at `q`.
 
     `k` is the address of the panels of K^T, `scale` that of a number.
     """
@@ -113,7 +114,7 @@ def _weights(
     energy_row, weight_row = up(axis.length, LANES) * FLOAT, up(axis.length, LANES) * SIZE
     panel, words, like = columns_panel(sizes.depth), (sizes.depth + 1) // 2, np.float32(0)
     columns(k.address + m * k.line, k.row, axis.length, words, memory + at.k, panel)
-    tiles = (part.length + TILE_ROWS - 1) // TILE_ROWS
+    tiles = (part.length + QUERIES - 1) // QUERIES
     for tile in range(tiles):
         first, last = part.length * tile // tiles, part.length * (tile + 1) // tiles
         energies_of(

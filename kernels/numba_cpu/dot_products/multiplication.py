@@ -20,27 +20,29 @@ from ccgpu.kernels.numba_cpu.dot_products.instructions import FLOATS, HALVES, LA
 from ccgpu.kernels.numba_cpu.matrices import Factors, Matrix, called_by_symbol, compiled
 from ccgpu.kernels.numba_cpu.vectors import I64, VECTOR_BYTES, integer
 
-# As in tiles.py: 12 x 2 vectors of sums; the other registers hold a row of B and a word of A.
-TILE_ROWS, TILE_VECTORS = 12, 2
-PANEL_ROW = TILE_VECTORS * VECTOR_BYTES  # bytes of a row of a panel of B
+PANEL_VECTORS = 2
+PANEL_ROW = PANEL_VECTORS * VECTOR_BYTES  # bytes of a row of a panel of B
+# As in tiles.py: 6 x 4 vectors of sums; the other registers hold a row of two panels of B and a word of A.
+TILE_ROWS, TILE_VECTORS = 6, 2 * PANEL_VECTORS
 
 
 def _sums_of_tile(vectors: Pairs, rows: int, columns: int, arguments: list[Any]) -> list[Any]:
     """Emit the loop over the depth for a tile of `rows` rows and `columns` vectors; return its sums."""
     builder = vectors.builder
-    a, a_row, a_step, b, depth = arguments
+    a, a_row, a_step, b, b_panel, depth = arguments
     entry = builder.block
     loop, done = builder.append_basic_block("loop"), builder.append_basic_block("done")
     # One base address for three rows (base, base + a_row, base + 2 a_row): a register for each row would be too many.
     bases = [a]
     while 3 * len(bases) < rows:
         bases.append(builder.add(bases[-1], builder.mul(a_row, integer(3))))
+    panels = [b, builder.add(b, b_panel)][: (columns + 1) // PANEL_VECTORS]
     builder.branch(loop)
 
     builder.position_at_end(loop)
     starts = [
         (integer(0), integer(1)),
-        (b, integer(PANEL_ROW)),
+        *((panel, integer(PANEL_ROW)) for panel in panels),
         *((base, a_step) for base in bases),
     ]
     moving = [builder.phi(I64) for _ in starts]
@@ -50,8 +52,8 @@ def _sums_of_tile(vectors: Pairs, rows: int, columns: int, arguments: list[Any])
         variable.add_incoming(builder.add(variable, step), loop)
     for variable in sums:
         variable.add_incoming(ir.Constant(FLOATS, [0.0] * LANES), entry)
-    count, b_here, *a_here = moving
-    right = [vectors.read(WORDS, b_here, j * VECTOR_BYTES) for j in range(columns)]
+    count, b_here, a_here = moving[0], moving[1 : 1 + len(panels)], moving[1 + len(panels) :]
+    right = [vectors.read(WORDS, b_here[j // 2], j % 2 * VECTOR_BYTES) for j in range(columns)]
     results = []
     for i in range(rows):
         offset = builder.mul(a_row, integer(i % 3))
@@ -79,14 +81,16 @@ def _write_tile(
                     values = [builder.fmul(factor, value) for value in results[i * columns : (i + 1) * columns]]
                     if adds:
                         factor = vectors.spread_from(builder.add(beta, builder.mul(beta_step, integer(i))))
-                        before: Any = (
-                            vectors.widened(vectors.read(HALVES, row))
-                            if rounds
-                            else [vectors.load(row, j * VECTOR_BYTES) for j in range(columns)]
-                        )
+                        before: list[Any] = []
+                        if rounds:
+                            for j in range(columns // 2):
+                                before += vectors.widened(vectors.read(HALVES, row, j * VECTOR_BYTES))
+                        else:
+                            before = [vectors.load(row, j * VECTOR_BYTES) for j in range(columns)]
                         values = [vectors.multiply_add(factor, x, y) for x, y in zip(before, values, strict=True)]
                     if rounds:
-                        vectors.write(vectors.rounded(*values), row)
+                        for j in range(columns // 2):
+                            vectors.write(vectors.rounded(*values[2 * j : 2 * j + 2]), row, j * VECTOR_BYTES)
                     else:
                         for j in range(columns):
                             vectors.store(values[j], row, j * VECTOR_BYTES)
@@ -102,6 +106,7 @@ def multiply_tile(
     a_row: Any,
     a_step: Any,
     b: Any,
+    b_panel: Any,
     c: Any,
     c_row: Any,
     depth: Any,
@@ -116,20 +121,21 @@ def multiply_tile(
 
     Args:
         rows: rows of the tile, 1 ... TILE_ROWS.
-        columns: columns of the tile, in vectors of words, 1 ... TILE_VECTORS; TILE_VECTORS if it rounds.
+        columns: columns of the tile, in vectors of words, 1 ... TILE_VECTORS; whole panels if it rounds.
         rounds: 1 if C is bfloat16, 0 if it is float32.
         a, a_row, a_step: A (rows, depth), word (i, k) at a + i a_row + k a_step.
-        b: a panel of B (depth, columns), row k at b + k PANEL_ROW.
+        b, b_panel: panels of B (depth, columns), row k of panel j at b + j b_panel + k PANEL_ROW.
         c, c_row: C (rows, columns), row i at c + i c_row, its elements side by side.
         depth: in words, at least 1.
         alpha, alpha_step: a float32 factor for each row of the product; step 0: one factor for all rows.
         beta, beta_step: factors of C's old values in the same form; address 0: C is only written, not read.
         following, following_row: memory that is needed next: for each word of the depth, an address is prefetched.
     """
-    signature = types.void(*[types.int64] * 16)
+    signature = types.void(*[types.int64] * 17)
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        rows, columns, rounds, a, a_row, a_step, b, c, c_row, depth, *factors, following, following_row = arguments
+        rows, columns, rounds, a, a_row, a_step, b, b_panel, c, c_row, depth, *rest = arguments
+        *factors, following, following_row = rest
         end = builder.append_basic_block("end")
         number = builder.add(builder.mul(rows, integer(TILE_VECTORS)), columns)
         switch = builder.switch(number, end)
@@ -139,13 +145,15 @@ def multiply_tile(
                 switch.add_case(integer(i * TILE_VECTORS + j), block)
                 builder.position_at_end(block)
                 vectors = Pairs(builder)
-                moving = [a, a_row, a_step, b, depth]
+                moving = [a, a_row, a_step, b, b_panel, depth]
                 for start, step in ((c, c_row), (following, following_row)):
                     for row in range(i):
-                        vectors.prefetch(builder.add(start, builder.mul(step, integer(row))), 0)
+                        place = builder.add(start, builder.mul(step, integer(row)))
+                        for line in range((j + 1) // 2):
+                            vectors.prefetch(place, line * VECTOR_BYTES)
                 results = _sums_of_tile(vectors, i, j, moving)
                 target = [c, c_row, *factors]
-                if j < TILE_VECTORS:
+                if j % PANEL_VECTORS:
                     _write_tile(vectors, results, i, j, False, target)
                 else:
                     with builder.if_else(builder.icmp_signed("!=", rounds, integer(0))) as (narrow, wide):
@@ -188,27 +196,28 @@ def large_functions(source: str) -> tuple[Callable[..., None], ...]:
         """
         source  # noqa: B018
         tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
-        width = NUMBERS * (2 if rounds else 4)  # bytes of C for a panel of B
+        width = LANES * (2 if rounds else 4)  # bytes of C for a vector of words
         row = 0
-        for tile in range(tiles):  # all of nearly the same height: 97 rows are 7 x 11 + 2 x 10, not 8 x 12 + 1
+        for tile in range(tiles):  # all of nearly the same height: 25 rows are 4 x 5 + 1 x 5, not 4 x 6 + 1
             end = rows * (tile + 1) // tiles
-            for panel in range((columns + TILE_VECTORS - 1) // TILE_VECTORS):
+            for vector in range(0, columns, TILE_VECTORS):
                 multiply_tile(
                     end - row,
-                    min(TILE_VECTORS, columns - panel * TILE_VECTORS),
+                    min(TILE_VECTORS, columns - vector),
                     rounds,
                     a + row * a_row,
                     a_row,
                     a_step,
-                    b + panel * b_panel,
-                    c + row * c_row + panel * width,
+                    b + vector // PANEL_VECTORS * b_panel,
+                    b_panel,
+                    c + row * c_row + vector * width,
                     c_row,
                     depth,
                     alpha + row * alpha_step,
                     alpha_step,
                     beta + row * beta_step if beta != 0 else 0,
                     beta_step,
-                    following + row * following_row + panel * width,
+                    following + row * following_row + vector * width,
                     following_row,
                 )
             row = end
@@ -246,7 +255,7 @@ def add_product(
         alpha, beta: float32 factors.
         rounds: 1 if C is bfloat16, 0 if it is float32.
     """
-    vectors = (columns + NUMBERS - 1) // NUMBERS * TILE_VECTORS if rounds else (columns + LANES - 1) // LANES
+    vectors = (columns + NUMBERS - 1) // NUMBERS * PANEL_VECTORS if rounds else (columns + LANES - 1) // LANES
     multiply_pairs(
         rows,
         vectors,
