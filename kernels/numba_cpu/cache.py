@@ -12,7 +12,7 @@ import functools
 import hashlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,9 @@ from ccgpu.kernels.numba_cpu import (
     tiles,
     vectors,
 )
-from ccgpu.kernels.numba_cpu.dot_products import (
-    backward,
-    forward,
-    instructions,
-    interleaving,
-    multiplication,
-    rows,
-    weights,
-)
+from ccgpu.kernels.numba_cpu.dot_products import backward as pairs_backward
+from ccgpu.kernels.numba_cpu.dot_products import forward as pairs_forward
+from ccgpu.kernels.numba_cpu.dot_products import instructions, interleaving, multiplication, rows, weights
 
 LOGGER = logging.getLogger("ccgpu")
 COMPILATION = Compilation()
@@ -54,18 +48,18 @@ def _source() -> str:
     """Return a hash of the files whose functions the kernels call."""
     modules = (
         attention,
-        backward,
         blocks,
         conversions,
         dot_products,
         features,
-        forward,
         gradients,
         instructions,
         interleaving,
         lines,
         matrices,
         multiplication,
+        pairs_backward,
+        pairs_forward,
         rows,
         stages,
         tickets,
@@ -150,6 +144,8 @@ def _callback(function: Callable[..., None], signature: Any) -> Any:
 
 
 def _forward(source: str, like: Any, kept: Any) -> Callable[..., None]:
+    pairs = dot_products.used_for(type(kept))  # Numba compiles only the branch that this constant leaves
+
     def forward(plan: Any, addresses: Any, scale: float, counters: int, memory: int) -> None:
         source  # noqa: B018
         block, at = blocks.plan_at(plan), blocks.addresses_at(addresses)
@@ -158,12 +154,19 @@ def _forward(source: str, like: Any, kept: Any) -> Callable[..., None]:
         maxima, sums = blocks.state_of(block, at[5], 0), blocks.state_of(block, at[5], 1)
         sizes = blocks.sizes_of(block, scale)
         for axis, begin, end in tickets.tickets(blocks.phases_of(block), counters):
-            attention.forward_groups(like, kept, begin, end, memory, axis, sizes, q, k, v, out, at[4], maxima, sums)
+            if pairs:
+                pairs_forward.forward_groups(
+                    like, kept, begin, end, memory, axis, sizes, q, k, v, out, at[4], maxima, sums
+                )
+            else:
+                attention.forward_groups(like, kept, begin, end, memory, axis, sizes, q, k, v, out, at[4], maxima, sums)
 
     return forward
 
 
 def _backward(source: str, like: Any, kept: Any) -> Callable[..., None]:
+    pairs = dot_products.used_for(type(kept))
+
     def backward(plan: Any, addresses: Any, scale: float, counters: int, memory: int) -> None:
         source  # noqa: B018
         block, at = blocks.plan_at(plan), blocks.addresses_at(addresses)
@@ -174,9 +177,14 @@ def _backward(source: str, like: Any, kept: Any) -> Callable[..., None]:
         lse, dlse, delta = at[8], at[9], at[10]
         sizes = blocks.sizes_of(block, scale)
         for axis, begin, end in tickets.tickets(blocks.phases_of(block), counters):
-            gradients.backward_groups(
-                like, kept, begin, end, memory, axis, sizes, dout, q, k, v, out, lse, dlse, delta, dq, dk, dv
-            )
+            if pairs:
+                pairs_backward.backward_groups(
+                    like, kept, begin, end, memory, axis, sizes, dout, q, k, v, out, lse, dlse, delta, dq, dk, dv
+                )
+            else:
+                gradients.backward_groups(
+                    like, kept, begin, end, memory, axis, sizes, dout, q, k, v, out, lse, dlse, delta, dq, dk, dv
+                )
 
     return backward
 
@@ -230,21 +238,14 @@ def kernel_of(kernel: str, like: Any, kept: Any) -> Callable[[int, bytes, float,
     with _compiling:
         try:
             if key not in LOADED:
-                prepare(like, kept)
+                if dot_products.used_for(kept) and kernel in ("forward", "backward"):
+                    prepare_pairs()
+                else:
+                    prepare(like, kept)
                 LOADED[key] = _callback(KERNELS[kernel](SOURCE, like(0), kept(0)), _SIGNATURE)
         finally:
             COMPILATION.end()
     return _ENTRY(LOADED[key].address)
-
-
-def _large_functions(like: Any, kept: Any) -> Iterator[tuple[Callable[..., None], tuple[Any, ...]]]:
-    """Yield the functions that the kernels call by symbol, each with Numba's types of the numbers that it takes."""
-    for function in matrices.large_functions(SOURCE):
-        for kinds in matrices.kinds_of(function, *(from_dtype(np.dtype(dtype)) for dtype in (like, kept))):
-            yield function, kinds
-    if dot_products.used_for(kept):
-        for function in (*multiplication.large_functions(SOURCE), *interleaving.large_functions(SOURCE)):
-            yield function, ()
 
 
 def prepare(like: Any, kept: Any) -> None:
@@ -254,9 +255,21 @@ def prepare(like: Any, kept: Any) -> None:
         like: NumPy's type of the arithmetic.
         kept: the type that stands for that of the maps in memory; see conversions.py.
     """
+    for function in matrices.large_functions(SOURCE):
+        for kinds in matrices.kinds_of(function, *(from_dtype(np.dtype(dtype)) for dtype in (like, kept))):
+            _add(function, kinds)
+
+
+def prepare_pairs() -> None:
+    """Compile or load the functions that the kernels of dot_products/ call by symbol, before these."""
+    for function in (*multiplication.large_functions(SOURCE), *interleaving.large_functions(SOURCE)):
+        _add(function, ())
+
+
+def _add(function: Callable[..., None], kinds: tuple[Any, ...]) -> None:
+    """Compile or load a large function for Numba's types of the numbers that it takes, unless that has been done."""
+    symbol = matrices.symbol_of(function, kinds)
     with _compiling:
-        for function, kinds in _large_functions(like, kept):
-            symbol = matrices.symbol_of(function, kinds)
-            if symbol not in _large:
-                _large[symbol] = _callback(function, matrices.signature_of(function, kinds))
-                matrices.add_symbol(function, kinds, _large[symbol])
+        if symbol not in _large:
+            _large[symbol] = _callback(function, matrices.signature_of(function, kinds))
+            matrices.add_symbol(function, kinds, _large[symbol])

@@ -9,18 +9,22 @@ import functools
 import math
 import operator
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ccgpu.kernels.numba_cpu import schedule, scratch
+from ccgpu.kernels.numba_cpu import dot_products, schedule, scratch
 from ccgpu.kernels.numba_cpu.attention import Sizes, divide_memory
 from ccgpu.kernels.numba_cpu.blocks import ADDRESSES, plan_block
 from ccgpu.kernels.numba_cpu.cache import kernel_of
+from ccgpu.kernels.numba_cpu.dot_products import backward as pairs_backward
+from ccgpu.kernels.numba_cpu.dot_products import forward as pairs_forward
+from ccgpu.kernels.numba_cpu.lines import Axis
 from ccgpu.kernels.numba_cpu.matrices import filled_up
 from ccgpu.kernels.numba_cpu.operands import (
     ARITHMETIC,
+    Arithmetic,
     Array,
     Layout,
     Operand,
@@ -49,6 +53,15 @@ class Problem(NamedTuple):
     products: int  # multiply-adds for each pair of a position and a neighbour
     states: int  # arrays (images, positions) that pass numbers from axis to axis
     threads: int  # most threads that share the work
+
+
+def _memory_of(kernel: str, arithmetic: Arithmetic, sizes: Sizes) -> Callable[[Axis], int]:
+    """Return the function that returns the bytes of memory that a thread needs for the lines of an axis."""
+    if dot_products.used_for(arithmetic.kept) and kernel in ("forward", "backward"):
+        divide = pairs_backward.divide_memory if kernel == "backward" else pairs_forward.divide_memory
+        return lambda axis: divide(axis, sizes).end
+    size, narrow = (np.dtype(dtype).itemsize for dtype in arithmetic)
+    return lambda axis: divide_memory(axis, sizes, size, kernel == "backward", narrow < size).end
 
 
 class Plan:
@@ -88,7 +101,7 @@ class Plan:
             sizes,
             size,
             gathers=any(layout.channel != itemsize(first) for layout in maps),
-            memory_of=lambda axis: divide_memory(axis, sizes, size, backward, itemsize(first) < size).end,
+            memory_of=_memory_of(problem.kernel, arithmetic, sizes),
             threads=problem.threads,
             products=problem.products,
         )

@@ -18,7 +18,17 @@ from ccgpu.kernels.numba_cpu.dot_products.forward import FLOAT, QUERIES, columns
 from ccgpu.kernels.numba_cpu.dot_products.instructions import LANES
 from ccgpu.kernels.numba_cpu.dot_products.interleaving import columns, interleave
 from ccgpu.kernels.numba_cpu.dot_products.multiplication import PANEL_ROW, add_product
-from ccgpu.kernels.numba_cpu.dot_products.rows import PANEL, SIZE, WORD, buffer_size, chunks, put_rows, rows_of, up
+from ccgpu.kernels.numba_cpu.dot_products.rows import (
+    PANEL,
+    SIZE,
+    WORD,
+    buffer_size,
+    chunk_of,
+    chunks,
+    put_rows,
+    rows_of,
+    up,
+)
 from ccgpu.kernels.numba_cpu.dot_products.weights import add_rounded, dot, weigh_gradients
 from ccgpu.kernels.numba_cpu.lines import Axis, Group, Map, group_at
 from ccgpu.kernels.numba_cpu.matrices import Factors, Matrix, compiled
@@ -53,7 +63,7 @@ def divide_memory(axis: Axis, sizes: Sizes) -> Memory:
     """Return where the parts of a thread's memory begin."""
     keys, chunk, pieces = (
         up(axis.length, LANES),
-        min(max(PANEL, axis.chunk), sizes.channels),
+        min(chunk_of(axis), sizes.channels),
         axis.queries < axis.length,
     )
     queries, wide = up(axis.queries, 2), max(chunk, sizes.depth)

@@ -16,7 +16,17 @@ from ccgpu.kernels.numba_cpu.attention import Sizes, merge
 from ccgpu.kernels.numba_cpu.dot_products.instructions import LANES, NUMBERS
 from ccgpu.kernels.numba_cpu.dot_products.interleaving import columns, interleave
 from ccgpu.kernels.numba_cpu.dot_products.multiplication import PANEL_ROW, add_product
-from ccgpu.kernels.numba_cpu.dot_products.rows import PANEL, SIZE, WORD, buffer_size, chunks, put_rows, rows_of, up
+from ccgpu.kernels.numba_cpu.dot_products.rows import (
+    PANEL,
+    SIZE,
+    WORD,
+    buffer_size,
+    chunk_of,
+    chunks,
+    put_rows,
+    rows_of,
+    up,
+)
 from ccgpu.kernels.numba_cpu.dot_products.weights import weigh
 from ccgpu.kernels.numba_cpu.lines import Axis, Group, Map, Rows, group_at, part_of, position_of
 from ccgpu.kernels.numba_cpu.matrices import Factors, Matrix, compiled
@@ -46,7 +56,7 @@ class Memory(NamedTuple):
 @register_jitable
 def divide_memory(axis: Axis, sizes: Sizes) -> Memory:
     """Return where the parts of a thread's memory begin."""
-    keys, channels = up(axis.length, LANES), min(max(PANEL, axis.chunk), sizes.channels)
+    keys, channels = up(axis.length, LANES), min(chunk_of(axis), sizes.channels)
     weights = QUERIES * keys * FLOAT
     k = weights + up(axis.lines * axis.queries * keys * SIZE, 64)
     v = k + up(axis.length, NUMBERS) // NUMBERS * columns_panel(sizes.depth)

@@ -17,6 +17,7 @@ from ccgpu.kernels.numba_cpu.lines import Axis, Group, Map, Rows
 from ccgpu.kernels.numba_cpu.matrices import compiled
 
 SIZE = 2  # bytes of a number
+PANEL_BYTES = 2**18  # of an interleaved line, of one that is not gathered with its neighbours: it stays in the cache
 WORD, PANEL = 2, NUMBERS  # numbers that rows in place must be a multiple of, to be read and to be written
 
 
@@ -39,10 +40,17 @@ def buffer_size(axis: Axis, channels: int) -> int:
     return lines * up(axis.length, 16) * buffer_row(channels)
 
 
+@register_jitable
+def chunk_of(axis: Axis) -> int:
+    """Return how many channels are processed at once: whole panels, which an interleaved line has room for."""
+    most = axis.chunk if axis.lines > 1 else PANEL_BYTES // (axis.length * SIZE)
+    return max(PANEL, most // PANEL * PANEL)
+
+
 @compiled
 def chunks(axis: Axis, channels: int) -> Iterator[tuple[int, int]]:
     """Yield the first channel and the number of channels of each chunk: whole panels, then the rest."""
-    most = max(PANEL, axis.chunk // PANEL * PANEL)
+    most = chunk_of(axis)
     for start in range(0, channels, most):
         yield start, min(most, channels - start)
 

@@ -42,7 +42,7 @@ def copy_row(source, columns, target, targets):
 @pytest.fixture(scope="module", autouse=True)
 def symbols():
     if dot_products.AVAILABLE:
-        cache.prepare(np.float32, np.int16)
+        cache.prepare_pairs()
 
 
 def address(x):

@@ -23,7 +23,7 @@ def product(rows, columns, depth, a, b, panel, c, c_row, alpha, beta, rounds):
 @pytest.fixture(scope="module", autouse=True)
 def symbols():
     if dot_products.AVAILABLE:
-        cache.prepare(np.float32, np.int16)
+        cache.prepare_pairs()
 
 
 def address(x):
