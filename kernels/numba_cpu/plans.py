@@ -92,7 +92,6 @@ class Plan:
         self._large = [(number, size) for number, size in sizes_of_results if may_have_large_pages(size)]
         arithmetic = ARITHMETIC[first.dtype]
         size = np.dtype(arithmetic.like).itemsize
-        backward = problem.kernel == "backward"
         neighbours = sum(extents) - len(extents) + 1
         sizes = Sizes(positions, problem.depth, problem.channels, 1.0, neighbours, extents[-1])
         division = schedule.divide(
