@@ -46,7 +46,7 @@ class Effort(NamedTuple):
 
 CASE = Effort(30, 1.0, "all")
 # Small maps take microseconds, so they get many turns. What has no backward here, or another function, is left out.
-CPU_SUITE = Effort(300, 0.7, "first", ("forward", "forward+backward"), (DENSE, "FlexAttention", "SDPA"))
+CPU_SUITE = Effort(300, 0.5, "first", ("forward", "forward+backward"), (DENSE, "FlexAttention", "SDPA"))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--threads", type=int, default=2, help="threads of the CPU")
     flags.add_argument("--turns", type=int, help="how often each step is timed, at most (30; a CPU's suite: 300)")
-    flags.add_argument("--share", type=float, help="seconds that one step may take in all (1; a CPU's suite: 0.7)")
+    flags.add_argument("--share", type=float, help="seconds that one step may take in all (1; a CPU's suite: 0.5)")
     flags.add_argument("--seconds", type=float, default=3600.0, help="most seconds of the whole measurement")
     flags.add_argument("--record", action="store_true", help="append the rows to benchmarks/results")
     flags.add_argument("--out", type=Path, metavar="DIR", help="append the rows to a file in this folder")
