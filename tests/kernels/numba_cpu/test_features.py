@@ -39,25 +39,30 @@ def test_no_avx(monkeypatch):
 
 
 COMPUTED = """
-import numpy as np
-from ccgpu.kernels import reference
-from ccgpu.kernels.numba_cpu import calls, vectors
+import sys
+import torch
+import ccgpu
+from ccgpu.kernels.numba_cpu import vectors
+from tests.ccgpu import problems
 
-q, k, v = np.random.default_rng(0).standard_normal((3, 1, 5, 3, 4)).astype(np.float32)
-out, lse = calls.forward(q, k, v)
-wanted, wanted_lse = reference.forward(q, k, v, 1.0)
-np.testing.assert_allclose(out, wanted, rtol=1e-4, atol=1e-5)
-np.testing.assert_allclose(lse, wanted_lse, rtol=1e-5, atol=1e-5)
+for dtype in (getattr(torch, name) for name in sys.argv[1:]):
+    tensors = tuple(torch.randn(1, c, 17, 5).to(dtype) for c in (3, 3, 18))
+    problem = problems.Problem(tensors, torch.ones(1, 18, 17, 5).to(dtype), torch.ones(1, 17, 5), 1.0)
+    ours = problems.attend(problem, "numba_cpu")
+    problems.check_errors(ours, problems.attend_plainly(problem), problems.expected(problem), problem)
 print(vectors.VECTOR_BYTES)
 """
 
 
-@pytest.mark.parametrize("variable", ["NUMBA_CPU_NAME=generic", "NUMBA_ENABLE_AVX=0"])
-def test_instructions_of_an_older_machine(variable, tmp_path):
+@pytest.mark.parametrize(
+    ("variable", "dtypes"),
+    [("NUMBA_CPU_NAME=generic", ["bfloat16", "float16"]), ("NUMBA_ENABLE_AVX=0", ["float16"])],
+)
+def test_instructions_of_an_older_machine(variable, dtypes, tmp_path):
     """In a process of its own, which LLVM ends if it is asked for an instruction that it may not use."""
     name, value = variable.split("=")
     answer = subprocess.run(
-        [sys.executable, "-c", COMPUTED],
+        [sys.executable, "-c", COMPUTED, *dtypes],
         cwd=ROOT,
         env={**os.environ, name: value, "NUMBA_CACHE_DIR": str(tmp_path)},
         capture_output=True,
