@@ -18,6 +18,11 @@ from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES, size_of
 
 compiled = njit(nogil=True, error_model="numpy")
 
+# Most bytes of B that stay in a core's second cache (1 MB, half of it where cores are smaller) beside A and C. Tiles
+# then go along the rows of C, which are read and written in long pieces, and B is read again for each row of tiles. A
+# larger B is read once, and tiles go down the columns.
+NEAR = 2**18
+
 
 class Matrix(NamedTuple):
     """A matrix in memory: its address, and the bytes from row to row and, within a row, from element to element."""
@@ -123,30 +128,33 @@ def large_functions(source: str) -> tuple[Callable[..., None], Callable[..., Non
     ) -> None:
         """Compute C = alpha A B + beta C: `multiply_tile` for any number of rows and of columns, these in bytes."""
         source  # noqa: B018
-        tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
-        for column in range(0, columns, TILE_VECTORS * VECTOR_BYTES):
-            vectors = min(TILE_VECTORS, (columns - column) // VECTOR_BYTES)
-            row = 0
-            for tile in range(tiles):  # all of nearly the same height: 97 rows are 12 x 6 + 5 x 5, not 16 x 6 + 1
-                end = rows * (tile + 1) // tiles
-                multiply_tile(
-                    like,
-                    end - row,
-                    vectors,
-                    a + row * a_row,
-                    a_row,
-                    a_step,
-                    b + column,
-                    b_step,
-                    c + row * c_row + column,
-                    c_row,
-                    depth,
-                    alpha + row * alpha_step,
-                    alpha_step,
-                    beta + row * beta_step if beta != 0 else 0,
-                    beta_step,
-                )
-                row = end
+        width = TILE_VECTORS * VECTOR_BYTES
+        tiles, strips = (rows + TILE_ROWS - 1) // TILE_ROWS, (columns + width - 1) // width
+        by_rows = depth * columns <= NEAR
+        for number in range(tiles * strips):
+            if by_rows:
+                tile, strip = number // strips, number % strips
+            else:
+                tile, strip = number % tiles, number // tiles
+            # Tiles are all of nearly the same height: 97 rows are 12 x 6 + 5 x 5, not 16 x 6 + 1.
+            row, column = rows * tile // tiles, strip * width
+            multiply_tile(
+                like,
+                rows * (tile + 1) // tiles - row,
+                min(TILE_VECTORS, (columns - column) // VECTOR_BYTES),
+                a + row * a_row,
+                a_row,
+                a_step,
+                b + column,
+                b_step,
+                c + row * c_row + column,
+                c_row,
+                depth,
+                alpha + row * alpha_step,
+                alpha_step,
+                beta + row * beta_step if beta != 0 else 0,
+                beta_step,
+            )
 
     return transpose, multiply
 

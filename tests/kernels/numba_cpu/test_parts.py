@@ -12,7 +12,7 @@ from numba import njit
 
 from ccgpu.kernels.numba_cpu import cache, gradients, schedule, tickets, vectors
 from ccgpu.kernels.numba_cpu.lines import group_at
-from ccgpu.kernels.numba_cpu.matrices import copy, multiply, transpose
+from ccgpu.kernels.numba_cpu.matrices import NEAR, copy, multiply, transpose
 from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES
 
 DTYPES = [np.float32, np.float64]
@@ -245,10 +245,19 @@ def test_multiply_of_every_size(dtype):
     generator = np.random.default_rng(0)
     kinds = itertools.cycle(itertools.product([False, True], ["one", "each"], ["none", "one", "each"]))
     sizes = itertools.product(
-        range(1, 31), range(1, 6), range(1, 20)
+        range(1, 31), range(1, 10), range(1, 20)
     )  # an odd number of depths, so that sizes and kinds do not repeat in step
     for size, kind in zip(sizes, kinds, strict=False):
         check_product(dtype, *size, *kind, generator)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 13])
+@pytest.mark.parametrize("more", [0, 1])
+def test_multiply_of_a_right_matrix_for_either_order_of_tiles(dtype, rows, more):
+    vectors = 9
+    depth = NEAR // (vectors * VECTOR_BYTES) + more
+    for kind in itertools.product([False, True], ["one", "each"], ["none", "one", "each"]):
+        check_product(dtype, rows, vectors, depth, *kind, np.random.default_rng(rows))
 
 
 def test_multiply_without_whole_numbers(dtype):
