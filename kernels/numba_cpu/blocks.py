@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ccgpu.kernels.numba_cpu.attention import Sizes
 from ccgpu.kernels.numba_cpu.lines import Map
 from ccgpu.kernels.numba_cpu.matrices import compiled
-from ccgpu.kernels.numba_cpu.tickets import PHASE
+from ccgpu.kernels.numba_cpu.tickets import PHASE, Phase, numbers_of
 
 Block = NDArray[np.int64]
 
@@ -26,14 +26,14 @@ _SIZES, _STATE, _STRIDES = 1, 6, 7  # where the parts of a plan begin, after the
 _PHASES = _STRIDES + 3 * MAPS
 
 
-def plan_block(sizes: Sizes, state: int, maps: Sequence[Map], phases: Sequence[tuple[int, ...]]) -> Block:
+def plan_block(sizes: Sizes, state: int, maps: Sequence[Map], phases: Sequence[Phase]) -> Block:
     """Return the block of a plan.
 
     Args:
         sizes: of the problem, whose scale is left out.
         state: bytes of an array (images, positions) in the shared memory.
         maps: whose strides count.
-        phases: rows that `tickets.phase_of` returned.
+        phases: of the call.
     """
     block = np.zeros(_PHASES + len(phases) * PHASE, np.int64)
     block[0] = len(phases)
@@ -41,7 +41,7 @@ def plan_block(sizes: Sizes, state: int, maps: Sequence[Map], phases: Sequence[t
     block[_STATE] = state
     for number, layout in enumerate(maps):
         block[_STRIDES + 3 * number :][:3] = layout.image, layout.position, layout.channel
-    block[_PHASES:] = np.array(phases, np.int64).reshape(-1)
+    block[_PHASES:] = numbers_of(phases).reshape(-1)
     return block
 
 

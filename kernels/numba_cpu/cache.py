@@ -153,7 +153,7 @@ def _forward(source: str, like: Any, kept: Any) -> Callable[..., None]:
         v, out = blocks.map_of(block, at, 2), blocks.map_of(block, at, 3)
         maxima, sums = blocks.state_of(block, at[5], 0), blocks.state_of(block, at[5], 1)
         sizes = blocks.sizes_of(block, scale)
-        for axis, begin, end in tickets.tickets(blocks.phases_of(block), counters):
+        for axis, _, begin, end in tickets.tickets(blocks.phases_of(block), counters):
             if pairs:
                 pairs_forward.forward_groups(
                     like, kept, begin, end, memory, axis, sizes, q, k, v, out, at[4], maxima, sums
@@ -174,17 +174,16 @@ def _backward(source: str, like: Any, kept: Any) -> Callable[..., None]:
         k, v = blocks.map_of(block, at, 2), blocks.map_of(block, at, 3)
         out, dq = blocks.map_of(block, at, 4), blocks.map_of(block, at, 5)
         dk, dv = blocks.map_of(block, at, 6), blocks.map_of(block, at, 7)
-        lse, dlse, delta = at[8], at[9], at[10]
+        lse, dlse, delta, shared = at[8], at[9], at[10], blocks.state_of(block, at[10], 1)
         sizes = blocks.sizes_of(block, scale)
-        for axis, begin, end in tickets.tickets(blocks.phases_of(block), counters):
+        maps = gradients.Maps(dout, q, k, v, out, lse, dlse, delta, dq, dk, dv)
+        for axis, task, begin, end in tickets.tickets(blocks.phases_of(block), counters):
             if pairs:
                 pairs_backward.backward_groups(
                     like, kept, begin, end, memory, axis, sizes, dout, q, k, v, out, lse, dlse, delta, dq, dk, dv
                 )
             else:
-                gradients.backward_groups(
-                    like, kept, begin, end, memory, axis, sizes, dout, q, k, v, out, lse, dlse, delta, dq, dk, dv
-                )
+                gradients.backward_groups(like, kept, begin, end, memory, axis, task, sizes, shared, maps)
 
     return backward
 
@@ -194,7 +193,7 @@ def _affinity(source: str, like: Any, kept: Any) -> Callable[..., None]:
         source  # noqa: B018
         block, at = blocks.plan_at(plan), blocks.addresses_at(addresses)
         q, k, sizes = blocks.map_of(block, at, 0), blocks.map_of(block, at, 1), blocks.sizes_of(block, scale)
-        for axis, begin, end in tickets.tickets(blocks.phases_of(block), counters):
+        for axis, _, begin, end in tickets.tickets(blocks.phases_of(block), counters):
             stages.affinity_groups(like, kept, begin, end, memory, axis, sizes, q, k, at[2])
 
     return affinity
@@ -205,7 +204,7 @@ def _aggregate(source: str, like: Any, kept: Any) -> Callable[..., None]:
         source  # noqa: B018
         block, at = blocks.plan_at(plan), blocks.addresses_at(addresses)
         v, out, sizes = blocks.map_of(block, at, 0), blocks.map_of(block, at, 1), blocks.sizes_of(block, scale)
-        for axis, begin, end in tickets.tickets(blocks.phases_of(block), counters):
+        for axis, _, begin, end in tickets.tickets(blocks.phases_of(block), counters):
             stages.aggregate_groups(like, kept, begin, end, memory, axis, sizes, at[2], v, out, at[3] != 0)
 
     return aggregate

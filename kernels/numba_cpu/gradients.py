@@ -5,7 +5,8 @@ Axis after axis:    P = exp(E - lse), dP = dO V^T, dS = P (dP - delta), with del
 
 P, dP, dS and dQ belong to queries; dK and dV belong to keys and are sums over queries. So some queries of a line at a
 time are computed in two steps: `query_gradients` fills their rows of the sheets P and dS, `key_gradients` reads
-columns of these. A thread does both for lines of its own.
+columns of these. A thread does both for lines of its own. Where all threads share a line, each does a part of the
+queries, and when all are done, a part of the keys; K^T and V^T are written before, in parts as well.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ccgpu.kernels.numba_cpu.lines import (
     Group,
     Map,
     Rows,
+    Task,
     chunks,
     columns_of,
     energies,
@@ -33,6 +35,7 @@ from ccgpu.kernels.numba_cpu.lines import (
     position_of,
     put_rows,
     rows_of,
+    share_of,
 )
 from ccgpu.kernels.numba_cpu.matrices import Factors, Matrix, add_product, compiled
 from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES, dot, load, size_of, store, subtract_and_multiply
@@ -46,7 +49,7 @@ class Sheets(NamedTuple):
     k_columns: int  # K^T (depth, keys)
     dk_sums: int  # dk and dv of the keys so far, rows of all their channels, where maps have fewer bits in memory
     dv_sums: int
-    v_columns: int  # V^T (channels, keys), of one chunk of channels
+    v_columns: int  # V^T (channels, keys), of one chunk of channels; in shared memory chunk after chunk
 
 
 class Maps(NamedTuple):
@@ -66,6 +69,13 @@ class Maps(NamedTuple):
 
 
 @compiled
+def _from_row(sheets: Sheets, offset: int) -> Sheets:
+    """Return the sheets from the rows of P and dS on that lie `offset` bytes after the first ones."""
+    weights, gradients = sheets.weights + offset, sheets.gradients + offset
+    return Sheets(weights, gradients, sheets.k_columns, sheets.dk_sums, sheets.dv_sums, sheets.v_columns)
+
+
+@compiled
 def add_dot(like: Any, target: int, a: int, b: int, channels: int) -> None:
     """Add the dot product of two rows of `channels` numbers to the number at `target`."""
     size = size_of(like)
@@ -77,16 +87,40 @@ def add_dot(like: Any, target: int, a: int, b: int, channels: int) -> None:
 
 
 @compiled
+def _value_columns(
+    like: Any, kept: Any, axis: Axis, sizes: Sizes, keys: Group, columns: int, memory: int, at: Memory, v: Map
+) -> None:
+    """Write V^T of some keys of a group, chunk after chunk of the channels."""
+    reads = np.bool_(True)
+    for start, channels in chunks(like, axis, sizes.channels):
+        v_rows = rows_of(like, kept, v, axis, keys, start, channels, memory + at.v, reads)
+        columns_of(like, v_rows, axis, keys, channels, columns + keys.lines * start * padded(like, axis.length))
+
+
+@compiled
 def _weight_gradients(
-    like: Any, kept: Any, axis: Axis, sizes: Sizes, part: Group, sheets: Sheets, memory: int, at: Memory, maps: Maps
+    like: Any,
+    kept: Any,
+    axis: Axis,
+    task: Task,
+    sizes: Sizes,
+    part: Group,
+    sheets: Sheets,
+    memory: int,
+    at: Memory,
+    maps: Maps,
 ) -> None:
     """Write dP = dO V^T for the queries of a part of a group; on the first axis, add dout . out to delta."""
     size, key_row, reads, none = size_of(like), padded(like, axis.length), np.bool_(True), np.int64(0)
     line, sheet, one = part_of(part, none, axis.length), axis.queries * key_row, Factors(memory + at.one, none)
     for start, channels in chunks(like, axis, sizes.channels):
         dout_rows = rows_of(like, kept, maps.dout, axis, part, start, channels, memory + at.dout, reads)
-        v_rows = rows_of(like, kept, maps.v, axis, line, start, channels, memory + at.v, reads)
-        columns_of(like, v_rows, axis, line, channels, sheets.v_columns)
+        columns = sheets.v_columns
+        if task.shared:
+            columns += part.lines * start * key_row
+        else:
+            v_rows = rows_of(like, kept, maps.v, axis, line, start, channels, memory + at.v, reads)
+            columns_of(like, v_rows, axis, line, channels, columns)
         for m in range(part.lines):
             add_product(
                 like,
@@ -94,7 +128,7 @@ def _weight_gradients(
                 axis.length,
                 channels,
                 matrix_of(like, dout_rows, m, none),
-                Matrix(sheets.v_columns + m * channels * key_row, key_row, size),
+                Matrix(columns + m * channels * key_row, key_row, size),
                 Matrix(sheets.gradients + m * sheet, key_row, size),
                 one,
                 no_factors() if start == 0 else one,
@@ -114,6 +148,7 @@ def query_gradients(
     like: Any,
     kept: Any,
     axis: Axis,
+    task: Task,
     sizes: Sizes,
     part: Group,
     sheets: Sheets,
@@ -122,7 +157,10 @@ def query_gradients(
     at: Memory,
     maps: Maps,
 ) -> None:
-    """Write P and dS and add scale dS K to dq, for the queries of a part of a group; k are the rows of all keys."""
+    """Write P and dS and add scale dS K to dq, for the queries of a part of a group.
+
+    The sheets P and dS begin with the first of these queries; k are the rows of all keys.
+    """
     size, key_row, depth, none = size_of(like), padded(like, axis.length), sizes.depth, np.int64(0)
     reads, adds, sheet = np.bool_(True), not axis.first, axis.queries * key_row
     scale, beta = Factors(memory + at.scale, none), Factors(memory + at.one if adds else none, none)
@@ -135,7 +173,7 @@ def query_gradients(
             exponentials_of(like, row, axis.length, part.first + i, axis.crossing, load(like, maps.lse + place))
             if axis.first:
                 store(maps.delta + place, type(like)(0) if maps.dlse == 0 else -load(like, maps.dlse + place))
-    _weight_gradients(like, kept, axis, sizes, part, sheets, memory, at, maps)
+    _weight_gradients(like, kept, axis, task, sizes, part, sheets, memory, at, maps)
     for m in range(part.lines):
         for i in range(part.length):
             row = m * sheet + i * key_row
@@ -245,46 +283,47 @@ def backward_groups(
     end: int,
     memory: int,
     axis: Axis,
+    task: Task,
     sizes: Sizes,
-    dout: Map,
-    q: Map,
-    k: Map,
-    v: Map,
-    out: Map,
-    lse: int,
-    dlse: int,
-    delta: int,
-    dq: Map,
-    dk: Map,
-    dv: Map,
+    shared: int,
+    maps: Maps,
 ) -> None:
-    """Compute backward for groups begin ... end of an axis.
+    """Compute a task of backward for groups begin ... end of an axis.
 
     Args:
         like, kept, begin, end, memory, axis, sizes: as in `attention.forward_groups`.
-        dout, q, k, v, out, dq, dk, dv: maps of the dtype in memory.
-        lse: address of an array (images, positions).
-        dlse: address of such an array; 0: zeros.
-        delta: address of such an array, which passes dout . out - dlse from the first axis to the others.
+        task: all steps, if the thread has the lines to itself; one of them, if all threads share a line.
+        shared: address of memory that all threads share, aligned to vectors; see `sharing.memory_of_a_shared_line`.
+        maps: maps of the dtype in memory, and addresses of arrays.
     """
-    length, depth, none, reads = axis.length, sizes.depth, np.int64(0), np.bool_(True)
-    maps = Maps(dout, q, k, v, out, lse, dlse, delta, dq, dk, dv)
-    at = divide_memory(axis, sizes, size_of(like), True, size_of(kept) < size_of(like))
+    size, key_row, depth, none = size_of(like), padded(like, axis.length), sizes.depth, np.int64(0)
+    at = divide_memory(axis, sizes, size, True, size_of(kept) < size)
+    start = shared - at.energies if task.shared else memory
     sheets = Sheets(
-        memory + at.energies,
-        memory + at.gradients,
-        memory + at.k_columns,
-        memory + at.dk_sums,
-        memory + at.dv_sums,
-        memory + at.v_columns,
+        start + at.energies,
+        start + at.gradients,
+        start + at.k_columns,
+        start + at.dk_sums,
+        start + at.dv_sums,
+        start + at.v_columns,
     )
     store(memory + at.scale, type(like)(sizes.scale))
     store(memory + at.one, type(like)(1))
     for number in range(begin, end):
-        line = group_at(axis, number)
-        k_rows = rows_of(like, kept, k, axis, line, none, depth, memory + at.k, reads)
-        columns_of(like, k_rows, axis, line, depth, sheets.k_columns)
-        for first in range(0, length, axis.queries):
-            part = part_of(line, first, min(axis.queries, length - first))
-            query_gradients(like, kept, axis, sizes, part, sheets, k_rows, memory, at, maps)
-            key_gradients(like, kept, axis, sizes, line, part, sheets, memory, at, maps)
+        group = group_at(axis, number)
+        line = part_of(group, none, axis.length)
+        rows_read = line if task.by_queries else group
+        reads = task.by_queries or task.columns
+        k_rows = rows_of(like, kept, maps.k, axis, rows_read, none, depth, memory + at.k, reads)
+        if task.columns:
+            columns_of(like, k_rows, axis, group, depth, sheets.k_columns)
+            if task.shared:
+                _value_columns(like, kept, axis, sizes, group, sheets.v_columns, memory, at, maps.v)
+        for first in range(task.first, task.end, axis.queries):
+            queries = part_of(line, first, min(axis.queries, task.end - first))
+            part = share_of(queries, number % axis.parts, axis.parts)
+            if task.by_queries and part.length > 0:
+                own = _from_row(sheets, (part.first - first) * key_row)
+                query_gradients(like, kept, axis, task, sizes, part, own, k_rows, memory, at, maps)
+            if task.by_keys:
+                key_gradients(like, kept, axis, sizes, group, queries, sheets, memory, at, maps)

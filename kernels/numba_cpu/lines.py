@@ -51,6 +51,17 @@ class Axis(NamedTuple):
     skips: bool  # whether the position itself is left out of the neighbours on this axis
 
 
+class Task(NamedTuple):
+    """What a phase of backward computes of its groups, for queries first ... end of each line; see gradients.py."""
+
+    first: int
+    end: int
+    columns: bool  # K^T of the group's keys, and V^T if the line is shared
+    by_queries: bool  # P, dS and dQ of the group's queries
+    by_keys: bool  # what the queries add to dK and dV of the group's keys
+    shared: bool  # whether all threads work on one group of lines, whose sheets lie in memory that they share
+
+
 class Group(NamedTuple):
     """Neighbouring lines of an axis, or a part of each: `length` positions of every line, from its `first` one on.
 
@@ -79,14 +90,21 @@ def group_at(axis: Axis, number: int) -> Group:
     rest, group = divmod(rest, axis.groups)
     image, outer = divmod(rest, axis.outer)
     start, end = axis.inner * group // axis.groups, axis.inner * (group + 1) // axis.groups
-    first, last = axis.length * part // axis.parts, axis.length * (part + 1) // axis.parts
-    return Group(image, outer * axis.length * axis.inner + start, end - start, first, last - first)
+    line = Group(image, outer * axis.length * axis.inner + start, end - start, 0, axis.length)
+    return share_of(line, part, axis.parts)
 
 
 @compiled
 def part_of(group: Group, first: int, length: int) -> Group:
     """Return `length` positions, from `first` on, of each of a group's lines."""
     return Group(group.image, group.position, group.lines, first, length)
+
+
+@compiled
+def share_of(group: Group, number: int, parts: int) -> Group:
+    """Return part `number` of a group whose positions are divided into `parts` parts."""
+    first, end = group.length * number // parts, group.length * (number + 1) // parts
+    return part_of(group, group.first + first, end - first)
 
 
 @compiled

@@ -36,6 +36,7 @@ from ccgpu.kernels.numba_cpu.operands import (
     words_of,
 )
 from ccgpu.kernels.numba_cpu.pages import may_have_large_pages, prefer_large_pages
+from ccgpu.kernels.numba_cpu.sharing import memory_of_a_shared_line
 from ccgpu.kernels.numba_cpu.tickets import new_counters
 
 PLANS = 256
@@ -62,6 +63,14 @@ def _memory_of(kernel: str, arithmetic: Arithmetic, sizes: Sizes) -> Callable[[A
         return lambda axis: divide(axis, sizes).end
     size, narrow = (np.dtype(dtype).itemsize for dtype in arithmetic)
     return lambda axis: divide_memory(axis, sizes, size, kernel == "backward", narrow < size).end
+
+
+def _shared_of(kernel: str, arithmetic: Arithmetic, sizes: Sizes) -> Callable[[Axis], tuple[int, int]] | None:
+    """Return the function that `schedule.divide` asks for lines that all threads work on, or None."""
+    if kernel != "backward" or dot_products.used_for(arithmetic.kept):
+        return None
+    size, narrow = (np.dtype(dtype).itemsize for dtype in arithmetic)
+    return lambda axis: memory_of_a_shared_line(axis, sizes, size, narrow < size)
 
 
 class Plan:
@@ -101,12 +110,14 @@ class Plan:
             size,
             gathers=any(layout.channel != itemsize(first) for layout in maps),
             memory_of=_memory_of(problem.kernel, arithmetic, sizes),
+            shared_of=_shared_of(problem.kernel, arithmetic, sizes),
+            whole=problem.kernel == "backward",
             threads=problem.threads,
             products=problem.products,
         )
         self._helpers, self._phases, self._memory = division.helpers, len(division.phases), division.memory
         state = filled_up(images * positions * size)
-        self._all_memory = self._memory + problem.states * state
+        self._all_memory = self._memory + problem.states * state + division.shared
         self._block = plan_block(sizes, state, maps, division.phases)
         self._address = self._block.ctypes.data
         self._kernel = kernel_of(problem.kernel, arithmetic.like, arithmetic.kept)

@@ -18,7 +18,8 @@ from numba import config
 from ccgpu.kernels.numba_cpu.attention import Sizes
 from ccgpu.kernels.numba_cpu.lines import Axis
 from ccgpu.kernels.numba_cpu.matrices import filled_up
-from ccgpu.kernels.numba_cpu.tickets import phase_of
+from ccgpu.kernels.numba_cpu.sharing import backward_phases, parts_of, whole_lines
+from ccgpu.kernels.numba_cpu.tickets import Phase, phase_of
 from ccgpu.kernels.numba_cpu.tiles import TILE_ROWS
 from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES
 
@@ -32,17 +33,20 @@ SMALL = 2**20  # multiply-adds that one thread finishes before another one is aw
 TOGETHER = 2**20  # elements of the images that go through all axes together, while the CPU's caches hold them
 
 
-def plan_axes(sizes: tuple[int, ...], images: int, itemsize: int, gathers: bool, threads: int) -> list[Axis]:
+def plan_axes(
+    sizes: tuple[int, ...], images: int, itemsize: int, gathers: bool, threads: int, whole: bool
+) -> list[Axis]:
     """Return the axes to run, the last one first, with their lines divided into groups.
 
     Axes of length 1 are left out, but for the last: their lines hold the position itself alone.
 
     Args:
         sizes: of the map, one to three.
-        images: number of images.
+        images: number of images that are computed together.
         itemsize: bytes of a number in the dtype of the arithmetic.
         gathers: whether some map has contiguous positions instead of contiguous channels.
         threads: number of threads.
+        whole: whether lines must be whole; otherwise few lines are divided into parts.
     """
     wanted = [len(sizes) - 1, *(a for a in range(len(sizes) - 1) if sizes[a] > 1)]
     axes = []
@@ -63,7 +67,7 @@ def plan_axes(sizes: tuple[int, ...], images: int, itemsize: int, gathers: bool,
                 outer=outer,
                 groups=groups,
                 lines=-(-inner // groups),
-                parts=1,
+                parts=1 if whole else parts_of(images * outer * groups, length, threads),
                 queries=queries,
                 chunk=(CHUNK_GATHERED if many else CHUNK) // itemsize,
                 crossing=len(wanted),
@@ -79,8 +83,9 @@ def plan_axes(sizes: tuple[int, ...], images: int, itemsize: int, gathers: bool,
 class Division(NamedTuple):
     """How the work of a call is divided."""
 
-    phases: list[tuple[int, ...]]  # rows that `tickets.phase_of` returned
+    phases: list[Phase]
     memory: int  # bytes of a thread's memory, whole vectors
+    shared: int  # bytes of the memory for lines that all threads work on
     helpers: int  # threads besides the calling one; none that work this small would not wait for
 
 
@@ -92,6 +97,8 @@ def divide(
     *,
     gathers: bool,
     memory_of: Callable[[Axis], int],
+    shared_of: Callable[[Axis], tuple[int, int]] | None,
+    whole: bool,
     threads: int,
     products: int,
 ) -> Division:
@@ -104,6 +111,9 @@ def divide(
         itemsize: bytes of a number in the dtype of the arithmetic.
         gathers: whether some map has contiguous positions instead of contiguous channels.
         memory_of: function that returns the bytes of a thread's memory for the lines of an axis.
+        shared_of: function that returns the bytes of a thread's memory and of all threads' together for a line that
+            all of them work on; None: no kernel does that.
+        whole: whether a line may not be divided into groups.
         threads: most threads that share the work.
         products: multiply-adds for each pair of a position and a neighbour on an axis.
     """
@@ -111,15 +121,24 @@ def divide(
         extent for axis, extent in enumerate(extents) if extent > 1 or axis == len(extents) - 1
     )
     threads = threads if images * pairs * products >= SMALL else 1
-    axes = plan_axes(extents, images, itemsize, gathers, threads)
-    step = max(1, TOGETHER // (sizes.positions * max(sizes.depth, sizes.channels)))
-    phases = []
+    step = max(1, min(images, TOGETHER // (sizes.positions * max(sizes.depth, sizes.channels))))
+    if max(extents[:-1], default=1) == 1:
+        step = images  # a single axis: no other one will read the images again
+    axes = plan_axes(extents, step, itemsize, gathers, threads, whole)
+    phases: list[Phase] = []
     for start in range(0, images, step):
         end = min(images, start + step)
         for axis in axes:
-            a_image = axis.outer * axis.groups
-            phases.append(phase_of(axis, start * a_image, end * a_image, threads, PARTS))
-    return Division(phases, filled_up(max(map(memory_of, axes))), threads - 1)
+            a_image = axis.outer * axis.groups * axis.parts
+            groups = start * a_image, end * a_image
+            if shared_of is None:
+                phases.append(phase_of(axis, whole_lines(axis), *groups, threads, PARTS))
+            else:
+                phases += backward_phases(axis, *groups, threads, PARTS)
+    alone = {phase.axis for phase in phases if not phase.task.shared}
+    shared = [shared_of(axis) for axis in {phase.axis for phase in phases if phase.task.shared}] if shared_of else []
+    own = max(*(memory_of(axis) for axis in alone), *(own for own, _ in shared), 0)
+    return Division(phases, filled_up(own), max((size for _, size in shared), default=0), threads - 1)
 
 
 # The thread pool ------------------------------------------------------------------------------------------------------

@@ -127,21 +127,24 @@ def aggregate_groups(
     for number in range(begin, end):
         group = group_at(axis, number)
         line = part_of(group, none, length)
-        for first in range(group.first, group.first + group.length, queries):
-            part = part_of(group, first, min(queries, group.first + group.length - first))
+        summed = line if transposed else group
+        for first in range(summed.first, summed.first + summed.length, queries):
+            part = part_of(summed, first, min(queries, summed.first + summed.length - first))
             for m in range(part.lines):
                 for i in range(part.length):
                     position, own = position_of(axis, sizes.positions, part, m, i), first + i
                     target = memory + at.energies + (m * queries + i) * row
                     _get_weights(like, axis, sizes, position, own, target, weights)
             adds = not axis.first or (transposed and first > 0)
-            here, there = (part, line) if transposed else (line, part)
+            here, there = (part, group) if transposed else (line, part)
             for start, channels in chunks(like, axis, sizes.channels):
                 v_rows = rows_of(like, kept, v, axis, here, start, channels, memory + at.v, reads)
                 out_rows = rows_of(like, kept, out, axis, there, start, channels, memory + at.out, adds)
                 for m in range(part.lines):
                     sheet, beta = memory + at.energies + m * queries * row, one if adds else no_factors()
-                    weighting = Matrix(sheet, size, row) if transposed else Matrix(sheet, row, size)
+                    weighting = (
+                        Matrix(sheet + group.first * size, size, row) if transposed else Matrix(sheet, row, size)
+                    )
                     values, sums = matrix_of(like, v_rows, m, none), matrix_of(like, out_rows, m, none)
                     add_product(like, there.length, channels, here.length, weighting, values, sums, one, beta)
                 put_rows(like, kept, out_rows, out, axis, there, start, channels)

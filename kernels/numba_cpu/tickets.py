@@ -7,8 +7,8 @@ done; the calling thread does everything alone if no other one wakes up in time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -16,10 +16,10 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from ccgpu.kernels.numba_cpu.lines import Axis
+from ccgpu.kernels.numba_cpu.lines import Axis, Task
 from ccgpu.kernels.numba_cpu.matrices import compiled
 
-PHASE = len(Axis._fields) + 3  # numbers of a phase: its axis, the range of its groups and the groups of a ticket
+PHASE = len(Axis._fields) + len(Task._fields) + 3  # numbers of a phase
 LINE = 64  # bytes of a cache line; each counter has one of its own
 _I64 = ir.IntType(64)
 
@@ -45,9 +45,24 @@ def atomic_load(typingctx: Any, address: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
-def phase_of(axis: Axis, begin: int, end: int, threads: int, parts: int) -> tuple[int, ...]:
-    """Return a phase, as a row of numbers: groups begin ... end of an axis, in about `parts` tickets a thread."""
-    return (*axis, begin, end, max(1, (end - begin) // (threads * parts)))
+class Phase(NamedTuple):
+    """Groups begin ... end of an axis, counted through all images, and what is computed of them."""
+
+    axis: Axis
+    task: Task
+    begin: int
+    end: int
+    step: int  # groups of a ticket
+
+
+def phase_of(axis: Axis, task: Task, begin: int, end: int, threads: int, parts: int) -> Phase:
+    """Return a phase of about `parts` tickets for each thread."""
+    return Phase(axis, task, begin, end, max(1, (end - begin) // (threads * parts)))
+
+
+def numbers_of(phases: Sequence[Phase]) -> NDArray[np.int64]:
+    """Return phases as the kernels take them: a row of numbers for each."""
+    return np.array([(*phase.axis, *phase.task, *phase[2:]) for phase in phases], np.int64).reshape(-1, PHASE)
 
 
 def new_counters(phases: int) -> NDArray[np.int64]:
@@ -63,22 +78,29 @@ def axis_of(phases: NDArray[np.int64], phase: int) -> Axis:
 
 
 @compiled
-def tickets(phases: NDArray[np.int64], counters: int) -> Iterator[tuple[Axis, int, int]]:
-    """Yield the axis and the groups, begin ... end, of each ticket that this thread takes; return when all are done.
+def task_of(phases: NDArray[np.int64], phase: int) -> Task:
+    """Return the task of a phase."""
+    n = phases[phase, 13:19]
+    return Task(n[0], n[1], n[2], n[3], n[4], n[5])
+
+
+@compiled
+def tickets(phases: NDArray[np.int64], counters: int) -> Iterator[tuple[Axis, Task, int, int]]:
+    """Yield axis, task and groups, begin ... end, of each ticket that this thread takes; return when all are done.
 
     `counters` is the address of `new_counters`, or 0 for a thread that works alone: it takes each phase as a whole.
     """
     for phase in range(len(phases)):
-        axis = axis_of(phases, phase)
-        begin, end, step = phases[phase, 13], phases[phase, 14], phases[phase, 15]
+        axis, task = axis_of(phases, phase), task_of(phases, phase)
+        begin, end, step = phases[phase, 19], phases[phase, 20], phases[phase, 21]
         if counters == 0:
-            yield axis, begin, end
+            yield axis, task, begin, end
             continue
         taken = counters + phase * 2 * LINE
         finished = taken + LINE
         ticket = begin + atomic_add(taken, 1) * step
         while ticket < end:
-            yield axis, ticket, min(end, ticket + step)
+            yield axis, task, ticket, min(end, ticket + step)
             atomic_add(finished, 1)
             ticket = begin + atomic_add(taken, 1) * step
         while atomic_load(finished) < (end - begin + step - 1) // step:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 
-from ccgpu.kernels.numba_cpu import cache, gradients, schedule, tickets, vectors
-from ccgpu.kernels.numba_cpu.lines import group_at
+from ccgpu.kernels.numba_cpu import cache, gradients, schedule, sharing, tickets, vectors
+from ccgpu.kernels.numba_cpu.lines import group_at, position_of
 from ccgpu.kernels.numba_cpu.matrices import NEAR, copy, multiply, transpose
 from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES
 
@@ -279,12 +279,20 @@ def test_multiply_without_whole_numbers(dtype):
 SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=3).map(tuple)
 
 
-@given(SIZES, st.integers(1, 5), st.sampled_from([4, 8]), st.booleans(), st.integers(1, 40), st.integers(1, 2**22))
-@settings(max_examples=60, deadline=None)
-def test_groups_share_out_every_line_once(sizes, images, itemsize, gathers, threads, sheet_bytes):
+@given(
+    SIZES,
+    st.integers(1, 5),
+    st.sampled_from([4, 8]),
+    st.booleans(),
+    st.integers(1, 40),
+    st.integers(1, 2**22),
+    st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_groups_share_out_every_position_once(sizes, images, itemsize, gathers, threads, sheet_bytes, whole):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedule, "SHEET_BYTES", sheet_bytes)
-        axes = schedule.plan_axes(sizes, images, itemsize, gathers, threads)
+        axes = schedule.plan_axes(sizes, images, itemsize, gathers, threads, whole)
     assert [axis.length for axis in axes] == [sizes[-1], *(n for n in sizes[:-1] if n > 1)]
     assert [axis.first for axis in axes] == [True] + [False] * (len(axes) - 1)
     assert [axis.last for axis in axes] == [False] * (len(axes) - 1) + [True]
@@ -292,27 +300,32 @@ def test_groups_share_out_every_line_once(sizes, images, itemsize, gathers, thre
         assert axis.crossing == len(axes)
         assert axis.length * axis.inner * axis.outer == np.prod(sizes)
         assert 1 <= axis.queries <= axis.length
-        groups = [group_at(axis, n) for n in range(axis.outer * axis.groups)]
+        assert axis.parts == 1 or not whole
+        groups = [group_at.py_func(axis, n) for n in range(axis.outer * axis.groups * axis.parts)]
         assert {group.image for group in groups} == {0}
         assert min(group.lines for group in groups) >= 1
         assert max(group.lines for group in groups) <= axis.lines
-        lines = [group.position + m for group in groups for m in range(group.lines)]
-        assert lines == [o * axis.length * axis.inner + i for o in range(axis.outer) for i in range(axis.inner)]
-        following = group_at(axis, axis.outer * axis.groups)
-        assert (following.image, following.position) == (1, 0)
+        assert min(group.length for group in groups) >= 1
+        positions = [
+            position_of.py_func(axis, 0, g, m, i) for g in groups for m in range(g.lines) for i in range(g.length)
+        ]
+        assert sorted(positions) == list(range(np.prod(sizes)))
+        following = group_at(axis, axis.outer * axis.groups * axis.parts)
+        assert (following.image, following.position, following.first) == (1, 0, 0)
 
 
-AXIS = schedule.plan_axes((3, 4), 1, 4, False, 1)[0]
+AXIS = schedule.plan_axes((3, 4), 1, 4, False, 1, True)[0]
+TASK = sharing.whole_lines(AXIS)
 
 
 @nogil
 def do_all(phases, counters, done, early):
     """Count each group that this thread takes; mark groups that began before an earlier phase was done as early."""
-    for axis, begin, end in tickets.tickets(phases, counters):
+    for axis, _, begin, end in tickets.tickets(phases, counters):
         early[begin] = axis.length != 4
         for phase in phases:
-            if phase[13] <= begin < phase[14]:
-                for group in range(phase[13]):
+            if phase[19] <= begin < phase[20]:
+                for group in range(phase[19]):
                     early[begin] = early[begin] or done[group] == 0
         for group in range(begin, end):
             done[group] += 1
@@ -323,7 +336,7 @@ def do_all(phases, counters, done, early):
 def test_tickets_cover_the_groups_of_each_phase(counts, threads, parts):
     starts = np.cumsum([0, *counts])
     ranges = itertools.pairwise(starts)
-    phases = np.array([tickets.phase_of(AXIS, *groups, threads, parts) for groups in ranges], np.int64)
+    phases = tickets.numbers_of([tickets.phase_of(AXIS, TASK, *groups, threads, parts) for groups in ranges])
     counters = tickets.new_counters(len(counts))
     done, early = np.zeros(starts[-1] + 1, np.int64), np.zeros(starts[-1] + 1, np.bool_)
     for _ in range(2):  # a thread that comes when all is done finds no ticket and returns
@@ -336,7 +349,7 @@ def test_tickets_cover_the_groups_of_each_phase(counts, threads, parts):
 @settings(deadline=None)
 def test_a_thread_without_counters_does_all_alone(counts):
     starts = np.cumsum([0, *counts])
-    phases = np.array([tickets.phase_of(AXIS, *groups, 1, 1) for groups in itertools.pairwise(starts)], np.int64)
+    phases = tickets.numbers_of([tickets.phase_of(AXIS, TASK, *groups, 1, 1) for groups in itertools.pairwise(starts)])
     done, early = np.zeros(starts[-1] + 1, np.int64), np.zeros(starts[-1] + 1, np.bool_)
     do_all(phases, 0, done, early)
     np.testing.assert_array_equal(done[:-1], 1)
@@ -346,7 +359,7 @@ def test_a_thread_without_counters_does_all_alone(counts):
 @pytest.mark.timeout(120)
 def test_threads_take_each_ticket_once_and_wait_between_phases():
     starts = range(0, 6001, 600)
-    phases = np.array([tickets.phase_of(AXIS, *groups, 4, 50) for groups in itertools.pairwise(starts)])
+    phases = tickets.numbers_of([tickets.phase_of(AXIS, TASK, *groups, 4, 50) for groups in itertools.pairwise(starts)])
     for _ in range(20):
         counters = tickets.new_counters(len(phases))
         done, early = np.zeros(6000, np.int64), np.zeros(6000, np.bool_)
