@@ -77,8 +77,9 @@ def test_chunks_of_channels(layout, plan_with, monkeypatch):
 
 @needs_instructions
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_same_bits_for_every_number_of_threads(layout):
-    problem, before = problem_of((40, 33), 2, 16, 64, layout), torch.get_num_threads()
+@pytest.mark.parametrize("sizes", [(40, 33), (1, 700), (700, 1)])
+def test_same_bits_for_every_number_of_threads(layout, sizes):
+    problem, before = problem_of(sizes, 1, 16, 64, layout), torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 3, 5):
