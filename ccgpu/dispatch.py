@@ -27,7 +27,7 @@ class Backend(NamedTuple):
 
     name: str
     module: Bridge
-    description: str
+    description: str | Callable[[torch.dtype], str]  # of a dtype, where that changes what it is
     made_for: str | None = None  # a kind of device; None: any
     automatic: bool = True  # whether it is chosen without being named
     suits: Callable[[Call], bool] = lambda call: True  # whether it is faster than the next ones for a call
@@ -37,6 +37,10 @@ class Backend(NamedTuple):
         if self.made_for == "cpu" and call.device.type != "cpu":
             return f"it runs CPU tensors, and these are on {call.device}"
         return self.module.why_not(call)
+
+    def what(self, dtype: torch.dtype) -> str:
+        """Return what the backend is, for tensors of a dtype."""
+        return self.description if isinstance(self.description, str) else self.description(dtype)
 
 
 class BackendStatus(NamedTuple):
@@ -54,7 +58,7 @@ BACKENDS = (
     Backend(
         "numba_cpu",
         numba_cpu,
-        "CPU kernels, compiled by Numba at the first call",
+        numba_cpu.description,
         "cpu",
         suits=numba_cpu.suits,
     ),
@@ -165,7 +169,8 @@ def backends(
         sizes: the map, (L,), (H, W) or (T, H, W).
 
     Returns:
-        A `BackendStatus(name, available, reason)` for each backend; an available one's reason says what it is.
+        A `BackendStatus(name, available, reason)` for each backend; an available one's reason says what it is, and for
+        `numba_cpu` which arithmetic the dtype gets on this CPU.
 
     Examples:
         >>> import ccgpu
@@ -176,4 +181,4 @@ def backends(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     call = Call(torch.device(device), dtype, depth, channels, sizes)
     reasons = [(backend, backend.why_not(call)) for backend in BACKENDS]
-    return [BackendStatus(b.name, why is None, b.description if why is None else why) for b, why in reasons]
+    return [BackendStatus(b.name, why is None, b.what(dtype) if why is None else why) for b, why in reasons]

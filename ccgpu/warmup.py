@@ -22,7 +22,7 @@ from ccgpu.bridges.cupy_cuda.launch import LAUNCHER
 from ccgpu.layouts import NAMES, energy_dtype
 
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
-DEFAULT_DTYPES = {"cpu": ("float32", "float64"), "cuda": ("bfloat16",)}
+DEFAULT_DTYPES = {"cpu": tuple(DTYPES), "cuda": ("bfloat16",)}
 
 
 class Compiled(NamedTuple):
@@ -43,7 +43,7 @@ def warmup(
 ) -> Iterator[Compiled]:
     """Compile the kernels for maps of the given sizes, and yield each one that was not compiled before.
 
-    On the CPU the kernels are those of a dtype, float32 for half precision: each is compiled or loaded and run once on
+    On the CPU the kernels are those of a dtype: each is compiled or loaded and run once on
     a tiny map, and yielded. Sizes, depth, channels and batch change nothing there.
 
     Args:
@@ -88,9 +88,8 @@ def _cpu_kernels(dtype: torch.dtype, backward: bool) -> Iterator[Compiled]:
     reason = numba_cpu.why_not(Call(torch.device("cpu"), dtype))
     if reason is not None:
         raise RuntimeError(f"warmup: the kernels must be able to run on the CPU, got: {reason}")
-    x, name = torch.zeros(1, 2, 3, 3, dtype=dtype), str(energy_dtype(dtype)).removeprefix("torch.")
-    out, lse = x, torch.zeros(1, 3, 3, dtype=energy_dtype(dtype))
-    weights = torch.zeros(1, 5, 3, 3, dtype=energy_dtype(dtype))
+    x, wide = torch.zeros(1, 2, 3, 3, dtype=dtype), energy_dtype(dtype)
+    out, lse, weights = x, torch.zeros(1, 3, 3, dtype=wide), torch.zeros(1, 5, 3, 3, dtype=wide)
     runs = {
         "forward": lambda: numba_cpu.forward(x, x, x, 1.0),
         "backward": lambda: numba_cpu.backward(x, x, x, x, out, lse, lse, 1.0),
@@ -101,6 +100,8 @@ def _cpu_kernels(dtype: torch.dtype, backward: bool) -> Iterator[Compiled]:
         if kernel != "backward" or backward:
             start = time.perf_counter()
             run()
+            # The sums of aggregate are computed in the dtype of energies.
+            name = NAMES[wide if kernel == "aggregate" else dtype]
             yield Compiled(f"{kernel} {name}", time.perf_counter() - start)
 
 
@@ -110,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="ccgpu warmup", description=description, allow_abbrev=False)
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
     parser.add_argument(
-        "--dtype", nargs="+", choices=list(DTYPES), help="(default: float32 and float64 on the CPU, bfloat16 on a GPU)"
+        "--dtype", nargs="+", choices=list(DTYPES), help="(default: all of them on the CPU, bfloat16 on a GPU)"
     )
     parser.add_argument("--forward-only", action="store_true", help="leave out what only training needs")
     gpu = parser.add_argument_group("on a GPU")

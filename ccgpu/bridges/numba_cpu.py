@@ -46,6 +46,12 @@ def why_not(call: Call) -> str | None:
     return _reason()
 
 
+def description(dtype: torch.dtype) -> str:
+    """Return what `ccgpu.backends` says of the kernels where they can run: how they compute a dtype on this CPU."""
+    arithmetic = f": {_operands().arithmetic_of(NAMES[dtype])}" if dtype in NAMES else ""
+    return f"CPU kernels, compiled by Numba at the first call{arithmetic}"
+
+
 def suits(call: Call) -> bool:
     """Return whether the kernels are faster than torch's products, as measured in docs/backends.md.
 

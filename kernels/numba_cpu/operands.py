@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ccgpu.kernels.numba_cpu import dot_products
 from ccgpu.kernels.numba_cpu.lines import Map
 
 Array = NDArray[Any]
@@ -55,6 +56,14 @@ ARITHMETIC = {
     "float16": Arithmetic(np.float32, np.uint16),
 }
 """For each dtype of q, k and v, how this CPU computes it."""
+
+
+def arithmetic_of(dtype: str) -> str:
+    """Say how the kernels compute a dtype on this CPU, for example "float16 in float32, converted in registers"."""
+    arithmetic = ARITHMETIC[dtype]
+    if dot_products.used_for(arithmetic.kept):
+        return f"{dtype} by dot-product instructions"
+    return dtype if arithmetic.kept is arithmetic.like else f"{dtype} in float32, converted in registers"
 
 
 def operand_of(x: Array) -> Operand:

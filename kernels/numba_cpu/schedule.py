@@ -29,7 +29,7 @@ from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES
 SHEET_BYTES = 5 * 2**19
 CHUNK, CHUNK_GATHERED = 512, 128  # bytes of a position's channels processed at once; the second, for gathered lines
 PARTS = 8  # tickets of a phase for each thread, so that a thread that is held up takes fewer
-SMALL = 2**20  # multiply-adds that one thread finishes before another one is awake
+SMALL = 2**22  # multiply-adds that one thread finishes before another one has been awake for long (0.1 ms)
 TOGETHER = 2**20  # elements of the images that go through all axes together, while the CPU's caches hold them
 
 

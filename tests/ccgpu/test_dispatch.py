@@ -12,6 +12,7 @@ import ccgpu
 from ccgpu import dispatch
 from ccgpu.bridges import numba_cpu, numba_cuda
 from ccgpu.bridges.cupy_cuda import device
+from ccgpu.kernels.numba_cpu import dot_products
 
 Q = torch.randn(1, 2, 3, 4)
 META = torch.empty(1, 2, 3, 4, device="meta")
@@ -191,6 +192,22 @@ def test_backends_lists_all_with_reasons(monkeypatch):
     on_cuda = {b.name: b for b in ccgpu.backends("cuda")}
     assert not any(b.available for b in on_cuda.values())
     assert all("no CUDA device" in on_cuda[name].reason for name in ("cupy", "numba_cuda", "torch"))
+
+
+@pytest.mark.parametrize("name", ["float32", "float64", "float16", "bfloat16"])
+def test_backends_say_which_arithmetic_a_dtype_gets(name, monkeypatch):
+    def said():
+        return ccgpu.backends("cpu", dtype=getattr(torch, name))[0].reason
+
+    converted = dict.fromkeys(("float16", "bfloat16"), " in float32, converted in registers")
+    expected = {True: {**converted, "bfloat16": " by dot-product instructions"}, False: converted}
+    for available, endings in expected.items():
+        monkeypatch.setattr(dot_products, "AVAILABLE", available)
+        assert said() == f"CPU kernels, compiled by Numba at the first call: {name}{endings.get(name, '')}"
+
+
+def test_backends_of_a_dtype_without_kernels():
+    assert ccgpu.backends("cpu", dtype=torch.int8)[0].name == "numba_cpu"
 
 
 # The kernels for the CPU: which calls they suit, and when they cannot run ---------------------------------------------
