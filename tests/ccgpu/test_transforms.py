@@ -106,12 +106,18 @@ def test_gradients_of_each_sample() -> None:
             torch.testing.assert_close(found[name][index], gradient)
 
 
+def assert_near(value, expected):
+    """Compare results of about 1; those of kernels that round between the axes differ by a unit of such a number."""
+    half = expected.dtype == torch.bfloat16
+    torch.testing.assert_close(value, expected, rtol=0.016 if half else 1.3e-6, atol=2.0**-7 if half else 1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtypes_are_the_ops(dtype: torch.dtype) -> None:
     q, k, v, weights = (x.to(dtype) for x in maps((3, 4)))
     value, tangent = jvp(lambda v: ccgpu.cca(q, k, v), (v,), (v,))
     assert value.dtype == tangent.dtype == dtype
-    torch.testing.assert_close(value, ccgpu.cca(q, k, v))
+    assert_near(value, ccgpu.cca(q, k, v))
     assert jvp(lambda q: ccgpu.affinity(q, k), (q,), (q,))[1].dtype == torch.float32
     assert jvp(lambda v: ccgpu.aggregate(weights, v), (v,), (v,))[1].dtype == dtype
 
@@ -123,7 +129,7 @@ def test_autocast_lowers_the_inputs_there_too() -> None:
             value = jvp(function, inputs, inputs)[0]
             expected = function(*inputs)
             assert value.dtype == expected.dtype
-            torch.testing.assert_close(value, expected)
+            assert_near(value, expected)
 
 
 def test_vmap_alone_runs_the_op() -> None:
