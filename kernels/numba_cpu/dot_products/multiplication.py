@@ -129,7 +129,7 @@ def multiply_tile(
         depth: in words, at least 1.
         alpha, alpha_step: a float32 factor for each row of the product; step 0: one factor for all rows.
         beta, beta_step: factors of C's old values in the same form; address 0: C is only written, not read.
-        following, following_row: memory that is needed next: for each word of the depth, an address is prefetched.
+        following, following_row: memory that is needed next, a matrix like C; its part in C's place is prefetched.
     """
     signature = types.void(*[types.int64] * 17)
 
@@ -146,6 +146,7 @@ def multiply_tile(
                 builder.position_at_end(block)
                 vectors = Pairs(builder)
                 moving = [a, a_row, a_step, b, b_panel, depth]
+                # These lines come from memory while the sums are computed, instead of keeping their end waiting.
                 for start, step in ((c, c_row), (following, following_row)):
                     for row in range(i):
                         place = builder.add(start, builder.mul(step, integer(row)))
@@ -198,7 +199,7 @@ def large_functions(source: str) -> tuple[Callable[..., None], ...]:
         tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
         width = LANES * (2 if rounds else 4)  # bytes of C for a vector of words
         row = 0
-        for tile in range(tiles):  # all of nearly the same height: 25 rows are 4 x 5 + 1 x 5, not 4 x 6 + 1
+        for tile in range(tiles):  # all of nearly the same height: 25 rows are 5 x 5, not 4 x 6 + 1
             end = rows * (tile + 1) // tiles
             for vector in range(0, columns, TILE_VECTORS):
                 multiply_tile(
