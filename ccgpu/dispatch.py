@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ccgpu.bridges import cupy_cuda, numba_cpu, numba_cuda, reference, torch_gemm
 from ccgpu.bridges.call import Bridge, Call
+from ccgpu.layouts import NAMES
 
 ENVIRONMENT_VARIABLE = "CCGPU_BACKEND"
 LOGGER = logging.getLogger("ccgpu")
@@ -27,10 +28,11 @@ class Backend(NamedTuple):
 
     name: str
     module: Bridge
-    description: str | Callable[[torch.dtype], str]  # of a dtype, where that changes what it is
+    description: str
     made_for: str | None = None  # a kind of device; None: any
     automatic: bool = True  # whether it is chosen without being named
     suits: Callable[[Call], bool] = lambda call: True  # whether it is faster than the next ones for a call
+    arithmetic: Callable[[torch.dtype], str] | None = None  # names a dtype and how it is computed, where CPUs differ
 
     def why_not(self, call: Call) -> str | None:
         """Return why the backend cannot run a call, or None."""
@@ -40,7 +42,9 @@ class Backend(NamedTuple):
 
     def what(self, dtype: torch.dtype) -> str:
         """Return what the backend is, for tensors of a dtype."""
-        return self.description if isinstance(self.description, str) else self.description(dtype)
+        if self.arithmetic is None or dtype not in NAMES:
+            return self.description
+        return f"{self.description}: {self.arithmetic(dtype)}"
 
 
 class BackendStatus(NamedTuple):
@@ -58,9 +62,10 @@ BACKENDS = (
     Backend(
         "numba_cpu",
         numba_cpu,
-        numba_cpu.description,
+        "CPU kernels, compiled by Numba at the first call",
         "cpu",
         suits=numba_cpu.suits,
+        arithmetic=numba_cpu.arithmetic,
     ),
     Backend("cpu", torch_gemm, "torch's matrix products, line by line, for CPU tensors", "cpu"),
     Backend("cupy", cupy_cuda, "CUDA kernels, compiled by CuPy at the first call", "cuda"),

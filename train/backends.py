@@ -44,7 +44,8 @@ def table(kind: str) -> list[str]:
         if backend.made_for not in (None, kind):
             continue
         reasons = {name: backend.why_not(Call(torch.device(kind), dtype)) for dtype, name in NAMES.items()}
-        runs = ", ".join(name for name, reason in reasons.items() if reason is None)
+        able = [dtype for dtype, name in NAMES.items() if reasons[name] is None]
+        runs = ", ".join(backend.arithmetic(dtype) if backend.arithmetic else NAMES[dtype] for dtype in able)
         what = f"{runs}: {backend.description}" if runs else f"cannot run: {next(iter(reasons.values()))}"
         what += "" if backend.automatic else "; only where it is named"
         lines += textwrap.wrap(what, WIDTH, initial_indent=f"  {backend.name:<12}", subsequent_indent=" " * 14)

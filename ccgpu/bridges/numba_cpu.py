@@ -46,10 +46,9 @@ def why_not(call: Call) -> str | None:
     return _reason()
 
 
-def description(dtype: torch.dtype) -> str:
-    """Return what `ccgpu.backends` says of the kernels where they can run: how they compute a dtype on this CPU."""
-    arithmetic = f": {_operands().arithmetic_of(NAMES[dtype])}" if dtype in NAMES else ""
-    return f"CPU kernels, compiled by Numba at the first call{arithmetic}"
+def arithmetic(dtype: torch.dtype) -> str:
+    """Say how the kernels compute a dtype on this CPU, for example "bfloat16 by dot-product instructions"."""
+    return str(_operands().arithmetic_of(NAMES[dtype]))
 
 
 def suits(call: Call) -> bool:

@@ -59,11 +59,11 @@ ARITHMETIC = {
 
 
 def arithmetic_of(dtype: str) -> str:
-    """Say how the kernels compute a dtype on this CPU, for example "float16 in float32, converted in registers"."""
+    """Say how the kernels compute a dtype on this CPU, for example "float16 converted to float32 in registers"."""
     arithmetic = ARITHMETIC[dtype]
     if dot_products.used_for(arithmetic.kept):
         return f"{dtype} by dot-product instructions"
-    return dtype if arithmetic.kept is arithmetic.like else f"{dtype} in float32, converted in registers"
+    return dtype if arithmetic.kept is arithmetic.like else f"{dtype} converted to float32 in registers"
 
 
 def operand_of(x: Array) -> Operand:

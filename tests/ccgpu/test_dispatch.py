@@ -199,7 +199,7 @@ def test_backends_say_which_arithmetic_a_dtype_gets(name, monkeypatch):
     def said():
         return ccgpu.backends("cpu", dtype=getattr(torch, name))[0].reason
 
-    converted = dict.fromkeys(("float16", "bfloat16"), " in float32, converted in registers")
+    converted = dict.fromkeys(("float16", "bfloat16"), " converted to float32 in registers")
     expected = {True: {**converted, "bfloat16": " by dot-product instructions"}, False: converted}
     for available, endings in expected.items():
         monkeypatch.setattr(dot_products, "AVAILABLE", available)
