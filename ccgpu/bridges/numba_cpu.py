@@ -17,6 +17,8 @@ from torch import Tensor
 from ccgpu.bridges.call import Call, first_line
 from ccgpu.layouts import NAMES, Result, empty_energies, energy_dtype
 
+WHOLE_LINES = 4  # threads that torch's products in bfloat16 need to be as fast as the kernels on one
+
 
 @functools.cache
 def _launch() -> Any:
@@ -54,10 +56,13 @@ def arithmetic(dtype: torch.dtype) -> str:
 def suits(call: Call) -> bool:
     """Return whether the kernels are faster than torch's products, as measured in docs/backends.md.
 
-    They are ("Which is chosen when") if there is at least one line of every axis for each thread.
+    They are ("Which is chosen when"), but for few lines in bfloat16 on many threads: backward by dot-product
+    instructions works on whole lines, and leaves threads without one idle.
     """
     longest = max(call.sizes, default=1)
-    return longest <= 1 or call.images * math.prod(call.sizes) // longest >= torch.get_num_threads()
+    if call.dtype != torch.bfloat16 or longest <= 1:
+        return True
+    return WHOLE_LINES * (call.images * math.prod(call.sizes) // longest) >= torch.get_num_threads()
 
 
 @functools.lru_cache(maxsize=256)

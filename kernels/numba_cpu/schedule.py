@@ -69,7 +69,8 @@ def plan_axes(
                 lines=-(-inner // groups),
                 parts=1 if whole else parts_of(images * outer * groups, length, threads),
                 queries=queries,
-                chunk=(CHUNK_GATHERED if many else CHUNK) // itemsize,
+                # A vector or more: products write whole vectors, into the next position's channels beside less.
+                chunk=max(CHUNK_GATHERED if many else CHUNK, VECTOR_BYTES) // itemsize,
                 crossing=len(wanted),
                 first=number == 0,
                 last=number == len(wanted) - 1,

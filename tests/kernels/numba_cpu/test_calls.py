@@ -113,6 +113,15 @@ def test_pair_however_it_is_cut_up(problem, cuts, threads):
     check_errors(tensors_of(ours), attend_plainly(problem), expected(problem), problem)
 
 
+@every_dtype
+def test_chunks_of_fewer_channels_than_a_vector_has(monkeypatch, dtype):
+    """Products write whole vectors: beside a chunk there must be nothing of another position."""
+    cut_up(monkeypatch, SHEET_BYTES=1, CHUNK=8, CHUNK_GATHERED=8)
+    problem = problem_of((20,), dtype, d=1, c=21)
+    ours = attend(*arrays_of(problem), problem.scale)
+    check_errors(tensors_of(ours), attend_plainly(problem), expected(problem), problem)
+
+
 @given(stage_problems.problems(DTYPES, MAPS), CUTS, st.integers(1, 4))
 @settings(max_examples=40, deadline=None)
 def test_stages_however_they_are_cut_up(problem, cuts, threads):
