@@ -43,8 +43,8 @@ def warmup(
 ) -> Iterator[Compiled]:
     """Compile the kernels for maps of the given sizes, and yield each one that was not compiled before.
 
-    On the CPU the kernels are those of a dtype: each is compiled or loaded and run once on
-    a tiny map, and yielded. Sizes, depth, channels and batch change nothing there.
+    On the CPU the kernels are those of a dtype: each is compiled or loaded, run once on a tiny map, and yielded. Sizes,
+    depth, channels and batch change nothing there.
 
     Args:
         sizes: any number of maps, (L,), (H, W) or (T, H, W).

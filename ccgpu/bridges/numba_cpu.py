@@ -1,7 +1,7 @@
 """The backend `numba_cpu`: the CPU kernels of `kernels/numba_cpu` on CPU tensors, which it gets by address.
 
-Half precision is computed in float32 and converted where it is read and written. torch.get_num_threads() threads share
-the work. Numba is imported at the first call.
+Half precision is multiplied by the CPU's dot-product instructions or in float32, which `arithmetic` tells, and summed
+in float32. torch.get_num_threads() threads share the work. Numba is imported at the first call.
 """
 
 from __future__ import annotations

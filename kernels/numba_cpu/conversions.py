@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -20,7 +19,6 @@ from numba.extending import intrinsic
 from ccgpu.kernels.numba_cpu.features import FEATURES
 from ccgpu.kernels.numba_cpu.vectors import BYTES, I32, KINDS, VECTOR_BYTES
 
-MARKERS = {"float32": np.float32, "float64": np.float64, "bfloat16": np.int16, "float16": np.uint16}
 BFLOAT16, FLOAT16 = types.int16, types.uint16
 
 # Without these LLVM calls a function of a runtime library that a process need not have. What the processor has for

@@ -87,7 +87,7 @@ class Division(NamedTuple):
     phases: list[Phase]
     memory: int  # bytes of a thread's memory, whole vectors
     shared: int  # bytes of the memory for lines that all threads work on
-    helpers: int  # threads besides the calling one; none that work this small would not wait for
+    helpers: int  # threads besides the calling one; 0 where the work is done before they would be awake
 
 
 def divide(

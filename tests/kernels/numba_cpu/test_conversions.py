@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numba import njit
 
 from ccgpu.kernels.numba_cpu import cache, conversions, matrices
-from ccgpu.kernels.numba_cpu.conversions import MARKERS
+from ccgpu.kernels.numba_cpu.operands import ARITHMETIC
 from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES
 
 NAMES = ("bfloat16", "float16")
@@ -33,7 +33,7 @@ class Conversions:
     """Copies of arrays between a dtype's bits and float32, by functions that are compiled anew."""
 
     def __init__(self, name):
-        self.dtype, self.marker = getattr(torch, name), MARKERS[name](0)
+        self.dtype, self.marker = getattr(torch, name), ARITHMETIC[name].kept(0)
         self._copy = njit(error_model="numpy")(matrices.copy.py_func)
 
     def widened(self, bits):
@@ -138,8 +138,8 @@ COMPILED = [Conversions(name) for name in NAMES]
 @pytest.mark.parametrize("name", NAMES)
 def test_transposes_of_every_rectangle(name):
     """The rows of source and target have gaps between them, and their addresses are not aligned to vectors."""
-    marker, most = MARKERS[name](0), 35
-    cache.prepare(np.float32, MARKERS[name])
+    marker, most = ARITHMETIC[name].kept(0), 35
+    cache.prepare(*ARITHMETIC[name])
     convert = COMPILED[NAMES.index(name)]
     numbers = np.random.default_rng(0).standard_normal((most + 1, most + 4)).astype(np.float32)
     bits = convert.bits_of(numbers.ravel()).reshape(numbers.shape)
