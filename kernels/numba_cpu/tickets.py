@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -20,6 +22,7 @@ from ccgpu.kernels.numba_cpu.lines import Axis, Task
 from ccgpu.kernels.numba_cpu.matrices import compiled
 
 PHASE = len(Axis._fields) + len(Task._fields) + 3  # numbers of a phase
+LOOKS = 1000  # how often a thread looks whether the others have finished, some microseconds, before it gives way
 LINE = 64  # bytes of a cache line; each counter has one of its own
 _I64 = ir.IntType(64)
 
@@ -53,6 +56,20 @@ class Phase(NamedTuple):
     begin: int
     end: int
     step: int  # groups of a ticket
+
+
+@intrinsic
+def give_way(typingctx: Any) -> Any:
+    """Let another thread that is ready run on this one's core, where the operating system has POSIX's sched_yield."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if llvmlite.binding.address_of_symbol("sched_yield"):
+            kind = ir.FunctionType(ir.IntType(32), [])
+            function = cgutils.get_or_insert_function(builder.module, kind, "sched_yield")
+            builder.call(function, [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 def phase_of(axis: Axis, task: Task, begin: int, end: int, threads: int, parts: int) -> Phase:
@@ -103,5 +120,8 @@ def tickets(phases: NDArray[np.int64], counters: int) -> Iterator[tuple[Axis, Ta
             yield axis, task, ticket, min(end, ticket + step)
             atomic_add(finished, 1)
             ticket = begin + atomic_add(taken, 1) * step
+        looks = 0
         while atomic_load(finished) < (end - begin + step - 1) // step:
-            pass
+            looks += 1
+            if looks > LOOKS:  # the thread that this one waits for may be waiting for this core
+                give_way()
