@@ -148,6 +148,6 @@ print("done")
 def test_nothing_beside_the_arrays_is_read_or_written():
     """The arrays lie between protected pages, in a process of their own, which an access beyond them would kill."""
     answer = subprocess.run(
-        [sys.executable, "-c", FENCED], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", FENCED], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert (answer.returncode, answer.stdout.strip()) == (0, "done"), answer.stderr
