@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import from_dtype, types
+from numba import config, from_dtype, types
 from numba.core.caching import FunctionCache, NullCache
 from numba.core.ccallback import CFunc
 
@@ -87,7 +87,8 @@ class _Cache(FunctionCache):
             _forget(self, error)
             found = None
         if found is None:
-            COMPILATION.begin(f"CPU kernels, once for this machine; they are kept in {self.cache_path}")
+            folder = config.CACHE_DIR or self.cache_path  # the whole setting: not all kernels lie in one part of it
+            COMPILATION.begin(f"CPU kernels, once for this machine; they are kept in {folder}")
         return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
