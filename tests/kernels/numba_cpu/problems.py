@@ -37,6 +37,11 @@ def problem_of(sizes, dtype, batch=2, d=6, c=11, seed=0):
     return Problem((q, k, v), dout, dlse.to(torch.promote_types(dtype, torch.float32)), 0.7)
 
 
+def address(x):
+    """Return the address of an array's first element."""
+    return x.__array_interface__["data"][0]
+
+
 def cut_up(monkeypatch, **cuts):
     """Set constants of schedule.py that decide how a call is divided into chunks, groups and tickets.
 

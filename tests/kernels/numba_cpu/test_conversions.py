@@ -12,16 +12,12 @@ from numba import njit
 from ccgpu.kernels.numba_cpu import cache, conversions, matrices
 from ccgpu.kernels.numba_cpu.operands import ARITHMETIC
 from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES
+from tests.kernels.numba_cpu.problems import address
 
 NAMES = ("bfloat16", "float16")
 LANES = VECTOR_BYTES // 4
 GUARD = 0x4D2
 FLOAT = np.float32(0)
-
-
-def address(x):
-    """Return the address of an array's first element."""
-    return x.__array_interface__["data"][0]
 
 
 @njit(error_model="numpy")

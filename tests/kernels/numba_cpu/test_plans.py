@@ -50,9 +50,7 @@ def test_maps_that_differ_are_refused(other):
         numba_cpu.forward(q, q, other, 1.0)
 
 
-def test_the_number_of_plans_is_bounded(monkeypatch):
-    cut_up(monkeypatch)
-    monkeypatch.undo()
+def test_the_number_of_plans_is_bounded():
     assert plans.plan_of.cache_info().maxsize == plans.PLANS
     assert numba_cpu._plan.cache_info().maxsize == plans.PLANS
 

@@ -1,4 +1,4 @@
-"""bfloat16 numbers in NumPy arrays of int16: their bits."""
+"""bfloat16 numbers in NumPy arrays of int16: their bits, and sizes filled up."""
 
 import numpy as np
 
@@ -13,3 +13,8 @@ def bits(x):
 def values(x):
     """Return bfloat16 numbers as float32."""
     return (x.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def up(n, multiple):
+    """Return n rounded up to a multiple."""
+    return -(-n // multiple) * multiple

@@ -8,6 +8,8 @@ from numba import njit
 
 from ccgpu.kernels.numba_cpu import cache, dot_products
 from ccgpu.kernels.numba_cpu.dot_products import interleaving
+from tests.kernels.numba_cpu.dot_products.bfloat16 import up
+from tests.kernels.numba_cpu.problems import address
 
 pytestmark = pytest.mark.skipif(not dot_products.AVAILABLE, reason="Numba does not compile for AVX-512 BF16")
 GUARD = -12345
@@ -43,14 +45,6 @@ def copy_row(source, columns, target, targets):
 def symbols():
     if dot_products.AVAILABLE:
         cache.prepare_pairs()
-
-
-def address(x):
-    return x.__array_interface__["data"][0]
-
-
-def up(n, multiple):
-    return -(-n // multiple) * multiple
 
 
 def numbers(rows, columns):

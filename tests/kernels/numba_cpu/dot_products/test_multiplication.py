@@ -9,7 +9,8 @@ from numba import njit
 from ccgpu.kernels.numba_cpu import cache, dot_products
 from ccgpu.kernels.numba_cpu.dot_products import multiplication
 from ccgpu.kernels.numba_cpu.matrices import Factors, Matrix
-from tests.kernels.numba_cpu.dot_products.bfloat16 import bits, values
+from tests.kernels.numba_cpu.dot_products.bfloat16 import bits, up, values
+from tests.kernels.numba_cpu.problems import address
 
 pytestmark = pytest.mark.skipif(not dot_products.AVAILABLE, reason="Numba does not compile for AVX-512 BF16")
 GUARD = -192.0  # exact in bfloat16
@@ -24,14 +25,6 @@ def product(rows, columns, depth, a, b, panel, c, c_row, alpha, beta, rounds):
 def symbols():
     if dot_products.AVAILABLE:
         cache.prepare_pairs()
-
-
-def address(x):
-    return x.__array_interface__["data"][0]
-
-
-def up(n, multiple):
-    return -(-n // multiple) * multiple
 
 
 def words_of_rows(a):

@@ -10,7 +10,8 @@ from numba import njit
 
 from ccgpu.kernels.numba_cpu import dot_products
 from ccgpu.kernels.numba_cpu.dot_products import weights
-from tests.kernels.numba_cpu.dot_products.bfloat16 import bits, values
+from tests.kernels.numba_cpu.dot_products.bfloat16 import bits, up, values
+from tests.kernels.numba_cpu.problems import address
 
 pytestmark = pytest.mark.skipif(not dot_products.AVAILABLE, reason="Numba does not compile for AVX-512 BF16")
 GUARD = -12345
@@ -48,14 +49,6 @@ def dot(a, b, channels):
 @njit
 def add_rounded(sums, channels, adds, row):
     weights.add_rounded(sums, channels, adds, row)
-
-
-def address(x):
-    return x.__array_interface__["data"][0]
-
-
-def up(n, multiple):
-    return -(-n // multiple) * multiple
 
 
 def weights_of(energies):
