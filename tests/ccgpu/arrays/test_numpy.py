@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ccgpu
-from ccgpu import autograd, stage_ops
+from ccgpu import autograd, dispatch, stage_ops
 from tests.ccgpu.arrays.problems import record_tensors
 
 
@@ -280,14 +280,15 @@ def test_the_backend_asked_for_runs(monkeypatch):
 
 
 def test_backend_is_chosen_as_for_tensors(monkeypatch):
-    """By CCGPU_BACKEND, the number of threads and the dtype."""
+    """By what suits a backend, here a dtype, and by CCGPU_BACKEND."""
     names = []
     for module in (autograd, stage_ops):
         choose = module.choose
         record = lambda *x, choose=choose, **y: names.append(choose(*x, **y).name) or choose(*x, **y)  # noqa: E731
         monkeypatch.setattr(module, "choose", record)
     monkeypatch.delenv("CCGPU_BACKEND", raising=False)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    float32_alone = dispatch.BACKENDS[0]._replace(suits=lambda call: call.dtype == torch.float32)
+    monkeypatch.setattr(dispatch, "BACKENDS", (float32_alone, *dispatch.BACKENDS[1:]))
     q, k, v = inputs()
     calls = (
         lambda: ccgpu.cca(q, k, v),
@@ -302,8 +303,6 @@ def test_backend_is_chosen_as_for_tensors(monkeypatch):
 
     assert [chosen(call) for call in calls] == ["numba_cpu"] * 3
     assert chosen(lambda: ccgpu.cca(*inputs(np.float16))) == "cpu"
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
-    assert [chosen(call) for call in calls] == ["cpu"] * 3
     monkeypatch.setenv("CCGPU_BACKEND", "reference")
     assert [chosen(call) for call in calls] == ["reference"] * 3
     monkeypatch.setenv("CCGPU_BACKEND", "cupy")
