@@ -38,7 +38,7 @@ from ccgpu.kernels.numba_cpu import (
 )
 from ccgpu.kernels.numba_cpu.dot_products import backward as pairs_backward
 from ccgpu.kernels.numba_cpu.dot_products import forward as pairs_forward
-from ccgpu.kernels.numba_cpu.dot_products import instructions, interleaving, multiplication, rows, weights
+from ccgpu.kernels.numba_cpu.dot_products import instructions, interleaving, multiplication, rows, sheets, weights
 
 LOGGER = logging.getLogger("ccgpu")
 COMPILATION = Compilation()
@@ -61,6 +61,7 @@ def _source() -> str:
         pairs_backward,
         pairs_forward,
         rows,
+        sheets,
         stages,
         tickets,
         tiles,
@@ -180,9 +181,7 @@ def _backward(source: str, like: Any, kept: Any) -> Callable[..., None]:
         maps = gradients.Maps(dout, q, k, v, out, lse, dlse, delta, dq, dk, dv)
         for axis, task, begin, end in tickets.tickets(blocks.phases_of(block), counters):
             if pairs:
-                pairs_backward.backward_groups(
-                    like, kept, begin, end, memory, axis, sizes, dout, q, k, v, out, lse, dlse, delta, dq, dk, dv
-                )
+                pairs_backward.backward_groups(like, kept, begin, end, memory, axis, task, sizes, shared, maps)
             else:
                 gradients.backward_groups(like, kept, begin, end, memory, axis, task, sizes, shared, maps)
 

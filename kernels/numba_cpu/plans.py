@@ -18,8 +18,8 @@ from ccgpu.kernels.numba_cpu import dot_products, schedule, scratch
 from ccgpu.kernels.numba_cpu.attention import Sizes, divide_memory
 from ccgpu.kernels.numba_cpu.blocks import ADDRESSES, plan_block
 from ccgpu.kernels.numba_cpu.cache import kernel_of
-from ccgpu.kernels.numba_cpu.dot_products import backward as pairs_backward
 from ccgpu.kernels.numba_cpu.dot_products import forward as pairs_forward
+from ccgpu.kernels.numba_cpu.dot_products import sheets as pairs_sheets
 from ccgpu.kernels.numba_cpu.lines import Axis
 from ccgpu.kernels.numba_cpu.matrices import filled_up
 from ccgpu.kernels.numba_cpu.operands import (
@@ -59,16 +59,19 @@ class Problem(NamedTuple):
 def _memory_of(kernel: str, arithmetic: Arithmetic, sizes: Sizes) -> Callable[[Axis], int]:
     """Return the function that returns the bytes of memory that a thread needs for the lines of an axis."""
     if dot_products.used_for(arithmetic.kept) and kernel in ("forward", "backward"):
-        divide = pairs_backward.divide_memory if kernel == "backward" else pairs_forward.divide_memory
-        return lambda axis: divide(axis, sizes).end
+        if kernel == "backward":
+            return lambda axis: pairs_sheets.divide_memory(axis, sizes, False).end
+        return lambda axis: pairs_forward.divide_memory(axis, sizes).end
     size, narrow = (np.dtype(dtype).itemsize for dtype in arithmetic)
     return lambda axis: divide_memory(axis, sizes, size, kernel == "backward", narrow < size).end
 
 
 def _shared_of(kernel: str, arithmetic: Arithmetic, sizes: Sizes) -> Callable[[Axis], tuple[int, int]] | None:
     """Return the function that `schedule.divide` asks for lines that all threads work on, or None."""
-    if kernel != "backward" or dot_products.used_for(arithmetic.kept):
+    if kernel != "backward":
         return None
+    if dot_products.used_for(arithmetic.kept):
+        return lambda axis: pairs_sheets.memory_of_a_shared_line(axis, sizes)
     size, narrow = (np.dtype(dtype).itemsize for dtype in arithmetic)
     return lambda axis: memory_of_a_shared_line(axis, sizes, size, narrow < size)
 

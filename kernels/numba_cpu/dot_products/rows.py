@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 from numba.extending import register_jitable
 
+from ccgpu.kernels.numba_cpu import lines
 from ccgpu.kernels.numba_cpu.dot_products.instructions import NUMBERS
 from ccgpu.kernels.numba_cpu.dot_products.interleaving import copy_row, gather, scatter
-from ccgpu.kernels.numba_cpu.lines import Axis, Group, Map, Rows
+from ccgpu.kernels.numba_cpu.lines import Axis, Group, Map, Rows, part_of
 from ccgpu.kernels.numba_cpu.matrices import compiled
 
 SIZE = 2  # bytes of a number
@@ -45,6 +47,15 @@ def chunk_of(axis: Axis) -> int:
     """Return how many channels are processed at once: whole panels, which an interleaved line has room for."""
     most = axis.chunk if axis.lines > 1 else PANEL_BYTES // (axis.length * SIZE)
     return max(PANEL, most // PANEL * PANEL)
+
+
+@compiled
+def share_of(group: Group, number: int, parts: int, multiple: int) -> Group:
+    """Return part `number` of a group's positions in `parts` parts, which begin at multiples from the first one on."""
+    units = part_of(group, np.int64(0), up(group.length, multiple) // multiple)
+    share = lines.share_of(units, number, parts)
+    first = share.first * multiple
+    return part_of(group, group.first + first, min(group.length - first, share.length * multiple))
 
 
 @compiled
