@@ -261,8 +261,9 @@ def prepare(like: Any, kept: Any) -> None:
 
 def prepare_pairs() -> None:
     """Compile or load the functions that the kernels of dot_products/ call by symbol, before these."""
-    for function in (*multiplication.large_functions(SOURCE), *interleaving.large_functions(SOURCE)):
-        _add(function, ())
+    for module in (multiplication, interleaving, rows):  # each calls functions of those before
+        for function in module.large_functions(SOURCE):
+            _add(function, ())
 
 
 def _add(function: Callable[..., None], kinds: tuple[Any, ...]) -> None:

@@ -90,9 +90,8 @@ def _weight_gradients(
                 sheets_of(start, at, axis, sizes, shared, m, query),
                 dout_rows.address + m * dout_rows.line,
             )
-            value_columns = sheets.v_columns
+            value_columns = sheets.v_columns + (columns_size(axis, first) if shared else 0)
             if shared:
-                value_columns += columns_size(axis, first)
                 pairs = sheets.dout_panels + panels_size(axis.queries, first)
                 interleave(gradient, dout_rows.row, part.length, channels, pairs, panel_size(axis.queries))
             else:
@@ -198,7 +197,7 @@ def _query_gradients(
     at: Memory,
     maps: Maps,
 ) -> None:
-    """Turn dP of a part's queries on line `m` into P, write dS and add scale dS K to dq.
+    """Turn dP of a part's queries on line `m` into P, write dS, add scale dS K to dq and interleave their rows of Q.
 
     Args:
         axis, task, sizes, part, memory, at, maps: as in `_weight_gradients`.
@@ -212,9 +211,7 @@ def _query_gradients(
         columns(key, k.row, axis.length, (depth + 1) // 2, sheets.k_columns, columns_panel(depth))
     place = position_of(axis, sizes.positions, part, m, none) * FLOAT
     _weights(axis, sizes, part, sheets, query, q.row, memory, at, maps.lse + place, maps.delta + place)
-    if task.shared:
-        interleave(query, q.row, part.length, depth, sheets.q_panels, panel_size(axis.queries))
-    else:
+    if not task.shared:
         interleave(key, k.row, axis.length, depth, sheets.k_panels, panel_size(axis.length))
     results = dq.address + m * dq.line
     add_product(
@@ -232,6 +229,7 @@ def _query_gradients(
         results,
         dq.row,
     )
+    interleave(query, q.row, part.length, depth, sheets.q_panels, panel_size(axis.queries))
 
 
 @compiled
@@ -327,11 +325,10 @@ def _value_gradients(
         dout_rows = rows_of(maps.dout, axis, queries, first, channels, memory + at.dout, WORD, not shared)
         dv_rows = rows_of(maps.dv, axis, keys, first, channels, memory + at.out, PANEL, reads)
         for m in range(keys.lines):
-            sheets, panels = sheets_of(start, at, axis, sizes, shared, m, none), none
-            if shared:
-                panels = sheets.dout_panels + panels_size(axis.queries, first)
-            else:
-                panels, gradient = sheets.dout_panels, dout_rows.address + m * dout_rows.line
+            sheets = sheets_of(start, at, axis, sizes, shared, m, none)
+            panels = sheets.dout_panels + (panels_size(axis.queries, first) if shared else 0)
+            if not shared:
+                gradient = dout_rows.address + m * dout_rows.line
                 interleave(gradient, dout_rows.row, queries.length, channels, panels, panel_size(axis.queries))
             _add_transposed(
                 axis,
@@ -399,9 +396,6 @@ def backward_groups(
                     _query_gradients(axis, task, sizes, part, m, own, q_rows, k_rows, dq_rows, memory, at, maps)
                 if by_keys:
                     sheets = sheets_of(start, at, axis, sizes, not alone, m, none)
-                    if alone:
-                        query = q_rows.address + m * q_rows.line
-                        interleave(query, q_rows.row, queries.length, depth, sheets.q_panels, panel_size(axis.queries))
                     _add_transposed(
                         axis,
                         keys,

@@ -7,7 +7,7 @@ whole panels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numba.extending import register_jitable
@@ -16,11 +16,13 @@ from ccgpu.kernels.numba_cpu import lines
 from ccgpu.kernels.numba_cpu.dot_products.instructions import NUMBERS
 from ccgpu.kernels.numba_cpu.dot_products.interleaving import copy_row, gather, scatter
 from ccgpu.kernels.numba_cpu.lines import Axis, Group, Map, Rows, part_of
-from ccgpu.kernels.numba_cpu.matrices import compiled
+from ccgpu.kernels.numba_cpu.matrices import called_by_symbol, compiled
 
 SIZE = 2  # bytes of a number
 PANEL_BYTES = 2**18  # of an interleaved line, of one that is not gathered with its neighbours: it stays in the cache
-WORD, PANEL = 2, NUMBERS  # numbers that rows in place must be a multiple of, to be read and to be written
+# Numbers that rows in place must be a multiple of, to be read and to be written. Numba compiles a function anew for
+# each literal among its arguments, but not for each np.int64.
+WORD, PANEL = np.int64(2), np.int64(NUMBERS)
 
 
 @register_jitable
@@ -83,6 +85,75 @@ def _copy(source: int, source_step: int, count: int, target: int, target_step: i
         copy_row(source + n * source_step, 1 if n < count else 0, target + n * target_step, 1)
 
 
+# Large functions, called by symbol; see matrices.py -------------------------------------------------------------------
+
+
+def large_functions(source: str) -> tuple[Callable[..., None], ...]:
+    """Return `gather_lines` and `scatter_lines` as plain functions; see `matrices.large_functions`."""
+
+    def gather_lines(
+        x: int,
+        x_position: int,
+        x_channel: int,
+        x_row: int,
+        lines: int,
+        length: int,
+        channels: int,
+        rows: int,
+        row: int,
+        line: int,
+    ) -> None:
+        """Copy lines of a map to rows of a buffer.
+
+        Args:
+            x, x_position, x_channel, x_row: address of the first number; bytes from one position to the next, from
+                channel to channel, and from one position of a line to the next.
+            lines, length, channels: numbers of lines, of positions of a line, and of channels.
+            rows, row, line: address of the buffer, bytes from row to row and from line to line.
+        """
+        source  # noqa: B018
+        if x_position != SIZE or x_channel == SIZE:
+            for m in range(lines):
+                for n in range(length):
+                    here, there = x + m * x_position + n * x_row, rows + m * line + n * row
+                    _copy(here, x_channel, channels, there, SIZE, row // SIZE)
+        elif x_row == x_position:
+            gather(x, x_channel, channels, length, rows, row)
+        else:
+            for n in range(length):
+                gather(x + n * x_row, x_channel, channels, lines, rows + n * row, line)
+
+    def scatter_lines(
+        x: int,
+        x_position: int,
+        x_channel: int,
+        x_row: int,
+        lines: int,
+        length: int,
+        channels: int,
+        rows: int,
+        row: int,
+        line: int,
+    ) -> None:
+        """Copy rows of a buffer to lines of a map: the inverse of `gather_lines`."""
+        source  # noqa: B018
+        if x_position != SIZE or x_channel == SIZE:
+            for m in range(lines):
+                for n in range(length):
+                    here, there = rows + m * line + n * row, x + m * x_position + n * x_row
+                    _copy(here, SIZE, channels, there, x_channel, channels)
+        elif x_row == x_position:
+            scatter(rows, row, length, channels, x, x_channel)
+        else:
+            for n in range(length):
+                scatter(rows + n * row, line, lines, channels, x + n * x_row, x_channel)
+
+    return gather_lines, scatter_lines
+
+
+gather_lines, scatter_lines = map(called_by_symbol, large_functions(""))
+
+
 @compiled
 def rows_of(
     x: Map, axis: Axis, group: Group, start: int, channels: int, buffer: int, multiple: int, reads: bool
@@ -99,16 +170,7 @@ def rows_of(
     line = up(group.length, 16) * row
     if not reads:
         return Rows(buffer, row, line)
-    if x.position != SIZE or x.channel == SIZE:
-        for m in range(group.lines):
-            for n in range(group.length):
-                source, target = here + m * x.position + n * step, buffer + m * line + n * row
-                _copy(source, x.channel, channels, target, SIZE, row // SIZE)
-    elif axis.inner == 1:
-        gather(here, x.channel, channels, group.length, buffer, row)
-    else:
-        for n in range(group.length):
-            gather(here + n * step, x.channel, channels, group.lines, buffer + n * row, line)
+    gather_lines(here, x.position, x.channel, step, group.lines, group.length, channels, buffer, row, line)
     return Rows(buffer, row, line)
 
 
@@ -119,13 +181,5 @@ def put_rows(rows: Rows, x: Map, axis: Axis, group: Group, start: int, channels:
         return
     step = axis.inner * x.position
     here = x.address + group.image * x.image + group.position * x.position + group.first * step + start * x.channel
-    if x.position != SIZE or x.channel == SIZE:
-        for m in range(group.lines):
-            for n in range(group.length):
-                source, target = rows.address + m * rows.line + n * rows.row, here + m * x.position + n * step
-                _copy(source, SIZE, channels, target, x.channel, channels)
-    elif axis.inner == 1:
-        scatter(rows.address, rows.row, group.length, channels, here, x.channel)
-    else:
-        for n in range(group.length):
-            scatter(rows.address + n * rows.row, rows.line, group.lines, channels, here + n * step, x.channel)
+    lines, length = group.lines, group.length
+    scatter_lines(here, x.position, x.channel, step, lines, length, channels, rows.address, rows.row, rows.line)
