@@ -72,13 +72,13 @@ def sizes_of(plan: Block, scale: float) -> Sizes:
     return Sizes(n[0], n[1], n[2], scale, n[3], n[4])
 
 
-@register_jitable
+@register_jitable  # which, unlike `compiled`, compiles it once and not for each literal among its arguments
 def state_of(plan: Block, shared: int, number: int) -> int:
     """Return the address of an array (images, positions) in the shared memory: the first one, or the second."""
     return shared + number * plan[_STATE]
 
 
-@register_jitable
+@register_jitable  # likewise
 def map_of(plan: Block, addresses: Any, number: int) -> Map:
     """Return a map of a call: its address, and the strides that the plan has for it."""
     n = plan[_STRIDES + 3 * number :]

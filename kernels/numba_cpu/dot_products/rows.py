@@ -20,9 +20,7 @@ from ccgpu.kernels.numba_cpu.matrices import called_by_symbol, compiled
 
 SIZE = 2  # bytes of a number
 PANEL_BYTES = 2**18  # of an interleaved line, of one that is not gathered with its neighbours: it stays in the cache
-# Numbers that rows in place must be a multiple of, to be read and to be written. Numba compiles a function anew for
-# each literal among its arguments, but not for each np.int64.
-WORD, PANEL = np.int64(2), np.int64(NUMBERS)
+WORD, PANEL = 2, NUMBERS  # numbers that rows in place must be a multiple of, to be read and to be written
 
 
 @register_jitable
@@ -154,7 +152,7 @@ def large_functions(source: str) -> tuple[Callable[..., None], ...]:
 gather_lines, scatter_lines = map(called_by_symbol, large_functions(""))
 
 
-@compiled
+@register_jitable  # which, unlike `compiled`, compiles it once and not for each literal among its arguments
 def rows_of(
     x: Map, axis: Axis, group: Group, start: int, channels: int, buffer: int, multiple: int, reads: bool
 ) -> Rows:
