@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccgpu.bridges import numba_cpu
-from ccgpu.kernels.numba_cpu import dot_products, launch, schedule
+from ccgpu.kernels.numba_cpu import dot_products, launch, schedule, sharing
 from ccgpu.kernels.numba_cpu.attention import Sizes
 from ccgpu.kernels.numba_cpu.dot_products import rows, sheets
 from ccgpu.kernels.numba_cpu.lines import Group
@@ -91,6 +91,19 @@ def test_memory_is_divided_in_vectors_and_in_order(extents, depth, channels, gat
         assert list(at) == sorted(at)
         assert all(offset % 64 == 0 for name, offset in at._asdict().items() if name != "one")
         assert sum(sheets.memory_of_a_shared_line(axis, sizes)) == sheets.divide_memory(axis, sizes, True).end
+
+
+@pytest.mark.parametrize("extents", [(1, 1000), (1, 4096), (4096, 1)])
+@pytest.mark.parametrize("gathers", [False, True])
+def test_a_shared_line_needs_no_more_memory_than_converted_numbers(extents, gathers):
+    sizes = Sizes(max(extents), 64, 512, 1.0, 7, extents[-1])
+    for axis in schedule.plan_axes(extents, 1, 4, gathers, 2, whole=True):
+        if axis.length == 1:
+            continue
+        converted = sharing.memory_of_a_shared_line(axis, sizes, 4, True)
+        assert all(
+            ours <= theirs for ours, theirs in zip(sheets.memory_of_a_shared_line(axis, sizes), converted, strict=True)
+        )
 
 
 # Values ---------------------------------------------------------------------------------------------------------------
