@@ -4,6 +4,9 @@ The ops are opaque to torch.compile, torch.export and FakeTensor, which see the 
 when forward runs, and backward runs on the same one. A compiled program chooses at each run, in both passes: a choice
 made while it is traced would add guards on the sizes.
 
+Derivatives are registered by `register_derivative`: what `torch.library.register_autograd` does around each call of an
+op shows in the time of small maps.
+
 Forward saves q, k, v, out and lse. Backward of backward goes through `formula`.
 """
 
@@ -79,6 +82,42 @@ def _backward_fake(
 # Derivatives ----------------------------------------------------------------------------------------------------------
 
 
+def register_derivative(
+    library: torch.library.Library,
+    name: str,
+    derivative: Callable[..., tuple[Tensor | None, ...]],
+    save: Callable[[Any, tuple[Any, ...], Any], None],
+) -> None:
+    """Register the derivative of an op, which autograd, torch.compile and torch.export then find.
+
+    Args:
+        library: the library that the op is defined in.
+        name: "namespace::op"; no argument of the op is a list or keyword-only.
+        derivative: function of (ctx, *gradients of the outputs) that returns a gradient, or None, for each argument.
+        save: function of (ctx, arguments, outputs) that leaves in ctx what `derivative` needs.
+    """
+    namespace, _, op_name = name.partition("::")
+    op = getattr(getattr(torch.ops, namespace), op_name).default
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs = op(*args)
+        save(ctx, args, outputs)
+        return outputs
+
+    # The class's name is that of the results' grad_fn.
+    members = {"forward": staticmethod(forward), "backward": staticmethod(derivative)}
+    function: Any = type(f"{namespace}_{op_name}", (torch.autograd.Function,), members)
+
+    def kernel(*args: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+            return function.apply(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    library.impl(op_name, kernel, "Autograd")
+
+
 def backend_of(q: Tensor, backend: str | None, v: Tensor | None = None) -> str | None:
     """Return the name of the backend that has just run an op; the arguments are those of `choose`.
 
@@ -119,8 +158,8 @@ def _backward_derivative(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, .
     return ddout, ddq, ddk, ddv, None, None, ddlse, None, None
 
 
-torch.library.register_autograd(FORWARD, _forward_derivative, setup_context=_forward_context, lib=_LIBRARY)
-torch.library.register_autograd(BACKWARD, _backward_derivative, setup_context=_backward_context, lib=_LIBRARY)
+register_derivative(_LIBRARY, FORWARD, _forward_derivative, _forward_context)
+register_derivative(_LIBRARY, BACKWARD, _backward_derivative, _backward_context)
 
 
 # Autocast -------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ccgpu import autocast
-from ccgpu.autograd import backend_of, vmap_rule
+from ccgpu.autograd import backend_of, register_derivative, vmap_rule
 from ccgpu.dispatch import choose
 from ccgpu.layouts import empty_energies
 
@@ -111,7 +111,7 @@ for _name, _of_first, _of_second in (
         lambda dy, w, x, backend: _ops.aggregate(w, dy, backend),
     ),
 ):
-    torch.library.register_autograd(_name, _derivative(_of_first, _of_second), setup_context=_save_both, lib=_LIBRARY)
+    register_derivative(_LIBRARY, _name, _derivative(_of_first, _of_second), _save_both)
 
 
 # Autocast -------------------------------------------------------------------------------------------------------------

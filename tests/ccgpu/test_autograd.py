@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._dynamo import compiled_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -107,6 +108,17 @@ class Module(torch.nn.Module):
         return ccgpu.cca(q, k, v, scale=0.5)
 
 
+def test_compiled_autograd():
+    """torch's compiler can trace backward of a forward pass that ran eagerly."""
+    torch._dynamo.reset()
+    maps = inputs((5, 6), torch.float32)
+    expected = torch.autograd.grad(ccgpu.cca(*maps).square().sum(), maps)
+    with compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
+        ccgpu.cca(*maps).square().sum().backward()
+    for x, gradient in zip(maps, expected, strict=True):
+        torch.testing.assert_close(x.grad, gradient)
+
+
 def test_export_with_dynamic_sizes():
     q, k, v = inputs((5, 6), torch.float32, grad=False)
     batch, h, w = torch.export.Dim("batch"), torch.export.Dim("h", min=2), torch.export.Dim("w", min=2)
@@ -187,6 +199,29 @@ def test_flop_counter():
     with FlopCounterMode(display=False) as counter:
         out.sum().backward()
     assert counter.get_total_flops() == 2 * 2 * 12 * 7 * (3 * 5 + 2 * 6)
+
+
+def test_profiler_names_the_ops_of_both_passes():
+    maps = inputs((3, 4))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        ccgpu.cca(*maps).sum().backward()
+    assert {"ccgpu::cca_forward", "ccgpu::cca_backward"} <= {event.key for event in profile.key_averages()}
+
+
+def test_gradient_of_one_output_or_of_one_input():
+    """What needs no gradient gets none, and an output that is not used counts as zero."""
+    q, k, v = inputs((3, 4))
+    out, lse = attend(q, k, v)
+    both = torch.autograd.grad((out, lse), (q, k, v), (torch.ones_like(out), torch.ones_like(lse)))
+    from_out = torch.autograd.grad(attend(q, k, v)[0].sum(), (q, k, v))
+    from_lse = torch.autograd.grad(attend(q, k, v)[1].sum(), (q, k), allow_unused=True)
+    for whole, *parts in zip(both[:2], from_out[:2], from_lse, strict=True):
+        torch.testing.assert_close(whole, sum(parts))
+    for number in range(3):
+        maps = [x.detach().requires_grad_(i == number) for i, x in enumerate((q, k, v))]
+        attend(*maps)[0].sum().backward()
+        assert [x.grad is not None for x in maps] == [i == number for i in range(3)]
+        torch.testing.assert_close(maps[number].grad, from_out[number])
 
 
 def test_saved_for_backward_is_q_k_v_out_lse():
