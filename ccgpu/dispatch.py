@@ -64,7 +64,6 @@ BACKENDS = (
         numba_cpu,
         "CPU kernels, compiled by Numba at the first call",
         "cpu",
-        suits=numba_cpu.suits,
         arithmetic=numba_cpu.arithmetic,
     ),
     Backend("cpu", torch_gemm, "torch's matrix products, line by line, for CPU tensors", "cpu"),

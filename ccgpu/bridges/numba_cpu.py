@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import math
 from typing import Any
 
 import torch
@@ -16,8 +15,6 @@ from torch import Tensor
 
 from ccgpu.bridges.call import Call, first_line
 from ccgpu.layouts import NAMES, Result, empty_energies, energy_dtype
-
-WHOLE_LINES = 4  # threads that torch's products in bfloat16 need to be as fast as the kernels on one
 
 
 @functools.cache
@@ -51,18 +48,6 @@ def why_not(call: Call) -> str | None:
 def arithmetic(dtype: torch.dtype) -> str:
     """Say how the kernels compute a dtype on this CPU, for example "bfloat16 by dot-product instructions"."""
     return str(_operands().arithmetic_of(NAMES[dtype]))
-
-
-def suits(call: Call) -> bool:
-    """Return whether the kernels are faster than torch's products, as measured in docs/backends.md.
-
-    They are ("Which is chosen when"), but for few lines in bfloat16 on many threads: backward by dot-product
-    instructions works on whole lines, and leaves threads without one idle.
-    """
-    longest = max(call.sizes, default=1)
-    if call.dtype != torch.bfloat16 or longest <= 1:
-        return True
-    return WHOLE_LINES * (call.images * math.prod(call.sizes) // longest) >= torch.get_num_threads()
 
 
 @functools.lru_cache(maxsize=256)

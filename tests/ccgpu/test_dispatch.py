@@ -214,33 +214,13 @@ def test_backends_of_a_dtype_without_kernels():
 # The kernels for the CPU: which calls they suit, and when they cannot run ---------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("images", "sizes", "threads", "name"),
-    [
-        (1, (100,), 2, "numba_cpu"),
-        (1, (100,), 16, "cpu"),  # one line for sixteen threads
-        (4, (100,), 16, "numba_cpu"),
-        (1, (3, 100), 16, "cpu"),  # three rows, and more columns
-        (1, (100, 3), 16, "cpu"),
-        (1, (1, 1), 16, "numba_cpu"),  # nothing to share out
-        (0, (100,), 2, "cpu"),
-    ],
-)
-def test_cpu_kernels_suit_bfloat16_unless_most_threads_have_no_line(monkeypatch, images, sizes, threads, name):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    x = torch.zeros(images, 2, *sizes, dtype=torch.bfloat16)
-    assert dispatch.choose(x, v=x).name == name
-    assert dispatch.choose(x.float()).name == "numba_cpu"
-    assert dispatch.choose(x).name == name  # a stage
-    assert dispatch.choose(x, "numba_cpu", x).name == "numba_cpu"
-
-
-def test_cpu_kernels_run_by_name_if_they_do_not_suit(ran, monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sizes", [(100,), (1, 100), (100, 1), (7, 9), (1, 1), (2, 3, 4)])
+def test_cpu_tensors_take_the_kernels_whatever_their_size_and_dtype(monkeypatch, sizes, dtype):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
-    line = torch.randn(1, 2, 9).bfloat16()
-    by_name, chosen = ccgpu.cca(line, line, line, backend="numba_cpu"), ccgpu.cca(line, line, line)
-    assert ran == ["numba_cpu", "cpu"]
-    torch.testing.assert_close(by_name, chosen, rtol=0.02, atol=0.02)  # each rounds to bfloat16 in its own places
+    x = torch.zeros(1, 2, *sizes, dtype=dtype)
+    assert dispatch.choose(x, v=x).name == "numba_cpu"
+    assert dispatch.choose(x).name == "numba_cpu"  # a stage
 
 
 @pytest.fixture

@@ -188,32 +188,6 @@ def test_why_not_on_other_devices():
     assert reason == "it runs CPU tensors, and these are on meta"
 
 
-@pytest.mark.parametrize(
-    ("images", "sizes", "threads", "faster"),
-    [
-        (1, (97, 97), 8, True),
-        (1, (97,), 4, True),  # one line
-        (1, (97,), 5, False),
-        (2, (97,), 8, True),
-        (1, (3, 97), 12, True),  # three rows
-        (1, (3, 97), 13, False),
-        (1, (97, 3), 13, False),
-        (1, (2, 3, 97), 24, True),
-        (1, (1, 1), 8, True),  # nothing to share
-    ],
-)
-def test_suits_bfloat16_unless_most_threads_have_no_line(images, sizes, threads, faster, monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    call = Call(torch.device("cpu"), torch.bfloat16, sizes=sizes, images=images)
-    assert numba_cpu.suits(call) == faster
-    assert numba_cpu.suits(call._replace(dtype=torch.float32))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_suits_every_dtype(dtype):
-    assert numba_cpu.suits(Call(torch.device("cpu"), dtype))
-
-
 ANSWER = """
     import torch, ccgpu
 
