@@ -49,6 +49,7 @@ class Axis(NamedTuple):
     last: bool
     slot: int  # index, among a position's neighbours, of the first one on this axis
     skips: bool  # whether the position itself is left out of the neighbours on this axis
+    strips: bool  # whether neighbouring lines are gathered together, as many as a group has
 
 
 class Task(NamedTuple):

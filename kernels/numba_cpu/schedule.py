@@ -7,6 +7,7 @@ that calls from several threads at once and from forked processes (data loaders)
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Callable
@@ -76,6 +77,7 @@ def plan_axes(
                 last=number == len(wanted) - 1,
                 slot=sum(sizes[:axis]) - axis,
                 skips=axis != len(sizes) - 1,
+                strips=many,
             )
         )
     return axes
@@ -169,16 +171,26 @@ def together(part: Callable[[], None], help_along: Callable[[], None], helpers: 
 
     `part` alone does all the work if no helper comes in time, and a helper that comes later finds nothing to do.
     """
-    submitted: list[Future[None]] = []
+    # One for each helper, made here: Ctrl-C in the middle of `submit` would lose the pool's own, and with it a helper.
+    begun: list[Future[None]] = []
+
+    def help_unless_cancelled(helper: Future[None]) -> None:
+        if helper.set_running_or_notify_cancel():
+            try:
+                help_along()
+            finally:
+                helper.set_result(None)
+
     try:
         with contextlib.suppress(RuntimeError):  # no thread can be started, for example at interpreter shutdown
             for _ in range(helpers):
-                submitted.append(_helpers().submit(help_along))
+                begun.append(Future())
+                _helpers().submit(functools.partial(help_unless_cancelled, begun[-1]))
         part()
     except BaseException:  # helpers may still be writing to this call's arrays
-        wait(helper for helper in submitted if not helper.cancel())
+        wait(helper for helper in begun if not helper.cancel())
         raise
-    for helper in submitted:  # all work is done: a helper that starts now would find no ticket
+    for helper in begun:  # all work is done: a helper that starts now would find no ticket
         helper.cancel()
 
 

@@ -91,13 +91,13 @@ def new_counters(phases: int) -> NDArray[np.int64]:
 def axis_of(phases: NDArray[np.int64], phase: int) -> Axis:
     """Return the axis of a phase."""
     n = phases[phase]
-    return Axis(n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12])
+    return Axis(n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8], n[9], n[10], n[11], n[12], n[13])
 
 
 @compiled
 def task_of(phases: NDArray[np.int64], phase: int) -> Task:
     """Return the task of a phase."""
-    n = phases[phase, 13:19]
+    n = phases[phase, 14:20]
     return Task(n[0], n[1], n[2], n[3], n[4], n[5])
 
 
@@ -109,7 +109,7 @@ def tickets(phases: NDArray[np.int64], counters: int) -> Iterator[tuple[Axis, Ta
     """
     for phase in range(len(phases)):
         axis, task = axis_of(phases, phase), task_of(phases, phase)
-        begin, end, step = phases[phase, 19], phases[phase, 20], phases[phase, 21]
+        begin, end, step = phases[phase, 20], phases[phase, 21], phases[phase, 22]
         if counters == 0:
             yield axis, task, begin, end
             continue

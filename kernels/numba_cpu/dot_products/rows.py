@@ -44,8 +44,11 @@ def buffer_size(axis: Axis, channels: int) -> int:
 
 @register_jitable
 def chunk_of(axis: Axis) -> int:
-    """Return how many channels are processed at once: whole panels, which an interleaved line has room for."""
-    most = axis.chunk if axis.lines > 1 else PANEL_BYTES // (axis.length * SIZE)
+    """Return how many channels are processed at once: whole panels, which an interleaved line has room for.
+
+    dO V^T is summed chunk by chunk, so this must not depend on the number of threads, unlike the lines of a group.
+    """
+    most = axis.chunk if axis.strips else PANEL_BYTES // (axis.length * SIZE)
     return max(PANEL, most // PANEL * PANEL)
 
 

@@ -1,5 +1,6 @@
 """The CPU kernels against the reference: values, every way of dividing the work, infinity and NaN."""
 
+import ctypes
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccgpu.kernels import reference
-from ccgpu.kernels.numba_cpu import calls
+from ccgpu.kernels.numba_cpu import calls, scratch
 from tests.ccgpu import stage_problems
 from tests.ccgpu.problems import attend_plainly, check_errors, expected, problems, truth_in_float64
 from tests.error_table import VALUE_LIMIT
@@ -142,6 +143,24 @@ def test_pair_on_larger_maps_cut_up(monkeypatch, sizes, channels, layout, dtype)
     ours = attend(*arrays, problem.dlse.numpy(), problem.scale, threads=3)
     truth = truth_in_float64(problem)
     check_errors(tensors_of(ours), attend_plainly(problem), truth, problem)
+
+
+@every_dtype
+@pytest.mark.parametrize("order", ["contiguous", "channels last"])
+def test_what_memory_holds_before_a_call_does_not_matter(monkeypatch, order, dtype):
+    """Even if it is NaN, and the channels are divided into chunks that are smaller than a vector."""
+    cut_up(monkeypatch, SHEET_BYTES=1, CHUNK=8, CHUNK_GATHERED=8)
+    problem = problem_of((75,), dtype, d=3, c=7)
+    arrays = [LAYOUTS[order](x) for x in arrays_of(problem)]
+    results = []
+    for byte in (0x00, 0xFF):  # all bits of a number are 1: NaN in each dtype
+        block = scratch.Block(scratch.KEPT)
+        ctypes.memset(block.address, byte, block.size)
+        scratch.give_back(block)
+        results.append(attend(*arrays, problem.scale, threads=1))
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_array_equal(a, b)
+    check_errors(tensors_of(results[0]), attend_plainly(problem), truth_in_float64(problem), problem)
 
 
 @pytest.mark.parametrize("order", ["contiguous", "channels last"])

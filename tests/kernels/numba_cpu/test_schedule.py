@@ -150,6 +150,29 @@ def test_a_caller_that_fails_waits_for_helpers_that_began(monkeypatch):
 
 
 @pytest.mark.timeout(60)
+def test_a_caller_that_is_interrupted_while_it_asks_for_help_waits_for_that_helper(monkeypatch):
+    """Ctrl-C after a helper has begun, but before the pool has said so."""
+    finished = []
+
+    class Interrupted:
+        def submit(self, function):
+            began = threading.Event()
+            threading.Thread(target=lambda: (began.set(), function())).start()
+            began.wait()
+            time.sleep(0.1)
+            raise KeyboardInterrupt
+
+    def help_along():
+        time.sleep(0.5)
+        finished.append(True)
+
+    monkeypatch.setattr(schedule, "_pool", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        schedule.together(lambda: None, help_along, 1)
+    assert finished
+
+
+@pytest.mark.timeout(60)
 def test_helpers_that_cannot_be_started(monkeypatch):
     """At interpreter shutdown, or if the system has no thread left, the caller does all the work."""
 

@@ -59,9 +59,10 @@ def test_chunks_of_channels(layout, monkeypatch):
 
 @needs_instructions
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("sizes", [(40, 33), (1, 700), (700, 1)])
+@pytest.mark.parametrize("sizes", [(40, 33), (1, 700), (700, 1), (300, 4)])
 def test_same_bits_for_every_number_of_threads(layout, sizes):
-    problem, before = problem_of(sizes, 1, 16, 64, layout), torch.get_num_threads()
+    """One thread gathers four columns of (300, 4) together; of five, each gathers one. dP sums over all channels."""
+    problem, before = problem_of(sizes, 1, 16, 150, layout), torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 3, 5):
