@@ -11,6 +11,7 @@ import ctypes
 import functools
 import hashlib
 import logging
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -224,6 +225,12 @@ _ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_char_p, ctypes.c_double
 LOADED: dict[tuple[str, Any, Any], Any] = {}  # the kernels that have been compiled or loaded; see `kernel_of`
 _large: dict[str, Any] = {}  # by symbol: keeps the compiled functions alive, since their symbols stay
 _compiling = threading.RLock()
+
+if hasattr(os, "register_at_fork"):
+    # A process forked while another thread compiles would inherit this lock, and Numba's own, locked for ever.
+    os.register_at_fork(
+        before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=_compiling.release
+    )
 
 
 @functools.cache

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numba
@@ -185,3 +187,24 @@ def test_source_changes_with_each_file(monkeypatch):
         end = f"{changed}.py"
         monkeypatch.setattr(Path, "read_bytes", lambda path, end=end: read(path) + b" " * (path.name == end))
         assert cache._source() != cache.SOURCE
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.timeout(60)
+def test_a_process_forked_while_a_kernel_is_compiled_can_compile():
+    """By another thread, which the child does not have: nobody would ever unlock its copy of the lock."""
+    began = threading.Event()
+
+    def compile_for_a_while():
+        with cache._compiling:
+            began.set()
+            time.sleep(0.5)
+
+    other = threading.Thread(target=compile_for_a_while)
+    other.start()
+    began.wait()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if cache._compiling.acquire(timeout=5) else 1)
+    other.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
