@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from ccgpu.bridges import numba_cpu
+
 # The profiler, which counts the CPU's memory, prints every start and stop on stderr at lower log levels.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
@@ -50,6 +52,7 @@ def peak_bytes(call: Callable[[], Returned], device: torch.device) -> tuple[int,
         result = call()
         torch.cuda.synchronize()
         return torch.cuda.memory_stats()["requested_bytes.all.peak"] - before, result
+    numba_cpu.forget_memory()  # what threads keep from earlier calls belongs to this one as well
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         tracemalloc.start()
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import sys
 from typing import Any
 
 import torch
@@ -38,6 +39,13 @@ def _reason() -> str | None:
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         return f"Numba cannot be used ({first_line(error)}); install a release of numba for this Python and NumPy"
     return None
+
+
+def forget_memory() -> None:
+    """Make the kernels compute in new memory at their next calls, so that a measurement counts it; see scratch.py."""
+    scratch = sys.modules.get("ccgpu.kernels.numba_cpu.scratch")  # what has not been imported keeps nothing
+    if scratch is not None:
+        scratch.forget()
 
 
 def why_not(call: Call) -> str | None:

@@ -28,9 +28,11 @@ class Block:
 
 class _Kept(threading.local):
     block: Block | None = None
+    age = 0  # value of `_age` when the block was kept
 
 
 _kept = _Kept()
+_age = 0  # grows when all threads are to give up what they keep
 
 
 def take(size: int) -> Block:
@@ -38,14 +40,20 @@ def take(size: int) -> Block:
 
     Whatever runs on the same thread in between, a signal handler for example, gets memory of its own.
     """
-    block = _kept.block
-    if block is None or block.size < size:
+    block, _kept.block = _kept.block, None
+    if block is None or block.size < size or _kept.age != _age:
+        del block
         return Block(size)
-    _kept.block = None
     return block
 
 
 def give_back(block: Block) -> None:
     """Let the thread's next call have the memory; without this it is freed."""
     if block.size <= KEPT:
-        _kept.block = block
+        _kept.block, _kept.age = block, _age
+
+
+def forget() -> None:
+    """Make every thread compute in new memory at its next call, which frees what it keeps and can be measured."""
+    global _age
+    _age += 1

@@ -109,9 +109,10 @@ def test_memory_from_before_is_not_counted():
 
 
 def test_kernels_on_numpys_memory_are_counted():
-    """NCHW maps: each thread gathers lines into memory of its own."""
+    """NCHW maps: each thread gathers lines into memory of its own, which it keeps for its next call."""
     q = torch.randn(1, 16, 40, 40)
-    assert peak_bytes(lambda: ccgpu.cca(q, q, q, backend="numba_cpu")) > q.nbytes + PYTHON_OBJECTS
+    for _ in range(2):
+        assert peak_bytes(lambda: ccgpu.cca(q, q, q, backend="numba_cpu")) > q.nbytes + PYTHON_OBJECTS
 
 
 def test_rates_are_of_this_machine():
