@@ -28,7 +28,7 @@ help:
 	@echo "make test-gpu  what needs a CUDA device; without a network where PYTHON has the packages"
 	@echo "make lint      ruff and mypy"
 	@echo "make docs      the documentation as a site -> build/site/index.html"
-	@echo "make bench     the op beside its peers: 12 minutes on 2 CPU cores, up to an hour on a GPU"
+	@echo "make bench     the op beside its peers: 17 minutes on 2 CPU cores, up to an hour on a GPU"
 
 setup: $(STAMP)
 

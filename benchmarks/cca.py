@@ -5,7 +5,7 @@ all take turns at forward, backward and both. An implementation that cannot run 
 --suite one case is measured, on the CUDA device if there is one. After each case the rows are appended to
 benchmarks/results/cca_<device>.csv (--record) or to a file of that name in another folder (--out).
 
-On a CPU, --suite takes about twelve minutes (`make bench`): maps from 4x4 to 256x256, single lines and a clip in each
+On a CPU, --suite takes some seventeen minutes (`make bench`): maps from 4x4 to 256x256, single lines and a clip in each
 dtype, forward and both. There a peer that takes ten times as long as this library is not timed, and what torch.compile
 compiles is timed on the first case only. At the end it prints the tables of `benchmarks.cpu_tables`.
 
