@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba.extending import register_jitable
 
 from ccgpu.kernels.numba_cpu.matrices import Factors, Matrix, add_product, compiled, copy, filled_up, transpose
 from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES, exponentials, fill_padding, load, maximum, size_of, store
@@ -143,11 +144,18 @@ def in_place(like: Any, kept: Any, x: Map, channels: int) -> bool:
     )
 
 
+@register_jitable
+def address_of(x: Map, axis: Axis, group: Group, start: int) -> int:
+    """Return the address of channel `start` of the first position of a group."""
+    first = group.position + group.first * axis.inner
+    return x.address + group.image * x.image + first * x.position + start * x.channel
+
+
 @compiled
 def gather(like: Any, kept: Any, x: Map, axis: Axis, group: Group, start: int, channels: int, rows: Rows) -> None:
     """Fill rows in a buffer with channels `start` ... `start` + `channels` of a group's positions."""
     step = axis.inner * x.position
-    here = x.address + group.image * x.image + group.position * x.position + group.first * step + start * x.channel
+    here = address_of(x, axis, group, start)
     if x.channel == size_of(kept):
         for m in range(group.lines):
             for n in range(group.length):
@@ -170,9 +178,7 @@ def rows_of(
     Without `reads`, the buffer is not filled, because the caller overwrites all of it.
     """
     if in_place(like, kept, x, channels):
-        step = axis.inner * x.position
-        here = x.address + group.image * x.image + group.position * x.position + group.first * step + start * x.channel
-        return Rows(here, step, x.position)
+        return Rows(address_of(x, axis, group, start), axis.inner * x.position, x.position)
     row = padded(like, channels)
     rows = Rows(buffer, row, group.length * row)
     if reads:
@@ -184,7 +190,7 @@ def rows_of(
 def put_rows(like: Any, kept: Any, rows: Rows, x: Map, axis: Axis, group: Group, start: int, channels: int) -> None:
     """Write rows that `rows_of` returned back to the map, if they are in a buffer."""
     step = axis.inner * x.position
-    here = x.address + group.image * x.image + group.position * x.position + group.first * step + start * x.channel
+    here = address_of(x, axis, group, start)
     if in_place(like, kept, x, channels):
         return
     if x.channel == size_of(kept):

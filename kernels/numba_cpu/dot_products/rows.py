@@ -15,7 +15,7 @@ from numba.extending import register_jitable
 from ccgpu.kernels.numba_cpu import lines
 from ccgpu.kernels.numba_cpu.dot_products.instructions import NUMBERS
 from ccgpu.kernels.numba_cpu.dot_products.interleaving import copy_row, gather, scatter
-from ccgpu.kernels.numba_cpu.lines import Axis, Group, Map, Rows, part_of
+from ccgpu.kernels.numba_cpu.lines import Axis, Group, Map, Rows, address_of, part_of
 from ccgpu.kernels.numba_cpu.matrices import called_by_symbol, compiled
 
 SIZE = 2  # bytes of a number
@@ -164,7 +164,7 @@ def rows_of(
     Without `reads`, the buffer is not filled, because the caller overwrites all of it.
     """
     step = axis.inner * x.position
-    here = x.address + group.image * x.image + group.position * x.position + group.first * step + start * x.channel
+    here = address_of(x, axis, group, start)
     if in_place(x, channels, multiple):
         return Rows(here, step, x.position)
     row = buffer_row(channels)
@@ -181,6 +181,6 @@ def put_rows(rows: Rows, x: Map, axis: Axis, group: Group, start: int, channels:
     if in_place(x, channels, PANEL):
         return
     step = axis.inner * x.position
-    here = x.address + group.image * x.image + group.position * x.position + group.first * step + start * x.channel
+    here = address_of(x, axis, group, start)
     lines, length = group.lines, group.length
     scatter_lines(here, x.position, x.channel, step, lines, length, channels, rows.address, rows.row, rows.line)
