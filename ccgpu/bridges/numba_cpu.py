@@ -1,7 +1,8 @@
 """The backend `numba_cpu`: the CPU kernels of `kernels/numba_cpu` on CPU tensors, which it gets by address.
 
 Half precision is multiplied by the CPU's dot-product instructions or in float32, which `arithmetic` tells, and summed
-in float32. torch.get_num_threads() threads share the work. Numba is imported at the first call.
+in float32. torch.get_num_threads() threads share the work, those that torch's own operations run on where they are
+OpenMP's. Numba is imported at the first call.
 """
 
 from __future__ import annotations
@@ -65,10 +66,16 @@ def _plan(kernel: str, threads: int, *maps: tuple[tuple[int, ...], tuple[int, ..
     return getattr(_launch(), kernel)(*layouts, threads=threads)
 
 
+@functools.cache
+def _team() -> Any:
+    """Return the OpenMP threads that torch's operations run on; None where torch has others."""
+    return importlib.import_module("ccgpu.kernels.numba_cpu.workers").team_of(torch._C.__file__)
+
+
 def _run(kernel: str, maps: tuple[Tensor, ...], numbers: tuple[int, ...], scale: float = 1.0) -> None:
     """Run a kernel on maps and the addresses of arrays of numbers."""
     plan = _plan(kernel, torch.get_num_threads(), *[(x.shape, x.stride(), x.dtype) for x in maps])
-    plan.run([*[x.data_ptr() for x in maps], *numbers], scale)
+    plan.run([*[x.data_ptr() for x in maps], *numbers], scale, _team())
 
 
 def _numbers(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -61,7 +61,6 @@ class Memory(NamedTuple):
     factors: int  # a number for each query: the factor of this axis's part of out
     befores: int  # likewise, of what the earlier axes have written to out
     scale: int  # a single number
-    one: int  # the number 1
     energies: int  # a sheet (queries, keys) for each line: energies, then weights
     gradients: int  # sheets as well: gradients of the weights, then of the energies
     k_columns: int  # K^T (depth, keys) of each line
@@ -89,8 +88,7 @@ def divide_memory(axis: Axis, sizes: Sizes, size: int, backward: bool, narrow: b
     factors = out + keys * chunk_row
     befores = factors + queries * size
     scale = befores + queries * size
-    one = scale + size
-    energies = filled_up(one + size)
+    energies = filled_up(scale + size)
     gradients = energies + queries * key_row
     k_columns = gradients + (queries * key_row if backward else 0)
     dk_sums = k_columns + lines * sizes.depth * key_row
@@ -98,7 +96,7 @@ def divide_memory(axis: Axis, sizes: Sizes, size: int, backward: bool, narrow: b
     dv_sums = dk_sums + (keys * depth_row if apart else 0)
     v_columns = dv_sums + (keys * filled_up(sizes.channels * size) if apart else 0)
     end = v_columns + (lines * chunk * key_row if backward else 0)
-    starts = 0, k, dq, dk, dout, v, out, factors, befores, scale, one, energies, gradients
+    starts = 0, k, dq, dk, dout, v, out, factors, befores, scale, energies, gradients
     return Memory(*starts, k_columns, dk_sums, dv_sums, v_columns, end)
 
 

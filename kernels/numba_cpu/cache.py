@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import config, from_dtype, types
@@ -149,14 +149,15 @@ def _callback(function: Callable[..., None], signature: Any) -> Any:
 def _forward(source: str, like: Any, kept: Any) -> Callable[..., None]:
     pairs = dot_products.used_for(type(kept))  # Numba compiles only the branch that this constant leaves
 
-    def forward(plan: Any, addresses: Any, scale: float, counters: int, memory: int) -> None:
+    def forward(address: int) -> None:
         source  # noqa: B018
-        block, at = blocks.plan_at(plan), blocks.addresses_at(addresses)
+        call, at = blocks.call_at(address), blocks.addresses_at(address)
+        block, memory = blocks.plan_at(call.plan), blocks.own_memory(call)
         q, k = blocks.map_of(block, at, 0), blocks.map_of(block, at, 1)
         v, out = blocks.map_of(block, at, 2), blocks.map_of(block, at, 3)
         maxima, sums = blocks.state_of(block, at[5], 0), blocks.state_of(block, at[5], 1)
-        sizes = blocks.sizes_of(block, scale)
-        for axis, _, begin, end in tickets.tickets(blocks.phases_of(block), counters):
+        sizes = blocks.sizes_of(block, call.scale)
+        for axis, _, begin, end in tickets.tickets(blocks.phases_of(block), call.counters):
             if pairs:
                 pairs_forward.forward_groups(
                     like, kept, begin, end, memory, axis, sizes, q, k, v, out, at[4], maxima, sums
@@ -170,17 +171,18 @@ def _forward(source: str, like: Any, kept: Any) -> Callable[..., None]:
 def _backward(source: str, like: Any, kept: Any) -> Callable[..., None]:
     pairs = dot_products.used_for(type(kept))
 
-    def backward(plan: Any, addresses: Any, scale: float, counters: int, memory: int) -> None:
+    def backward(address: int) -> None:
         source  # noqa: B018
-        block, at = blocks.plan_at(plan), blocks.addresses_at(addresses)
+        call, at = blocks.call_at(address), blocks.addresses_at(address)
+        block, memory = blocks.plan_at(call.plan), blocks.own_memory(call)
         dout, q = blocks.map_of(block, at, 0), blocks.map_of(block, at, 1)
         k, v = blocks.map_of(block, at, 2), blocks.map_of(block, at, 3)
         out, dq = blocks.map_of(block, at, 4), blocks.map_of(block, at, 5)
         dk, dv = blocks.map_of(block, at, 6), blocks.map_of(block, at, 7)
         lse, dlse, delta, shared = at[8], at[9], at[10], blocks.state_of(block, at[10], 1)
-        sizes = blocks.sizes_of(block, scale)
+        sizes = blocks.sizes_of(block, call.scale)
         maps = gradients.Maps(dout, q, k, v, out, lse, dlse, delta, dq, dk, dv)
-        for axis, task, begin, end in tickets.tickets(blocks.phases_of(block), counters):
+        for axis, task, begin, end in tickets.tickets(blocks.phases_of(block), call.counters):
             if pairs:
                 pairs_backward.backward_groups(like, kept, begin, end, memory, axis, task, sizes, shared, maps)
             else:
@@ -190,22 +192,24 @@ def _backward(source: str, like: Any, kept: Any) -> Callable[..., None]:
 
 
 def _affinity(source: str, like: Any, kept: Any) -> Callable[..., None]:
-    def affinity(plan: Any, addresses: Any, scale: float, counters: int, memory: int) -> None:
+    def affinity(address: int) -> None:
         source  # noqa: B018
-        block, at = blocks.plan_at(plan), blocks.addresses_at(addresses)
-        q, k, sizes = blocks.map_of(block, at, 0), blocks.map_of(block, at, 1), blocks.sizes_of(block, scale)
-        for axis, _, begin, end in tickets.tickets(blocks.phases_of(block), counters):
+        call, at = blocks.call_at(address), blocks.addresses_at(address)
+        block, memory = blocks.plan_at(call.plan), blocks.own_memory(call)
+        q, k, sizes = blocks.map_of(block, at, 0), blocks.map_of(block, at, 1), blocks.sizes_of(block, call.scale)
+        for axis, _, begin, end in tickets.tickets(blocks.phases_of(block), call.counters):
             stages.affinity_groups(like, kept, begin, end, memory, axis, sizes, q, k, at[2])
 
     return affinity
 
 
 def _aggregate(source: str, like: Any, kept: Any) -> Callable[..., None]:
-    def aggregate(plan: Any, addresses: Any, scale: float, counters: int, memory: int) -> None:
+    def aggregate(address: int) -> None:
         source  # noqa: B018
-        block, at = blocks.plan_at(plan), blocks.addresses_at(addresses)
-        v, out, sizes = blocks.map_of(block, at, 0), blocks.map_of(block, at, 1), blocks.sizes_of(block, scale)
-        for axis, _, begin, end in tickets.tickets(blocks.phases_of(block), counters):
+        call, at = blocks.call_at(address), blocks.addresses_at(address)
+        block, memory = blocks.plan_at(call.plan), blocks.own_memory(call)
+        v, out, sizes = blocks.map_of(block, at, 0), blocks.map_of(block, at, 1), blocks.sizes_of(block, call.scale)
+        for axis, _, begin, end in tickets.tickets(blocks.phases_of(block), call.counters):
             stages.aggregate_groups(like, kept, begin, end, memory, axis, sizes, at[2], v, out, at[3] != 0)
 
     return aggregate
@@ -218,10 +222,8 @@ KERNELS: dict[str, Callable[[str, Any, Any], Callable[..., None]]] = {
     "aggregate": _aggregate,
 }
 SOURCE = _source()
-_SIGNATURE = types.void(
-    types.CPointer(types.int64), types.CPointer(types.int64), types.float64, types.int64, types.int64
-)
-_ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_char_p, ctypes.c_double, ctypes.c_int64, ctypes.c_int64)
+_SIGNATURE = types.void(types.int64)
+_ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 LOADED: dict[tuple[str, Any, Any], Any] = {}  # the kernels that have been compiled or loaded; see `kernel_of`
 _large: dict[str, Any] = {}  # by symbol: keeps the compiled functions alive, since their symbols stay
 _compiling = threading.RLock()
@@ -233,13 +235,16 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-@functools.cache
-def kernel_of(kernel: str, like: Any, kept: Any) -> Callable[[int, bytes, float, int, int], None]:
-    """Return a kernel as a function that runs without Python's lock.
+class Kernel(NamedTuple):
+    """A compiled kernel."""
 
-    It takes the address of a plan, the addresses of a call (blocks.py), the factor of the energies, the address of
-    `tickets.new_counters` or 0 for a thread that works alone, and the address of the thread's memory.
-    """
+    address: int  # of a C function that takes the address of a call's block (blocks.py)
+    run: Callable[[bytes], None]  # the same for Python: it takes the block, and runs without Python's lock
+
+
+@functools.cache
+def kernel_of(kernel: str, like: Any, kept: Any) -> Kernel:
+    """Return a kernel: a thread's part of a call, or all of it."""
     key = kernel, like, kept
     with _compiling:
         try:
@@ -251,7 +256,8 @@ def kernel_of(kernel: str, like: Any, kept: Any) -> Callable[[int, bytes, float,
                 LOADED[key] = _callback(KERNELS[kernel](SOURCE, like(0), kept(0)), _SIGNATURE)
         finally:
             COMPILATION.end()
-    return _ENTRY(LOADED[key].address)
+    address = LOADED[key].address
+    return Kernel(address, _ENTRY(address))
 
 
 def prepare(like: Any, kept: Any) -> None:

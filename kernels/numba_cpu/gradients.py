@@ -38,7 +38,15 @@ from ccgpu.kernels.numba_cpu.lines import (
     share_of,
 )
 from ccgpu.kernels.numba_cpu.matrices import Factors, Matrix, add_product, compiled
-from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES, dot, load, size_of, store, subtract_and_multiply
+from ccgpu.kernels.numba_cpu.vectors import (
+    VECTOR_BYTES,
+    address_of_one,
+    dot,
+    load,
+    size_of,
+    store,
+    subtract_and_multiply,
+)
 
 
 class Sheets(NamedTuple):
@@ -112,7 +120,7 @@ def _weight_gradients(
 ) -> None:
     """Write dP = dO V^T for the queries of a part of a group; on the first axis, add dout . out to delta."""
     size, key_row, reads, none = size_of(like), padded(like, axis.length), np.bool_(True), np.int64(0)
-    line, sheet, one = part_of(part, none, axis.length), axis.queries * key_row, Factors(memory + at.one, none)
+    line, sheet, one = part_of(part, none, axis.length), axis.queries * key_row, Factors(address_of_one(like), none)
     for start, channels in chunks(like, axis, sizes.channels):
         dout_rows = rows_of(like, kept, maps.dout, axis, part, start, channels, memory + at.dout, reads)
         columns = sheets.v_columns
@@ -163,7 +171,7 @@ def query_gradients(
     """
     size, key_row, depth, none = size_of(like), padded(like, axis.length), sizes.depth, np.int64(0)
     reads, adds, sheet = np.bool_(True), not axis.first, axis.queries * key_row
-    scale, beta = Factors(memory + at.scale, none), Factors(memory + at.one if adds else none, none)
+    scale, beta = Factors(memory + at.scale, none), Factors(address_of_one(like) if adds else none, none)
     q_rows = rows_of(like, kept, maps.q, axis, part, none, depth, memory + at.q, reads)
     energies(like, q_rows, sheets.k_columns, axis, part, depth, sheets.weights, memory + at.scale)
     for m in range(part.lines):
@@ -239,7 +247,7 @@ def key_gradients(
     """
     size, key_row, depth, none = size_of(like), padded(like, axis.length), sizes.depth, np.int64(0)
     reads, adds, sheet = np.bool_(True), not axis.first or part.first > 0, axis.queries * key_row
-    scale, one = Factors(memory + at.scale, none), Factors(memory + at.one, none)
+    scale, one = Factors(memory + at.scale, none), Factors(address_of_one(like), none)
     beta, here = one if adds else no_factors(), keys.first * size
     apart = _sums_apart(like, kept, axis)
     gathers = not axis.first if apart and part.first == 0 else adds and not apart
@@ -308,7 +316,6 @@ def backward_groups(
         start + at.v_columns,
     )
     store(memory + at.scale, type(like)(sizes.scale))
-    store(memory + at.one, type(like)(1))
     for number in range(begin, end):
         group = group_at(axis, number)
         line = part_of(group, none, axis.length)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ccgpu.kernels.numba_cpu.operands import Layout, Operand
 from ccgpu.kernels.numba_cpu.plans import Plan, Problem, plan_of
-from ccgpu.kernels.numba_cpu.schedule import thread_count
+from ccgpu.kernels.numba_cpu.workers import thread_count
 
 
 def forward(

@@ -21,6 +21,9 @@ from numba.extending import register_jitable
 from ccgpu.kernels.numba_cpu.matrices import Factors, Matrix, add_product, compiled, copy, filled_up, transpose
 from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES, exponentials, fill_padding, load, maximum, size_of, store
 
+# Bytes of exponentials that are summed in one vector; such sums are added. A longer chain of additions loses digits.
+SUMMED = 32 * VECTOR_BYTES
+
 
 class Map(NamedTuple):
     """A map (images, positions, channels): its address, and the stride of each axis."""
@@ -257,7 +260,9 @@ def exponentials_of(like: Any, row: int, keys: int, own: int, crossing: int, off
 
     The padding of the row must be -inf.
     """
-    row_sum = exponentials(like, row, padded(like, keys), offset)
+    row_sum, size = type(like)(0), padded(like, keys)
+    for start in range(0, size, SUMMED):
+        row_sum += exponentials(like, row + start, min(SUMMED, size - start), offset)
     here = row + own * size_of(like)
     centre = load(like, here)
     share = centre / type(like)(crossing)

@@ -14,7 +14,7 @@ from numba.extending import intrinsic, register_jitable
 
 from ccgpu.kernels.numba_cpu.conversions import copy_vector, number_at, put_number
 from ccgpu.kernels.numba_cpu.tiles import TILE_ROWS, TILE_VECTORS, multiply_tile, transpose_tile
-from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES, size_of
+from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES, address_of_one, size_of
 
 compiled = njit(nogil=True, error_model="numpy")
 
@@ -22,6 +22,9 @@ compiled = njit(nogil=True, error_model="numpy")
 # then go along the rows of C, which are read and written in long pieces, and B is read again for each row of tiles. A
 # larger B is read once, and tiles go down the columns.
 NEAR = 2**18
+# Most terms that are added up in a register. The rounding error of one long chain grows with its length: for 4000 equal
+# terms it was many times that of torch's products, which add parts of sums as well.
+CHAIN = 128
 
 
 class Matrix(NamedTuple):
@@ -138,23 +141,26 @@ def large_functions(source: str) -> tuple[Callable[..., None], Callable[..., Non
                 tile, strip = number % tiles, number // tiles
             # Tiles are all of nearly the same height: 97 rows are 12 x 6 + 5 x 5, not 16 x 6 + 1.
             row, column = rows * tile // tiles, strip * width
-            multiply_tile(
-                like,
-                rows * (tile + 1) // tiles - row,
-                min(TILE_VECTORS, (columns - column) // VECTOR_BYTES),
-                a + row * a_row,
-                a_row,
-                a_step,
-                b + column,
-                b_step,
-                c + row * c_row + column,
-                c_row,
-                depth,
-                alpha + row * alpha_step,
-                alpha_step,
-                beta + row * beta_step if beta != 0 else 0,
-                beta_step,
-            )
+            before, before_step = beta + row * beta_step if beta != 0 else 0, beta_step
+            for term in range(0, depth, CHAIN):
+                multiply_tile(
+                    like,
+                    rows * (tile + 1) // tiles - row,
+                    min(TILE_VECTORS, (columns - column) // VECTOR_BYTES),
+                    a + row * a_row + term * a_step,
+                    a_row,
+                    a_step,
+                    b + column + term * b_step,
+                    b_step,
+                    c + row * c_row + column,
+                    c_row,
+                    min(CHAIN, depth - term),
+                    alpha + row * alpha_step,
+                    alpha_step,
+                    before,
+                    before_step,
+                )
+                before, before_step = address_of_one(like), 0  # what follows is added to it
 
     return transpose, multiply
 

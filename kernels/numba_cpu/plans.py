@@ -8,15 +8,14 @@ from __future__ import annotations
 import functools
 import math
 import operator
-import struct
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ccgpu.kernels.numba_cpu import dot_products, schedule, scratch
+from ccgpu.kernels.numba_cpu import dot_products, schedule, scratch, workers
 from ccgpu.kernels.numba_cpu.attention import Sizes, divide_memory
-from ccgpu.kernels.numba_cpu.blocks import ADDRESSES, plan_block
+from ccgpu.kernels.numba_cpu.blocks import Call, call_block, plan_block
 from ccgpu.kernels.numba_cpu.cache import kernel_of
 from ccgpu.kernels.numba_cpu.dot_products import forward as pairs_forward
 from ccgpu.kernels.numba_cpu.dot_products import sheets as pairs_sheets
@@ -40,7 +39,6 @@ from ccgpu.kernels.numba_cpu.sharing import memory_of_a_shared_line
 from ccgpu.kernels.numba_cpu.tickets import new_counters
 
 PLANS = 256
-_PACK = [struct.Struct(f"{n + 1}q").pack for n in range(ADDRESSES)]  # n addresses and that of the shared memory
 
 
 class Problem(NamedTuple):
@@ -118,49 +116,64 @@ class Plan:
             threads=problem.threads,
             products=problem.products,
         )
-        self._helpers, self._phases, self._memory = division.helpers, len(division.phases), division.memory
+        self._threads, self._phases, self._memory = division.threads, len(division.phases), division.memory
         state = filled_up(images * positions * size)
-        self._all_memory = self._memory + problem.states * state + division.shared
+        self._shared = problem.states * state + division.shared
         self._block = plan_block(sizes, state, maps, division.phases)
         self._address = self._block.ctypes.data
         self._kernel = kernel_of(problem.kernel, arithmetic.like, arithmetic.kept)
 
-    def run(self, addresses: Sequence[int], scale: float = 1.0) -> None:
+    def run(self, addresses: Sequence[int], scale: float = 1.0, team: workers.Team | None = None) -> None:
         """Run the problem.
 
         Args:
             addresses: of the maps, then of the kernel's arrays of numbers; the caller keeps all memory until the end.
             scale: factor of the energies.
+            team: threads that share the work; None: helpers from the pool.
         """
         if self._empty:
             return
         if self._copies or functools.reduce(operator.or_, addresses[: self._maps]) & self._misaligned:
-            self._run_on_copies(addresses, scale)
+            self._run_on_copies(addresses, scale, team)
             return
         for number, size in self._large:  # the memory of a new result is often new to this process, too
             prefer_large_pages(addresses[number], size)
-        memory = scratch.take(self._all_memory)
-        call = _PACK[len(addresses)](*addresses, memory.address + self._memory)
-        if self._helpers:
-            self._run_together(call, scale, memory)
+        if self._threads == 1:
+            memory = scratch.take(self._shared + self._memory)
+            call = Call(self._address, scale, 0, memory.address + self._shared, self._memory, 0)
+            self._kernel.run(call_block(call, (*addresses, memory.address)))
+            scratch.give_back(memory)
+        elif team is not None and workers.team_works():
+            self._run_on_team(addresses, scale, team)
         else:
-            self._kernel(self._address, call, scale, 0, memory.address)
-        scratch.give_back(memory)
+            self._run_with_helpers(addresses, scale)
 
-    def _run_together(self, call: bytes, scale: float, memory: scratch.Block) -> None:
-        """Run the kernel on the calling thread, whose memory is given, and on helpers."""
+    def _run_on_team(self, addresses: Sequence[int], scale: float, team: workers.Team) -> None:
+        """Run the kernel on threads of an OpenMP library, of which the calling one is the first."""
+        memory = scratch.take(self._shared + self._threads * self._memory)
         counters = new_counters(self._phases)
-        arguments = self._address, call, scale, counters.ctypes.data
+        own = memory.address + self._shared
+        call = Call(self._address, scale, counters.ctypes.data, own, self._memory, team.number)
+        team.parallel(self._kernel.address, call_block(call, (*addresses, memory.address)), self._threads, 0)
+        scratch.give_back(memory, self._threads)
+
+    def _run_with_helpers(self, addresses: Sequence[int], scale: float) -> None:
+        """Run the kernel on the calling thread and on helpers from the pool, each of which has memory of its own."""
+        memory = scratch.take(self._shared + self._memory)
+        counters = new_counters(self._phases)
+        first = Call(self._address, scale, counters.ctypes.data, memory.address + self._shared, self._memory, 0)
+        everything = *addresses, memory.address
 
         def help_along() -> None:
             own = scratch.take(self._memory)
-            self._kernel(*arguments, own.address)
+            self._kernel.run(call_block(first._replace(memory=own.address), everything))
             scratch.give_back(own)
             counters.size  # noqa: B018  a helper that comes late still finds them
 
-        schedule.together(lambda: self._kernel(*arguments, memory.address), help_along, self._helpers)
+        workers.together(lambda: self._kernel.run(call_block(first, everything)), help_along, self._threads - 1)
+        scratch.give_back(memory)
 
-    def _run_on_copies(self, addresses: Sequence[int], scale: float) -> None:
+    def _run_on_copies(self, addresses: Sequence[int], scale: float, team: workers.Team | None) -> None:
         """Run the problem with copies in the place of maps whose memory the kernels cannot use."""
         layouts, results = self._problem.maps, len(self._problem.maps) - self._problem.results
         maps = [Operand(address, *layout) for address, layout in zip(addresses, layouts, strict=False)]
@@ -170,7 +183,7 @@ class Plan:
                 copies[number] = copy = channels_last(words_of(x) if number < results else np.empty(x.shape, word(x)))
                 maps[number] = Operand(copy.ctypes.data, x.shape, copy.strides, x.dtype)
         problem = self._problem._replace(maps=tuple(x.layout for x in maps))
-        plan_of(problem).run([*(x.address for x in maps), *addresses[len(maps) :]], scale)
+        plan_of(problem).run([*(x.address for x in maps), *addresses[len(maps) :]], scale, team)
         for number, copy in copies.items():
             if number >= results:
                 words_of(Operand(addresses[number], *layouts[number]))[...] = copy

@@ -1,20 +1,10 @@
-"""How a call is divided and run on threads: axes as groups of lines, a thread pool.
-
-The kernels release Python's global lock and run on a pool of Python threads instead of Numba's threading layers, so
-that calls from several threads at once and from forked processes (data loaders) work with any OpenMP library loaded.
-"""
+"""How the work of a call is divided: axes of the map as groups of lines, for a number of threads."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
-import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
-
-from numba import config
 
 from ccgpu.kernels.numba_cpu.attention import Sizes
 from ccgpu.kernels.numba_cpu.lines import Axis
@@ -89,7 +79,7 @@ class Division(NamedTuple):
     phases: list[Phase]
     memory: int  # bytes of a thread's memory, whole vectors
     shared: int  # bytes of the memory for lines that all threads work on
-    helpers: int  # threads besides the calling one; 0 where the work is done before they would be awake
+    threads: int  # that share the work; 1 where it is done before another one would be awake
 
 
 def divide(
@@ -141,59 +131,4 @@ def divide(
     alone = {phase.axis for phase in phases if not phase.task.shared}
     shared = [shared_of(axis) for axis in {phase.axis for phase in phases if phase.task.shared}] if shared_of else []
     own = max(*(memory_of(axis) for axis in alone), *(own for own, _ in shared), 0)
-    return Division(phases, filled_up(own), max((size for _, size in shared), default=0), threads - 1)
-
-
-# The thread pool ------------------------------------------------------------------------------------------------------
-
-_pool: ThreadPoolExecutor | None = None
-
-
-def _forget_pool() -> None:
-    global _pool
-    _pool = None
-
-
-if hasattr(os, "register_at_fork"):  # a forked child inherits the pool object but not its threads
-    os.register_at_fork(after_in_child=_forget_pool)
-
-
-def _helpers() -> ThreadPoolExecutor:
-    """Return the pool of threads that help the calling one."""
-    global _pool
-    if _pool is None:
-        _pool = ThreadPoolExecutor(max_workers=max(32, os.cpu_count() or 1), thread_name_prefix="ccgpu")
-    return _pool
-
-
-def together(part: Callable[[], None], help_along: Callable[[], None], helpers: int) -> None:
-    """Call `part` here and `help_along` on as many other threads; return when all that has begun is done.
-
-    `part` alone does all the work if no helper comes in time, and a helper that comes later finds nothing to do.
-    """
-    # One for each helper, made here: Ctrl-C in the middle of `submit` would lose the pool's own, and with it a helper.
-    begun: list[Future[None]] = []
-
-    def help_unless_cancelled(helper: Future[None]) -> None:
-        if helper.set_running_or_notify_cancel():
-            try:
-                help_along()
-            finally:
-                helper.set_result(None)
-
-    try:
-        with contextlib.suppress(RuntimeError):  # no thread can be started, for example at interpreter shutdown
-            for _ in range(helpers):
-                begun.append(Future())
-                _helpers().submit(functools.partial(help_unless_cancelled, begun[-1]))
-        part()
-    except BaseException:  # helpers may still be writing to this call's arrays
-        wait(helper for helper in begun if not helper.cancel())
-        raise
-    for helper in begun:  # all work is done: a helper that starts now would find no ticket
-        helper.cancel()
-
-
-def thread_count(threads: int | None) -> int:
-    """Return the number of threads to use; for None, NUMBA_NUM_THREADS, or all cores if that is not set."""
-    return int(config.NUMBA_NUM_THREADS) if threads is None else threads
+    return Division(phases, filled_up(own), filled_up(max((size for _, size in shared), default=0)), threads)

@@ -1,7 +1,7 @@
 """Memory that a thread computes in, kept for its next call: new memory costs a page fault for every 4 kB.
 
-A thread keeps the block that it used last, if that is not larger than `KEPT` bytes. The memory of a thread that ends is
-freed.
+A thread keeps the block that it used last, if that is not larger than `KEPT` bytes for each thread that computed in it.
+The memory of a thread that ends is freed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES
 
-KEPT = 2**22  # most bytes that a thread keeps
+KEPT = 2**22  # most bytes that are kept, for each thread that computed in them
 
 
 class Block:
@@ -47,9 +47,9 @@ def take(size: int) -> Block:
     return block
 
 
-def give_back(block: Block) -> None:
-    """Let the thread's next call have the memory; without this it is freed."""
-    if block.size <= KEPT:
+def give_back(block: Block, threads: int = 1) -> None:
+    """Let the thread's next call have the memory, in which `threads` threads computed; without this it is freed."""
+    if block.size <= KEPT * threads:
         _kept.block, _kept.age = block, _age
 
 

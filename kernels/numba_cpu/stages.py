@@ -27,7 +27,7 @@ from ccgpu.kernels.numba_cpu.lines import (
     rows_of,
 )
 from ccgpu.kernels.numba_cpu.matrices import Factors, Matrix, add_product, compiled, copy
-from ccgpu.kernels.numba_cpu.vectors import load, size_of, store
+from ccgpu.kernels.numba_cpu.vectors import address_of_one, load, size_of, store
 
 
 @compiled
@@ -122,8 +122,7 @@ def aggregate_groups(
     reads = np.bool_(True)
     at = divide_memory(axis, sizes, size, False)
     row = padded(like, length)
-    none, one = np.int64(0), Factors(memory + at.one, np.int64(0))
-    store(one.address, type(like)(1))
+    none, one = np.int64(0), Factors(address_of_one(like), np.int64(0))
     for number in range(begin, end):
         group = group_at(axis, number)
         line = part_of(group, none, length)

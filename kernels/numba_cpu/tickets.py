@@ -22,7 +22,7 @@ from ccgpu.kernels.numba_cpu.lines import Axis, Task
 from ccgpu.kernels.numba_cpu.matrices import compiled
 
 PHASE = len(Axis._fields) + len(Task._fields) + 3  # numbers of a phase
-LOOKS = 1000  # how often a thread looks whether the others have finished, some microseconds, before it gives way
+LOOKS = 2**16  # how often a thread looks whether others have finished, a tenth of a millisecond, before it gives way
 LINE = 64  # bytes of a cache line; each counter has one of its own
 _I64 = ir.IntType(64)
 

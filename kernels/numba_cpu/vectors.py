@@ -12,6 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ccgpu.kernels.numba_cpu.features import FEATURES
@@ -123,6 +124,17 @@ def store(typingctx: Any, address: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, value), codegen
+
+
+@intrinsic
+def address_of_one(typingctx: Any, like: Any) -> Any:
+    """Return the address of the number 1."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        one = cgutils.global_constant(builder.module, "one", ir.Constant(KINDS[like], 1.0))
+        return builder.ptrtoint(one, I64)
+
+    return types.int64(like), codegen
 
 
 def loop(vectors: Vectors, size: Any, starts: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:

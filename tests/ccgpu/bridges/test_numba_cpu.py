@@ -14,12 +14,14 @@ import torch
 import ccgpu
 from ccgpu.bridges import numba_cpu
 from ccgpu.bridges.call import Call
-from ccgpu.kernels.numba_cpu import calls, schedule
+from ccgpu.kernels.numba_cpu import calls, workers
+from tests.ccgpu.bridges import data_loading
 from tests.ccgpu.problems import layouts
 from tests.kernels.numba_cpu.problems import cut_up
 
 ROOT = Path(__file__).resolve().parents[3]
 SECONDS = 120  # until a process counts as hanging
+TEAM = workers.team_of(torch._C.__file__)
 
 
 def python(*arguments, **environment):
@@ -54,7 +56,7 @@ def attend(arrays, threads):
 def test_eight_threads_at_once(monkeypatch):
     """Each has its own map size and dtype; all take helpers from one pool, which does not exist when they start."""
     cut_up(monkeypatch, SMALL=0)
-    monkeypatch.setattr(schedule, "_pool", None)
+    monkeypatch.setattr(workers, "_pool", None)
     generator = np.random.default_rng(0)
     problems = []
     for number in range(8):
@@ -72,11 +74,11 @@ def test_eight_threads_at_once(monkeypatch):
                 wrong.append(number)
         done.append(number)
 
-    workers = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(8)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(SECONDS / 2)
+    callers = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(SECONDS / 2)
     assert sorted(done) == list(range(8))
     assert not wrong
 
@@ -113,6 +115,71 @@ def test_in_children_of_children():
     assert answer.stdout.strip() == "same"
 
 
+def answers(dtype, threads, layout):
+    """Return all results of the op and its stages, computed by a number of torch's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        generator = torch.Generator().manual_seed(0)
+        q, k, v = (torch.randn(2, c, 13, 19, generator=generator).to(dtype) for c in (16, 16, 48))
+        q, k, v = (layouts(x, layout).requires_grad_() for x in (q, k, v))
+        out, lse = ccgpu.cca(q, k, v, return_lse=True, backend="numba_cpu")
+        energies = ccgpu.affinity(q, k, backend="numba_cpu")
+        weighted = ccgpu.aggregate(energies.detach(), v, backend="numba_cpu")
+        results = out, lse, energies, weighted
+        gradients = [torch.randn(x.shape, generator=generator).to(x.dtype) for x in results]
+        return [x.detach() for x in (*results, *torch.autograd.grad(results, (q, k, v), gradients))]
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(TEAM is None, reason="torch is not linked with an OpenMP library that has GNU's functions")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_openmp_threads_and_the_pool_give_the_same_bits(monkeypatch, layout, dtype):
+    cut_up(monkeypatch, SMALL=0, SHEET_BYTES=2000)
+    alone = answers(dtype, 1, layout)
+    for threads in (2, 3, 5, 2):
+        for a, b in zip(alone, answers(dtype, threads, layout), strict=True):
+            assert torch.equal(a, b), f"{threads} threads"
+    monkeypatch.setattr(numba_cpu, "_team", lambda: None)
+    for a, b in zip(alone, answers(dtype, 3, layout), strict=True):
+        assert torch.equal(a, b), "the pool"
+
+
+@pytest.mark.timeout(SECONDS)
+def test_many_threads_with_a_team_each(monkeypatch):
+    cut_up(monkeypatch, SMALL=0)
+    q = torch.randn(2, 16, 21, 23)
+    alone = ccgpu.cca(q, q, q, backend="numba_cpu")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    start, same = threading.Barrier(8), []
+
+    def work():
+        start.wait()
+        same.extend(torch.equal(alone, ccgpu.cca(q, q, q, backend="numba_cpu")) for _ in range(20))
+
+    callers = [threading.Thread(target=work) for _ in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(same) == 160
+    assert all(same)
+
+
+def test_a_system_that_gives_fewer_threads():
+    answer = program(
+        """
+        from tests.ccgpu.bridges.data_loading import attend
+
+        print(attend(3).double().sum().item().hex())
+        """,
+        OMP_THREAD_LIMIT="1",
+    )
+    assert answer.stdout.strip() == data_loading.attend(3).double().sum().item().hex()
+
+
 def test_in_a_thread_that_outlives_the_main_one():
     """Python's thread pools accept no more work then."""
     answer = program(
@@ -139,6 +206,22 @@ def test_in_a_thread_that_outlives_the_main_one():
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_torch_says_how_many_threads(threads, monkeypatch):
+    teams = []
+
+    def parallel(function, argument, count, flags):
+        teams.append(count)
+        TEAM.parallel(function, argument, count, flags)
+
+    cut_up(monkeypatch, SMALL=0)
+    monkeypatch.setattr(numba_cpu, "_team", lambda: workers.Team(parallel, TEAM.number))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    q = torch.randn(1, 3, 4, 5, requires_grad=True)
+    ccgpu.cca(q, q, q, backend="numba_cpu").sum().backward()
+    assert teams == ([] if threads == 1 else [threads, threads])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_torch_says_how_many_threads_where_it_has_no_openmp(threads, monkeypatch):
     submitted = []
 
     class Pool:
@@ -147,7 +230,8 @@ def test_torch_says_how_many_threads(threads, monkeypatch):
             return threading.Timer(0, function)  # never started, but it can be cancelled
 
     cut_up(monkeypatch, SMALL=0)
-    monkeypatch.setattr(schedule, "_pool", Pool())
+    monkeypatch.setattr(numba_cpu, "_team", lambda: None)
+    monkeypatch.setattr(workers, "_pool", Pool())
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     q = torch.randn(1, 3, 4, 5, requires_grad=True)
     out = ccgpu.cca(q, q, q, backend="numba_cpu")

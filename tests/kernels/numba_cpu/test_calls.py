@@ -163,6 +163,19 @@ def test_what_memory_holds_before_a_call_does_not_matter(monkeypatch, order, dty
     check_errors(tensors_of(results[0]), attend_plainly(problem), truth_in_float64(problem), problem)
 
 
+@pytest.mark.parametrize("length", [777, 4000])
+def test_long_sums_are_as_exact_as_those_of_torch(length):
+    """With equal weights, the sums over a line have the most terms that count."""
+    problem = problem_of((length,), torch.float32, batch=1, d=3, c=20)
+    for x in problem.tensors[:2]:
+        x.mul_(1e-3)
+    dlse = torch.zeros_like(problem.dlse)
+    ones = [torch.ones_like(x) for x in (problem.tensors[2], problem.dout)]
+    problem = problem._replace(tensors=(*problem.tensors[:2], ones[0].add_(0.01)), dout=ones[1].add_(0.01), dlse=dlse)
+    ours = tensors_of(attend(*arrays_of(problem), problem.scale, threads=2))
+    check_errors(ours, attend_plainly(problem), truth_in_float64(problem), problem)
+
+
 @pytest.mark.parametrize("order", ["contiguous", "channels last"])
 @pytest.mark.parametrize("channels", [(16, 48), (5, 37)], ids=["whole vectors", "parts of vectors"])
 def test_sums_of_16_bits_are_rounded_once(monkeypatch, channels, order):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ccgpu.bridges import numba_cpu
 from ccgpu.kernels import reference
-from ccgpu.kernels.numba_cpu import calls, schedule, sharing
+from ccgpu.kernels.numba_cpu import calls, schedule, sharing, workers
 from ccgpu.kernels.numba_cpu.lines import group_at, part_of, position_of, share_of
 from tests.ccgpu import stage_problems
 from tests.ccgpu.problems import attend_plainly, check_errors, expected
@@ -201,7 +201,7 @@ def test_helpers_that_come_in_the_middle_of_a_line(monkeypatch):
                 delay = next(self.delays)
                 return threads.submit(lambda: (time.sleep(delay), function()))
 
-        monkeypatch.setattr(schedule, "_pool", Delayed())
+        monkeypatch.setattr(workers, "_pool", Delayed())
         for _ in range(20):
             for a, b in zip(alone, attend(*arrays, 1.0, threads=5), strict=True):
                 np.testing.assert_array_equal(a, b)
@@ -216,7 +216,7 @@ def test_helpers_that_never_come_to_a_line(monkeypatch):
     cut_up(monkeypatch, SMALL=0, SHEET_BYTES=2**18)
     arrays = line_of()
     alone = attend(*arrays, 1.0, threads=1)
-    monkeypatch.setattr(schedule, "_pool", Asleep())
+    monkeypatch.setattr(workers, "_pool", Asleep())
     for a, b in zip(alone, attend(*arrays, 1.0, threads=5), strict=True):
         np.testing.assert_array_equal(a, b)
 

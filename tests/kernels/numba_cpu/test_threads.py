@@ -1,22 +1,19 @@
-"""Running the CPU kernels: any number of threads, helper threads that are late or fail, sizes of temporaries."""
+"""The threads of a call: any number of them, a team of OpenMP's or helpers from a pool that are late or fail."""
 
 import concurrent.futures
+import sys
 import threading
 import time
-import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 
-from ccgpu.kernels.numba_cpu import calls, plans, schedule, scratch
+from ccgpu.kernels.numba_cpu import cache, calls, plans, workers
 from tests.ccgpu.problems import attend_plainly, check_errors, expected
 from tests.kernels.numba_cpu.problems import DTYPES, LAYOUTS, arrays_of, attend, cut_up, problem_of, tensors_of
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float64", "float32", "float16"])
-
-
-# Threads --------------------------------------------------------------------------------------------------------------
 
 
 @every_dtype
@@ -54,7 +51,7 @@ def pool(monkeypatch):
     """A pool in which no thread wakes up in time."""
     cut_up(monkeypatch, SMALL=0)
     pool = Pool()
-    monkeypatch.setattr(schedule, "_pool", pool)
+    monkeypatch.setattr(workers, "_pool", pool)
     return pool
 
 
@@ -106,7 +103,7 @@ def test_helpers_that_come_in_the_middle(monkeypatch):
                 delay = next(self.delays)
                 return threads.submit(lambda: (time.sleep(delay), function()))
 
-        monkeypatch.setattr(schedule, "_pool", Delayed())
+        monkeypatch.setattr(workers, "_pool", Delayed())
         for _ in range(10):
             together = attend(*arrays_of(problem), problem.scale, threads=4)
             for a, b in zip(alone, together, strict=True):
@@ -124,7 +121,7 @@ def test_helpers_that_fail(monkeypatch):
             return future
 
     cut_up(monkeypatch, SMALL=0)
-    monkeypatch.setattr(schedule, "_pool", Failing())
+    monkeypatch.setattr(workers, "_pool", Failing())
     check_short_call(threads=4)
 
 
@@ -142,7 +139,7 @@ def test_a_caller_that_fails_waits_for_helpers_that_began(monkeypatch):
         finished.append(True)
 
     cut_up(monkeypatch, SMALL=0)
-    monkeypatch.setattr(plans, "kernel_of", lambda *_: kernel)
+    monkeypatch.setattr(plans, "kernel_of", lambda *_: cache.Kernel(0, kernel))
     q = np.ones((1, 2, 3, 4), np.float32)
     with pytest.raises(MemoryError):
         calls.forward(q, q, q, threads=2)
@@ -166,9 +163,9 @@ def test_a_caller_that_is_interrupted_while_it_asks_for_help_waits_for_that_help
         time.sleep(0.5)
         finished.append(True)
 
-    monkeypatch.setattr(schedule, "_pool", Interrupted())
+    monkeypatch.setattr(workers, "_pool", Interrupted())
     with pytest.raises(KeyboardInterrupt):
-        schedule.together(lambda: None, help_along, 1)
+        workers.together(lambda: None, help_along, 1)
     assert finished
 
 
@@ -181,38 +178,18 @@ def test_helpers_that_cannot_be_started(monkeypatch):
             raise RuntimeError("can't start new thread")
 
     cut_up(monkeypatch, SMALL=0)
-    monkeypatch.setattr(schedule, "_pool", Exhausted())
+    monkeypatch.setattr(workers, "_pool", Exhausted())
     check_short_call(threads=4)
 
 
-# Temporaries ----------------------------------------------------------------------------------------------------------
+# A team of OpenMP's ---------------------------------------------------------------------------------------------------
 
 
-def temporaries(call):
-    """Return the peak bytes that a call holds beyond its results, none of them kept from earlier calls."""
-    scratch.give_back(scratch.Block(0))
-    tracemalloc.start()
-    try:
-        results = call()
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    return peak - sum(x.nbytes for x in results)
+def test_no_team_without_an_openmp_library():
+    assert workers.team_of(np._core._multiarray_umath.__file__) is None
+    assert workers.team_of("/no/such/library") is None
 
 
-@pytest.mark.parametrize(("order", "limit"), [("channels last", 4e6), ("contiguous", 16e6)])
-def test_temporaries_are_small(order, limit):
-    problem = problem_of((97, 97), torch.float32, batch=1, d=64, c=512)
-    q, k, v, dout, dlse = (LAYOUTS[order](x) for x in arrays_of(problem))
-    out, lse = calls.forward(q, k, v, threads=1)  # so that nothing is compiled or loaded during the measurement
-    calls.backward(dout, q, k, v, out, lse, dlse, threads=1)
-    assert temporaries(lambda: calls.forward(q, k, v, threads=1)) < limit
-    assert temporaries(lambda: calls.backward(dout, q, k, v, out, lse, dlse, threads=1)) < limit
-
-
-def test_energies_of_a_long_line_are_never_held_together():
-    q, k, v, dout, dlse = arrays_of(problem_of((6000,), torch.float32, batch=1, d=4, c=4))
-    out, lse = calls.forward(q, k, v, threads=1)
-    all_energies = 6000 * 6000 * 4
-    assert temporaries(lambda: calls.forward(q, k, v, threads=1)) < all_energies / 8
-    assert temporaries(lambda: calls.backward(dout, q, k, v, out, lse, dlse, threads=1)) < all_energies / 8
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere torch is linked with other libraries")
+def test_torch_brings_a_team():
+    assert workers.team_of(torch._C.__file__) is not None
