@@ -1,7 +1,9 @@
-"""Measure what each context module costs: parameters, FLOPs, memory and time, beside the paper's numbers.
+"""Measure what context modules cost, and their share of a whole network: FLOPs, memory and time.
 
     ccgpu cost                                  # the paper's case: 769x769 images, 512 channels
-    ccgpu cost --size 1024 2048 --contexts rcca nonlocal --json cost.jsonl
+    ccgpu cost --size 769x769 1024x2048 --contexts rcca nonlocal --json cost.jsonl
+    ccgpu cost --map 33x33 65x65 97x97 129x257  # feature maps of these sizes, whatever images they belong to
+    ccgpu cost --network resnet18 resnet50 --size 193x193 385x385
 
 Every module gets features x (B, C, H, W) of the size that a ResNet returns for the images, in float32 and channels last
 as in most demos, with gamma 0.5. Norms use running statistics, as in evaluation, because PSP and ASPP cannot compute
@@ -17,6 +19,14 @@ times     medians, each after a warm-up: forward without a graph, and forward an
 
 On the CPU torch has no fused kernel for the non-local block's shapes, so its sdpa form holds N x N matrices there too.
 
+Sizes are measured from the smallest map to the largest. Before each case its peak and the time of forward and backward
+are predicted (`ccgpu.train.measurement.estimates`). A case above --most-gb or --most-seconds does not run: its
+predictions are printed with a ~ and named in the record's "predicted". The record of a measured case has the
+predictions that were made for it as "foreseen".
+
+With --network a whole CCNet trains for one step and predicts, and each part's share is measured
+(`ccgpu.train.measurement.network`).
+
 The paper's memory of the loops (53, 127, 208 MB) is saved memory (62.7, 125.3, 188.0 MB by the shapes), but its 1411 MB
 of the non-local block is a peak: that block saves one N x N matrix of 354 MB and holds four of them in backward. So the
 paper's ratio of 11 compares a peak with saved memory; the table gives both for every module.
@@ -27,65 +37,31 @@ Source: Huang et al., CCNet, ICCV 2019, the ablations of loops and against non-l
 from __future__ import annotations
 
 import argparse
-import statistics
+import re
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from ccgpu.models.attention import RCCA
-from ccgpu.models.context import ASPP, NonLocal, PyramidPooling
+from ccgpu.models.backbones import RESNETS
 from ccgpu.models.prediction import LARGEST_SIDE
 from ccgpu.models.resnet import ResNet
 from ccgpu.train.distributed import choose_device
-from ccgpu.train.memory import peak_bytes, saved_bytes
+from ccgpu.train.measurement import estimates, network
+from ccgpu.train.measurement.contexts import CANDIDATES, CONTEXTS, PAPERS_SHAPE, Candidate, measure
+from ccgpu.train.measurement.timing import Clock
 from ccgpu.train.runs import records
 from ccgpu.train.runs.errors import fail
 from ccgpu.train.runs.flags import add_device
 from ccgpu.train.runs.parser import command_parser
-from ccgpu.train.runs.settings.limits import MOST_BATCH, MOST_CHANNELS
+from ccgpu.train.runs.settings.limits import MOST_BATCH, MOST_CHANNELS, SMALLEST
 
-PAPERS_SHAPE = (1, 512, 97, 97)
+PAPERS_SIZE = (769, 769)
 MOST_REPEATS = 10**6
-
-
-class Candidate(NamedTuple):
-    """A module to measure.
-
-    Attributes:
-        context: the value of --contexts that selects it.
-        name: its name in the table.
-        build: number of channels -> the module.
-        paper: the paper's numbers by column, at `PAPERS_SHAPE`.
-    """
-
-    context: str
-    name: str
-    build: Callable[[int], nn.Module]
-    paper: Mapping[str, float] = {}
-
-
-CANDIDATES = (
-    Candidate("rcca", "RCCA R=1", lambda channels: RCCA(channels, 1), {"gflops": 8.3, "saved_mb": 53}),
-    Candidate("rcca", "RCCA R=2", lambda channels: RCCA(channels, 2), {"gflops": 16.5, "saved_mb": 127}),
-    Candidate("rcca", "RCCA R=3", lambda channels: RCCA(channels, 3), {"gflops": 24.7, "saved_mb": 208}),
-    Candidate("rcca", "RCCA R=2, recompute", lambda channels: RCCA(channels, 2, recompute=True)),
-    Candidate(
-        "nonlocal",
-        "non-local, materialised",
-        lambda channels: NonLocal(channels, form="materialised"),
-        {"gflops": 108, "peak_mb": 1411},
-    ),
-    Candidate("nonlocal", "non-local, sdpa", lambda channels: NonLocal(channels, form="sdpa"), {"gflops": 108}),
-    Candidate("psp", "PSP", PyramidPooling),
-    Candidate("aspp", "ASPP", ASPP),
-)
-CONTEXTS = tuple(dict.fromkeys(candidate.context for candidate in CANDIDATES))
+SHARE_OF_MEMORY = 0.8  # that a case may take of what is available, unless --most-gb says otherwise
 
 # Key of the record, heading, digits after the point.
 COLUMNS = (
@@ -97,6 +73,18 @@ COLUMNS = (
     ("forward_backward_ms", "fwd+bwd ms", 1),
 )
 PAPERS_COLUMNS = ("gflops", "saved_mb", "peak_mb")  # a column of the paper's numbers follows each of these
+# The same of a network, whose records have a number for each part.
+NETWORK_COLUMNS = (
+    ("training_gflops", "train GFLOPs"),
+    ("training_ms", "train ms"),
+    ("saved_mb", "saved MB"),
+    ("states_mb", "states MB"),
+    ("prediction_gflops", "predict GFLOPs"),
+    ("prediction_ms", "predict ms"),
+    ("prediction_peak_mb", "predict peak MB"),
+)
+
+Size = tuple[int, int]
 
 
 def feature_shape(batch: int, channels: int, size: Sequence[int], stride: int) -> tuple[int, int, int, int]:
@@ -107,75 +95,6 @@ def feature_shape(batch: int, channels: int, size: Sequence[int], stride: int) -
     with torch.device("meta"), torch.no_grad():
         _, features = ResNet(18, output_stride=stride).eval()(torch.empty(1, 3, *size))
     return (batch, channels, features.shape[2], features.shape[3])
-
-
-def flops(build: Callable[[int], nn.Module], shape: Sequence[int]) -> int:
-    """Return the multiplications and additions of a module's forward on (B, C, H, W) features; nothing is computed.
-
-    On the meta device `scaled_dot_product_attention` counts as the two matrix products that it is. On the CPU torch
-    has a fused kernel for D = C that its counter does not know, so counting there would miss them.
-    """
-    with torch.device("meta"), torch.no_grad():
-        module, x = build(shape[1]).eval(), torch.empty(*shape)
-        with FlopCounterMode(display=False) as counter:
-            module(x)
-    return counter.get_total_flops()
-
-
-def prepared(candidate: Candidate, shape: Sequence[int], device: torch.device) -> tuple[nn.Module, Tensor]:
-    """Return the module in eval mode and its input, which requires a gradient, both in channels last."""
-    torch.manual_seed(0)
-    module = candidate.build(shape[1]).to(device).eval()
-    for name, parameter in module.named_parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        elif name == "gamma":
-            nn.init.constant_(parameter, 0.5)
-    x = torch.randn(*shape, device=device).to(memory_format=torch.channels_last).requires_grad_()
-    return module, x
-
-
-def training_step(module: nn.Module, x: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-    """Return a function that runs forward and backward and returns the gradients of x and of the parameters."""
-    gradient = torch.ones_like(x)
-    return lambda: torch.autograd.grad(module(x), [x, *module.parameters()], gradient)
-
-
-def milliseconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Return the median time of a call; it must have been warmed up."""
-    times = []
-    for _ in range(repeats):
-        _wait(device)
-        start = time.perf_counter()
-        call()
-        _wait(device)
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def measure(candidate: Candidate, shape: Sequence[int], device: torch.device, repeats: int) -> dict[str, Any]:
-    """Return the cost of a candidate on (B, C, H, W) features: a value for each of `COLUMNS`."""
-    module, x = prepared(candidate, shape, device)
-    step = training_step(module, x)
-    step()  # the first call compiles kernels and fills caches
-    peak, _ = peak_bytes(step, device)
-    both = milliseconds(step, device, repeats)
-    with torch.no_grad():
-        module(x)
-        forward = milliseconds(lambda: module(x), device, repeats)
-    return {
-        "parameters": sum(parameter.numel() for parameter in module.parameters()),
-        "gflops": flops(candidate.build, shape) / 1e9,
-        "saved_mb": saved_bytes(module, x) / 1e6,
-        "peak_mb": peak / 1e6,
-        "forward_ms": forward,
-        "forward_backward_ms": both,
-    }
 
 
 def heading(paper: bool) -> str:
@@ -189,64 +108,201 @@ def heading(paper: bool) -> str:
 
 
 def line(candidate: Candidate, record: Mapping[str, Any], paper: bool) -> str:
-    """Return a candidate's line of the table."""
+    """Return a candidate's line of the table; what was not measured has a ~ before it."""
     cells = [f"{candidate.name:<24}"]
     for key, name, digits in COLUMNS:
-        cells.append(f"{record[key]:>{_width(name)},.{digits}f}")
+        sign = "~" if key in record["predicted"] else ""
+        cells.append(f"{f'{sign}{record[key]:,.{digits}f}':>{_width(name)}}")
         if paper and key in PAPERS_COLUMNS:
             cells.append(f"{candidate.paper.get(key, ''):>6}")
     return "  ".join(cells)
 
 
 def _width(name: str) -> int:
-    return max(len(name), 8)
+    return max(len(name), 9)
 
 
-def circumstances(arguments: argparse.Namespace, shape: Sequence[int], device: torch.device) -> dict[str, Any]:
+def measure_modules(flags: argparse.Namespace, clock: Clock) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Measure context modules at all sizes; yield lines of the tables, each with its record if it is a module's."""
+    cases = {tuple(size): (1, 1, *size) for size in flags.map or ()} or {
+        tuple(size): feature_shape(1, 1, size, flags.output_stride) for size in flags.size or (PAPERS_SIZE,)
+    }
+    first = estimates.product_rate(clock)
+    known: dict[str, estimates.Rates] = {}
+    for size, (_, _, height, width) in sorted(cases.items(), key=lambda case: case[1][2] * case[1][3]):
+        shape = (flags.batch, flags.channels, height, width)
+        paper = shape == PAPERS_SHAPE and size in (PAPERS_SIZE, PAPERS_SHAPE[2:])
+        images = "" if flags.map else f"{size[0]}x{size[1]} images, "
+        yield f"{images}features {'x'.join(map(str, shape))}, float32, {_device_name(clock.device)}", None
+        yield heading(paper), None
+        for candidate in (candidate for candidate in CANDIDATES if candidate.context in flags.contexts):
+            counts = estimates.count(candidate.build, shape, clock.device)
+            foreseen = estimates.predict(counts, known.get(candidate.name, first))
+            why = _above_limits(foreseen["peak_mb"], foreseen["forward_backward_ms"], flags, clock.device)
+            if why:
+                record = {**foreseen, "predicted": list(estimates.PREDICTED), "why": why}
+            else:
+                found = measure(candidate.build, shape, clock, flags.repeats)
+                known[candidate.name] = estimates.rates(counts, found)
+                record = {**found, "predicted": [], "foreseen": {key: foreseen[key] for key in estimates.PREDICTED}}
+            record |= {"image": None if flags.map else list(size), "features": list(shape)}
+            yield line(candidate, record, paper), {"kind": "cost", "module": candidate.name, **record}
+        yield "", None
+    yield from ((text, None) for text in _EXPLANATION)
+    if PAPERS_SIZE in cases:
+        yield "The paper's memory of RCCA is saved memory; its 1411 MB of the non-local block is a peak.", None
+
+
+_EXPLANATION = (
+    "MB: 10^6 bytes. GFLOPs: 10^9 multiplications and additions of forward. ~: predicted, not measured.",
+    "saved: by forward for backward, x included. peak: of forward and backward, in addition to x and parameters.",
+)
+
+
+def measure_networks(flags: argparse.Namespace, clock: Clock) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Measure whole networks; yield lines of their tables, the last of each with its record."""
+    by = estimates.product_rate(clock).both
+    sizes = sorted(flags.size or (PAPERS_SIZE,), key=lambda size: size[0] * size[1])
+    for height, width in sizes:
+        for backbone in flags.network:
+            for context in flags.contexts:
+                case = network.Network(backbone, context, (flags.batch, 3, height, width), flags.channels)
+                record = network.count(case, clock.device)
+                gflops = sum(record["training_gflops"].values())
+                why = _above_limits(record["least_peak_mb"], gflops * by, flags, clock.device)
+                if why:
+                    record |= {"why": why}
+                else:
+                    record |= network.measure(case, clock, flags.repeats)
+                    by = sum(record["training_ms"].values()) / gflops
+                images = f"{flags.batch} image{'s' if flags.batch > 1 else ''} of {height}x{width}"
+                yield f"{backbone}, {context}, {images}, float32, {_device_name(clock.device)}", None
+                yield "  ".join([f"{'part':<14}", *(f"{name:>18}" for _, name in NETWORK_COLUMNS)]), None
+                for part in network.PARTS:
+                    cells = (_share(record.get(key, {}), part, key) for key, _ in NETWORK_COLUMNS)
+                    yield "  ".join([f"{part:<14}", *(f"{cell:>18}" for cell in cells)]), None
+                end = why or f"peak of the step: {max(record['training_peak_mb'].values()):,.1f} MB"
+                named = {"backbone": backbone, "context": context, "image": [height, width]}
+                shape = {"batch": flags.batch, "channels": flags.channels}
+                yield f"{end}\n", {"kind": "network cost", **named, **shape, **record}
+    yield "In brackets: the share of all parts. MB: 10^6 bytes. GFLOPs: 10^9 multiplications and additions.", None
+    yield "saved: by forward for backward. states: weights, gradients and momentum. Peaks do not add up.", None
+
+
+def _share(by_part: Mapping[str, float], part: str, key: str) -> str:
+    """Return a part's number and its share of all parts; of peaks, which do not add up, the number alone."""
+    if part not in by_part:
+        return ""
+    share = "" if key.endswith("peak_mb") else f" ({by_part[part] / sum(by_part.values()):6.1%})"
+    return f"{by_part[part]:,.1f}{share}"
+
+
+def _above_limits(peak_mb: float, milliseconds: float, flags: argparse.Namespace, device: torch.device) -> str:
+    """Return why a case does not run; empty where it does."""
+    most_mb = 1e3 * flags.most_gb if flags.most_gb else SHARE_OF_MEMORY * estimates.available_bytes(device) / 1e6
+    if peak_mb > most_mb:
+        return f"it would take {peak_mb / 1e3:,.1f} GB, above {most_mb / 1e3:,.1f} GB (--most-gb)"
+    if milliseconds > 1e3 * flags.most_seconds:
+        return f"a step would take {milliseconds / 1e3:,.0f} s, above {flags.most_seconds:g} s (--most-seconds)"
+    return ""
+
+
+def circumstances(flags: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Return the entries that all records of a command have in common."""
     return {
-        "image": list(arguments.size),
-        "features": list(shape),
         "dtype": "float32",
         "memory_format": "channels_last",
-        "repeats": arguments.repeats,
+        "repeats": flags.repeats,
+        "clock": "processor" if flags.processor_time else "wall",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
         **records.circumstances(device),
     }
+
+
+def _device_name(device: torch.device) -> str:
+    return f"{records.circumstances(device)['device']}, {torch.get_num_threads()} threads"
+
+
+def _size(text: str) -> Size:
+    """Return the height and width that HxW names."""
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"must be HEIGHTxWIDTH, such as 769x769, got {text!r}")
+    return int(found[1]), int(found[2])
 
 
 def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the flags.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number out of its range, or flags that do not go together.
         OSError: --json cannot be written.
     """
     parser = command_parser("cost", __doc__)
     add = parser.add_argument
-    size = "image size in pixels (default: 769 769)"
-    add("--size", type=int, nargs=2, default=(769, 769), metavar=("H", "W"), help=size)
-    add("--channels", type=int, default=512, metavar="C", help="channels of the features (default: 512)")
-    add(
-        "--output-stride", type=int, choices=(8, 16, 32), default=8, help="stride of the ResNet's features (default: 8)"
-    )
+    what = parser.add_mutually_exclusive_group()
+    size = "image sizes in pixels (default: 769x769)"
+    what.add_argument("--size", type=_size, nargs="+", metavar="HxW", help=size)
+    what.add_argument("--map", type=_size, nargs="+", metavar="HxW", help="sizes of feature maps, instead of images'")
+    backbones = "measure whole networks, and each part's share, with these backbones"
+    add("--network", nargs="+", choices=RESNETS, metavar="BACKBONE", help=f"{backbones} ({', '.join(RESNETS)})")
+    add("--channels", type=int, default=512, metavar="C", help="channels of the features, or heads (default: 512)")
+    add("--output-stride", type=int, choices=(8, 16, 32), help="stride of the ResNet's features (default: 8)")
     add("--batch", type=int, default=1, metavar="B", help="images per batch (default: 1)")
-    add("--contexts", nargs="+", choices=CONTEXTS, default=CONTEXTS, help="modules to measure (default: all)")
+    contexts = "modules to measure (default: all; of a network: rcca)"
+    add("--contexts", nargs="+", choices=CONTEXTS, help=contexts)
     add_device(parser)
     add("--repeats", type=int, default=5, metavar="N", help="number of timings of each step (default: 5)")
-    add("--json", type=Path, metavar="FILE", help="append a line of JSON for each module")
+    clock = "measure this process's processor time, for one thread on a CPU that others use too"
+    add("--processor-time", action="store_true", help=clock)
+    gigabytes = "do not run what would take more memory (default: 80 %% of what is available)"
+    add("--most-gb", type=float, metavar="GB", help=gigabytes)
+    seconds = "do not run what would take longer for one forward and backward (default: 60)"
+    add("--most-seconds", type=float, default=60.0, metavar="S", help=seconds)
+    add("--json", type=Path, metavar="FILE", help="append a line of JSON for each module or network")
     flags = parser.parse_args(argv)
     numbers = {
-        "--size": (flags.size, LARGEST_SIDE),
-        "--channels": ((flags.channels,), MOST_CHANNELS),
-        "--batch": ((flags.batch,), MOST_BATCH),
-        "--repeats": ((flags.repeats,), MOST_REPEATS),
+        "--size": (flags.size or (), SMALLEST if flags.network else 1, LARGEST_SIDE),
+        "--map": (flags.map or (), 1, LARGEST_SIDE),
+        "--channels": (((flags.channels,),), 1, MOST_CHANNELS),
+        "--batch": (((flags.batch,),), 1, MOST_BATCH),
+        "--repeats": (((flags.repeats,),), 1, MOST_REPEATS),
     }
-    for flag, (values, most) in numbers.items():
-        if not all(1 <= value <= most for value in values):
-            raise ValueError(f"{flag} must be from 1 to {most}, got {' '.join(map(str, values))}")
+    for flag, (groups, least, most) in numbers.items():
+        for values in groups:
+            if not all(least <= value <= most for value in values):
+                raise ValueError(f"{flag} must be from {least} to {most}, got {'x'.join(map(str, values))}")
+    for flag, value in (("--most-gb", flags.most_gb), ("--most-seconds", flags.most_seconds)):
+        if value is not None and not value > 0:  # NaN too
+            raise ValueError(f"{flag} must be above 0, got {value:g}")
+    _check_together(flags)
+    flags.contexts = flags.contexts or (("rcca",) if flags.network else CONTEXTS)
+    flags.output_stride = flags.output_stride or 8
     if flags.json is not None:
         flags.json.open("a").close()  # so that a path that cannot be written fails before minutes of measuring
     return flags
+
+
+def _check_together(flags: argparse.Namespace) -> None:
+    """Raise ValueError for flags that mean nothing to a whole network."""
+    if not flags.network:
+        return
+    if flags.map or flags.output_stride:
+        flag = "--map" if flags.map else "--output-stride"
+        raise ValueError(f"{flag} must be left out with --network, which takes images by --size, at stride 8")
+    pooling = [context for context in flags.contexts or () if context in ("psp", "aspp")]
+    if pooling and flags.batch == 1:
+        raise ValueError(f"--batch must be 2 or more to train with {pooling[0]}, got 1: its norm needs two means")
+
+
+def _check_clock(flags: argparse.Namespace, device: torch.device) -> None:
+    """Raise ValueError where processor time is not the time that a call takes."""
+    if flags.processor_time and device.type != "cpu":
+        raise ValueError("--processor-time must come with --device cpu, got a GPU; leave it out")
+    if flags.processor_time and torch.get_num_threads() > 1:
+        threads = torch.get_num_threads()
+        raise ValueError(f"--processor-time must come with one thread, got {threads}; set OMP_NUM_THREADS=1")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -254,29 +310,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         flags = read_flags(argv)
         device = choose_device(flags.device)
+        _check_clock(flags, device)
     except (ValueError, OSError) as error:
         return fail("cost", str(error), 2)
-    shape = feature_shape(flags.batch, flags.channels, flags.size, flags.output_stride)
-    paper = shape == PAPERS_SHAPE and tuple(flags.size) == (769, 769)
-    common = circumstances(flags, shape, device)
-    height, width = flags.size
-    print(f"{height}x{width} images, features {'x'.join(map(str, shape))}, float32, {common['device']}", flush=True)
-    print(heading(paper))
-    for candidate in (candidate for candidate in CANDIDATES if candidate.context in flags.contexts):
-        try:
-            record = measure(candidate, shape, device, flags.repeats)
-        except torch.OutOfMemoryError:
-            message = f"{candidate.name}: out of device memory; choose others by --contexts, or a smaller --size"
-            return fail("cost", message, 1)
-        except KeyboardInterrupt:
-            return fail("cost", "stopped", 130)
-        print(line(candidate, record, paper), flush=True)
-        if flags.json is not None:
-            records.append_record(flags.json, {"kind": "cost", "module": candidate.name, **record, **common})
-    print("\nMB: 10^6 bytes. GFLOPs: 10^9 multiplications and additions of forward.")
-    print("saved: by forward for backward, x included. peak: of forward and backward, in addition to x and parameters.")
-    if paper:
-        print("The paper's memory of RCCA is saved memory; its 1411 MB of the non-local block is a peak.")
+    common = circumstances(flags, device)
+    clock = Clock(device, flags.processor_time)
+    try:
+        for text, record in (measure_networks if flags.network else measure_modules)(flags, clock):
+            print(text, flush=True)
+            if record is not None and flags.json is not None:
+                records.append_record(flags.json, {**record, **common})
+    except torch.OutOfMemoryError:
+        return fail("cost", "out of device memory; lower --most-gb, or choose smaller sizes or other --contexts", 1)
+    except KeyboardInterrupt:
+        return fail("cost", "stopped", 130)
     return 0
 
 

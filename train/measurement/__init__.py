@@ -1,0 +1,1 @@
+"""What context modules and whole networks cost: FLOPs, memory and time, measured or predicted."""
