@@ -1,11 +1,12 @@
 """Print the tables of docs/results.md that are computed from records: `python docs/results_table.py`.
 
 Each folder docs/results/camvid-contexts/NAME-sSEED is one run, with the metrics.jsonl that the command wrote. Each line
-of docs/results/cost-cpu.jsonl is the cost of one context module. `tests/test_results.py` checks that docs/results.md
-contains the tables printed here.
+of docs/results/cost-cpu.jsonl is the cost of one context module; docs/results/cost has other sizes and whole networks.
+`tests/test_results.py` checks that docs/results.md contains the tables printed here.
 """
 
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,25 @@ CONFIGURATIONS = {
     "nonlocal": ("non-local", "non-local, sdpa"),
     "rcca-t5": ("3D RCCA, R = 3, clips of 5", None),  # cost-cpu.jsonl holds images alone, no clips
 }
+# Modules of the table and the plot over map sizes -> their names there.
+SWEPT = {
+    "RCCA R=2": "RCCA, R = 2",
+    "non-local, materialised": "non-local, materialised",
+    "non-local, sdpa": "non-local, sdpa",
+    "PSP": "PSP",
+    "ASPP": "ASPP",
+}
+LEAST_POSITIONS = 4000  # of the maps that a slope is fitted to: on smaller ones what does not grow is most of it
+# Rows of the table of whole networks: key of the record, what it is, its unit; of peaks, which do not add up, no total.
+NETWORK_ROWS = (
+    ("training_ms", "training step, time", "ms"),
+    ("training_gflops", "training step, operations", "GFLOPs"),
+    ("saved_mb", "saved for backward", "MB"),
+    ("states_mb", "weights, gradients, momentum", "MB"),
+    ("prediction_ms", "prediction, time", "ms"),
+    ("prediction_gflops", "prediction, operations", "GFLOPs"),
+)
+PARTS = ("backbone", "head", "attention", "auxiliary head", "output", "optimiser")
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -92,6 +112,77 @@ def cost_table() -> str:
     return "\n".join(rows)
 
 
+def sweep() -> dict[str, list[dict[str, Any]]]:
+    """Return the records of each module over map sizes, from the smallest map to the largest."""
+    found: dict[str, list[dict[str, Any]]] = {module: [] for module in SWEPT}
+    for record in lines_of(RESULTS / "cost" / "sweep.jsonl"):
+        if record["module"] in found:
+            found[record["module"]].append(record)
+    return {module: sorted(cases, key=positions) for module, cases in found.items()}
+
+
+def positions(record: dict[str, Any]) -> int:
+    """Return the number of positions of a record's map."""
+    height, width = record["features"][2:]
+    return int(height * width)
+
+
+def slope(cases: list[dict[str, Any]], key: str) -> float:
+    """Return the exponent a of  number = c positions^a, fitted to the logarithms of measured cases alone."""
+    fitted = [case for case in cases if not case["predicted"] and positions(case) >= LEAST_POSITIONS]
+    x, y = [math.log(positions(case)) for case in fitted], [math.log(case[key]) for case in fitted]
+    return statistics.linear_regression(x, y).slope
+
+
+def sweep_table() -> str:
+    """Return the table of peak memory and time over map sizes, with the slopes."""
+    modules = sweep()
+    rows = [f"| map | positions | {' | '.join(SWEPT.values())} |", "|---" * (len(SWEPT) + 2) + "|"]
+    for cases in zip(*modules.values(), strict=True):
+        height, width = cases[0]["features"][2:]
+        cells = [_cell(case) for case in cases]
+        rows.append(f"| {height}x{width} | {height * width:,} | {' | '.join(cells)} |")
+    keys = ("peak_mb", "forward_backward_ms", "gflops")
+    slopes = [", ".join(f"{slope(cases, key):.2f}" for key in keys) for cases in modules.values()]
+    return "\n".join([*rows, f"| slopes |  | {' | '.join(slopes)} |"])
+
+
+def _cell(case: dict[str, Any]) -> str:
+    """Return a case's peak and time, both with a ~ where they are predicted."""
+    sign = "~" if case["predicted"] else ""
+    return f"{sign}{case['peak_mb']:,.0f} MB, {sign}{case['forward_backward_ms']:,.0f} ms"
+
+
+def foresight() -> str:
+    """Return how far the predictions were from what was measured then, on all maps but the smallest."""
+    off: dict[str, list[float]] = {"peak_mb": [], "forward_backward_ms": []}
+    for cases in sweep().values():
+        for case in cases[1:]:
+            for key, ratios in off.items() if not case["predicted"] else ():
+                ratios.append(case["foreseen"][key] / case[key])
+    memory, times = off.values()
+    return (
+        f"Of {len(memory)} measured cases memory had been predicted as {min(memory):.2f} to {max(memory):.2f} of what "
+        f"it turned out to be, time as {min(times):.2f} to {max(times):.2f}."
+    )
+
+
+def network_table() -> str:
+    """Return the table of the parts' shares of whole networks."""
+    rows = [f"| network | image | what | all parts | {' | '.join(PARTS)} |", "|---" * (len(PARTS) + 4) + "|"]
+    for record in lines_of(RESULTS / "cost" / "network.jsonl"):
+        height, width = record["image"]
+        name = [f"{record['backbone']}, {record['context']}", f"{height}x{width}"]
+        for key, what, unit in NETWORK_ROWS:
+            if key not in record:  # the step did not run
+                continue
+            total = sum(record[key].values())
+            shares = [f"{100 * record[key][part] / total:.1f} %" if part in record[key] else "" for part in PARTS]
+            rows.append(f"| {' | '.join([*name, what, f'{total:,.0f} {unit}', *shares])} |")
+            name = ["", ""]
+    return "\n".join(rows)
+
+
 def half_precision_table() -> str:
     """Return the table of the share of pixels that keep their class in half precision."""
     rows = ["| network | images | bfloat16 % | float16 % |", "|---|---|---|---|"]
@@ -102,4 +193,5 @@ def half_precision_table() -> str:
 
 
 if __name__ == "__main__":
-    print(contexts_table(), classes_table(), cost_table(), half_precision_table(), sep="\n\n")
+    tables = (contexts_table, classes_table, cost_table, sweep_table, foresight, network_table, half_precision_table)
+    print(*(table() for table in tables), sep="\n\n")

@@ -1,4 +1,4 @@
-"""ccgpu cost: its numbers equal the paper's FLOPs and memory; the table; wrong flags. gamma is 0.5."""
+"""ccgpu cost: its numbers equal the paper's FLOPs and memory; the tables; wrong flags. gamma is 0.5."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 
 from ccgpu.models.resnet import ResNet
 from ccgpu.train import cost
-from ccgpu.train.cost import (
+from ccgpu.train.cost import feature_shape, main
+from ccgpu.train.measurement.contexts import (
     CANDIDATES,
     PAPERS_SHAPE,
     Candidate,
-    feature_shape,
     flops,
-    main,
     measure,
     prepared,
     training_step,
 )
+from ccgpu.train.measurement.timing import Clock
 from ccgpu.train.memory import peak_bytes, saved_bytes
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ CANDIDATE = {candidate.name: candidate for candidate in CANDIDATES}
 
 
 def saved_mb(name: str) -> float:
-    return saved_bytes(*prepared(CANDIDATE[name], PAPERS_SHAPE, CPU)) / 1e6
+    return saved_bytes(*prepared(CANDIDATE[name].build, PAPERS_SHAPE, CPU)) / 1e6
 
 
 # The paper's numbers
@@ -61,7 +61,7 @@ def test_the_paper_compares_what_rcca_saves_with_the_peak_of_non_local() -> None
     assert two_loops == pytest.approx(CANDIDATE["RCCA R=2"].paper["saved_mb"], rel=0.05)
     # Its N x N matrices are nearly all of it, so an eighth of the channels, and of the time, shows it too.
     name, fewer = "non-local, materialised", (1, PAPERS_SHAPE[1] // 8, *PAPERS_SHAPE[2:])
-    peak = peak_bytes(training_step(*prepared(CANDIDATE[name], fewer, CPU)), CPU)[0] / 1e6
+    peak = peak_bytes(training_step(*prepared(CANDIDATE[name].build, fewer, CPU)), CPU)[0] / 1e6
     assert peak == pytest.approx(CANDIDATE[name].paper["peak_mb"], rel=0.05)
     assert peak / two_loops >= 11
     assert peak / recomputed >= 25
@@ -95,12 +95,12 @@ def test_feature_shape_is_that_of_the_backbone(size: tuple[int, int], stride: in
 @pytest.mark.parametrize("candidate", CANDIDATES, ids=lambda c: c.name)
 def test_every_module_is_measured_with_its_attention_at_work(candidate: Candidate) -> None:
     shape = (2, 16, 5, 7)
-    module, x = prepared(candidate, shape, CPU)
+    module, x = prepared(candidate.build, shape, CPU)
     assert not torch.equal(module(x), x)
     gradients = training_step(module, x)()
     assert [g.shape for g in gradients] == [x.shape, *(p.shape for p in module.parameters())]
     assert all(gradient.any() for gradient in gradients[1:] if gradient.ndim > 1)
-    record = measure(candidate, shape, CPU, repeats=1)
+    record = measure(candidate.build, shape, Clock(CPU), repeats=1)
     assert record["parameters"] == sum(parameter.numel() for parameter in module.parameters())
     assert all(value > 0 for value in record.values())
     # At least the gradients exist when the peak is over.
@@ -114,9 +114,7 @@ def test_command_prints_a_line_and_writes_a_record_for_each_module(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "cost.jsonl"
-    assert (
-        main(["--size", "33", "49", "--channels", "16", "--repeats", "1", "--json", str(file), "--device", "cpu"]) == 0
-    )
+    assert main(["--size", "33x49", "--channels", "16", "--repeats", "1", "--json", str(file), "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "features 1x16x5x7" in lines[0]
     assert "paper" not in lines[1]
@@ -127,7 +125,50 @@ def test_command_prints_a_line_and_writes_a_record_for_each_module(
         assert f" {record['parameters']:,} " in line
         assert len(line) == len(lines[1])
         assert record["features"] == [1, 16, 5, 7]
-        assert {"device", "versions", "commit", "threads"} <= record.keys()
+        assert record["image"] == [33, 49]
+        assert {"device", "versions", "commit", "threads", "date", "cpu", "dtype", "clock"} <= record.keys()
+        assert record["predicted"] == []
+        assert all(value > 0 for value in record["foreseen"].values())
+
+
+def test_maps_are_measured_from_the_smallest_and_what_exceeds_a_limit_is_predicted_and_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "cost.jsonl"
+    flags = ["--channels", "16", "--repeats", "1", "--json", str(file), "--device", "cpu", "--contexts", "nonlocal"]
+    assert main(["--map", "999x999", "9x9", *flags, "--most-gb", "0.1"]) == 0
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [record["features"] for record in records] == 2 * [[1, 16, 9, 9]] + 2 * [[1, 16, 999, 999]]
+    small, large = records[0], records[2]
+    assert small["predicted"] == []
+    assert large["predicted"] == ["peak_mb", "forward_ms", "forward_backward_ms"]
+    assert "above 0.1 GB (--most-gb)" in large["why"]
+    # By the module's own rates at the smaller size.
+    rate = small["forward_ms"] / small["gflops"]
+    assert large["forward_ms"] == pytest.approx(large["gflops"] * rate)
+    assert large["saved_mb"] * 1e6 > 4 * 999**4
+    marked = [line for line in capsys.readouterr().out.splitlines() if "~" in line and line.startswith("non-local")]
+    assert len(marked) == 2
+    assert all(line.count("~") == 3 for line in marked)
+    assert main(["--map", "9x9", *flags, "--most-seconds", "1e-9"]) == 0
+    assert "(--most-seconds)" in json.loads(file.read_text().splitlines()[-1])["why"]
+
+
+def test_networks_have_a_line_for_each_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "cost.jsonl"
+    flags = ["--channels", "8", "--repeats", "1", "--json", str(file), "--device", "cpu"]
+    assert main(["--network", "resnet18", "--size", "33x41", *flags]) == 0
+    (record,) = (json.loads(line) for line in file.read_text().splitlines())
+    assert (record["backbone"], record["context"], record["image"]) == ("resnet18", "rcca", [33, 41])
+    lines = capsys.readouterr().out.splitlines()
+    for part, milliseconds in record["training_ms"].items():
+        (line,) = (line for line in lines if line.startswith(f"{part}  "))
+        assert f" {milliseconds:,.1f} (" in line
+    assert main(["--network", "resnet18", "--size", "33x41", *flags, "--most-gb", "0.001"]) == 0
+    left_out = json.loads(file.read_text().splitlines()[-1])
+    assert "(--most-gb)" in left_out["why"]
+    assert "training_ms" not in left_out
+    assert left_out["saved_mb"] == record["saved_mb"]
 
 
 def test_table_of_the_papers_case_shows_the_papers_numbers(
@@ -149,8 +190,15 @@ def test_table_of_the_papers_case_shows_the_papers_numbers(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--size", "0", "769"], "cost: --size must be from 1 to 32768, got 0 769"),
-        (["--size", "769", "9" * 20], "cost: --size must be from 1 to 32768, got 769 99999999999999999999"),
+        (["--size", "0x769"], "cost: --size must be from 1 to 32768, got 0x769"),
+        (["--size", "97x97", f"769x{'9' * 20}"], "cost: --size must be from 1 to 32768, got 769x99999999999999999999"),
+        (["--map", "0x9"], "cost: --map must be from 1 to 32768, got 0x9"),
+        (["--network", "resnet18", "--size", "9x99"], "cost: --size must be from 16 to 32768, got 9x99"),
+        (["--network", "resnet18", "--map", "9x99"], "cost: --map must be left out with --network"),
+        (["--network", "resnet18", "--output-stride", "16"], "cost: --output-stride must be left out with --network"),
+        (["--network", "resnet18", "--contexts", "psp"], "cost: --batch must be 2 or more to train with psp, got 1"),
+        (["--most-gb", "0"], "cost: --most-gb must be above 0, got 0"),
+        (["--most-seconds", "nan"], "cost: --most-seconds must be above 0, got nan"),
         (["--channels", "0"], "cost: --channels must be from 1 to 65536, got 0"),
         (["--batch", "-1"], "cost: --batch must be from 1 to 65536, got -1"),
         (["--repeats", "0"], "cost: --repeats must be from 1 to 1000000, got 0"),
@@ -169,9 +217,26 @@ def test_wrong_values_are_told_in_one_line(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--output-stride", "4"], ["--contexts", "ocr"], ["--size", "769"], ["--channels", "x"]]
+    "arguments",
+    [
+        ["--output-stride", "4"],
+        ["--contexts", "ocr"],
+        ["--size", "769"],
+        ["--channels", "x"],
+        ["--size", "9x9", "--map", "9x9"],
+    ],
 )
-def test_unknown_flags_have_exit_status_2(arguments: list[str]) -> None:
+def test_wrong_flags_have_exit_status_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2
+
+
+def test_processor_time_needs_one_thread(capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert main(["--processor-time", "--device", "cpu"]) == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert "--processor-time must come with one thread, got 2; set OMP_NUM_THREADS=1" in capsys.readouterr().err

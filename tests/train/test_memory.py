@@ -1,9 +1,10 @@
 """Bytes that forward saves, on modules where they are known; tests/benchmarks/test_measure.py has more peaks."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from ccgpu.train.memory import peak_bytes, saved_bytes
+from ccgpu.train.memory import Enter, counted_peak, peak_bytes, peak_bytes_of_parts, saved_bytes, saved_bytes_of_parts
 
 
 class Chain(nn.Module):
@@ -46,3 +47,44 @@ def test_peak_is_returned_with_the_result() -> None:
     peak, total = peak_bytes(lambda: (x + 1).sum(), torch.device("cpu"))
     assert total.item() == 200_000
     assert x.nbytes <= peak < 1.2 * x.nbytes
+
+
+def test_peaks_of_parts_are_what_is_held_while_they_run() -> None:
+    def call(enter: Enter) -> None:
+        enter("first")
+        x = torch.ones(100_000)
+        enter("second")
+        y = x + 1
+        del x, y
+        enter("third")
+        torch.ones(300_000)
+        enter("first")
+        torch.ones(10)
+
+    peaks = peak_bytes_of_parts(call, torch.device("cpu"))
+    for part, expected in (("first", 400_000), ("second", 800_000), ("third", 1_200_000)):
+        assert expected <= peaks[part] < expected + 100_000
+
+
+def test_saved_bytes_belong_to_the_part_that_saves_first() -> None:
+    x = torch.randn(10, 100, requires_grad=True)
+
+    def call(enter: Enter) -> None:
+        enter("first")
+        y = x.exp()
+        enter("second")
+        y.view(-1).sin().cos()
+
+    assert saved_bytes_of_parts(call, nn.Identity()) == {"first": x.nbytes, "second": x.nbytes}
+
+
+def test_counted_peak_is_what_exists_at_once() -> None:
+    def call(device: str) -> None:
+        x = torch.ones(1000, 100, device=device)
+        y = x + 1
+        z = y.view(-1)[:10]  # keeps y
+        del x, y
+        (z.sum() + torch.ones(1000, 150, device=device)).sum()
+
+    # x and y; then y, and the two of 1.5 times its size
+    assert counted_peak(lambda: call("meta")) == pytest.approx(4 * 100_000 * (1 + 1.5 + 1.5), abs=100)
