@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -79,7 +80,7 @@ class Network(NamedTuple):
 def modules_of(net: CCNet) -> dict[str, tuple[nn.Module, str]]:
     """Return the modules that are parts: name -> (module, the part in which it is called)."""
     context = net.head.context if net.head.cca is None else net.head.cca
-    found = {"backbone": (net.backbone, "output"), "head": (net.head, "output")}
+    found: dict[str, tuple[nn.Module, str]] = {"backbone": (net.backbone, "output"), "head": (net.head, "output")}
     if context is not None:
         found["attention"] = (context, "head")
     if net.auxiliary_head is not None:
@@ -165,13 +166,13 @@ def measure(network: Network, clock: Clock, repeats: int) -> dict[str, Any]:
     update = training(net, device)
     record: dict[str, Any] = {}
     images = batch["image"]
-    for kind, call in (
-        ("training", lambda enter: step(update, batch, enter)),
-        ("prediction", lambda enter: prediction(net, images, enter)),
-    ):
-        with watch(net, _ignore):
-            call(_ignore)  # compiles kernels, fills caches, makes the optimiser's momentum
-        record[f"{kind}_whole_ms"] = milliseconds(lambda call=call: call(_ignore), clock, repeats)
+    calls: dict[str, Callable[[Enter], object]] = {
+        "training": lambda enter: step(update, batch, enter),
+        "prediction": lambda enter: prediction(net, images, enter),
+    }
+    for kind, call in calls.items():
+        call(_ignore)  # compiles kernels, fills caches, makes the optimiser's momentum
+        record[f"{kind}_whole_ms"] = milliseconds(partial(call, _ignore), clock, repeats)
         runs = []
         for _ in range(repeats):
             stopwatch = Stopwatch(clock)
