@@ -31,7 +31,7 @@ SWEPT = {
     "ASPP": "ASPP",
 }
 LEAST_POSITIONS = 4000  # of the maps that a slope is fitted to: on smaller ones what does not grow is most of it
-# Rows of the table of whole networks: key of the record, what it is, its unit; of peaks, which do not add up, no total.
+# Rows of the table of whole networks: key of the record, what it is, its unit.
 NETWORK_ROWS = (
     ("training_ms", "training step, time", "ms"),
     ("training_gflops", "training step, operations", "GFLOPs"),
@@ -174,12 +174,17 @@ def network_table() -> str:
         height, width = record["image"]
         name = [f"{record['backbone']}, {record['context']}", f"{height}x{width}"]
         for key, what, unit in NETWORK_ROWS:
-            if key not in record:  # the step did not run
+            if key not in record:  # the step was not run
                 continue
             total = sum(record[key].values())
             shares = [f"{100 * record[key][part] / total:.1f} %" if part in record[key] else "" for part in PARTS]
             rows.append(f"| {' | '.join([*name, what, f'{total:,.0f} {unit}', *shares])} |")
             name = ["", ""]
+        for kind in ("training", "prediction"):
+            peaks = record.get(f"{kind}_peak_mb", {})  # they do not add up
+            if peaks:
+                cells = [f"{peaks[part]:,.0f} MB" if part in peaks else "" for part in PARTS]
+                rows.append(f"| {' | '.join(['', '', f'{kind}, peak', f'{max(peaks.values()):,.0f} MB', *cells])} |")
     return "\n".join(rows)
 
 
