@@ -25,6 +25,7 @@ def main() -> None:
         ax.set(xscale="log", yscale="log", xlabel="positions", ylabel=title)
         ax.grid(alpha=0.4)
         ax.legend(fontsize=8)
+    axes[0].set_title("hollow and dashed: predicted; slopes of what was measured", fontsize=9)
     save(figure, TARGET)
 
 

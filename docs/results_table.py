@@ -38,7 +38,6 @@ NETWORK_ROWS = (
     ("saved_mb", "saved for backward", "MB"),
     ("states_mb", "weights, gradients, momentum", "MB"),
     ("prediction_ms", "prediction, time", "ms"),
-    ("prediction_gflops", "prediction, operations", "GFLOPs"),
 )
 PARTS = ("backbone", "head", "attention", "auxiliary head", "output", "optimiser")
 
