@@ -20,25 +20,27 @@ from typing import TypeAlias
 
 from ccgpu.models import efficientnet, resnet, timm_backbone
 from ccgpu.models.efficientnet import EfficientNetLite
+from ccgpu.models.local import LocalBackbone
 from ccgpu.models.resnet import ResNet
 from ccgpu.models.timm_backbone import TimmBackbone
 
-Backbone: TypeAlias = ResNet | EfficientNetLite | TimmBackbone
+Backbone: TypeAlias = ResNet | EfficientNetLite | LocalBackbone | TimmBackbone
 
 _RESNETS = {"resnet18": 18, "resnet50": 50, "resnet101": 101}
 RESNETS = tuple(_RESNETS)
 _EFFICIENTNETS = {"efficientnet-lite0": "lite0", "efficientnet-lite2": "lite2"}
+_LOCAL = "local"
 _TIMM = "timm:"
 # Values of --backbone; NAME is the name of any timm network.
-BACKBONES = (*_RESNETS, *_EFFICIENTNETS, f"{_TIMM}NAME")
+BACKBONES = (*_RESNETS, *_EFFICIENTNETS, _LOCAL, f"{_TIMM}NAME")
 
 
 def build_backbone(name: str, *, stem: str | None = None, in_channels: int = 3, **resnet: bool) -> Backbone:
     """Return the backbone `name` with randomly initialised weights, at output stride 8.
 
     Args:
-        name: "resnet18", "resnet50", "resnet101", "efficientnet-lite0", "efficientnet-lite2", or "timm:NAME" for the
-            network that timm calls NAME.
+        name: "resnet18", "resnet50", "resnet101", "efficientnet-lite0", "efficientnet-lite2", "local" (`LocalBackbone`),
+            or "timm:NAME" for the network that timm calls NAME.
         stem: "deep", "7x7" or "v1c", for a ResNet only, see `ResNet`; None: "deep" for a ResNet.
         in_channels: channels of the images, 1 or more.
         resnet: halved_dilation and ceil_mode, for a ResNet only, see `ResNet`.
@@ -50,7 +52,7 @@ def build_backbone(name: str, *, stem: str | None = None, in_channels: int = 3, 
     """
     if name in _RESNETS:
         return ResNet(_RESNETS[name], stem="deep" if stem is None else stem, in_channels=in_channels, **resnet)
-    if name not in _EFFICIENTNETS and not str(name).startswith(_TIMM):  # a file may name anything
+    if name not in (*_EFFICIENTNETS, _LOCAL) and not str(name).startswith(_TIMM):  # a file may name anything
         raise ValueError(f"build_backbone: name must be one of {BACKBONES}, got {name!r}; pass one of these.")
     if stem is not None:
         raise ValueError(f"build_backbone: stem must be None for {name!r}, got {stem!r}; only ResNets have a choice.")
@@ -58,6 +60,8 @@ def build_backbone(name: str, *, stem: str | None = None, in_channels: int = 3, 
         raise ValueError(f"build_backbone: {', '.join(resnet)} must be left out for {name!r}; only ResNets have them.")
     if name in _EFFICIENTNETS:
         return EfficientNetLite(_EFFICIENTNETS[name], in_channels=in_channels)
+    if name == _LOCAL:
+        return LocalBackbone(in_channels)
     return TimmBackbone(name.removeprefix(_TIMM), in_channels=in_channels)
 
 
@@ -84,7 +88,7 @@ def load_imagenet(backbone: Backbone, source: str | os.PathLike[str], *, blue_fi
         ModuleNotFoundError: the package is not installed.
         RuntimeError: timm cannot be imported, or cannot fetch its weights.
         ValueError: the file is damaged, no state dict, for another network or holds NaN or infinity; "package" for a
-            `ResNet`; blue_first for another backbone.
+            `ResNet`; any source for a `LocalBackbone`; blue_first for another backbone.
     """
     if blue_first and not isinstance(backbone, ResNet):
         raise ValueError(
@@ -98,6 +102,11 @@ def load_imagenet(backbone: Backbone, source: str | os.PathLike[str], *, blue_fi
                 "download a file and pass its path."
             )
         resnet.load_imagenet(backbone, source, blue_first=blue_first)
+    elif isinstance(backbone, LocalBackbone):
+        raise ValueError(
+            f"load_imagenet: backbone must be one with published weights, got a LocalBackbone and {str(source)!r}; "
+            "train it from random weights."
+        )
     elif isinstance(backbone, EfficientNetLite):
         efficientnet.load_imagenet(backbone, source)
     elif isinstance(backbone, TimmBackbone):

@@ -105,13 +105,18 @@ class Source:
                     if dataset.write_synthetic
                     else {"data": "none, it must be given", "scenes": "", "scenes_size": ""}
                 ),
+                **({"markers": ""} if dataset.markers == 1 else {}),
                 **({} if dataset.presets else {"preset": ""}),
                 **({} if dataset.frame_of else {"clip": ""}),
                 **({"value_range": ""} if dataset.images.raw else {}),
             },
             argument=lambda request: dataset.name,
-            open=lambda request, device: Opened(dataset),
+            open=lambda request, device: Opened(_for_settings(dataset, request)),
         )
+
+
+def _for_settings(dataset: Dataset, request: Request[Settings]) -> Dataset:
+    return dataset if dataset.for_settings is None else dataset.for_settings(request.settings(presets(dataset)))
 
 
 def _chosen(flags: Mapping[str, Any], dataset: Dataset) -> Settings:

@@ -39,6 +39,9 @@ class Dataset:
         frame_of: name of an image -> its video and frame number; None where images are not frames of videos.
         flip_pairs: pairs of classes (train ids) that swap when an image is flipped, such as left and right arm.
         images: how the images are read: as 8-bit RGB, or with all channels and values as stored.
+        markers: largest value of `--markers`, the kinds of objects in synthetic images; 1: they have no kinds.
+        for_settings: settings of a run -> the dataset whose synthetic images they describe; None: scenes and scenes_size
+            describe them.
         mean, std: normalisation, one number for each channel in units of the stored values; None, for 8-bit RGB alone:
             the backbone's.
 
@@ -59,6 +62,8 @@ class Dataset:
     frame_of: Callable[[str], tuple[str, int]] | None = None
     flip_pairs: tuple[tuple[int, int], ...] = ()
     images: ImageFormat = field(default_factory=ImageFormat)
+    markers: int = 1
+    for_settings: Callable[[Any], Dataset] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-DATASETS = ("cityscapes", "ade20k", "voc", "lip", "camvid")
+DATASETS = ("cityscapes", "ade20k", "voc", "lip", "camvid", "far_context")
 """What `ccgpu train NAME` takes for a dataset, also where a folder has that name."""
 
 

@@ -44,6 +44,12 @@ class DataSettings:
         least=SMALLEST,
         most=LARGEST_SIDE,
     )
+    markers: int = option(
+        1,
+        "kinds of discs in the synthetic images of far_context, each with a square of its own that gives their class",
+        kind=int,
+        least=1,
+    )
     exif: str | None = option(
         None,
         "EXIF orientations: stored leaves pixels where they are, upright turns images",

@@ -11,7 +11,7 @@ from ccgpu.train.runs.flags import DEVICES, option
 from ccgpu.train.runs.settings.limits import MOST_WORKERS
 
 PRESETS: Mapping[str, tuple[str, ...]] = {
-    "demo": ("cityscapes", "ade20k", "voc", "lip", "camvid"),
+    "demo": ("cityscapes", "ade20k", "voc", "lip", "camvid", "far_context"),
     "paper": ("cityscapes", "ade20k", "lip", "camvid"),
     "authors": ("cityscapes",),
     "mmseg-512x1024": ("cityscapes",),

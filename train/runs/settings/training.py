@@ -93,6 +93,9 @@ def check_settings(s: Settings, dataset: Dataset, processes: int, device: torch.
     problems = s.problems()
     if s.clip > 1 and dataset.frame_of is None:
         problems.append(f"--clip must be 1 for {dataset.name}, whose images are no videos, got {s.clip}")
+    if s.markers > dataset.markers:
+        most = "1" if dataset.markers == 1 else f"at most {dataset.markers}"
+        problems.append(f"--markers must be {most} for {dataset.name}, got {s.markers}")
     if s.photometric and dataset.images.raw:
         problems.append(
             f"--photometric must be left out for images of {dataset.images}, because it is defined for 8-bit RGB alone"

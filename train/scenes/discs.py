@@ -1,0 +1,150 @@
+"""Synthetic images in which the class of a disc is the colour of a square that lies elsewhere in the image.
+
+An image holds one square for each *marker*, and discs. A disc is painted in the colour of its marker, which says
+nothing about its class; the square has a frame of that colour around the colour of the class. With one marker, grey,
+all discs of an image have one class, that of its only square; with more, a disc must find its own square.
+
+In a clip the squares lie in one frame and the discs in all others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+Colour = tuple[int, int, int]
+
+CLASSES: tuple[tuple[str, Colour], ...] = (
+    ("red", (220, 40, 40)),
+    ("green", (40, 180, 60)),
+    ("blue", (50, 80, 230)),
+    ("yellow", (235, 215, 40)),
+)
+"""Names and colours of the classes of discs; class 0 is everything else, the squares included."""
+MARKERS: tuple[Colour, ...] = (
+    *((150, 150, 150), (240, 240, 240), (60, 210, 210), (210, 60, 210)),
+    *((245, 150, 60), (120, 70, 30), (130, 60, 160), (250, 170, 190)),
+)
+"""Colours of the discs and of the frames of their squares; the first is grey."""
+SMALLEST = 64  # pixels per side, below which there may be no room for a disc
+SIDE, FRAME = 16, 4  # pixels of a square, and of its frame on each side
+RADII = (8, 12)  # smallest and largest radius of a disc, in pixels
+_DISCS = 8  # of an image, as far as there is room for them
+_TRIES = 40  # places that are tried for a disc
+_GAP = 2  # pixels between two of them, at least
+_GROUND = (15, 70)  # range of the grey of the ground
+_GRAIN = 6.0  # standard deviation of the noise of a pixel, in 0..255
+
+
+@dataclass(frozen=True)
+class Square:
+    """A square: its frame of the clip, the place of its upper left corner in pixels, its marker and its class (1..4)."""
+
+    frame: int
+    top: int
+    left: int
+    marker: int
+    label: int
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """An image or a clip of discs and squares, T = 1 for an image.
+
+    Attributes:
+        pixels: uint8 (T, H, W, 3), RGB.
+        labels: uint8 (T, H, W): the class of a disc's pixels, 0 elsewhere.
+        owners: int8 (T, H, W): the square that gives a disc's pixel its class, an index of `squares`; -1 elsewhere.
+        squares: the squares, one for each marker, in the order of the markers.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    owners: np.ndarray
+    squares: tuple[Square, ...]
+
+    def offsets(self) -> np.ndarray:
+        """Return how far each pixel of a disc is from its square along T, H and W: int32 (3, T, H, W).
+
+        Along T in frames, along H and W in pixels between a pixel's row (column) and the nearest one of the square, 0
+        where the square crosses that row (column); -1 outside of discs. An image's pixel lies on the criss-cross
+        of its square where one of the last two is 0; a clip's pixel shares as many axes with it as there are zeros.
+        """
+        found = np.full((3, *self.owners.shape), -1, np.int32)
+        for index, square in enumerate(self.squares):
+            inside = np.nonzero(self.owners == index)
+            starts = (square.frame, square.top, square.left)
+            for axis, (start, extent) in enumerate(zip(starts, (1, SIDE, SIDE), strict=True)):
+                place = inside[axis]
+                found[(axis, *inside)] = np.maximum(np.maximum(start - place, place - (start + extent - 1)), 0)
+        return found
+
+
+def draw_scene(size: tuple[int, int], generator: np.random.Generator, *, markers: int = 1, frames: int = 1) -> Scene:
+    """Return a random image or clip.
+
+    Args:
+        size: height and width in pixels, each 64 or more.
+        generator: determines everything.
+        markers: number of squares, 1 to 8; the discs of an image have as many colours.
+        frames: T, 1 for an image. The frame of the squares is one of them with equal probability.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+    if len(size) != 2 or min(size) < SMALLEST:
+        raise ValueError(f"draw_scene: size must be (height, width) of {SMALLEST} or more, got {size}; enlarge it.")
+    if not 1 <= markers <= len(MARKERS):
+        raise ValueError(f"draw_scene: markers must be 1 to {len(MARKERS)}, got {markers}; choose fewer or more.")
+    if frames < 1:
+        raise ValueError(f"draw_scene: frames must be 1 or more, got {frames}; give 1 for an image.")
+    home = int(generator.integers(frames))
+    squares = _draw_squares(size, generator, markers, home)
+    pixels = np.repeat(generator.uniform(*_GROUND, (frames, 1, 1, 1)), size[0], 1).repeat(size[1], 2).repeat(3, 3)
+    labels, owners = np.zeros((frames, *size), np.uint8), np.full((frames, *size), -1, np.int8)
+    for square in squares:
+        for border, colour in ((0, MARKERS[square.marker]), (FRAME, CLASSES[square.label - 1][1])):
+            rows, columns = (slice(start + border, start + SIDE - border) for start in (square.top, square.left))
+            pixels[home, rows, columns] = colour
+    for frame in (frame for frame in range(frames) if frames == 1 or frame != home):
+        centres = [(square.top + SIDE / 2, square.left + SIDE / 2, SIDE / 2**0.5) for square in squares]
+        for inside in _draw_discs(size, generator, centres if frame == home else []):
+            square = squares[int(generator.integers(markers))]
+            pixels[frame][inside], labels[frame][inside] = MARKERS[square.marker], square.label
+            owners[frame][inside] = square.marker
+    pixels += _GRAIN * generator.standard_normal(pixels.shape, np.float32)
+    return Scene(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), labels, owners, squares)
+
+
+def _draw_squares(
+    size: tuple[int, int], generator: np.random.Generator, markers: int, frame: int
+) -> tuple[Square, ...]:
+    """Return a square for each marker, each in another cell of a grid, so that they never overlap."""
+    cells = [side // (SIDE + _GAP) for side in size]
+    squares = []
+    for marker, cell in enumerate(generator.choice(cells[0] * cells[1], markers, replace=False)):
+        bounds = zip(divmod(int(cell), cells[1]), cells, size, strict=True)
+        ranges = [(index * side // count, (index + 1) * side // count - SIDE) for index, count, side in bounds]
+        top, left = (int(generator.integers(low, high + 1)) for low, high in ranges)
+        squares.append(Square(frame, top, left, marker, int(generator.integers(1, len(CLASSES) + 1))))
+    return tuple(squares)
+
+
+def _draw_discs(
+    size: tuple[int, int], generator: np.random.Generator, taken: list[tuple[float, float, float]]
+) -> list[np.ndarray]:
+    """Return the pixels of discs, bool (H, W) each, that overlap neither each other nor the circles `taken`.
+
+    A circle is the y and x of its centre and its radius, in pixels.
+    """
+    rows, columns = np.ogrid[: size[0], : size[1]]
+    circles, discs = [*taken], []
+    for _ in range(_DISCS):
+        radius = generator.uniform(*RADII)
+        for y, x in generator.uniform(radius, np.subtract(size, radius), (_TRIES, 2)):
+            if all(np.hypot(y - row, x - column) > radius + other + _GAP for row, column, other in circles):
+                circles.append((y, x, radius))
+                discs.append(np.hypot(rows - y, columns - x) <= radius)
+                break
+    return discs
