@@ -39,8 +39,8 @@ def build_backbone(name: str, *, stem: str | None = None, in_channels: int = 3, 
     """Return the backbone `name` with randomly initialised weights, at output stride 8.
 
     Args:
-        name: "resnet18", "resnet50", "resnet101", "efficientnet-lite0", "efficientnet-lite2", "local" (`LocalBackbone`),
-            or "timm:NAME" for the network that timm calls NAME.
+        name: "resnet18", "resnet50", "resnet101", "efficientnet-lite0", "efficientnet-lite2", "local" (see
+            `LocalBackbone`), or "timm:NAME" for the network that timm calls NAME.
         stem: "deep", "7x7" or "v1c", for a ResNet only, see `ResNet`; None: "deep" for a ResNet.
         in_channels: channels of the images, 1 or more.
         resnet: halved_dilation and ceil_mode, for a ResNet only, see `ResNet`.

@@ -8,12 +8,12 @@ from ccgpu.models.attention import require_int
 
 STRIDES = (2, 2, 2, 1)
 KERNELS = (3, 3, 3, 1)
-CHANNELS = (16, 32, 64, 64)
+CHANNELS = (16, 32, 32, 32)
 _MIDDLE = 127.5  # of 0..255, which mean and std map to -1..1
 
 
 class LocalBackbone(nn.Module):
-    """Three 3x3 convolutions of stride 2 and one 1x1 convolution, each with batch norm and ReLU: 27,920 weights.
+    """Three 3x3 convolutions of stride 2 and one 1x1 convolution, each with batch norm and ReLU: 15,504 weights.
 
     A feature depends on the pixels around it alone:
 
@@ -27,12 +27,12 @@ class LocalBackbone(nn.Module):
         in_channels: channels of the images, 1 or more.
 
     Attributes:
-        channels: (64, 64).
+        channels: (32, 32).
         mean, std: 127.5 for each channel.
         field_of_view: side in pixels of the square that a feature depends on.
 
     Shape:
-        images (B, in_channels, H, W) -> features before the last layer, and of the last, both (B, 64, H', W'); an
+        images (B, in_channels, H, W) -> features before the last layer, and of the last, both (B, 32, H', W'); an
         extent n becomes ceil(n / 8).
 
     Raises:
@@ -43,7 +43,7 @@ class LocalBackbone(nn.Module):
         >>> from ccgpu.models.local import LocalBackbone
         >>> backbone = LocalBackbone().eval()
         >>> backbone.field_of_view, backbone(torch.zeros(1, 3, 65, 33))[1].shape
-        (15, torch.Size([1, 64, 9, 5]))
+        (15, torch.Size([1, 32, 9, 5]))
     """
 
     def __init__(self, in_channels: int = 3) -> None:

@@ -103,8 +103,8 @@ def test_works_next_to_foreign_packages(environment):
 
 
 COMMANDS = [
-    *("cityscapes", "ade20k", "voc", "lip", "camvid", "evaluate", "predict", "attention", "export", "convert"),
-    "cost",
+    *("cityscapes", "ade20k", "voc", "lip", "camvid", "far_context"),
+    *("evaluate", "predict", "attention", "export", "convert", "cost"),
 ]
 
 

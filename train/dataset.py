@@ -40,8 +40,8 @@ class Dataset:
         flip_pairs: pairs of classes (train ids) that swap when an image is flipped, such as left and right arm.
         images: how the images are read: as 8-bit RGB, or with all channels and values as stored.
         markers: largest value of `--markers`, the kinds of objects in synthetic images; 1: they have no kinds.
-        for_settings: settings of a run -> the dataset whose synthetic images they describe; None: scenes and scenes_size
-            describe them.
+        for_settings: settings of a run -> the dataset whose synthetic images they describe; None: their number and size
+            are all that can be chosen.
         mean, std: normalisation, one number for each channel in units of the stored values; None, for 8-bit RGB alone:
             the backbone's.
 

@@ -61,7 +61,8 @@ SOURCE = command.Source(
     unset={
         "data": "",  # DIR says it
         "out": "runs/NAME, NAME being that of DIR; with --init runs/NAME-from-FILE",
-        **dict.fromkeys(("preset", "scenes", "scenes_size", "markers", "clip"), ""),  # of synthetic images and of videos
+        # Of synthetic images and of videos.
+        **dict.fromkeys(("preset", "scenes", "scenes_size", "markers", "clip"), ""),
         "value_range": "all values as stored",
         "classes": "classes.txt, .csv or .json in the folder, else the values that the masks hold",
     },

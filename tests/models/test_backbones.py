@@ -24,6 +24,7 @@ def test_names_are_all() -> None:
         "resnet101",
         "efficientnet-lite0",
         "efficientnet-lite2",
+        "local",
         "timm:NAME",
     )
 

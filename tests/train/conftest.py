@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ccgpu.train import ade20k, camvid, cityscapes, lip, voc
+from ccgpu.train import ade20k, camvid, cityscapes, far_context, lip, voc
 from ccgpu.train.data.cityscapes_labels import CITYSCAPES
 from ccgpu.train.scenes import files
 from tests.train.narrow import narrow_backbone  # noqa: F401  # for all tests of this folder
@@ -50,7 +50,7 @@ def _scenes_are_drawn_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator
         return files.write_synthetic(root, splits, size, seed, **options)  # leaves the right images as they are
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (ade20k, camvid, cityscapes, lip, voc):
+        for module in (ade20k, camvid, cityscapes, far_context, lip, voc):
             patch.setattr(module, "write_synthetic", write)
         yield
 

@@ -57,7 +57,10 @@ def test_versions() -> None:
         (["camvid"], "did you mean ccgpu train camvid?"),
         (["docs"], "did you mean ccgpu train docs?"),
         (["--checkpoint"], "got '--checkpoint'; ccgpu --help lists them."),
-        (["train", "dcs"], "cityscapes, ade20k, voc, lip, camvid) or a module with a DATASET, got 'dcs', which is"),
+        (
+            ["train", "dcs"],
+            "lip, camvid, far_context) or a module with a DATASET, got 'dcs', which is",
+        ),
         (["train", "dcs"], "did you mean docs?"),
         (["train", "docs/imges"], "did you mean docs/images?"),
         (["train", "cityscape"], "did you mean cityscapes?"),
@@ -158,7 +161,8 @@ def test_each_command_has_its_help(words: list[str], capsys: pytest.CaptureFixtu
     is_dataset = words[0] == "train" and words[1] in DATASETS
     assert ("--scenes" in text) is is_dataset
     assert ("--data " in text) is (is_dataset or words[0] == "evaluate")
-    assert ("--clip N" in text) is (words == ["train", "camvid"])  # the one dataset of videos
+    assert ("--clip N" in text) is (words in (["train", "camvid"], ["train", "far_context"]))  # the datasets of videos
+    assert ("--markers N" in text) is (words == ["train", "far_context"])
     assert ("default: 0 65535" in " ".join(text.split())) is is_dataset  # a folder's deep images keep their values
     assert "default: None" not in text
     assert "default: none" not in text

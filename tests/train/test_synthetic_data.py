@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from ccgpu.models.labels import IGNORE
-from ccgpu.train import ade20k, camvid, cityscapes, lip, voc
+from ccgpu.train import ade20k, camvid, cityscapes, far_context, lip, voc
 from ccgpu.train.data.clips import training_clips
 from ccgpu.train.data.pairs import Pair
 from ccgpu.train.data.reading import read_pair
 from tests.train.dataset_files import check
 
-MODULES = [ade20k, camvid, cityscapes, lip, voc]
+MODULES = [ade20k, camvid, cityscapes, far_context, lip, voc]
 
 
 SMALL = (64, 96)

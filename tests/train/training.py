@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ccgpu.train import ade20k, camvid, cityscapes, lip, voc
+from ccgpu.train import ade20k, camvid, cityscapes, far_context, lip, voc
 from ccgpu.train.metrics import ConfusionMatrix
 from ccgpu.train.runs import records
 from tests.train.narrow import NARROW
 
-COMMANDS = [ade20k, camvid, cityscapes, lip, voc]
+COMMANDS = [ade20k, camvid, cityscapes, far_context, lip, voc]
 TINY = [
     *("--backbone", NARROW, "--head-channels", "8", "--crop", "33", "41", "--batch", "2", "--device", "cpu"),
     *("--iterations", "2", "--save-every", "1", "--log-every", "1", "--lr", "1e-3", "--workers", "0"),
@@ -30,6 +30,7 @@ SMALL = {
     "lip": ("--fit", "64", "64"),
     "camvid": (),
     "cityscapes": (),
+    "far_context": (),
     "voc": ("--random-short-sides", "64", "--short-side", "64"),
 }
 

@@ -140,6 +140,7 @@ def build_network(
             mean=AUTHORS_MEAN if by_authors and dataset.mean is None else dataset.mean,
             std=(1.0, 1.0, 1.0) if by_authors and dataset.std is None else dataset.std,
             head_channels=settings.head_channels,
+            auxiliary=settings.auxiliary_weight > 0,
             auxiliary_channels=settings.auxiliary_channels,
             embedding=EMBEDDING_CHANNELS if settings.ccl else 0,
             dropout=settings.dropout,

@@ -28,7 +28,7 @@ MARKERS: tuple[Colour, ...] = (
 )
 """Colours of the discs and of the frames of their squares; the first is grey."""
 SMALLEST = 64  # pixels per side, below which there may be no room for a disc
-SIDE, FRAME = 16, 4  # pixels of a square, and of its frame on each side
+SIDE, FRAME = 20, 2  # pixels of a square, and of its frame on each side
 RADII = (8, 12)  # smallest and largest radius of a disc, in pixels
 _DISCS = 8  # of an image, as far as there is room for them
 _TRIES = 40  # places that are tried for a disc
@@ -39,7 +39,7 @@ _GRAIN = 6.0  # standard deviation of the noise of a pixel, in 0..255
 
 @dataclass(frozen=True)
 class Square:
-    """A square: its frame of the clip, the place of its upper left corner in pixels, its marker and its class (1..4)."""
+    """A square: its frame of the clip, its upper left corner in pixels, its marker (0..7) and its class (1..4)."""
 
     frame: int
     top: int

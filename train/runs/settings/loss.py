@@ -18,7 +18,11 @@ class LossSettings:
     """The loss of a run."""
 
     auxiliary_weight: float = option(
-        AUXILIARY_WEIGHT, "weight of the auxiliary loss", group="loss", kind=float, least=0
+        AUXILIARY_WEIGHT,
+        "weight of the auxiliary loss; 0: the network has no auxiliary head",
+        group="loss",
+        kind=float,
+        least=0,
     )
     class_weights: tuple[str, ...] = option(
         (),
