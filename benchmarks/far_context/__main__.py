@@ -43,7 +43,10 @@ from ccgpu.train.runs.settings.training import Settings, check_settings
 RECORD = Path(__file__).resolve().parents[2] / "docs" / "results" / "far-context" / "runs.jsonl"
 # Clips need attention along T: the others see each frame by itself, where there is no square.
 LEFT_OUT = {("clips", "psp"), ("clips", "aspp")}
-_SAVED = ("iterations", "batch", "scenes", "scenes_size", "head_channels", "lr", "optimiser", "markers", "clip")
+_SAVED = (
+    *("iterations", "batch", "scenes", "scenes_size", "head_channels", "lr", "optimiser", "channels_last"),
+    *("markers", "clip"),
+)
 
 
 def saved(settings: Settings) -> dict[str, Any]:
@@ -103,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"far_context: {error}", file=sys.stderr)
         return 2
     torch.set_num_threads(flags.threads)
+    circumstances = records.circumstances(CPU)  # of the code that runs, whatever is changed meanwhile
     flags.record.parent.mkdir(parents=True, exist_ok=True)
     print(f"{'variant':<11} {'context':<9} seed  accuracy  far on  far off  found    step    peak", flush=True)
     try:
@@ -118,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     **dict(zip(("variant", "context", "seed", "settings"), key, strict=True)),
                     **run(settings, scenes),
                     "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                    **records.circumstances(CPU),
+                    **circumstances,
                 }
                 records.append_record(flags.record, record)
                 print(line(record), flush=True)
