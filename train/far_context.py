@@ -88,9 +88,14 @@ def _write_image(
 
 
 def for_settings(settings: Any) -> Dataset:
-    """Return the dataset whose synthetic images have the markers and the frames of a run's settings."""
+    """Return the dataset whose synthetic images have the markers and the frames of a run's settings.
+
+    Its recipe has a gamma only for a context module that has one.
+    """
     write = functools.partial(write_scenes, markers=settings.markers, frames=settings.clip)
-    return dataclasses.replace(DATASET, write_synthetic=write)
+    with_gamma = settings.context in ("rcca", "nonlocal")
+    recipe = {name: value for name, value in DATASET.recipe.items() if name != "gamma" or with_gamma}
+    return dataclasses.replace(DATASET, write_synthetic=write, recipe=recipe)
 
 
 DATASET = Dataset(

@@ -82,9 +82,7 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--variants", nargs="+", choices=VARIANTS, default=[*VARIANTS], help="of the dataset (default: all)")
     add("--contexts", nargs="+", choices=CONTEXTS, default=[*CONTEXTS], help="context modules (default: all)")
     add("--seeds", nargs="+", type=int, default=[*range(5)], metavar="N", help="(default: 0 1 2 3 4)")
-    add(
-        "--iterations", type=int, default=DATASET.recipe["iterations"], metavar="N", help="steps (default: %(default)s)"
-    )
+    add("--iterations", type=int, metavar="N", help="steps (default: those of the variant)")
     scenes = DATASET.recipe["scenes"]
     add("--scenes", type=int, nargs=2, default=scenes, metavar=("TRAIN", "VAL"), help="images (default: %(default)s)")
     add("--threads", type=int, default=1, metavar="N", help="of the processor (default: %(default)s)")
@@ -95,7 +93,8 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 finished, 2 wrong flags, 130 stopped."""
     flags = read_flags(argv)
-    changes = {"iterations": flags.iterations, "scenes": tuple(flags.scenes)}
+    steps = {} if flags.iterations is None else {"iterations": flags.iterations}
+    changes: dict[str, Any] = {"scenes": tuple(flags.scenes), **steps}
     try:
         check_settings(settings_of("one-square", "none", flags.seeds[0], **changes), DATASET, 1, CPU)
         done = [

@@ -15,7 +15,7 @@ from ccgpu.models.ccnet import CCNet
 from ccgpu.models.normalisation import Normalise
 from ccgpu.models.precision import Precision
 from ccgpu.train import engine
-from ccgpu.train.far_context import DATASET
+from ccgpu.train.far_context import DATASET, for_settings
 from ccgpu.train.memory import peak_bytes, saved_bytes
 from ccgpu.train.optimisation.update import Update
 from ccgpu.train.runs.settings.training import Settings
@@ -28,8 +28,8 @@ DISTANCES = tuple(range(0, 160, 16))
 OFFSETS = (0, 1, 16, 40)
 """Lower ends, in pixels, of the ranges of the distance to the square's criss-cross, the smaller one of the distances
 along height and width. From 40 on, no convolution of the network reaches from the pixel to the criss-cross."""
-_TRAIN, _EVALUATE = 0, 1  # the second number of a scene's seed
-_EVALUATED_SEED = 12345  # of the scenes that all runs are evaluated on
+TRAIN, EVALUATE = 0, 1  # the second number of a scene's seed
+EVALUATED_SEED = 12345  # of the scenes that all runs are evaluated on
 
 
 class Context(NamedTuple):
@@ -76,7 +76,7 @@ class Scenes:
     def draw(cls, settings: Settings) -> Scenes:
         """Draw the scenes of --scenes images; those to evaluate on do not depend on the seed."""
         numbers = [-(-number // settings.clip) for number in settings.scenes]
-        kinds = ((settings.seed, _TRAIN), (_EVALUATED_SEED, _EVALUATE))
+        kinds = ((settings.seed, TRAIN), (EVALUATED_SEED, EVALUATE))
         train, evaluate = (
             [
                 draw_scene(
@@ -96,8 +96,8 @@ def settings_of(variant: str, context: str, seed: int, **changes: Any) -> Settin
     """Return the settings of `ccgpu train far_context` for a run: the recipe, and what its flags change."""
     chosen = CONTEXTS[context]
     own = {"context": chosen.context, "recurrence": chosen.recurrence, "seed": seed}
-    gamma = {} if chosen.context in ("rcca", "nonlocal") else {"gamma": 0.0}
-    return Settings(**{**DATASET.recipe, **own, **gamma, **VARIANTS[variant].settings, **changes})
+    given = Settings(**{**DATASET.recipe, **own, **VARIANTS[variant].settings, **changes})
+    return Settings(**{**for_settings(given).recipe, **own, **VARIANTS[variant].settings, **changes})
 
 
 def as_batch(scenes: Sequence[Scene], settings: Settings, flipped: Sequence[bool] = ()) -> dict[str, torch.Tensor]:

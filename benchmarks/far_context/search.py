@@ -68,9 +68,11 @@ def search(net: CCNet, settings: Settings, scenes: Sequence[Scene]) -> dict[str,
     """Return in how many images the farthest disc's pixel attends most to its square; None without attention.
 
     Returns:
-        "images", "found", "mass" (the mean weight on the square's positions) and "region" (their mean share of all).
+        "images", "found", "mass" (the mean weight on the square's positions), "region" (their mean share of all), and
+        "example", the weights of the first scene (T, H', W') in ten-thousandths.
     """
     found, mass, region = [], [], []
+    example: list[Any] = []
     for scene in scenes[:IMAGES]:
         if not (scene.owners >= 0).any():
             continue
@@ -78,6 +80,7 @@ def search(net: CCNet, settings: Settings, scenes: Sequence[Scene]) -> dict[str,
         weights = attention_of(net, as_batch([scene], settings)["image"], pixel if settings.clip > 1 else pixel[1:])
         if weights is None:
             return None
+        example = example or torch.round(weights * 10_000).int().tolist()
         positions = region_of(scene, pixel, weights.shape)
         found.append(bool(positions.flat[int(weights.argmax())]))
         mass.append(float(weights.numpy()[positions].sum()))
@@ -87,4 +90,5 @@ def search(net: CCNet, settings: Settings, scenes: Sequence[Scene]) -> dict[str,
         "found": sum(found),
         "mass": float(np.mean(mass)),
         "region": float(np.mean(region)),
+        "example": example,
     }

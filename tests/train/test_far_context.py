@@ -51,10 +51,10 @@ def test_another_variant_is_not_taken_for_the_same_images(tmp_path: Path) -> Non
     "flags",
     [
         [],
-        ["--context", "none", "--gamma", "0"],
+        ["--context", "none"],
         ["--context", "nonlocal", "--markers", "4"],
-        ["--context", "psp", "--gamma", "0"],
-        ["--context", "aspp", "--gamma", "0"],
+        ["--context", "psp"],
+        ["--context", "aspp"],
         ["--recurrence", "3", "--clip", "3"],
     ],
     ids=" ".join,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ccgpu.train import ade20k, camvid, cityscapes, command, lip, voc
+from ccgpu.train import ade20k, camvid, cityscapes, command, far_context, lip, voc
 from ccgpu.train.loaders import available_cores
 from ccgpu.train.runs.settings import training as settings
 from ccgpu.train.runs.settings.run import PRESETS
@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "val_split": ("val",),
     "scenes": (400, 60),
     "scenes_size": (512, 1024),
+    "markers": 1,
     "exif": None,
     "value_range": None,
     "max_pixels": 178956970,  # Pillow's own limit
@@ -153,6 +154,26 @@ CAMVID = {
     "iterations": 10000,
     "mode": "whole",
     "eval_every": 1000,
+}
+FAR_CONTEXT = {
+    "scenes": (1600, 200),
+    "scenes_size": (128, 128),
+    "backbone": "local",
+    "gamma": 1.0,
+    "head_channels": 64,
+    "dropout": 0.0,
+    "auxiliary_weight": 0.0,
+    "crop": (128, 128),
+    "random_scale": (1.0, 1.0),
+    "iterations": 800,
+    "optimiser": "adamw",
+    "lr": 0.005,
+    "channels_last": True,
+    "mode": "whole",
+    "eval_every": 0,
+    "save_every": 200,
+    "log_every": 20,
+    "workers": 0,
 }
 # What the presets after mmsegmentation's configs have in common.
 MMSEGMENTATION = {
@@ -293,6 +314,8 @@ PINNED: list[tuple[ModuleType, str | None, dict[str, Any]]] = [
             "workers": 0,
         },
     ),
+    (far_context, None, FAR_CONTEXT),
+    (far_context, "demo", {**FAR_CONTEXT, "baselines": True}),
 ]
 
 
