@@ -2,7 +2,8 @@
 
 Each folder docs/results/camvid-contexts/NAME-sSEED is one run, with the metrics.jsonl that the command wrote. Each line
 of docs/results/cost-cpu.jsonl is the cost of one context module; docs/results/cost has other sizes and whole networks.
-`tests/test_results.py` checks that docs/results.md contains the tables printed here.
+Each line of docs/results/far-context/runs.jsonl is one run of `python -m benchmarks.far_context`. `tests/test_results.py`
+checks that docs/results.md contains the tables printed here.
 """
 
 import json
@@ -40,6 +41,22 @@ NETWORK_ROWS = (
     ("prediction_ms", "prediction, time", "ms"),
 )
 PARTS = ("backbone", "head", "attention", "auxiliary head", "output", "optimiser")
+# Variants and context modules of far-context runs, in the tables' order.
+VARIANTS = {
+    "one-square": "one square",
+    "own-square": "four squares, each disc has its own",
+    "clips": "clips, the square in another frame",
+}
+CONTEXTS = {
+    "none": "no context",
+    "rcca-r1": "RCCA, R = 1",
+    "rcca-r2": "RCCA, R = 2",
+    "rcca-r3": "RCCA, R = 3",
+    "nonlocal": "non-local",
+    "psp": "PSP",
+    "aspp": "ASPP",
+}
+FAR = 3  # range of distances, of 16 pixels each, from which on no convolution reaches the square
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -196,6 +213,47 @@ def half_precision_table() -> str:
     return "\n".join(rows)
 
 
+def far_context_runs() -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Return the runs of each variant and context module on the far-context dataset, in the tables' order."""
+    lines = lines_of(RESULTS / "far-context" / "runs.jsonl")
+    found = {
+        (variant, context): [run for run in lines if (run["variant"], run["context"]) == (variant, context)]
+        for variant in VARIANTS
+        for context in CONTEXTS
+    }
+    return {key: sorted(runs, key=lambda run: run["seed"]) for key, runs in found.items() if runs}
+
+
+def far_accuracy(run: dict[str, Any], offset: int) -> float:
+    """Return the accuracy on far discs in a range of the distance to the criss-cross: 0 on it, -1 the farthest."""
+    return sum(run["right"][offset][FAR:]) / sum(run["pixels"][offset][FAR:])
+
+
+def far_context_table() -> str:
+    """Return the table of the context modules on each variant of the far-context dataset."""
+    rows = [
+        "| context | seeds | accuracy % | far, on the criss-cross % | far, off it % | finds the square | step ms |"
+        " saved MB | peak MB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    runs, named = far_context_runs(), ""
+    for (variant, context), found in runs.items():
+        if variant != named:
+            rows.append(f"| **{VARIANTS[variant]}** |" + "  |" * 8)
+            named = variant
+        scores = [spread([run["accuracy"] for run in found])]
+        scores += [f"{100 * statistics.fmean(far_accuracy(run, offset) for run in found):.1f}" for offset in (0, -1)]
+        maps = [run["attention"] for run in found if run["attention"] is not None]
+        shown = f"{statistics.fmean(100 * one['found'] / one['images'] for one in maps):.0f} %" if maps else ""
+        cost = [f"{statistics.median(run['step_cpu_ms'] for run in found):.0f}"]
+        cost += [f"{statistics.median(run[key] for run in found):.1f}" for key in ("saved_mb", "peak_mb")]
+        rows.append(f"| {' | '.join([CONTEXTS[context], str(len(found)), *scores, shown, *cost])} |")
+    return "\n".join(rows)
+
+
 if __name__ == "__main__":
-    tables = (contexts_table, classes_table, cost_table, sweep_table, foresight, network_table, half_precision_table)
+    tables = (
+        *(contexts_table, classes_table, cost_table, sweep_table, foresight, network_table, half_precision_table),
+        far_context_table,
+    )
     print(*(table() for table in tables), sep="\n\n")

@@ -122,6 +122,8 @@ def _draw_squares(
 ) -> tuple[Square, ...]:
     """Return a square for each marker, each in another cell of a grid, so that they never overlap."""
     cells = [side // (SIDE + _GAP) for side in size]
+    if cells[0] * cells[1] < markers:  # a small image has room for as many squares that touch each other
+        cells = [side // SIDE for side in size]
     squares = []
     for marker, cell in enumerate(generator.choice(cells[0] * cells[1], markers, replace=False)):
         bounds = zip(divmod(int(cell), cells[1]), cells, size, strict=True)
