@@ -53,8 +53,8 @@ class CCNet(nn.Module):
     ImageNet weights), the heads by torch's defaults, as in the authors' code.
 
     Args:
-        backbone: "resnet18", "resnet50", "resnet101", "efficientnet-lite0", "efficientnet-lite2" or "timm:NAME"; see
-            `ccgpu.models.backbones.build_backbone`.
+        backbone: "resnet18", "resnet50", "resnet101", "efficientnet-lite0", "efficientnet-lite2", "local" or
+            "timm:NAME"; see `ccgpu.models.backbones.build_backbone`.
         num_classes: classes, 1 or more; 19 for Cityscapes.
         context: "rcca", or another context module: "none", "nonlocal", "psp", "aspp".
         recurrence: R, loops of the attention, 0 or more; 0 is the network without attention. None: 2 for images, 3

@@ -60,7 +60,7 @@ class Variant(NamedTuple):
 
 VARIANTS = {
     "one-square": Variant({}, "one square"),
-    "own-square": Variant({"markers": 4}, "four squares, each disc has its own"),
+    "own-square": Variant({"markers": 4, "iterations": 1600}, "four squares, each disc has its own"),
     "clips": Variant({"clip": 3, "batch": 4}, "clips, the square in another frame"),
 }
 
