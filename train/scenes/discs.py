@@ -77,7 +77,7 @@ class Scene:
             starts = (square.frame, square.top, square.left)
             for axis, (start, extent) in enumerate(zip(starts, (1, SIDE, SIDE), strict=True)):
                 place = inside[axis]
-                found[(axis, *inside)] = np.maximum(np.maximum(start - place, place - (start + extent - 1)), 0)
+                found[axis][inside] = np.maximum(np.maximum(start - place, place - (start + extent - 1)), 0)
         return found
 
 
