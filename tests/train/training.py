@@ -30,7 +30,8 @@ SMALL = {
     "lip": ("--fit", "64", "64"),
     "camvid": (),
     "cityscapes": (),
-    "far_context": ("--lr", "1e-5"),  # AdamW's first steps at 1e-3 lead to background everywhere
+    # Two steps lead to one class everywhere, with which an evaluation cannot be compared with another.
+    "far_context": ("--backbone", "local", "--lr", "1e-5", "--seed", "1"),
     "voc": ("--random-short-sides", "64", "--short-side", "64"),
 }
 
