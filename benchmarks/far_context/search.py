@@ -12,7 +12,7 @@ from benchmarks.far_context.runs import as_batch
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.context import NonLocal
 from ccgpu.train.runs.settings.training import Settings
-from ccgpu.train.scenes.discs import SIDE, Scene
+from ccgpu.train.scenes.discs import CLASSES, SIDE, Scene
 
 IMAGES = 100
 STRIDE = 8  # pixels between two positions of the feature map
@@ -68,10 +68,12 @@ def search(net: CCNet, settings: Settings, scenes: Sequence[Scene]) -> dict[str,
     """Return in how many images the farthest disc's pixel attends most to its square; None without attention.
 
     Returns:
-        "images", "found", "mass" (the mean weight on the square's positions), "region" (their mean share of all), and
-        "example", the weights of the first scene (T, H', W') in ten-thousandths.
+        "images", "found", "of_classes" (images and found of each class), "mass" (the mean weight on the square's
+        positions), "region" (their mean share of all), and "example", the weights of the first scene (T, H', W') in
+        ten-thousandths.
     """
     found, mass, region = [], [], []
+    of_classes = {name: [0, 0] for name, _ in CLASSES}
     example: list[Any] = []
     for scene in scenes[:IMAGES]:
         if not (scene.owners >= 0).any():
@@ -83,11 +85,15 @@ def search(net: CCNet, settings: Settings, scenes: Sequence[Scene]) -> dict[str,
         example = example or torch.round(weights * 10_000).int().tolist()
         positions = region_of(scene, pixel, weights.shape)
         found.append(bool(positions.flat[int(weights.argmax())]))
+        counts = of_classes[CLASSES[scene.labels[pixel] - 1][0]]
+        counts[0] += 1
+        counts[1] += found[-1]
         mass.append(float(weights.numpy()[positions].sum()))
         region.append(float(positions.mean()))
     return {
         "images": len(found),
         "found": sum(found),
+        "of_classes": of_classes,
         "mass": float(np.mean(mass)),
         "region": float(np.mean(region)),
         "example": example,

@@ -15,7 +15,7 @@ from benchmarks.far_context.search import IMAGES, attention_of, farthest_pixel, 
 from ccgpu.models.ccnet import CCNet
 from ccgpu.train.far_context import DATASET
 from ccgpu.train.runs.setup import build_network
-from ccgpu.train.scenes.discs import SIDE, draw_scene
+from ccgpu.train.scenes.discs import CLASSES, SIDE, draw_scene
 
 SMALL = {"iterations": 2, "scenes": (6, 4), "batch": 2}
 
@@ -130,6 +130,10 @@ def test_search_counts_the_images_whose_largest_weight_is_on_the_square(monkeypa
     found = search(net, settings, scenes)
     assert found is not None
     assert (found["found"], found["mass"]) == (0, pytest.approx(0))
+    wanted = {name: [0, 0] for name, _ in CLASSES}
+    for scene in scenes:
+        wanted[CLASSES[scene.labels[farthest_pixel(scene)] - 1][0]][0] += 1
+    assert found["of_classes"] == wanted
     assert 0 < found["region"] < 0.15
 
 
