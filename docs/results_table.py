@@ -44,7 +44,7 @@ PARTS = ("backbone", "head", "attention", "auxiliary head", "output", "optimiser
 # Variants and context modules of far-context runs, in the tables' order.
 VARIANTS = {
     "one-square": "one square",
-    "own-square": "four squares, each disc has its own",
+    "own-square": "up to four squares, each disc has its own",
     "clips": "clips, the square in another frame",
 }
 CONTEXTS = {

@@ -20,7 +20,7 @@ def results_table() -> ModuleType:
 
 TABLES = [
     *("contexts_table", "classes_table", "cost_table", "sweep_table", "foresight", "network_table"),
-    "half_precision_table",
+    *("half_precision_table", "far_context_table"),
 ]
 
 

@@ -60,7 +60,7 @@ class Variant(NamedTuple):
 
 VARIANTS = {
     "one-square": Variant({}, "one square"),
-    "own-square": Variant({"markers": 4, "iterations": 1600}, "four squares, each disc has its own"),
+    "own-square": Variant({"markers": 4, "iterations": 1600}, "up to four squares, each disc has its own"),
     "clips": Variant({"clip": 3, "batch": 4}, "clips, the square in another frame"),
 }
 
@@ -164,8 +164,10 @@ def evaluate(net: CCNet, settings: Settings, scenes: Sequence[Scene]) -> dict[st
     """Return the accuracy on the pixels of discs: of all, and by distance to the square and to its criss-cross.
 
     Returns:
-        "accuracy" in 0..1, and "pixels" and "right", numbers of pixels by `OFFSETS` and `DISTANCES`.
+        "accuracy" in 0..1; "pixels" and "right", numbers of pixels by `OFFSETS` and `DISTANCES`; "of_squares", number of
+        squares of the image -> the same two numbers.
     """
+    of_squares: dict[str, list[int]] = {}
     counts = np.zeros((2, len(OFFSETS), len(DISTANCES)), np.int64)
     for start in range(0, len(scenes), settings.batch):
         chosen = scenes[start : start + settings.batch]
@@ -173,6 +175,9 @@ def evaluate(net: CCNet, settings: Settings, scenes: Sequence[Scene]) -> dict[st
         for classes, scene in zip(predicted, chosen, strict=True):
             on_disc = scene.owners >= 0
             right = (classes.reshape(scene.labels.shape) == scene.labels)[on_disc]
+            seen = of_squares.setdefault(str(len(scene.squares)), [0, 0])
+            seen[0] += right.size
+            seen[1] += int(right.sum())
             _, rows, columns = scene.offsets()[:, on_disc]
             place = (
                 np.digitize(np.minimum(rows, columns), OFFSETS) - 1,
@@ -181,4 +186,8 @@ def evaluate(net: CCNet, settings: Settings, scenes: Sequence[Scene]) -> dict[st
             np.add.at(counts[0], place, 1)
             np.add.at(counts[1], place, right)
     pixels, hits = counts
-    return {"accuracy": hits.sum() / pixels.sum(), "pixels": pixels.tolist(), "right": hits.tolist()}
+    accuracy = float(hits.sum() / pixels.sum())
+    return {
+        **{"accuracy": accuracy, "pixels": pixels.tolist(), "right": hits.tolist()},
+        "of_squares": dict(sorted(of_squares.items())),
+    }

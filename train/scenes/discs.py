@@ -1,8 +1,9 @@
 """Synthetic images in which the class of a disc is the colour of a square that lies elsewhere in the image.
 
-An image holds one square for each *marker*, and discs. A disc is painted in the colour of its marker, which says
+An image holds squares of different *markers*, and discs. A disc is painted in the colour of its marker, which says
 nothing about its class; the square has a frame of that colour around the colour of the class. With one marker, grey,
-all discs of an image have one class, that of its only square; with more, a disc must find its own square.
+all discs of an image have one class, that of its only square. With N markers an image has from one to N squares, and a
+disc must find its own: images with few squares are what training begins to learn from.
 
 In a clip the squares lie in one frame and the discs in all others.
 """
@@ -56,7 +57,7 @@ class Scene:
         pixels: uint8 (T, H, W, 3), RGB.
         labels: uint8 (T, H, W): the class of a disc's pixels, 0 elsewhere.
         owners: int8 (T, H, W): the square that gives a disc's pixel its class, an index of `squares`; -1 elsewhere.
-        squares: the squares, one for each marker, in the order of the markers.
+        squares: the squares, of different markers.
     """
 
     pixels: np.ndarray
@@ -87,7 +88,7 @@ def draw_scene(size: tuple[int, int], generator: np.random.Generator, *, markers
     Args:
         size: height and width in pixels, each 64 or more.
         generator: determines everything.
-        markers: number of squares, 1 to 8; the discs of an image have as many colours.
+        markers: N, 1 to 8: the largest number of squares; each number from 1 to N has the same probability.
         frames: T, 1 for an image. The frame of the squares is one of them with equal probability.
 
     Raises:
@@ -110,9 +111,10 @@ def draw_scene(size: tuple[int, int], generator: np.random.Generator, *, markers
     for frame in (frame for frame in range(frames) if frames == 1 or frame != home):
         centres = [(square.top + SIDE / 2, square.left + SIDE / 2, SIDE / 2**0.5) for square in squares]
         for inside in _draw_discs(size, generator, centres if frame == home else []):
-            square = squares[int(generator.integers(markers))]
+            owner = int(generator.integers(len(squares)))
+            square = squares[owner]
             pixels[frame][inside], labels[frame][inside] = MARKERS[square.marker], square.label
-            owners[frame][inside] = square.marker
+            owners[frame][inside] = owner
     pixels += _GRAIN * generator.standard_normal(pixels.shape, np.float32)
     return Scene(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), labels, owners, squares)
 
@@ -120,12 +122,14 @@ def draw_scene(size: tuple[int, int], generator: np.random.Generator, *, markers
 def _draw_squares(
     size: tuple[int, int], generator: np.random.Generator, markers: int, frame: int
 ) -> tuple[Square, ...]:
-    """Return a square for each marker, each in another cell of a grid, so that they never overlap."""
+    """Return squares of different markers, each in another cell of a grid, so that they never overlap."""
+    kinds = [0] if markers == 1 else generator.permutation(markers)[: generator.integers(1, markers + 1)].tolist()
     cells = [side // (SIDE + _GAP) for side in size]
-    if cells[0] * cells[1] < markers:  # a small image has room for as many squares that touch each other
+    if cells[0] * cells[1] < len(kinds):  # a small image has room for as many squares that touch each other
         cells = [side // SIDE for side in size]
     squares = []
-    for marker, cell in enumerate(generator.choice(cells[0] * cells[1], markers, replace=False)):
+    chosen = generator.choice(cells[0] * cells[1], len(kinds), replace=False)
+    for marker, cell in zip(kinds, chosen, strict=True):
         bounds = zip(divmod(int(cell), cells[1]), cells, size, strict=True)
         ranges = [(index * side // count, (index + 1) * side // count - SIDE) for index, count, side in bounds]
         top, left = (int(generator.integers(low, high + 1)) for low, high in ranges)

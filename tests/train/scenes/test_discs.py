@@ -39,7 +39,9 @@ def test_labels_follow_from_the_colours_of_the_image(markers: int, frames: int) 
     discs = 0
     for seed in range(6):
         found = scene(seed, markers, frames)
-        assert [square.marker for square in found.squares] == [*range(markers)]
+        kinds = [square.marker for square in found.squares]
+        assert len({*kinds}) == len(kinds) <= markers
+        assert {*kinds} <= {*range(markers)}
         shown = {}
         for square in found.squares:
             place = found.pixels[square.frame, square.top : square.top + SIDE, square.left : square.left + SIDE]
@@ -56,8 +58,9 @@ def test_labels_follow_from_the_colours_of_the_image(markers: int, frames: int) 
         on_disc = found.labels > 0
         assert (on_disc == (found.owners >= 0)).all()
         markers_of = nearest(found.pixels, [*MARKERS])
-        assert (markers_of[on_disc] == found.owners[on_disc]).mean() > 0.999  # but for noise
-        wanted = [shown[int(marker)] for marker in found.owners[on_disc]]
+        own = np.array(kinds)[found.owners[on_disc]]
+        assert (markers_of[on_disc] == own).mean() > 0.999  # but for noise
+        wanted = [shown[int(marker)] for marker in own]
         assert (found.labels[on_disc] == wanted).all()
         discs += int(on_disc.sum())
         for square in found.squares:  # nothing covers a square
@@ -74,10 +77,11 @@ def test_all_classes_markers_and_frames_occur_alike() -> None:
     found = [scene(seed, 4, 3) for seed in range(200)]
     labels = np.bincount([square.label for one in found for square in one.squares], minlength=5)
     assert labels[0] == 0
-    assert labels[1:].min() > 150  # of 200 expected
+    assert labels[1:].min() > 90  # of 125 expected
+    assert np.bincount([len(one.squares) for one in found], minlength=5)[1:].min() > 30  # of 50
+    markers = np.bincount([square.marker for one in found for square in one.squares], minlength=4)
+    assert markers.min() > 90  # of 125
     assert np.bincount([one.squares[0].frame for one in found], minlength=3).min() > 45  # of 67
-    owners = np.bincount(np.concatenate([one.owners[one.owners >= 0] for one in found]), minlength=4)
-    assert owners.min() > 0.8 * owners.mean()
 
 
 @pytest.mark.parametrize(("markers", "frames"), [(2, 1), (1, 3)])

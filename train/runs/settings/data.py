@@ -46,7 +46,7 @@ class DataSettings:
     )
     markers: int = option(
         1,
-        "kinds of discs in the synthetic images of far_context, each with a square of its own that gives their class",
+        "kinds of discs in far_context's images, each with its own square; an image has 1 to N of them",
         kind=int,
         least=1,
     )
