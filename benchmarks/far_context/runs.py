@@ -164,8 +164,8 @@ def evaluate(net: CCNet, settings: Settings, scenes: Sequence[Scene]) -> dict[st
     """Return the accuracy on the pixels of discs: of all, and by distance to the square and to its criss-cross.
 
     Returns:
-        "accuracy" in 0..1; "pixels" and "right", numbers of pixels by `OFFSETS` and `DISTANCES`; "of_squares", number of
-        squares of the image -> the same two numbers.
+        "accuracy" in 0..1; "pixels" and "right", numbers of pixels by `OFFSETS` and `DISTANCES`; "of_squares", the same
+        two by the number of the image's squares.
     """
     of_squares: dict[str, list[int]] = {}
     counts = np.zeros((2, len(OFFSETS), len(DISTANCES)), np.int64)
