@@ -126,7 +126,7 @@ DATASET = Dataset(
         "log_every": 20,
         "workers": 0,
     },
-    presets={"demo": {"baselines": True}},
+    presets={"demo": {"iterations": 2000, "baselines": True}},
     scores=("mean_accuracy", "miou", "pixel_accuracy"),
     frame_of=frame_of,
     markers=len(MARKERS),

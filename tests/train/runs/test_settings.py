@@ -315,7 +315,7 @@ PINNED: list[tuple[ModuleType, str | None, dict[str, Any]]] = [
         },
     ),
     (far_context, None, FAR_CONTEXT),
-    (far_context, "demo", {**FAR_CONTEXT, "baselines": True}),
+    (far_context, "demo", {**FAR_CONTEXT, "iterations": 2000, "baselines": True}),
 ]
 
 

@@ -49,18 +49,18 @@ def test_labels_follow_from_the_colours_of_the_image(markers: int, frames: int) 
             inner = place[FRAME:-FRAME, FRAME:-FRAME]
             border = np.ones((SIDE, SIDE), bool)
             border[FRAME:-FRAME, FRAME:-FRAME] = False
-            kinds = (
+            marker, label = (
                 nearest(np.median(place[border], 0), [*MARKERS]),
                 nearest(np.median(inner, (0, 1)), [colour for _, colour in CLASSES]),
             )
-            shown[int(kinds[0])] = int(kinds[1]) + 1
+            shown[int(marker)] = int(label) + 1
         assert shown == {square.marker: square.label for square in found.squares}
         on_disc = found.labels > 0
         assert (on_disc == (found.owners >= 0)).all()
         markers_of = nearest(found.pixels, [*MARKERS])
         own = np.array(kinds)[found.owners[on_disc]]
         assert (markers_of[on_disc] == own).mean() > 0.999  # but for noise
-        wanted = [shown[int(marker)] for marker in own]
+        wanted = [shown[int(kind)] for kind in own]
         assert (found.labels[on_disc] == wanted).all()
         discs += int(on_disc.sum())
         for square in found.squares:  # nothing covers a square
