@@ -2,8 +2,8 @@
 
 Each folder docs/results/camvid-contexts/NAME-sSEED is one run, with the metrics.jsonl that the command wrote. Each line
 of docs/results/cost-cpu.jsonl is the cost of one context module; docs/results/cost has other sizes and whole networks.
-Each line of docs/results/far-context/runs.jsonl is one run of `python -m benchmarks.far_context`. `tests/test_results.py`
-checks that docs/results.md contains the tables printed here.
+Each line of docs/results/far-context/runs.jsonl is one run of `python -m benchmarks.far_context`.
+`tests/test_results.py` checks that docs/results.md contains the tables printed here.
 """
 
 import json
@@ -214,8 +214,13 @@ def half_precision_table() -> str:
 
 
 def far_context_runs() -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Return the runs of each variant and context module on the far-context dataset, in the tables' order."""
+    """Return the runs of each variant and context module on the far-context dataset, in the tables' order.
+
+    Of a variant's runs those count that have the settings of its last one in the record.
+    """
     lines = lines_of(RESULTS / "far-context" / "runs.jsonl")
+    settings = {run["variant"]: run["settings"] for run in lines}
+    lines = [run for run in lines if run["settings"] == settings[run["variant"]]]
     found = {
         (variant, context): [run for run in lines if (run["variant"], run["context"]) == (variant, context)]
         for variant in VARIANTS
