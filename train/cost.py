@@ -1,9 +1,9 @@
 """Measure what context modules cost, and their share of a whole network: FLOPs, memory and time.
 
     ccgpu cost                                  # the paper's case: 769x769 images, 512 channels
-    ccgpu cost --size 769x769 1024x2048 --contexts rcca nonlocal --json cost.jsonl
-    ccgpu cost --map 33x33 65x65 97x97 129x257  # feature maps of these sizes, whatever images they belong to
-    ccgpu cost --network resnet18 resnet50 --size 193x193 385x385
+    ccgpu cost --sizes 769x769 1024x2048 --contexts rcca nonlocal --json cost.jsonl
+    ccgpu cost --maps 33x33 65x65 97x97 129x257  # feature maps of these sizes, whatever images they belong to
+    ccgpu cost --network resnet18 resnet50 --sizes 193x193 385x385
 
 Every module gets features x (B, C, H, W) of the size that a ResNet returns for the images, in float32 and channels last
 as in most demos, with gamma 0.5. Norms use running statistics, as in evaluation, because PSP and ASPP cannot compute
@@ -124,15 +124,15 @@ def _width(name: str) -> int:
 
 def measure_modules(flags: argparse.Namespace, clock: Clock) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """Measure context modules at all sizes; yield lines of the tables, each with its record if it is a module's."""
-    cases = {tuple(size): (1, 1, *size) for size in flags.map or ()} or {
-        tuple(size): feature_shape(1, 1, size, flags.output_stride) for size in flags.size or (PAPERS_SIZE,)
+    cases = {tuple(size): (1, 1, *size) for size in flags.maps or ()} or {
+        tuple(size): feature_shape(1, 1, size, flags.output_stride) for size in flags.sizes or (PAPERS_SIZE,)
     }
     first = estimates.product_rate(clock)
     known: dict[str, estimates.Rates] = {}
     for size, (_, _, height, width) in sorted(cases.items(), key=lambda case: case[1][2] * case[1][3]):
         shape = (flags.batch, flags.channels, height, width)
         paper = shape == PAPERS_SHAPE and size in (PAPERS_SIZE, PAPERS_SHAPE[2:])
-        images = "" if flags.map else f"{size[0]}x{size[1]} images, "
+        images = "" if flags.maps else f"{size[0]}x{size[1]} images, "
         yield f"{images}features {'x'.join(map(str, shape))}, float32, {_device_name(clock.device)}", None
         yield heading(paper), None
         for candidate in (candidate for candidate in CANDIDATES if candidate.context in flags.contexts):
@@ -145,7 +145,7 @@ def measure_modules(flags: argparse.Namespace, clock: Clock) -> Iterator[tuple[s
                 found = measure(candidate.build, shape, clock, flags.repeats)
                 known[candidate.name] = estimates.rates(counts, found)
                 record = {**found, "predicted": [], "foreseen": {key: foreseen[key] for key in estimates.PREDICTED}}
-            record |= {"image": None if flags.map else list(size), "features": list(shape)}
+            record |= {"image": None if flags.maps else list(size), "features": list(shape)}
             yield line(candidate, record, paper), {"kind": "cost", "module": candidate.name, **record}
         yield "", None
     yield from ((text, None) for text in _EXPLANATION)
@@ -162,7 +162,7 @@ _EXPLANATION = (
 def measure_networks(flags: argparse.Namespace, clock: Clock) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """Measure whole networks; yield lines of their tables, the last of each with its record."""
     by = estimates.product_rate(clock).both
-    sizes = sorted(flags.size or (PAPERS_SIZE,), key=lambda size: size[0] * size[1])
+    sizes = sorted(flags.sizes or (PAPERS_SIZE,), key=lambda size: size[0] * size[1])
     for height, width in sizes:
         for backbone in flags.network:
             for context in flags.contexts:
@@ -243,8 +243,8 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group()
     size = "image sizes in pixels (default: 769x769)"
-    what.add_argument("--size", type=_size, nargs="+", metavar="HxW", help=size)
-    what.add_argument("--map", type=_size, nargs="+", metavar="HxW", help="sizes of feature maps, instead of images'")
+    what.add_argument("--sizes", type=_size, nargs="+", metavar="HxW", help=size)
+    what.add_argument("--maps", type=_size, nargs="+", metavar="HxW", help="sizes of feature maps, instead of images'")
     backbones = "measure whole networks, and each part's share, with these backbones"
     add("--network", nargs="+", choices=RESNETS, metavar="BACKBONE", help=f"{backbones} ({', '.join(RESNETS)})")
     add("--channels", type=int, default=512, metavar="C", help="channels of the features, or heads (default: 512)")
@@ -263,8 +263,8 @@ def read_flags(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="append a line of JSON for each module or network")
     flags = parser.parse_args(argv)
     numbers = {
-        "--size": (flags.size or (), SMALLEST if flags.network else 1, LARGEST_SIDE),
-        "--map": (flags.map or (), 1, LARGEST_SIDE),
+        "--sizes": (flags.sizes or (), SMALLEST if flags.network else 1, LARGEST_SIDE),
+        "--maps": (flags.maps or (), 1, LARGEST_SIDE),
         "--channels": (((flags.channels,),), 1, MOST_CHANNELS),
         "--batch": (((flags.batch,),), 1, MOST_BATCH),
         "--repeats": (((flags.repeats,),), 1, MOST_REPEATS),
@@ -288,9 +288,9 @@ def _check_together(flags: argparse.Namespace) -> None:
     """Raise ValueError for flags that mean nothing to a whole network."""
     if not flags.network:
         return
-    if flags.map or flags.output_stride:
-        flag = "--map" if flags.map else "--output-stride"
-        raise ValueError(f"{flag} must be left out with --network, which takes images by --size, at stride 8")
+    if flags.maps or flags.output_stride:
+        flag = "--maps" if flags.maps else "--output-stride"
+        raise ValueError(f"{flag} must be left out with --network, which takes images by --sizes, at stride 8")
     pooling = [context for context in flags.contexts or () if context in ("psp", "aspp")]
     if pooling and flags.batch == 1:
         raise ValueError(f"--batch must be 2 or more to train with {pooling[0]}, got 1: its norm needs two means")

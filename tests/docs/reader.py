@@ -47,7 +47,7 @@ SMALL = {
     "evaluate": HERE,
     "predict": ["--device", "cpu"],
     "attention": ["--device", "cpu"],
-    "cost": ["--size", "65x65", "--channels", "16", "--repeats", "1", "--device", "cpu"],
+    "cost": ["--sizes", "65x65", "--channels", "16", "--repeats", "1", "--device", "cpu"],
 }
 SHOWN = ("text", "math", "bibtex", "floors")  # languages of blocks that are not run; test_architecture.py reads floors
 SETTING_UP = ("pip", "source")  # commands that change the reader's machine: checked, not run

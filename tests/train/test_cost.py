@@ -114,7 +114,7 @@ def test_command_prints_a_line_and_writes_a_record_for_each_module(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "cost.jsonl"
-    assert main(["--size", "33x49", "--channels", "16", "--repeats", "1", "--json", str(file), "--device", "cpu"]) == 0
+    assert main(["--sizes", "33x49", "--channels", "16", "--repeats", "1", "--json", str(file), "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "features 1x16x5x7" in lines[0]
     assert "paper" not in lines[1]
@@ -136,7 +136,7 @@ def test_maps_are_measured_from_the_smallest_and_what_exceeds_a_limit_is_predict
 ) -> None:
     file = tmp_path / "cost.jsonl"
     flags = ["--channels", "16", "--repeats", "1", "--json", str(file), "--device", "cpu", "--contexts", "nonlocal"]
-    assert main(["--map", "999x999", "9x9", *flags, "--most-gb", "0.1"]) == 0
+    assert main(["--maps", "999x999", "9x9", *flags, "--most-gb", "0.1"]) == 0
     records = [json.loads(line) for line in file.read_text().splitlines()]
     assert [record["features"] for record in records] == 2 * [[1, 16, 9, 9]] + 2 * [[1, 16, 999, 999]]
     small, large = records[0], records[2]
@@ -150,21 +150,21 @@ def test_maps_are_measured_from_the_smallest_and_what_exceeds_a_limit_is_predict
     marked = [line for line in capsys.readouterr().out.splitlines() if "~" in line and line.startswith("non-local")]
     assert len(marked) == 2
     assert all(line.count("~") == 3 for line in marked)
-    assert main(["--map", "9x9", *flags, "--most-seconds", "1e-9"]) == 0
+    assert main(["--maps", "9x9", *flags, "--most-seconds", "1e-9"]) == 0
     assert "(--most-seconds)" in json.loads(file.read_text().splitlines()[-1])["why"]
 
 
 def test_networks_have_a_line_for_each_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "cost.jsonl"
     flags = ["--channels", "8", "--repeats", "1", "--json", str(file), "--device", "cpu"]
-    assert main(["--network", "resnet18", "--size", "33x41", *flags]) == 0
+    assert main(["--network", "resnet18", "--sizes", "33x41", *flags]) == 0
     (record,) = (json.loads(line) for line in file.read_text().splitlines())
     assert (record["backbone"], record["context"], record["image"]) == ("resnet18", "rcca", [33, 41])
     lines = capsys.readouterr().out.splitlines()
     for part, milliseconds in record["training_ms"].items():
         (line,) = (line for line in lines if line.startswith(f"{part}  "))
         assert f" {milliseconds:,.1f} (" in line
-    assert main(["--network", "resnet18", "--size", "33x41", *flags, "--most-gb", "0.001"]) == 0
+    assert main(["--network", "resnet18", "--sizes", "33x41", *flags, "--most-gb", "0.001"]) == 0
     left_out = json.loads(file.read_text().splitlines()[-1])
     assert "(--most-gb)" in left_out["why"]
     assert "training_ms" not in left_out
@@ -190,11 +190,11 @@ def test_table_of_the_papers_case_shows_the_papers_numbers(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--size", "0x769"], "cost: --size must be from 1 to 32768, got 0x769"),
-        (["--size", "97x97", f"769x{'9' * 20}"], "cost: --size must be from 1 to 32768, got 769x99999999999999999999"),
-        (["--map", "0x9"], "cost: --map must be from 1 to 32768, got 0x9"),
-        (["--network", "resnet18", "--size", "9x99"], "cost: --size must be from 16 to 32768, got 9x99"),
-        (["--network", "resnet18", "--map", "9x99"], "cost: --map must be left out with --network"),
+        (["--sizes", "0x769"], "cost: --sizes must be from 1 to 32768, got 0x769"),
+        (["--sizes", "97x97", f"769x{'9' * 20}"], "cost: --sizes must be from 1 to 32768, got 769x99999999999999999999"),
+        (["--maps", "0x9"], "cost: --maps must be from 1 to 32768, got 0x9"),
+        (["--network", "resnet18", "--sizes", "9x99"], "cost: --sizes must be from 16 to 32768, got 9x99"),
+        (["--network", "resnet18", "--maps", "9x99"], "cost: --maps must be left out with --network"),
         (["--network", "resnet18", "--output-stride", "16"], "cost: --output-stride must be left out with --network"),
         (["--network", "resnet18", "--contexts", "psp"], "cost: --batch must be 2 or more to train with psp, got 1"),
         (["--most-gb", "0"], "cost: --most-gb must be above 0, got 0"),
@@ -221,9 +221,9 @@ def test_wrong_values_are_told_in_one_line(
     [
         ["--output-stride", "4"],
         ["--contexts", "ocr"],
-        ["--size", "769"],
+        ["--sizes", "769"],
         ["--channels", "x"],
-        ["--size", "9x9", "--map", "9x9"],
+        ["--sizes", "9x9", "--maps", "9x9"],
     ],
 )
 def test_wrong_flags_have_exit_status_2(arguments: list[str]) -> None:
