@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccgpu.models.attention import require_int
+from ccgpu.models.depthwise import depthwise
 from ccgpu.models.weights import fill, read_state_dict
 
 # Kernel size and expansion of the blocks in stages 1 ... 7 (Tan and Le, ICML 2019, table 1).
@@ -60,14 +62,27 @@ class SameConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input`; see the class for shapes."""
         if self.stride[0] == 1:
+            if self._has_slow_derivatives and _derives_on_cpu(input):
+                return depthwise(input, self.weight, self.dilation[0])
             return super().forward(input)
         rows, columns = (self._surround(extent) for extent in input.shape[2:])
         return super().forward(F.pad(input, (*columns, *rows)))
+
+    @property
+    def _has_slow_derivatives(self) -> bool:
+        """Whether torch computes the derivatives by the loops that `depthwise` avoids."""
+        size = self.kernel_size[0]
+        return 1 < self.groups == self.in_channels == self.out_channels and (size > 3 or self.dilation[0] > 1)
 
     def _surround(self, extent: int) -> tuple[int, int]:
         stride, reach = self.stride[0], (self.kernel_size[0] - 1) * self.dilation[0]
         total = (extent - 1) // stride * stride + reach + 1 - extent
         return total // 2, total - total // 2
+
+
+def _derives_on_cpu(x: Tensor) -> bool:
+    """Return whether derivatives may follow, on a CPU and outside an exported graph, which holds plain convolutions."""
+    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_exporting()
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

@@ -21,7 +21,7 @@ from ccgpu.models.labels import Labels
 from ccgpu.train import command
 from ccgpu.train.data.pairs import Pair, find_by_name
 from ccgpu.train.dataset import Dataset
-from ccgpu.train.presets import DEMO
+from ccgpu.train.presets import CPU, DEMO
 from ccgpu.train.scenes.canvas import by_id
 from ccgpu.train.scenes.files import Key, file_in, write_synthetic
 from ccgpu.train.scenes.streets import draw_frame
@@ -135,6 +135,7 @@ DATASET = Dataset(
             "channels_last": False,
             "save_every": 100,
         },
+        "cpu": {**CPU, "crop": (270, 360), "iterations": 3000, "eval_every": 1000, "save_every": 100},
         "paper": {},
     },
     scores=("miou", "pixel_accuracy", "mean_accuracy"),

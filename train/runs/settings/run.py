@@ -12,6 +12,8 @@ from ccgpu.train.runs.settings.limits import MOST_WORKERS
 
 PRESETS: Mapping[str, tuple[str, ...]] = {
     "demo": ("cityscapes", "ade20k", "voc", "lip", "camvid", "far_context"),
+    "demo": ("cityscapes", "ade20k", "voc", "lip", "camvid"),
+    "cpu": ("camvid",),
     "paper": ("cityscapes", "ade20k", "lip", "camvid"),
     "authors": ("cityscapes",),
     "mmseg-512x1024": ("cityscapes",),
@@ -29,7 +31,7 @@ class RunSettings:
     preset: str | None = option(
         None,
         "train as others trained: as the paper, as the authors' code, as a config of mmsegmentation; or demo: a run of "
-        "a few minutes on a CPU",
+        "a few minutes on a CPU; or cpu: a training of two hours on one core",
         group="run",
         unset="the dataset's recipe",
         choices=tuple(PRESETS),
