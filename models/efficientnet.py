@@ -62,15 +62,15 @@ class SameConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input`; see the class for shapes."""
         if self.stride[0] == 1:
-            if self._has_slow_derivatives and _derives_on_cpu(input):
+            if self._is_depthwise and _derives_in_bfloat16_on_cpu(input):
                 return depthwise(input, self.weight, self.dilation[0])
             return super().forward(input)
         rows, columns = (self._surround(extent) for extent in input.shape[2:])
         return super().forward(F.pad(input, (*columns, *rows)))
 
     @property
-    def _has_slow_derivatives(self) -> bool:
-        """Whether torch computes the derivatives by the loops that `depthwise` avoids."""
+    def _is_depthwise(self) -> bool:
+        """Whether the derivatives are those that torch does not compute well; it does for 3x3 without dilation."""
         size = self.kernel_size[0]
         return 1 < self.groups == self.in_channels == self.out_channels and (size > 3 or self.dilation[0] > 1)
 
@@ -80,9 +80,11 @@ class SameConv2d(nn.Conv2d):
         return total // 2, total - total // 2
 
 
-def _derives_on_cpu(x: Tensor) -> bool:
-    """Return whether derivatives may follow, on a CPU and outside an exported graph, which holds plain convolutions."""
-    return x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_exporting()
+def _derives_in_bfloat16_on_cpu(x: Tensor) -> bool:
+    """Return whether bfloat16 derivatives may follow on a CPU; an exported graph holds plain convolutions."""
+    if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_exporting():
+        return False
+    return (torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype) == torch.bfloat16
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
