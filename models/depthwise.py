@@ -102,7 +102,8 @@ def _join(phases: Tensor, d: int, shape: torch.Size) -> Tensor:
         return phases
     rows = phases.permute(0, 2, 3, 1).unflatten(0, (d, d, -1))  # (d, d, B, H / d, W / d, C)
     joined = rows.permute(2, 3, 0, 4, 1, 5).flatten(3, 4).flatten(1, 2)
-    return joined[:, : shape[2], : shape[3]].permute(0, 3, 1, 2)
+    joined = joined[:, : shape[2], : shape[3]].permute(0, 3, 1, 2)
+    return joined.contiguous(memory_format=torch.channels_last)  # batch norms are slow on maps with gaps
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, size: int) -> Tensor:
