@@ -128,4 +128,4 @@ def _weight_gradient(x: Tensor, grad: Tensor, size: int) -> Tensor:
 def _taps(x: Tensor, grad: Tensor, padding: int) -> Tensor:
     channels = x.shape[1]
     size = (channels, 1, _TAPS, _TAPS)
-    return conv2d_weight(x, size, grad, padding=padding, groups=channels)  # type: ignore[no-untyped-call]
+    return conv2d_weight(x, size, grad, padding=padding, groups=channels)

@@ -115,3 +115,16 @@ def test_backbones_in_float32_and_exported_ones_have_plain_convolutions() -> Non
     assert type(convolution(x).grad_fn).__name__ == "ConvolutionBackward0"
     program = torch.export.export(convolution.bfloat16(), (x.bfloat16(),))
     assert [n.target for n in program.graph.nodes if n.op == "call_function"] == [torch.ops.aten.conv2d.default]
+
+
+def test_a_compiled_convolution_has_the_same_derivatives() -> None:
+    torch.manual_seed(0)
+    convolution = SameConv2d(4, 4, 5, dilation=2, groups=4).bfloat16()
+    x = torch.randn(2, 4, 9, 11).bfloat16().to(memory_format=torch.channels_last)
+    gradients = []
+    for module in (convolution, torch.compile(convolution, backend="aot_eager", fullgraph=True)):
+        module(x).square().sum().backward()
+        assert convolution.weight.grad is not None
+        gradients.append(convolution.weight.grad.clone())
+        convolution.zero_grad()
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0)
