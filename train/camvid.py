@@ -135,7 +135,7 @@ DATASET = Dataset(
             "channels_last": False,
             "save_every": 100,
         },
-        "cpu": {**CPU, "crop": (240, 320), "iterations": 3000, "eval_every": 1000, "save_every": 100},
+        "cpu": {**CPU, "crop": (240, 320), "iterations": 3500, "eval_every": 500, "save_every": 100},
         "paper": {},
     },
     scores=("miou", "pixel_accuracy", "mean_accuracy"),

@@ -170,7 +170,7 @@ def test_a_dataset_without_a_demo_says_so(tmp_path: Path, capsys: pytest.Capture
     expected = "--preset must be left out for camvid, which has no presets, got demo, a preset of cityscapes, ade20k, "
     assert expected in told(capsys, "train")
     assert command.main(camvid.DATASET, ["--preset", "mmseg-ade20k", "--out", str(tmp_path / "run")]) == 2
-    expected = "--preset must be one of demo, paper for camvid, got mmseg-ade20k, a preset of ade20k"
+    expected = "--preset must be one of demo, cpu, paper for camvid, got mmseg-ade20k, a preset of ade20k"
     assert expected in told(capsys, "train")
 
 
