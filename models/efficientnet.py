@@ -62,14 +62,14 @@ class SameConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input`; see the class for shapes."""
         if self.stride[0] == 1:
-            if self._is_depthwise and _derives_in_bfloat16_on_cpu(input):
+            if self._needs_depthwise and _derives_in_bfloat16_on_cpu(input):
                 return depthwise(input, self.weight, self.dilation[0])
             return super().forward(input)
         rows, columns = (self._surround(extent) for extent in input.shape[2:])
         return super().forward(F.pad(input, (*columns, *rows)))
 
     @property
-    def _is_depthwise(self) -> bool:
+    def _needs_depthwise(self) -> bool:
         """Whether the derivatives are those that torch does not compute well; it does for 3x3 without dilation."""
         size = self.kernel_size[0]
         return 1 < self.groups == self.in_channels == self.out_channels and (size > 3 or self.dilation[0] > 1)
