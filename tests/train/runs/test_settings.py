@@ -301,6 +301,7 @@ PINNED: list[tuple[ModuleType, str | None, dict[str, Any]]] = [
             "head_channels": 128,
             "gamma": 1.0,
             "crop": (240, 320),
+            "ohem": (0.7, 38400),
             "random_scale": (0.6, 1.3),
             "photometric": True,
             "iterations": 3500,
