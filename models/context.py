@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccgpu.models.attention import RCCA, GatedAttention, require_int
+from ccgpu.models.convolution_gradients import right_gradients
 
 CONTEXTS = ("none", "rcca", "nonlocal", "psp", "aspp")
 FORMS = ("materialised", "sdpa")
@@ -171,7 +172,9 @@ class ASPP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the map fused from the five branches; see the class for formula and shapes."""
         mean = self.pooled(x.mean((2, 3), keepdim=True)).expand_as(x)
-        return self.fuse(torch.cat([self.point(x), *(branch(x) for branch in self.dilated), mean], dim=1))
+        with right_gradients(x):
+            dilated = [branch(x) for branch in self.dilated]
+        return self.fuse(torch.cat([self.point(x), *dilated, mean], dim=1))
 
 
 def build_context(

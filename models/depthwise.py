@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
+from ccgpu import autocast
+
 _TAPS = 3  # extent of the kernels whose weight gradient torch computes by a fast kernel
 _FAR = 7  # padding from which on torch's forward of a dilated convolution is the slow one
 
@@ -21,11 +23,11 @@ def depthwise(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
         r = k // 2, d the dilation; outside the map x is 0
 
     It is `torch.nn.functional.conv2d(x, weight, padding=r * d, dilation=d, groups=C)`. On CPUs torch 2.13 computes the
-    derivatives of 5x5 and of dilated kernels by slow loops, and in bfloat16 the gradient of a dilated one's weight for
-    channels_last maps wrongly: the relative error was 1.4 (docs/results/camvid-recipe/gradients.jsonl). Here a dilated
-    convolution is one without dilation of the d * d maps of every d-th row and column; its gradient for x is a
-    convolution with the flipped kernel; and its gradient for the weight is put together of 3x3 parts. Under autocast x
-    and weight are converted first, as autocast does it.
+    derivatives of 5x5 and of dilated kernels by slow loops (`python -m benchmarks.dilated_speed`,
+    docs/results/camvid-recipe/speed.jsonl), and in bfloat16 a dilated one's gradient for the weight wrongly for channels_last
+    maps (`right_gradients` says where). Here a dilated convolution is one without dilation of the d * d maps of every d-th
+    row and column; its gradient for x is a convolution with the flipped kernel; and its gradient for the weight is put
+    together of 3x3 parts. Under autocast x and weight are converted first, as autocast does it.
 
     Args:
         x: (B, C, H, W), floating point, on any device; channels_last is fastest.
@@ -43,10 +45,8 @@ def depthwise(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
             f"depthwise: weight must be ({x.shape[1]}, 1, k, k) with k odd and 3 or more, got {tuple(weight.shape)}; "
             "use conv2d for other kernels."
         )
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        x, weight = x.to(dtype), weight.to(dtype)
+    if autocast.is_on(x.device.type):
+        x, weight = autocast.lowered_maps(x.device.type, x, weight)
     out: Tensor = _Depthwise.apply(x, weight, dilation)
     return out
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccgpu.models.attention import require_int
+from ccgpu.models.convolution_gradients import derives_in_bfloat16_on_cpu
 from ccgpu.models.depthwise import depthwise
 from ccgpu.models.weights import fill, read_state_dict
 
@@ -62,7 +62,7 @@ class SameConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Return the convolution of `input`; see the class for shapes."""
         if self.stride[0] == 1:
-            if self._needs_depthwise and _derives_in_bfloat16_on_cpu(input):
+            if self._needs_depthwise and derives_in_bfloat16_on_cpu(input):
                 return depthwise(input, self.weight, self.dilation[0])
             return super().forward(input)
         rows, columns = (self._surround(extent) for extent in input.shape[2:])
@@ -78,13 +78,6 @@ class SameConv2d(nn.Conv2d):
         stride, reach = self.stride[0], (self.kernel_size[0] - 1) * self.dilation[0]
         total = (extent - 1) // stride * stride + reach + 1 - extent
         return total // 2, total - total // 2
-
-
-def _derives_in_bfloat16_on_cpu(x: Tensor) -> bool:
-    """Return whether bfloat16 derivatives may follow on a CPU; an exported graph holds plain convolutions."""
-    if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_exporting():
-        return False
-    return (torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype) == torch.bfloat16
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ccgpu.models import weights
 from ccgpu.models.attention import require_int
+from ccgpu.models.convolution_gradients import right_gradients
 from ccgpu.models.normalisation import for_channels
 from ccgpu.models.weights import check_weights, fill, read_state_dict
 
@@ -22,7 +23,8 @@ class TimmBackbone(nn.Module):
 
     timm builds it with `features_only=True, output_stride=8`. A batch norm with an activation inside is split into a
     `torch.nn.BatchNorm2d` and the activation, so that the activation remains when distributed training replaces batch
-    norms by batch norms over all processes. Weights are randomly initialised; `load_imagenet` loads timm's.
+    norms by batch norms over all processes. In bfloat16 on CPUs its gradients are right (`right_gradients`). Weights are
+    randomly initialised; `load_imagenet` loads timm's.
 
     Args:
         name: timm's name, with or without the tag of its weights: "mobilenetv3_small_100" or
@@ -79,7 +81,8 @@ class TimmBackbone(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the last two feature levels; see the class for shapes."""
-        auxiliary, features = self.network(images)
+        with right_gradients(images):
+            auxiliary, features = self.network(images)
         return auxiliary, features
 
     def extra_repr(self) -> str:
