@@ -104,7 +104,7 @@ def random_cases(number: int, seed: int) -> Iterator[Case]:
             channels_last=(chosen.random() < 0.8, chosen.random() < 0.8, chosen.random() < 0.8),
         )
         reach = padding_of(case)
-        # Full padding makes output and input equally large, where torch errs; the kernel must fit into the padded map.
+        # Torch errs most where output and input are equally large. The kernel must fit into the padded map.
         less = tuple(chosen.randint(0, most) for most in reach)
         fits = all(n + 2 * p >= 2 * r + 1 for n, p, r in zip(case.size, less, reach, strict=True))
         yield replace(case, padding=less if fits and chosen.random() < 0.3 else None)

@@ -19,12 +19,12 @@ def right_gradients(x: Tensor) -> AbstractContextManager[object]:
     """Return a context for a network's forward pass in which its dilated convolutions get right gradients.
 
     On CPUs torch 2.13 computes the bfloat16 gradient of the weight of `torch.nn.functional.conv2d` and
-    `conv_transpose2d` wrongly, without an error or a warning, for some calls: stride 1, rows dilated, the output of the
-    input's size, the map or the weight channels_last, and a number of channels in each group (of a transposed one:
-    output channels) that is no multiple of 16. The relative error is about 1 or the values are arbitrary, infinity and NaN
-    among them (`python -m benchmarks.convolution_gradients`, docs/results/camvid-recipe/gradients.jsonl). In float32 it is
-    right. So in this context a dilated convolution with such a number of channels is computed in float32 wherever
-    bfloat16 derivatives may follow on a CPU; its result is bfloat16 all the same. Everything else stays as it is: other
+    `conv_transpose2d` wrongly for some calls, without an error or a warning. Each such call has stride 1, dilated rows,
+    a map or a weight that is channels_last, and a number of channels in each group (of a transposed one: output
+    channels) that is no multiple of 16; the relative error is about 1 or more, up to infinity and NaN
+    (`python -m benchmarks.convolution_gradients`, docs/results/camvid-recipe/gradients.jsonl). In float32 it is right.
+    So in this context a dilated convolution with such a number of channels is computed in float32 wherever bfloat16
+    derivatives may follow on a CPU; its result is bfloat16 all the same. Everything else stays as it is: other
     operations, dtypes and devices, forward passes without gradients, and exported graphs.
 
     `TimmBackbone` and `ASPP` do it themselves; no other network of this library needs it. The backward pass may run

@@ -24,10 +24,10 @@ def depthwise(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
 
     It is `torch.nn.functional.conv2d(x, weight, padding=r * d, dilation=d, groups=C)`. On CPUs torch 2.13 computes the
     derivatives of 5x5 and of dilated kernels by slow loops (`python -m benchmarks.dilated_speed`,
-    docs/results/camvid-recipe/speed.jsonl), and in bfloat16 a dilated one's gradient for the weight wrongly for channels_last
-    maps (`right_gradients` says where). Here a dilated convolution is one without dilation of the d * d maps of every d-th
-    row and column; its gradient for x is a convolution with the flipped kernel; and its gradient for the weight is put
-    together of 3x3 parts. Under autocast x and weight are converted first, as autocast does it.
+    docs/results/camvid-recipe/speed.jsonl), and in bfloat16 a dilated one's gradient for the weight wrongly for
+    channels_last maps (`right_gradients` says where). Here a dilated convolution is one without dilation of the d * d
+    maps of every d-th row and column; its gradient for x is a convolution with the flipped kernel; and its gradient for
+    the weight is put together of 3x3 parts. Under autocast x and weight are converted first, as autocast does it.
 
     Args:
         x: (B, C, H, W), floating point, on any device; channels_last is fastest.

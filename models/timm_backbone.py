@@ -23,8 +23,8 @@ class TimmBackbone(nn.Module):
 
     timm builds it with `features_only=True, output_stride=8`. A batch norm with an activation inside is split into a
     `torch.nn.BatchNorm2d` and the activation, so that the activation remains when distributed training replaces batch
-    norms by batch norms over all processes. In bfloat16 on CPUs its gradients are right (`right_gradients`). Weights are
-    randomly initialised; `load_imagenet` loads timm's.
+    norms by batch norms over all processes. In bfloat16 on CPUs its gradients are right (`right_gradients`). Weights
+    are randomly initialised; `load_imagenet` loads timm's.
 
     Args:
         name: timm's name, with or without the tag of its weights: "mobilenetv3_small_100" or
