@@ -30,7 +30,7 @@ def depthwise(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
     the weight is put together of 3x3 parts. Under autocast x and weight are converted first, as autocast does it.
 
     Args:
-        x: (B, C, H, W), floating point, on any device; channels_last is fastest.
+        x: (B, C, H, W), floating point, on any device, best channels_last, which it computes in.
         weight: (C, 1, k, k), k odd and 3 or more, of x's dtype unless autocast converts both.
         dilation: d, 1 or more.
 
@@ -103,7 +103,7 @@ def _join(phases: Tensor, d: int, shape: torch.Size) -> Tensor:
     rows = phases.permute(0, 2, 3, 1).unflatten(0, (d, d, -1))  # (d, d, B, H / d, W / d, C)
     joined = rows.permute(2, 3, 0, 4, 1, 5).flatten(3, 4).flatten(1, 2)
     joined = joined[:, : shape[2], : shape[3]].permute(0, 3, 1, 2)
-    return joined.contiguous(memory_format=torch.channels_last)  # batch norms are slow on maps with gaps
+    return joined.contiguous(memory_format=torch.channels_last)  # without gaps where rows were cut off
 
 
 def _weight_gradient(x: Tensor, grad: Tensor, size: int) -> Tensor:
