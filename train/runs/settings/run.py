@@ -12,7 +12,6 @@ from ccgpu.train.runs.settings.limits import MOST_WORKERS
 
 PRESETS: Mapping[str, tuple[str, ...]] = {
     "demo": ("cityscapes", "ade20k", "voc", "lip", "camvid", "far_context"),
-    "demo": ("cityscapes", "ade20k", "voc", "lip", "camvid"),
     "cpu": ("camvid",),
     "paper": ("cityscapes", "ade20k", "lip", "camvid"),
     "authors": ("cityscapes",),
