@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from ccgpu import autocast, formula
+from ccgpu import autocast, flop_counts, formula
 from ccgpu.dispatch import choose
 from ccgpu.layouts import energy_dtype
 
@@ -210,7 +209,7 @@ torch.library.register_vmap(FORWARD, vmap_rule(torch.ops.ccgpu.cca_forward, 3), 
 torch.library.register_vmap(BACKWARD, vmap_rule(torch.ops.ccgpu.cca_backward, 7), lib=_LIBRARY)
 
 
-# FLOPs, for torch.utils.flop_counter ----------------------------------------------------------------------------------
+# FLOPs ----------------------------------------------------------------------------------------------------------------
 
 
 def _line_products(q_shape: torch.Size, v_shape: torch.Size) -> tuple[int, int]:
@@ -221,13 +220,15 @@ def _line_products(q_shape: torch.Size, v_shape: torch.Size) -> tuple[int, int]:
     return 2 * positions * q_shape[1], 2 * positions * v_shape[1]
 
 
-@register_flop_formula(torch.ops.ccgpu.cca_forward)
 def _forward_flops(q: torch.Size, k: torch.Size, v: torch.Size, *args: Any, **kwargs: Any) -> int:
     keys, values = _line_products(q, v)
     return keys + values
 
 
-@register_flop_formula(torch.ops.ccgpu.cca_backward)
 def _backward_flops(dout: torch.Size, q: torch.Size, k: torch.Size, v: torch.Size, *args: Any, **kwargs: Any) -> int:
     keys, values = _line_products(q, v)
     return 3 * keys + 2 * values
+
+
+flop_counts.register([torch.ops.ccgpu.cca_forward], _forward_flops)
+flop_counts.register([torch.ops.ccgpu.cca_backward], _backward_flops)

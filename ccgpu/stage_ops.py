@@ -19,9 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from ccgpu import autocast
+from ccgpu import autocast, flop_counts
 from ccgpu.autograd import backend_of, register_derivative, vmap_rule
 from ccgpu.dispatch import choose
 from ccgpu.layouts import empty_energies
@@ -144,13 +143,17 @@ torch.library.register_vmap(AGGREGATE, vmap_rule(torch.ops.ccgpu.aggregate, 2), 
 torch.library.register_vmap(TRANSPOSED, vmap_rule(torch.ops.ccgpu.aggregate_transposed, 2), lib=_LIBRARY)
 
 
-# FLOPs, for torch.utils.flop_counter ----------------------------------------------------------------------------------
+# FLOPs ----------------------------------------------------------------------------------------------------------------
 
 
-@register_flop_formula([torch.ops.ccgpu.affinity, torch.ops.ccgpu.aggregate, torch.ops.ccgpu.aggregate_transposed])
 def _flops(first: torch.Size, second: torch.Size, *args: Any, **kwargs: Any) -> int:
     """Return the FLOPs of all lines' products, two a multiply-add: 2 (S_1 + S_2 + ...) for a position and channel.
 
     The second argument of each op, k, v or x, has the channels.
     """
     return 2 * prod(second) * sum(second[2:])
+
+
+flop_counts.register(
+    [torch.ops.ccgpu.affinity, torch.ops.ccgpu.aggregate, torch.ops.ccgpu.aggregate_transposed], _flops
+)

@@ -1,5 +1,9 @@
 """cca as an op of torch: derivatives, opcheck, compile, export, fake tensors, autocast, vmap, FLOP counts."""
 
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 from torch._dynamo import compiled_autograd
@@ -189,6 +193,28 @@ def test_batched_vector_jacobian_products():
     for i in range(5):
         for a, b in zip(batched, torch.autograd.grad(out, (q, k, v), many[i], retain_graph=True), strict=True):
             torch.testing.assert_close(a[i], b)
+
+
+@pytest.mark.parametrize("call", ["ccgpu.cca(q, q, q)", "ccgpu.affinity(q, q)", "ccgpu.aggregate(w, q)", "net(q)"])
+def test_flop_counter_that_is_open_at_the_first_call(call):
+    """The ops are registered then, after the counter has copied the formulas."""
+    text = f"""
+        import ccgpu
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+        from ccgpu.models.attention import RCCA
+
+        q, w, net, counts = torch.ones(1, 8, 4, 3), torch.ones(1, 6, 4, 3), RCCA(8), []
+        for _ in range(2):
+            with FlopCounterMode(display=False) as counter:
+                {call}
+            counts.append(counter.get_total_flops())
+        print(counts[0] == counts[1] > 0)
+    """
+    answer = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(text)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert answer.stdout.strip() == "True", answer.stderr
 
 
 def test_flop_counter():
