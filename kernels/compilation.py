@@ -36,7 +36,7 @@ class Compilation:
 
     def __init__(self) -> None:
         self._began: float | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may compile on the thread that holds it
 
     def begin(self, what: str) -> None:
         """Tell that something is being compiled, unless that has been told and `end` has not been called since."""

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import config, from_dtype, types
-from numba.core.caching import FunctionCache, NullCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 from numba.core.ccallback import CFunc
 
 from ccgpu.kernels.compilation import Compilation
@@ -78,8 +78,35 @@ def _log_no_cache() -> None:
     LOGGER.info("ccgpu: the CPU kernels are compiled anew in each process: set NUMBA_CACHE_DIR to a writable folder")
 
 
+class _Files(IndexDataCacheFile):
+    """The files of a function's cache: an index, and machine code in files that are named after what it is the code of.
+
+    Numba counts these files in its index, which two processes may write at once, and which names a file before it is
+    written. A process that saves at the same moment, is killed or finds the disk full can then leave a number that
+    stands for the code of another dtype or CPU, which nobody notices when it is loaded.
+    """
+
+    def load(self, key: Any) -> Any:
+        """Return what was saved under a key, or None."""
+        return super().load(key) if self._load_index().get(key) == self._name_of(key) else None
+
+    def save(self, key: Any, data: Any) -> None:
+        """Save data under a key: first the file, then its line in the index."""
+        name = self._name_of(key)
+        self._save_data(name, data)
+        self._save_index({**self._load_index(), key: name})
+
+    def _name_of(self, key: Any) -> str:
+        return str(self._data_name(int(hashlib.sha256(repr(key).encode()).hexdigest()[:15], 16)))
+
+
 class _Cache(FunctionCache):
     """Numba's cache on disk of one function; damaged files count as none, and are replaced."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        super().__init__(function)
+        locator = self._impl.locator
+        self._cache_file = _Files(self.cache_path, self._impl.filename_base, locator.get_source_stamp())
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled code for a signature; None where there is none that can be read."""
@@ -253,7 +280,8 @@ def kernel_of(kernel: str, like: Any, kept: Any) -> Kernel:
                     prepare_pairs()
                 else:
                     prepare(like, kept)
-                LOADED[key] = _callback(KERNELS[kernel](SOURCE, like(0), kept(0)), _SIGNATURE)
+                made = _callback(KERNELS[kernel](SOURCE, like(0), kept(0)), _SIGNATURE)
+                LOADED.setdefault(key, made)  # a signal handler that ran meanwhile may have made and used its own
         finally:
             COMPILATION.end()
     address = LOADED[key].address
@@ -283,6 +311,9 @@ def _add(function: Callable[..., None], kinds: tuple[Any, ...]) -> None:
     """Compile or load a large function for Numba's types of the numbers that it takes, unless that has been done."""
     symbol = matrices.symbol_of(function, kinds)
     with _compiling:
-        if symbol not in _large:
-            _large[symbol] = _callback(function, matrices.signature_of(function, kinds))
-            matrices.add_symbol(function, kinds, _large[symbol])
+        if symbol in _large:
+            return
+        made = _callback(function, matrices.signature_of(function, kinds))
+        if symbol not in _large:  # a signal handler that ran meanwhile may have made its own, which kernels now call
+            _large[symbol] = made
+            matrices.add_symbol(function, kinds, made)

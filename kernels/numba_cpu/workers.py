@@ -81,6 +81,15 @@ def _helpers() -> ThreadPoolExecutor:
     return _pool
 
 
+def _wait_for(helpers: list[Future[None]]) -> None:
+    """Return when no helper runs and none will, however often Ctrl-C is pressed meanwhile."""
+    running = True
+    while running:
+        with contextlib.suppress(BaseException):  # the caller raises the first one
+            wait([helper for helper in helpers if not helper.cancel()])
+            running = False
+
+
 def together(part: Callable[[], None], help_along: Callable[[], None], helpers: int) -> None:
     """Call `part` here and `help_along` on as many other threads; return when all that has begun is done.
 
@@ -103,7 +112,7 @@ def together(part: Callable[[], None], help_along: Callable[[], None], helpers: 
                 _helpers().submit(functools.partial(help_unless_cancelled, begun[-1]))
         part()
     except BaseException:  # helpers may still be writing to this call's arrays
-        wait(helper for helper in begun if not helper.cancel())
+        _wait_for(begun)
         raise
     for helper in begun:  # all work is done: a helper that starts now would find no ticket
         helper.cancel()

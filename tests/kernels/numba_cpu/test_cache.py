@@ -125,8 +125,52 @@ def test_a_full_disk_is_no_reason_not_to_compute(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile._save_data", full)
     assert cache._callback(lambda x: x + 1, numba.int64(numba.int64)).ctypes(3) == 4
+
+
+def add(x):
+    return x + 1
+
+
+def add_to(number):
+    """Return `add`, compiled for a type of numbers or loaded."""
+    return cache._callback(add, number(number))
+
+
+def test_processes_that_save_at_once_do_not_take_each_others_code(tmp_path, monkeypatch):
+    """Both have read the index before either has written it."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    add_to(numba.int64)
+    (index,) = tmp_path.rglob("*.nbi")
+    of_the_first = index.read_bytes()
+    index.unlink()
+    add_to(numba.float64)
+    index.write_bytes(of_the_first)
+    loaded = add_to(numba.int64)
+    assert loaded.ctypes(3) == 4
+    assert loaded.cache_hits
+    compiled = add_to(numba.float64)
+    assert compiled.ctypes(0.5) == 1.5
+    assert not compiled.cache_hits
+
+
+def test_code_that_could_not_be_saved_is_not_taken_for_older_code(tmp_path, monkeypatch):
+    """The index was out of date, and the process was killed or the disk was full before its code was written."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    add_to(numba.int64)
+    (index,) = tmp_path.rglob("*.nbi")
+    index.unlink()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("numba.core.caching.IndexDataCacheFile._save_data", full)
+        assert add_to(numba.float64).ctypes(0.5) == 1.5
+    again = add_to(numba.float64)
+    assert again.ctypes(0.5) == 1.5
+    assert not again.cache_hits
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The threads of a call: any number of them, a team of OpenMP's or helpers from a pool that are late or fail."""
 
 import concurrent.futures
+import signal
 import sys
 import threading
 import time
@@ -161,6 +162,33 @@ def test_a_caller_that_is_interrupted_while_it_asks_for_help_waits_for_that_help
 
     def help_along():
         time.sleep(0.5)
+        finished.append(True)
+
+    monkeypatch.setattr(workers, "_pool", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        workers.together(lambda: None, help_along, 1)
+    assert finished
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system sends no signal to a thread")
+@pytest.mark.timeout(60)
+def test_a_caller_that_is_interrupted_again_while_it_waits_for_a_helper_waits_on(monkeypatch):
+    """Ctrl-C twice: the helper's memory must not be freed before it has finished, either time."""
+    main, finished = threading.main_thread().ident, []
+
+    class Interrupted:
+        def submit(self, function):
+            began = threading.Event()
+            threading.Thread(target=lambda: (began.set(), function())).start()
+            began.wait()
+            time.sleep(0.1)
+            raise KeyboardInterrupt
+
+    def help_along():
+        for _ in range(3):
+            time.sleep(0.2)
+            signal.pthread_kill(main, signal.SIGINT)
+        time.sleep(0.2)
         finished.append(True)
 
     monkeypatch.setattr(workers, "_pool", Interrupted())
