@@ -37,13 +37,18 @@ class Team(NamedTuple):
 
 @functools.cache
 def team_of(library: str) -> Team | None:
-    """Return the threads of the OpenMP library that a loaded library is linked with; None where it has none.
+    """Return the threads of the OpenMP library that a loaded library calls; None where it is linked with none.
 
     GNU's library has these functions, and Intel's and LLVM's on Linux have them for programs that GNU's compiler built.
+    A library that LD_PRELOAD names, as guides to torch's speed do with Intel's, is called in the place of the one that
+    was linked: what the whole process sees comes first.
     """
     try:
-        loaded = ctypes.CDLL(library)
-        parallel, number = loaded.GOMP_parallel, loaded.omp_get_thread_num
+        linked = ctypes.CDLL(library)
+        parallel, number = linked.GOMP_parallel, linked.omp_get_thread_num
+        process = ctypes.CDLL(None)
+        if hasattr(process, "GOMP_parallel") and hasattr(process, "omp_get_thread_num"):
+            parallel, number = process.GOMP_parallel, process.omp_get_thread_num
     except (OSError, AttributeError):
         return None
     parallel.argtypes = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint, ctypes.c_uint

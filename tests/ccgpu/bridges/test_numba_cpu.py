@@ -1,6 +1,7 @@
 """The backend `numba_cpu` with many threads, forks and data loaders; on torch's tensors; and when it cannot run."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -178,6 +179,37 @@ def test_a_system_that_gives_fewer_threads():
         OMP_THREAD_LIMIT="1",
     )
     assert answer.stdout.strip() == data_loading.attend(3).double().sum().item().hex()
+
+
+MAPPED = Path("/proc/self/maps")
+
+
+@pytest.mark.skipif(TEAM is None or not MAPPED.exists(), reason="this system does not say what OpenMP library runs")
+def test_an_openmp_library_that_replaces_the_one_of_torch(tmp_path):
+    """torch's operations run on its threads, and so does cca: no thread is begun for it."""
+    lines = (line.split() for line in MAPPED.read_text().splitlines())
+    libraries = {line[-1] for line in lines if Path(line[-1]).name.startswith("libgomp")}
+    if not libraries:
+        pytest.skip("torch is linked with another OpenMP library than GNU's")
+    other = shutil.copy(max(libraries, key=lambda path: "torch" in path), tmp_path / "libgomp.so.1")
+    answer = program(
+        """
+        import os
+        import torch
+        from tests.ccgpu.bridges.data_loading import THREADS, attend
+
+        def threads():
+            return len(os.listdir("/proc/self/task"))
+
+        torch.set_num_threads(THREADS)
+        torch.randn(2000, 500).exp()
+        before = threads()
+        attend(3)
+        print(threads() - before, "other" if os.environ["LD_PRELOAD"] in open("/proc/self/maps").read() else "same")
+        """,
+        LD_PRELOAD=str(other),
+    )
+    assert answer.stdout.split() == ["0", "other"]
 
 
 def test_in_a_thread_that_outlives_the_main_one():
