@@ -202,14 +202,15 @@ def check_errors(ours, theirs, truth, problem, unit=None, row=None):
     wide = EPSILON[energy_dtype(tensors[0].dtype)] if unit is None else unit
     unit = EPSILON[tensors[0].dtype] if unit is None else unit
     # What nobody can avoid: an energy is rounded in proportion to its terms, and weights recomputed from lse by as much
-    # again; dE = w (dout . v - delta + dlse) is rounded in proportion to the terms that cancel in it, and
-    # delta = dout . out has the rounding of the saved out.
+    # again; out is an average of values, which may cancel; dE = w (dout . v - delta + dlse) is rounded in proportion to
+    # the terms that cancel in it, and delta = dout . out has the rounding of the saved out.
     absolute = [x.detach().double().abs().flatten(2) for x in tensors[:2]]
     energy = abs(scale) * largest(torch.einsum("bdi,bdj->bij", *absolute))
     denergy = largest(dout) * v * tensors[2].shape[1] + largest(dlse)
     # dv sums weights exp(E - lse), and even without energies lse is the logarithm of the number of neighbours.
     neighbours = sum(tensors[0].shape[2:]) - len(tensors[0].shape[2:]) + 1
     cancelled = {
+        "out": v * wide / unit,
         "lse": energy * wide / unit,
         "dq": abs(scale) * k * denergy,
         "dk": abs(scale) * q * denergy * sum(tensors[0].shape[2:]),

@@ -398,5 +398,6 @@ def test_help_names_every_setting_and_its_default(capsys: pytest.CaptureFixture[
     text = " ".join(capsys.readouterr().out.split())
     for name in settings.Settings.__dataclass_fields__:
         named = re.search(rf"--{name.replace('_', '-')}(?![\w-])", text)
-        assert (named is not None) == (name != "clip")  # the images are no videos
+        # The images are no videos, and the synthetic ones have no markers.
+        assert (named is not None) == (name not in ("clip", "markers"))
     assert "learning rate from which the schedule starts (adamw: 1e-4 is usual) (default: 0.01)" in text
