@@ -22,9 +22,12 @@ MAPS = ("rcca-r1", "rcca-r2", "nonlocal")
 
 
 def draw_accuracy() -> None:
-    """Draw the accuracy of every run: a row for each context module, a dot for each seed, a panel for each variant."""
+    """Draw the accuracy of every run: a row for each context module, a dot for each seed, a panel for each variant.
+
+    A variant of which no module has two seeds is left out: it has no spread yet.
+    """
     runs = far_context_runs()
-    variants = [*dict.fromkeys(variant for variant, _ in runs)]
+    variants = [*dict.fromkeys(variant for (variant, _), found in runs.items() if len(found) > 1)]
     shown = [context for context in CONTEXTS if any(key[1] == context for key in runs)]
     figure, axes = plt.subplots(
         1, len(variants), figsize=(3.6 * len(variants) + 1, 2.6), layout="constrained", sharey=True, squeeze=False
