@@ -8,14 +8,12 @@ Rows vary one property at a time; then come random calls in bfloat16, of which n
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import cpu_record
 from ccgpu.models.convolution_gradients import right_gradients
-from ccgpu.models.weights import write_atomically
-from ccgpu.train.runs import records
 
 LIMITS = {torch.bfloat16: 1e-2, torch.float16: 1e-2, torch.float32: 1e-4}  # far from rounding errors, and from 1
 RANDOM_CALLS, SEED = 1000, 0
@@ -208,16 +205,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{total['calls']} random calls: {total['wrong']} wrong, {total['wrong_in_right_gradients']} in right_gradients"
     )
     if flags.record is not None:
-        head = {
-            "kind": "circumstances",
-            "command": "python -m benchmarks.convolution_gradients --record FILE",
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "cpu": torch.backends.cpu.get_cpu_capability(),
+        features = {
             "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
             "amx": torch.cpu._is_amx_tile_supported(),
-            **records.circumstances(torch.device("cpu")),
         }
-        write_atomically(flags.record, "".join(json.dumps(record) + "\n" for record in (head, *rows, total)))
+        cpu_record.write(flags.record, "convolution_gradients", (*rows, total), **features)
     return 1 if total["wrong_in_right_gradients"] else 0
 
 

@@ -9,13 +9,11 @@ so other programs disturb them little. The record is written anew.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,12 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import cpu_record
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.depthwise import depthwise
 from ccgpu.models.efficientnet import SameConv2d
 from ccgpu.models.precision import Precision
-from ccgpu.models.weights import write_atomically
-from ccgpu.train.runs import records
 
 Layer = tuple[int, int, int, int]  # channels, groups, kernel, dilation
 LAYERS: tuple[Layer, ...] = (
@@ -110,15 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows[-1] |= {"crop": flags.crop, "amp": "bf16", "channels_last": True, "seconds": step}
     print(rows[-1])
     if flags.record is not None:
-        head = {
-            "kind": "circumstances",
-            "command": "python -m benchmarks.dilated_speed --record FILE",
-            "date": datetime.now(timezone.utc).date().isoformat(),
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "repeats": flags.repeats,
-            **records.circumstances(torch.device("cpu")),
-        }
-        write_atomically(flags.record, "".join(json.dumps(record) + "\n" for record in (head, *rows)))
+        cpu_record.write(flags.record, "dilated_speed", rows, repeats=flags.repeats)
     return 0
 
 

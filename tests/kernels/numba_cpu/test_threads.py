@@ -147,18 +147,20 @@ def test_a_caller_that_fails_waits_for_helpers_that_began(monkeypatch):
     assert finished
 
 
+class Interrupted:
+    """Replaces the thread pool: Ctrl-C after a helper has begun, but before the pool has said so."""
+
+    def submit(self, function):
+        began = threading.Event()
+        threading.Thread(target=lambda: (began.set(), function())).start()
+        began.wait()
+        time.sleep(0.1)
+        raise KeyboardInterrupt
+
+
 @pytest.mark.timeout(60)
 def test_a_caller_that_is_interrupted_while_it_asks_for_help_waits_for_that_helper(monkeypatch):
-    """Ctrl-C after a helper has begun, but before the pool has said so."""
     finished = []
-
-    class Interrupted:
-        def submit(self, function):
-            began = threading.Event()
-            threading.Thread(target=lambda: (began.set(), function())).start()
-            began.wait()
-            time.sleep(0.1)
-            raise KeyboardInterrupt
 
     def help_along():
         time.sleep(0.5)
@@ -175,14 +177,6 @@ def test_a_caller_that_is_interrupted_while_it_asks_for_help_waits_for_that_help
 def test_a_caller_that_is_interrupted_again_while_it_waits_for_a_helper_waits_on(monkeypatch):
     """Ctrl-C twice: the helper's memory must not be freed before it has finished, either time."""
     main, finished = threading.main_thread().ident, []
-
-    class Interrupted:
-        def submit(self, function):
-            began = threading.Event()
-            threading.Thread(target=lambda: (began.set(), function())).start()
-            began.wait()
-            time.sleep(0.1)
-            raise KeyboardInterrupt
 
     def help_along():
         for _ in range(3):
