@@ -93,7 +93,7 @@ def _number_by(typingctx: Any, function: Any) -> Any:
 @compiled
 def call_at(address: int) -> Call:
     """Return what the block of a call says."""
-    n = carray(words_at(address), 6)
+    n = carray(words_at(address), len(_CALL))
     return Call(n[0], load(np.float64(0), address + 8), n[2], n[3], n[4], n[5])
 
 

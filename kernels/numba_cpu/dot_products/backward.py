@@ -35,7 +35,7 @@ from ccgpu.kernels.numba_cpu.dot_products.weights import add_rounded, dot, weigh
 from ccgpu.kernels.numba_cpu.gradients import Maps
 from ccgpu.kernels.numba_cpu.lines import Axis, Group, Rows, Task, group_at, part_of, position_of
 from ccgpu.kernels.numba_cpu.matrices import Factors, Matrix, compiled
-from ccgpu.kernels.numba_cpu.vectors import load, size_of, store
+from ccgpu.kernels.numba_cpu.vectors import address_of_one, load, size_of, store
 
 
 @compiled
@@ -79,7 +79,7 @@ def _weight_gradients(
         query: number of the first of them among those whose sheets are in memory.
     """
     none, reads, like, shared = np.int64(0), np.bool_(True), np.float32(0), task.shared != 0
-    key_row, one = up(axis.length, LANES) * FLOAT, Factors(memory + at.one, none)
+    key_row, one = up(axis.length, LANES) * FLOAT, Factors(address_of_one(np.float32(0)), none)
     line = part_of(part, none, axis.length)
     for first, channels in chunks(axis, sizes.channels):
         panel = columns_panel(channels)
@@ -224,7 +224,7 @@ def _query_gradients(
         results,
         dq.row,
         Factors(memory + at.scale, none),
-        Factors(none if axis.first else memory + at.one, none),
+        Factors(none if axis.first else address_of_one(np.float32(0)), none),
         np.int64(1),
         results,
         dq.row,
@@ -319,7 +319,7 @@ def _value_gradients(
         keys, queries: positions of the group's lines.
     """
     none, key_row, shared = np.int64(0), up(axis.length, LANES) * FLOAT, task.shared != 0
-    last, one = queries.first + queries.length == axis.length, Factors(memory + at.one, none)
+    last, one = queries.first + queries.length == axis.length, Factors(address_of_one(np.float32(0)), none)
     reads = last and not axis.first
     for first, channels in chunks(axis, sizes.channels):
         dout_rows = rows_of(maps.dout, axis, queries, first, channels, memory + at.dout, WORD, not shared)
@@ -370,8 +370,7 @@ def backward_groups(
     at = divide_memory(axis, sizes, not alone)
     start = memory if alone else shared - at.weights
     store(memory + at.scale, np.float32(sizes.scale))
-    store(memory + at.one, np.float32(1))
-    scale, one = Factors(memory + at.scale, none), Factors(memory + at.one, none)
+    scale, one = Factors(memory + at.scale, none), Factors(address_of_one(np.float32(0)), none)
     for number in range(begin, end):
         keys = group_at(axis, number)
         line, share = part_of(keys, none, axis.length), number % axis.parts

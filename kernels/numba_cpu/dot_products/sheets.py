@@ -33,7 +33,6 @@ class Memory(NamedTuple):
     v: int
     out: int  # out, then dv
     scale: int  # a single number
-    one: int  # the number 1
     weights: int  # the parts of Sheets, here and in the next nine
     rows: int
     words: int
@@ -97,8 +96,7 @@ def divide_memory(axis: Axis, sizes: Sizes, shared: bool) -> Memory:
     k, dq, dk, dout = q + a_map, q + 2 * a_map, q + 3 * a_map, q + 4 * a_map
     v, out = dout + a_chunk, dout + 2 * a_chunk
     scale = out + a_chunk
-    one = scale + FLOAT
-    weights = up(one + FLOAT, VECTOR_BYTES)
+    weights = up(scale + FLOAT, VECTOR_BYTES)
     rows = weights + axis.lines * queries * keys * FLOAT
     words = rows + at_once * queries * keys * SIZE
     k_columns = words + at_once * queries * keys * SIZE
@@ -117,7 +115,7 @@ def divide_memory(axis: Axis, sizes: Sizes, shared: bool) -> Memory:
     pieces = axis.queries < axis.length
     dv_sums = dk_sums + (axis.lines * sums_size(axis, sizes.depth) if pieces else 0)
     end = dv_sums + (axis.lines * sums_size(axis, sizes.channels) if pieces else 0)
-    buffers = 0, q, k, dq, dk, dout, v, out, scale, one
+    buffers = 0, q, k, dq, dk, dout, v, out, scale
     return Memory(
         *buffers, weights, rows, words, k_columns, v_columns, k_panels, q_panels, dout_panels, dk_sums, dv_sums, end
     )
