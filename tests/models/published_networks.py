@@ -123,13 +123,20 @@ def mmsegmentation_network(
     x = F.max_pool2d(x, 3, stride=2, padding=1)
     *_, layer3, x = stages(state, x, "backbone.", norm, halved=True)
 
+    logits = mmsegmentation_head(state, x, recurrence=recurrence, training=training)
+    hidden = norm(state, convolve(state, layer3, "auxiliary_head.convs.0.conv"), "auxiliary_head.convs.0.bn").relu()
+    auxiliary = convolve(state, hidden, "auxiliary_head.conv_seg")
+    return upsampled(logits, images, align_corners), upsampled(auxiliary, images, align_corners)
+
+
+def mmsegmentation_head(state: State, x: Tensor, *, recurrence: int = 2, training: bool = False) -> Tensor:
+    """Logits of features x (B, 2048, H, W), at their size."""
+
     def module(x: Tensor, name: str) -> Tensor:
-        return norm(state, convolve(state, x, f"{name}.conv"), f"{name}.bn").relu()
+        return batch_norm(state, convolve(state, x, f"{name}.conv"), f"{name}.bn", training).relu()
 
     attended = module(x, "decode_head.convs.0")
     for _ in range(recurrence):
         attended = criss_cross(state, attended, "decode_head.cca", state["decode_head.cca.gamma.scale"])
     attended = module(attended, "decode_head.convs.1")
-    logits = convolve(state, module(torch.cat([x, attended], 1), "decode_head.conv_cat"), "decode_head.conv_seg")
-    auxiliary = convolve(state, module(layer3, "auxiliary_head.convs.0"), "auxiliary_head.conv_seg")
-    return upsampled(logits, images, align_corners), upsampled(auxiliary, images, align_corners)
+    return convolve(state, module(torch.cat([x, attended], 1), "decode_head.conv_cat"), "decode_head.conv_seg")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ccgpu.models.backbones import build_backbone, load_imagenet
 from ccgpu.models.efficientnet import EfficientNetLiteClassifier
+from tests.torchvision_operators import import_torchvision
 
 # timm's own small network, for its tests.
 SMALL = "test_resnet"
@@ -23,13 +24,7 @@ SMALL = "test_resnet"
 def timm() -> ModuleType:
     if find_spec("timm") is None:
         pytest.skip("timm is not installed (extra timm)")
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        # The torchvision of the package index is built for torch with CUDA. Beside a CPU build its operators do not
-        # load, and its import ends at the first two, which it registers a function for and no network here calls.
-        for name in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{name}", "(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+    import_torchvision()  # timm imports it
     import timm
 
     return timm
