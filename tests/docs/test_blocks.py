@@ -11,8 +11,8 @@ from tests.docs.reader import ROOT, Reader, blocks
 
 PLACES = ("*.md", "docs/*.md", "docs/api/*.md", "docs/api/*/*.md", "tests/*/*.md")
 PAGES = {page.relative_to(ROOT).as_posix(): page for place in PLACES for page in ROOT.glob(place) if blocks(page)}
-# test_checkpoints.py and test_readme.py run their blocks and check the results.
-CHECKED_ELSEWHERE = {"README.md", "docs/checkpoints.md"}
+# test_checkpoints.py, test_coming_from.py and test_readme.py run their blocks and check the results.
+CHECKED_ELSEWHERE = {"README.md", "docs/checkpoints.md", "docs/coming-from.md"}
 
 
 @pytest.mark.parametrize("name", sorted(PAGES.keys() - CHECKED_ELSEWHERE))
