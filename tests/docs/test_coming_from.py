@@ -24,7 +24,7 @@ from ccgpu.train.dataset import find_dataset
 from ccgpu.train.runs.flags import add_flags, combine
 from ccgpu.train.runs.settings.training import Settings, check_settings
 from tests.docs.reader import ROOT, Block, Reader, blocks
-from tests.models.openmmlab import forget, write
+from tests.models.openmmlab import openmmlab
 from tests.torchvision_operators import import_torchvision
 
 PAGE = ROOT / "docs" / "coming-from.md"
@@ -85,27 +85,20 @@ def registration() -> tuple[Block, Block, Block]:
     return registered, used, operators
 
 
-def test_the_registration_works_with_mmcvs_operators(
-    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_registration_works_with_mmcvs_operators(reader: Reader, tmp_path: Path) -> None:
     registered, used, _ = registration()
-    write(tmp_path / "packages", monkeypatch, operators=True)
-    reader.follow(registered)
-    reader.follow(used)
-    forget(monkeypatch)
+    with openmmlab(tmp_path / "packages", operators=True):
+        reader.follow(registered)
+        reader.follow(used)
     assert reader.names["logits"].shape == (1, 19, 17, 33)
 
 
-def test_the_registration_works_without_mmcvs_operators(
-    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_registration_works_without_mmcvs_operators(reader: Reader, tmp_path: Path) -> None:
     _, used, operators = registration()
-    write(tmp_path / "packages", monkeypatch, operators=False)
-    monkeypatch.setitem(sys.modules, "mmcv.ops", ModuleType("mmcv.ops"))  # so that it is removed at the end
-    reader.follow(operators)
-    Path("criss_cross.py").write_text("import mmcv_ops\nimport mmseg.models\n")
-    reader.follow(used)
-    forget(monkeypatch)
+    with openmmlab(tmp_path / "packages", operators=False):
+        reader.follow(operators)
+        Path("criss_cross.py").write_text("import mmcv_ops\nimport mmseg.models\n")
+        reader.follow(used)
     assert reader.names["logits"].shape == (1, 19, 17, 33)
 
 

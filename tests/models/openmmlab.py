@@ -1,15 +1,17 @@
 """What a network with criss-cross attention needs of mmcv and mmsegmentation, rendered in plain torch.
 
-`write` makes packages `mmcv` and `mmseg` with the modules, the names and the state dicts of theirs: mmcv's attention
+`openmmlab` makes packages `mmcv` and `mmseg` with modules, the names and the state dicts of theirs: mmcv's attention
 (einsums, gamma in a `Scale`), mmsegmentation's registry, and its `CCHead`, which imports `mmcv.ops` where it can.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-import pytest
+from types import ModuleType
 
 ATTENTION = """
 import torch
@@ -110,15 +112,16 @@ class CCHead(nn.Module):
 NO_OPERATORS = "raise ModuleNotFoundError(\"No module named 'mmcv._ext'\")"
 
 
-def forget(patch: pytest.MonkeyPatch) -> None:
-    """Forget the imported packages, so that the next import reads them anew; undone at the end of the test."""
-    for name in list(sys.modules):
-        if name.partition(".")[0] in ("mmcv", "mmseg"):
-            patch.delitem(sys.modules, name)
+def _imported() -> dict[str, ModuleType]:
+    return {name: module for name, module in sys.modules.items() if name.partition(".")[0] in ("mmcv", "mmseg")}
 
 
-def write(folder: Path, patch: pytest.MonkeyPatch, *, operators: bool) -> None:
-    """Write the packages and make them importable; without operators the import of mmcv.ops fails as it does there."""
+@contextmanager
+def openmmlab(folder: Path, *, operators: bool) -> Iterator[None]:
+    """Write the packages and make them importable, instead of installed ones; afterwards nothing of them is left.
+
+    Without operators the import of mmcv.ops fails as it does there.
+    """
     files = {
         "mmcv/__init__.py": "",
         "mmcv/ops/__init__.py": "from .cc_attention import CrissCrossAttention" if operators else NO_OPERATORS,
@@ -134,5 +137,15 @@ def write(folder: Path, patch: pytest.MonkeyPatch, *, operators: bool) -> None:
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    forget(patch)
-    patch.syspath_prepend(folder)
+    installed = _imported()
+    for name in installed:
+        del sys.modules[name]
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in _imported():
+            del sys.modules[name]
+        sys.modules.update(installed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +17,7 @@ from torch import nn
 from ccgpu.models.attention import RCCA, CrissCrossAttention
 from ccgpu.models.context import NonLocal
 from ccgpu.models.mmcv_attention import MMCVCrissCrossAttention, to_mmcv
-from tests.models.openmmlab import write
+from tests.models.openmmlab import openmmlab
 from tests.models.problems import features, gradients, make
 from tests.models.published_files import CLASSES, HEAD, State
 from tests.models.published_networks import criss_cross, mmsegmentation_head
@@ -27,10 +27,10 @@ NAMES = ["gamma.scale", *(f"{part}_conv.{entry}" for part in ("query", "key", "v
 
 
 @pytest.fixture
-def mmcv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], nn.Module]:
+def mmcv(tmp_path: Path) -> Iterator[Callable[[int], nn.Module]]:
     """mmcv's CrissCrossAttention, rendered."""
-    write(tmp_path, monkeypatch, operators=True)
-    return importlib.import_module("mmcv.ops").CrissCrossAttention
+    with openmmlab(tmp_path, operators=True):
+        yield importlib.import_module("mmcv.ops").CrissCrossAttention
 
 
 def theirs(mmcv: Callable[[int], nn.Module], channels: int) -> Any:
@@ -149,15 +149,13 @@ def register() -> None:
     cc_head.CrissCrossAttention = MMCVCrissCrossAttention
 
 
-def test_a_published_head_runs_on_our_attention(
-    mmsegmentation: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path, monkeypatch, operators=True)
-    registry = importlib.import_module("mmseg.registry")
-    importlib.import_module("mmseg.models")
-    plain = head_of(registry)
-    register()
-    head = head_of(registry)
+def test_a_published_head_runs_on_our_attention(mmsegmentation: State, tmp_path: Path) -> None:
+    with openmmlab(tmp_path, operators=True):
+        registry = importlib.import_module("mmseg.registry")
+        importlib.import_module("mmseg.models")
+        plain = head_of(registry)
+        register()
+        head = head_of(registry)
     check_head(head, mmsegmentation)
     plain.load_state_dict(head.state_dict())  # mmsegmentation with mmcv's own module
     x = torch.randn(1, 2048, 4, 3)
@@ -173,15 +171,14 @@ def stand_in_for_operators() -> ModuleType:
     return ops
 
 
-def test_a_published_head_runs_without_mmcvs_operators(
-    mmsegmentation: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path, monkeypatch, operators=False)
-    with pytest.raises(ModuleNotFoundError, match=r"mmcv\._ext"):
+def test_a_published_head_runs_without_mmcvs_operators(mmsegmentation: State, tmp_path: Path) -> None:
+    with openmmlab(tmp_path, operators=False):
+        with pytest.raises(ModuleNotFoundError, match=r"mmcv\._ext"):
+            importlib.import_module("mmseg.models")
+        sys.modules["mmcv.ops"] = stand_in_for_operators()
         importlib.import_module("mmseg.models")
-    monkeypatch.setitem(sys.modules, "mmcv.ops", stand_in_for_operators())
-    importlib.import_module("mmseg.models")
-    check_head(head_of(importlib.import_module("mmseg.registry")), mmsegmentation)
+        head = head_of(importlib.import_module("mmseg.registry"))
+    check_head(head, mmsegmentation)
 
 
 def test_mmsegmentation_itself_runs_on_our_attention(mmsegmentation: State, monkeypatch: pytest.MonkeyPatch) -> None:
