@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ccgpu.version import __version__
 
 if TYPE_CHECKING:
+    from ccgpu import distributed
     from ccgpu.dispatch import backends
     from ccgpu.ops import cca
     from ccgpu.stages import affinity, aggregate
@@ -21,7 +22,7 @@ _CHECKOUT = _Path(__file__).resolve().parent.parent
 if (_CHECKOUT / "setup.cfg").is_file() and (_CHECKOUT / "kernels" / "reference.py").is_file():
     __path__.append(str(_CHECKOUT))
 
-__all__ = ["__version__", "affinity", "aggregate", "backends", "cca"]
+__all__ = ["__version__", "affinity", "aggregate", "backends", "cca", "distributed"]
 
 _HOMES = {"affinity": "stages", "aggregate": "stages", "backends": "dispatch", "cca": "ops"}  # name -> module
 
@@ -29,6 +30,8 @@ _HOMES = {"affinity": "stages", "aggregate": "stages", "backends": "dispatch", "
 if not TYPE_CHECKING:  # type checkers take the imports above, and with this function would allow any name
 
     def __getattr__(name: str) -> object:
+        if name == "distributed":
+            return _importlib.import_module("ccgpu.distributed")
         if name not in _HOMES:
             raise AttributeError(f"module 'ccgpu' has no attribute {name!r}")
         # All at once: they register torch.ops.ccgpu, of which none should be missing after the first use.
@@ -37,4 +40,4 @@ if not TYPE_CHECKING:  # type checkers take the imports above, and with this fun
         return globals()[name]
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *_HOMES})
+        return sorted({*globals(), *_HOMES, "distributed"})

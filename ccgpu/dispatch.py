@@ -97,7 +97,9 @@ def check_name(name: str | None, function: str = "cca", argument: str = "backend
     )
 
 
-def choose(q: Tensor, name: str | None = None, v: Tensor | None = None, function: str = "cca") -> Backend:
+def choose(
+    q: Tensor, name: str | None = None, v: Tensor | None = None, function: str = "cca", *, whole: bool = True
+) -> Backend:
     """Return the backend for a call: the named one, CCGPU_BACKEND's, or the first that suits it and can run it.
 
     Args:
@@ -105,6 +107,7 @@ def choose(q: Tensor, name: str | None = None, v: Tensor | None = None, function
         name: name of a backend, or None.
         v: values (B, C, *S); None for a stage, which takes any number of channels.
         function: name of the function, for messages.
+        whole: False if the lines of the call are a part of each criss-cross; see `Bridge`.
 
     Raises:
         ValueError: there is no backend of that name.
@@ -117,7 +120,7 @@ def choose(q: Tensor, name: str | None = None, v: Tensor | None = None, function
     check_name(name, function, source)
     shape = q.shape
     depth, channels = (0, shape[1]) if v is None else (shape[1], v.shape[1])
-    call = Call(q.device, q.dtype, depth, channels, shape[2:], shape[0])
+    call = Call(q.device, q.dtype, depth, channels, shape[2:], shape[0], whole)
     if name is None:
         return _first(call, function)
     backend = next(b for b in BACKENDS if b.name == name)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import ccgpu
+from ccgpu.shards import Group, OnGroup
 
 # By number of position axes: the convolution to use, and the shape of x as messages write it.
 _CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -155,7 +156,7 @@ class GatedAttention(nn.Module, ABC):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-class CrissCrossAttention(GatedAttention):
+class CrissCrossAttention(OnGroup, GatedAttention):
     """x + gamma * (criss-cross attention of x): every position attends to its own row and column.
 
         out = gamma * cca(query_conv(x), key_conv(x), value_conv(x)) + x
@@ -174,6 +175,10 @@ class CrissCrossAttention(GatedAttention):
         gamma: initial value of gamma; 0 in the paper.
         recompute: save only x for backward, see `GatedAttention`; False saves q, k, v and the output too.
         backend: name of a backend of `ccgpu.cca`; None: chosen for each call by the tensors.
+        group: a `torch.distributed` process group over which the maps are sharded, x being this process's shard;
+            `torch.distributed.group.WORLD` for all processes. None: x is the whole map. The attribute can also be set
+            later, and so can `sharded_dim`.
+        sharded_dim: the axis along which they are sharded, -2 for rows; see `ccgpu.distributed.cca`.
 
     Shapes and errors: as in `GatedAttention`.
 
@@ -200,17 +205,23 @@ class CrissCrossAttention(GatedAttention):
         gamma: float = 0.0,
         recompute: bool = False,
         backend: str | None = None,
+        group: Group = None,
+        sharded_dim: int = -2,
     ) -> None:
         super().__init__(in_channels, reduction=reduction, dims=dims, gamma=gamma, recompute=recompute)
         self.backend = backend
+        self.group, self.sharded_dim = group, sharded_dim
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return ccgpu.cca(q, k, v)."""
-        return ccgpu.cca(q, k, v, backend=self.backend)
+        """Return ccgpu.cca(q, k, v); of shards, ccgpu.distributed.cca(q, k, v)."""
+        if self.group is None:
+            return ccgpu.cca(q, k, v, backend=self.backend)
+        return ccgpu.distributed.cca(q, k, v, group=self.group, dim=self.sharded_dim, backend=self.backend)
 
     def extra_repr(self) -> str:
         """Name the settings that the submodules do not show."""
-        return super().extra_repr() + ("" if self.backend is None else f", backend={self.backend!r}")
+        sharded = "" if self.group is None else f", sharded_dim={self.sharded_dim}"
+        return super().extra_repr() + ("" if self.backend is None else f", backend={self.backend!r}") + sharded
 
 
 class RCCA(CrissCrossAttention):
@@ -225,7 +236,8 @@ class RCCA(CrissCrossAttention):
     is the identity.
 
     Args:
-        in_channels, reduction, dims, gamma, backend: as in `CrissCrossAttention`; so are shapes and errors.
+        in_channels, reduction, dims, gamma, backend, group, sharded_dim: as in `CrissCrossAttention`; so are shapes and
+            errors.
         recurrence: R, 0 or more. The state dict does not depend on it: checkpoints of any R, and of
             `CrissCrossAttention`, interchange. The attribute can also be set later (`module.recurrence = 3`).
         recompute: every loop saves only its input: R feature maps for backward instead of about 3 R (97x97, C = 512,
@@ -251,8 +263,11 @@ class RCCA(CrissCrossAttention):
         gamma: float = 0.0,
         recompute: bool = False,
         backend: str | None = None,
+        group: Group = None,
+        sharded_dim: int = -2,
     ) -> None:
-        super().__init__(in_channels, reduction=reduction, dims=dims, gamma=gamma, recompute=recompute, backend=backend)
+        options: dict[str, Any] = {"reduction": reduction, "dims": dims, "gamma": gamma, "recompute": recompute}
+        super().__init__(in_channels, **options, backend=backend, group=group, sharded_dim=sharded_dim)
         require_int("RCCA", "recurrence", recurrence, 0)
         self.recurrence = recurrence
 
@@ -347,6 +362,11 @@ def _loops(function: str, module: Any, x: Tensor, recurrence: int | None) -> int
         raise TypeError(
             f"{function}: module must be a CrissCrossAttention or RCCA, "
             f"got {type(module).__name__}; for a network pass its attention, e.g. net.head.cca."
+        )
+    if module.group is not None:
+        raise ValueError(
+            f"{function}: module must attend within a whole map, got one of shards (group is set); set module.group to "
+            "None and pass the whole x."
         )
     module.check_input(x)
     if recurrence is None:

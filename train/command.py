@@ -192,6 +192,22 @@ def check_resumed(plan: Plan[Settings], dataset: Dataset) -> None:
         )
 
 
+def check_same_start(start: int, digest: str) -> None:
+    """Raise ValueError, in all processes, unless all of them start at one iteration and train on the same images."""
+    everyone = distributed.gather_values((start, digest))
+    for rank, (theirs, images) in enumerate(everyone):
+        if theirs != everyone[0][0]:
+            raise ValueError(
+                f"all processes must start at the same iteration, got {everyone[0][0]} on rank 0 and {theirs} on rank "
+                f"{rank}; put --out on storage that all machines share, under the same path."
+            )
+        if images != everyone[0][1]:
+            raise ValueError(
+                f"all processes must train on the same images, got others on rank {rank} than on rank 0; put --data on "
+                "storage that all machines share, or copy it to each of them whole."
+            )
+
+
 def presets(dataset: Dataset) -> Mapping[str | None, Mapping[str, Any]]:
     """Return the settings of each preset by name; None is the dataset's recipe, of which a preset changes a part."""
     return {None: dataset.recipe, **{name: {**dataset.recipe, **own} for name, own in dataset.presets.items()}}
@@ -239,6 +255,7 @@ def prepare(
     training, evaluation = open_data(settings, opened, out)
     names = "\n".join(pair.name for clip in training for pair in clip)
     digest = hashlib.sha256(os.fsencode(names)).hexdigest()
+    check_same_start(plan.start, digest)
     if plan.checkpoint is not None and plan.checkpoint_path is not None:
         averaged = None if average is None else average.net
         checkpoints.restore(plan.checkpoint, plan.checkpoint_path, digest, net, optimiser, scaler, averaged)

@@ -146,6 +146,15 @@ def let_first_process(work: Callable[[], Generator[None, None, T]]) -> T:
     return found
 
 
+def gather_values(value: T) -> list[T]:
+    """Return the values, small picklable ones, of all processes, by rank; every process must call it."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def _from_first(value: Any) -> Any:
     """Return the first process's value in all processes."""
     if not dist.is_initialized():

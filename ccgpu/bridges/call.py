@@ -18,19 +18,36 @@ class Call(NamedTuple):
     channels: int = 512  # channels of v, or of a stage's map
     sizes: tuple[int, ...] = (97, 97)
     images: int = 1
+    whole: bool = True  # False: the lines are a part of each criss-cross, see `Bridge`
 
 
 class Bridge(Protocol):
     """A backend: a module with these six functions; `ccgpu.cca`, `affinity` and `aggregate` give their formulas.
 
     Inputs are checked tensors on one device, of any strides. A result like x has the dtype and memory format of x.
+
+    `crossing` lets forward and backward compute a part of a criss-cross: the map's lines alone, of the `crossing` lines
+    that go through a position. The position itself counts 1 / crossing on each of them, so that it counts once in all
+    of them together; None: the map has all lines. In backward out and lse are then those of the whole criss-cross.
     """
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float, /) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, /, crossing: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return out (B, C, *S) like v, and lse (B, *S), contiguous, in the dtype of energies."""
 
     def backward(
-        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dlse: Tensor, scale: float, /
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        dlse: Tensor,
+        scale: float,
+        /,
+        crossing: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return dq, dk, dv like q, k, v, given the gradients of out and lse."""
 

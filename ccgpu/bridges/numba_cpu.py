@@ -60,10 +60,13 @@ def arithmetic(dtype: torch.dtype) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _plan(kernel: str, threads: int, *maps: tuple[tuple[int, ...], tuple[int, ...], torch.dtype]) -> Any:
+def _plan(
+    kernel: str, threads: int, crossing: int | None, *maps: tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
+) -> Any:
     """Return the plan of a call, for maps of these shapes, strides and dtypes."""
     layouts = [_operands().Layout(tuple(a), tuple(c.itemsize * n for n in b), NAMES[c]) for a, b, c in maps]
-    return getattr(_launch(), kernel)(*layouts, threads=threads)
+    options = {} if crossing is None else {"crossing": crossing}
+    return getattr(_launch(), kernel)(*layouts, threads=threads, **options)
 
 
 @functools.cache
@@ -72,9 +75,15 @@ def _team() -> Any:
     return importlib.import_module("ccgpu.kernels.numba_cpu.workers").team_of(torch._C.__file__)
 
 
-def _run(kernel: str, maps: tuple[Tensor, ...], numbers: tuple[int, ...], scale: float = 1.0) -> None:
+def _run(
+    kernel: str,
+    maps: tuple[Tensor, ...],
+    numbers: tuple[int, ...],
+    scale: float = 1.0,
+    crossing: int | None = None,
+) -> None:
     """Run a kernel on maps and the addresses of arrays of numbers."""
-    plan = _plan(kernel, torch.get_num_threads(), *[(x.shape, x.stride(), x.dtype) for x in maps])
+    plan = _plan(kernel, torch.get_num_threads(), crossing, *[(x.shape, x.stride(), x.dtype) for x in maps])
     plan.run([*[x.data_ptr() for x in maps], *numbers], scale, _team())
 
 
@@ -83,21 +92,29 @@ def _numbers(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype and x.is_contiguous() else x.to(dtype).contiguous()
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, crossing: int | None = None) -> tuple[Tensor, Tensor]:
     """Return out (B, C, *S) in v's dtype and layout and lse (B, *S); see `ccgpu.cca` for the formula."""
     out, lse = torch.empty_like(v), q.new_empty((q.shape[0], *q.shape[2:]), dtype=energy_dtype(q.dtype))
-    _run("forward_plan", (q, k, v, out), (lse.data_ptr(),), scale)
+    _run("forward_plan", (q, k, v, out), (lse.data_ptr(),), scale, crossing)
     return out, lse
 
 
 def backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dlse: Tensor, scale: float
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    dlse: Tensor,
+    scale: float,
+    crossing: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dq, dk, dv in the layouts of q, k, v, given the gradients of out and lse."""
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     dtype = energy_dtype(q.dtype)
     lse, dlse = _numbers(lse, dtype), _numbers(dlse, dtype)
-    _run("backward_plan", (dout, q, k, v, out, dq, dk, dv), (lse.data_ptr(), dlse.data_ptr()), scale)
+    _run("backward_plan", (dout, q, k, v, out, dq, dk, dv), (lse.data_ptr(), dlse.data_ptr()), scale, crossing)
     return dq, dk, dv
 
 

@@ -112,7 +112,7 @@ def _stream(x: Tensor) -> Iterator[Any]:
         yield _kernels().stream_of(torch.cuda.current_stream(x.device).cuda_stream)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, crossing: int | None = None) -> tuple[Tensor, Tensor]:
     """Return out (B, C, *S) in v's dtype and layout and lse (B, *S); see `ccgpu.cca` for the formula."""
     sizes, wide = tuple(q.shape[2:]), energy_dtype(q.dtype)
     out, lse = torch.empty_like(v), torch.empty((q.shape[0], *sizes), dtype=wide, device=q.device)
@@ -120,13 +120,21 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tens
         result = channels_last_result(out, wide)
         with _stream(q) as stream:
             arrays = (*_inputs(q, k, v), _lines(result.lines), _numbers(lse))
-            _kernels().launch_forward(*arrays, sizes, scale, stream=stream)
+            _kernels().launch_forward(*arrays, sizes, scale, stream=stream, crossing=crossing)
         result.finish()
     return out, lse
 
 
 def backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dlse: Tensor, scale: float
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    dlse: Tensor,
+    scale: float,
+    crossing: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dq, dk, dv in the layouts of q, k, v, given the gradients of out and lse."""
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
@@ -138,7 +146,8 @@ def backward(
             numbers = [_numbers(x) for x in (lse, dlse, delta)]
             arrays = (query, key, value, result, numbers[0], gradient, *numbers[1:])
             gradients = [_lines(x.lines) for x in results]
-            _kernels().launch_backward(*arrays, *gradients, tuple(q.shape[2:]), scale, stream=stream)
+            sizes = tuple(q.shape[2:])
+            _kernels().launch_backward(*arrays, *gradients, sizes, scale, stream=stream, crossing=crossing)
         for x in results:
             x.finish()
     return dq, dk, dv

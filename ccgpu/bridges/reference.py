@@ -17,14 +17,22 @@ def _to_numpy(x: Tensor) -> np.ndarray:
     return numpy_view(x.to(torch.float64))
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, crossing: None = None) -> tuple[Tensor, Tensor]:
     """Return `kernels.reference.forward` on torch CPU tensors, rounded to their dtype once at the end."""
     out, lse = reference.forward(_to_numpy(q), _to_numpy(k), _to_numpy(v), scale)
     return torch.empty_like(v).copy_(from_numpy(out)), from_numpy(lse).to(energy_dtype(q.dtype))
 
 
 def backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dlse: Tensor, scale: float
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    dlse: Tensor,
+    scale: float,
+    crossing: None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `kernels.reference.backward` on torch CPU tensors, rounded to their dtype once at the end."""
     gradients = reference.backward(
@@ -56,5 +64,6 @@ def aggregate_transposed(weights: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(x).copy_(from_numpy(reference.aggregate_transposed(_to_numpy(weights), _to_numpy(x))))
 
 
-def why_not(call: Call) -> None:
-    """Return None: it runs every call."""
+def why_not(call: Call) -> str | None:
+    """Return why it cannot run a call that is a part of a criss-cross, or None: it runs every other call."""
+    return None if call.whole else "it computes whole criss-crosses, and this is a part of one"

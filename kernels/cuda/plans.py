@@ -196,6 +196,7 @@ def plan(
     cuts: int | None = None,
     passes: int | None = None,
     adds: bool = False,
+    crossing: int | None = None,
 ) -> tuple[Launch, ...]:
     """Return the launches of a call, in order on one stream.
 
@@ -212,6 +213,8 @@ def plan(
         passes: through an image, each with a part of the channels, in forward. None: as many as the L2 cache asks for.
         adds: whether later phases add to results in the L2 cache, each rounded, instead of reading them: in 16 bits on
             Hopper and later. Forward then has launches for lse before the others. Off, as no GPU has measured it.
+        crossing: lines through a position, the map's among them: the position itself counts 1 / crossing on each of
+            them. None: the map has all lines.
 
     Raises:
         ValueError: the call has more than 2^31 lines or 2^26 images, an array more than 64 GiB, or `cuts` and `passes`
@@ -220,7 +223,7 @@ def plan(
     stage = kernel not in ("forward", "backward")
     held = classes(kernel, arithmetic, depth, limits)
     groups = _groups(_axes(sizes, stage, held))
-    crossing = sum(len(group) for group in groups)
+    crossing = sum(len(group) for group in groups) if crossing is None else crossing
     phases = [sum(axis.segments for axis in group) for group in groups]
     chosen = [configuration(kernel, arithmetic, max(axis.tiles for axis in group), depth, limits) for group in groups]
     if adds:

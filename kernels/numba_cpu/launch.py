@@ -87,19 +87,29 @@ def aggregate(weights: int, v: Operand, out: Operand, threads: int | None = None
 # and dlse; energies; weights, followed by 1 for the transposed sum or 0.
 
 
-def forward_plan(q: Layout, k: Layout, v: Layout, out: Layout, threads: int) -> Plan:
-    """Return the plan of `forward`."""
+def forward_plan(q: Layout, k: Layout, v: Layout, out: Layout, threads: int, *, crossing: int | None = None) -> Plan:
+    """Return the plan of `forward`; `crossing` as in `Problem`."""
     depth, channels = q.shape[1], v.shape[1]
-    return plan_of(Problem("forward", (q, k, v, out), 1, depth, channels, depth + channels, 2, threads))
+    return plan_of(Problem("forward", (q, k, v, out), 1, depth, channels, depth + channels, 2, threads, crossing))
 
 
 def backward_plan(
-    dout: Layout, q: Layout, k: Layout, v: Layout, out: Layout, dq: Layout, dk: Layout, dv: Layout, *, threads: int
+    dout: Layout,
+    q: Layout,
+    k: Layout,
+    v: Layout,
+    out: Layout,
+    dq: Layout,
+    dk: Layout,
+    dv: Layout,
+    *,
+    threads: int,
+    crossing: int | None = None,
 ) -> Plan:
-    """Return the plan of `backward`."""
+    """Return the plan of `backward`; `crossing` as in `Problem`."""
     depth, channels = q.shape[1], v.shape[1]
     maps = dout, q, k, v, out, dq, dk, dv
-    return plan_of(Problem("backward", maps, 3, depth, channels, 3 * depth + 2 * channels, 1, threads))
+    return plan_of(Problem("backward", maps, 3, depth, channels, 3 * depth + 2 * channels, 1, threads, crossing))
 
 
 def affinity_plan(q: Layout, k: Layout, threads: int) -> Plan:

@@ -52,6 +52,7 @@ class Problem(NamedTuple):
     products: int  # multiply-adds for each pair of a position and a neighbour
     states: int  # arrays (images, positions) that pass numbers from axis to axis
     threads: int  # most threads that share the work
+    crossing: int | None = None  # lines through a position, the map's among them; None: the map has all of them
 
 
 def _memory_of(kernel: str, arithmetic: Arithmetic, sizes: Sizes) -> Callable[[Axis], int]:
@@ -115,6 +116,7 @@ class Plan:
             whole=problem.kernel == "backward",
             threads=problem.threads,
             products=problem.products,
+            crossing=problem.crossing,
         )
         self._threads, self._phases, self._memory = division.threads, len(division.phases), division.memory
         state = filled_up(images * positions * size)

@@ -25,7 +25,13 @@ TOGETHER = 2**20  # elements of the images that go through all axes together, wh
 
 
 def plan_axes(
-    sizes: tuple[int, ...], images: int, itemsize: int, gathers: bool, threads: int, whole: bool
+    sizes: tuple[int, ...],
+    images: int,
+    itemsize: int,
+    gathers: bool,
+    threads: int,
+    whole: bool,
+    crossing: int | None = None,
 ) -> list[Axis]:
     """Return the axes to run, the last one first, with their lines divided into groups.
 
@@ -38,6 +44,7 @@ def plan_axes(
         gathers: whether some map has contiguous positions instead of contiguous channels.
         threads: number of threads.
         whole: whether lines must be whole; otherwise few lines are divided into parts.
+        crossing: lines through a position; None: as many as are run.
     """
     wanted = [len(sizes) - 1, *(a for a in range(len(sizes) - 1) if sizes[a] > 1)]
     axes = []
@@ -62,7 +69,7 @@ def plan_axes(
                 queries=queries,
                 # A vector or more: products write whole vectors, into the next position's channels beside less.
                 chunk=max(CHUNK_GATHERED if many else CHUNK, VECTOR_BYTES) // itemsize,
-                crossing=len(wanted),
+                crossing=len(wanted) if crossing is None else crossing,
                 first=number == 0,
                 last=number == len(wanted) - 1,
                 slot=sum(sizes[:axis]) - axis,
@@ -94,6 +101,7 @@ def divide(
     whole: bool,
     threads: int,
     products: int,
+    crossing: int | None = None,
 ) -> Division:
     """Divide a call into phases: all axes of some images at a time, each in groups of lines.
 
@@ -109,6 +117,7 @@ def divide(
         whole: whether a line may not be divided into groups.
         threads: most threads that share the work.
         products: multiply-adds for each pair of a position and a neighbour on an axis.
+        crossing: as in `plan_axes`.
     """
     pairs = sizes.positions * sum(
         extent for axis, extent in enumerate(extents) if extent > 1 or axis == len(extents) - 1
@@ -117,7 +126,7 @@ def divide(
     step = max(1, min(images, TOGETHER // (sizes.positions * max(sizes.depth, sizes.channels))))
     if max(extents[:-1], default=1) == 1:
         step = images  # a single axis: no other one will read the images again
-    axes = plan_axes(extents, step, itemsize, gathers, threads, whole)
+    axes = plan_axes(extents, step, itemsize, gathers, threads, whole, crossing)
     phases: list[Phase] = []
     for start in range(0, images, step):
         end = min(images, start + step)

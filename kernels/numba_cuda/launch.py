@@ -62,9 +62,9 @@ def as_device_array(x: Any, stream: Any = 0) -> Any:
     return cuda.as_cuda_array(x, sync=named is not None and named != int(stream))
 
 
-def _share(steps: tuple[Phase, ...]) -> float:
+def _share(steps: tuple[Phase, ...], crossing: int | None = None) -> float:
     """Return one over the number of lines through a position: the weight of the position itself on each of them."""
-    return 1.0 / sum(phase.shift == 0 for phase in steps)
+    return 1.0 / (sum(phase.shift == 0 for phase in steps) if crossing is None else crossing)
 
 
 def _run(
@@ -79,7 +79,7 @@ def _run(
 
 def launch_forward(
     q: Any, k: Any, v: Any, out: Any, lse: Any, sizes: tuple[int, ...], scale: float, *, stream: Any = 0,
-    shape: Shape | None = None,
+    shape: Shape | None = None, crossing: int | None = None,
 ) -> None:  # fmt: skip
     """Enqueue forward; see `calls.forward` for the formula.
 
@@ -90,22 +90,25 @@ def launch_forward(
         scale: factor of the energies.
         stream: stream of the launches, a Numba stream or 0.
         shape: shape of the kernels; None: `shape_for` the arrays' dtype.
+        crossing: lines through a position, the map's among them; None: the map has all of them.
     """
     shape = shape_for(q.dtype) if shape is None else shape
     steps, real = phases(sizes, shape.tile), shape.real
     if q.shape[0]:
-        arguments, numbers = (q, k, v, out, lse, q.shape[2], v.shape[2]), (real(scale), real(math.log(_share(steps))))
+        arguments = (q, k, v, out, lse, q.shape[2], v.shape[2])
+        numbers = (real(scale), real(math.log(_share(steps, crossing))))
         _run(forward_kernel(shape), shape, steps, q.shape[0], stream, arguments, numbers)
 
 
 def launch_backward(
     q: Any, k: Any, v: Any, out: Any, lse: Any, dout: Any, dlse: Any, delta: Any, dq: Any, dk: Any, dv: Any,
     sizes: tuple[int, ...], scale: float, *, stream: Any = 0, shape: Shape | None = None,
+    crossing: int | None = None,
 ) -> None:  # fmt: skip
     """Enqueue backward; see `calls.backward` for the formula.
 
     Args:
-        q, k, v, sizes, scale, stream, shape: as in `launch_forward`.
+        q, k, v, sizes, scale, stream, shape, crossing: as in `launch_forward`.
         out, dout: (B, P, C) in v's dtype.
         lse, dlse: (B, P), float32 (float64 for float64).
         delta: (B, P), in lse's dtype; written and read.
@@ -115,7 +118,7 @@ def launch_backward(
     steps, real = phases(sizes, shape.tile), shape.real
     if q.shape[0]:
         arguments = (q, k, v, out, lse, dout, dlse, delta, dq, dk, dv, q.shape[2], v.shape[2])
-        numbers = (real(scale), real(math.log(_share(steps))))
+        numbers = (real(scale), real(math.log(_share(steps, crossing))))
         _run(backward_kernel(shape), shape, steps, q.shape[0], stream, arguments, numbers)
 
 

@@ -76,16 +76,16 @@ def plan(
     depth: int,
     channels: int,
     limits: Limits,
-    **schedule: int,
+    **options: int | None,
 ) -> tuple[Launch, ...]:
     """Return a kernel's launches for a dtype, depth D and channels C, under torch's current TF32 setting.
 
-    `schedule` are those arguments of `plans.plan` that only change the order of the work, such as `lag`.
+    `options` are further arguments of `plans.plan`: `crossing`, and those that only change the order of the work.
     """
     tf32 = dtype == torch.float32 and tf32_allowed()
     arithmetic = configurations.arithmetic(NAMES[dtype], limits.capability, tf32)
     depth, channels = _padded(depth, dtype), _padded(channels, dtype)
-    return plans.plan(kernel, arithmetic, images, sizes, depth, channels, limits, **schedule)
+    return plans.plan(kernel, arithmetic, images, sizes, depth, channels, limits, **options)
 
 
 def result_like(x: Tensor) -> Result:
@@ -100,11 +100,20 @@ class Kernels:
     def __init__(self, launcher: Launcher, **schedule: int) -> None:
         self._launcher, self._schedule = launcher, schedule
 
-    def run(self, kernel: str, q: Tensor, v: Tensor, tensors: dict[str, Tensor], scale: float) -> None:
+    def run(
+        self,
+        kernel: str,
+        q: Tensor,
+        v: Tensor,
+        tensors: dict[str, Tensor],
+        scale: float,
+        crossing: int | None = None,
+    ) -> None:
         """Enqueue a kernel on the tensors; q (B, D, *S) and v (B, C, *S) give the problem's size and dtype."""
         shape, device = q.shape, q.device
         limits = self._launcher.limits(device)
-        launches = plan(kernel, q.dtype, shape[0], shape[2:], shape[1], v.shape[1], limits, **self._schedule)
+        sizes = (shape[0], shape[2:], shape[1], v.shape[1])
+        launches = plan(kernel, q.dtype, *sizes, limits, crossing=crossing, **self._schedule)
         most = max(launch.counters for launch in launches)
         counters = torch.zeros((len(launches), most), dtype=torch.int32, device=device)
         if launches[0].scratch > 0:
@@ -112,7 +121,9 @@ class Kernels:
             tensors = {**tensors, "scratch": lse.new_empty((launches[0].scratch, *lse.shape))}
         self._launcher.launch(launches, tensors, counters, scale)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, crossing: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return out (B, C, *S) in v's dtype and layout and lse (B, *S); see `ccgpu.cca` for the formula."""
         shape = q.shape
         lse = torch.empty((shape[0], *shape[2:]), dtype=energy_dtype(q.dtype), device=q.device)
@@ -120,11 +131,20 @@ class Kernels:
             return torch.empty_like(v), lse
         out = result_like(v)
         tensors = {"q": native(q), "k": native(k), "v": native(v), "out": out.memory, "lse": lse}
-        self.run("forward", q, v, tensors, scale)
+        self.run("forward", q, v, tensors, scale, crossing)
         return out.finish(), lse
 
     def backward(
-        self, dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dlse: Tensor, scale: float
+        self,
+        dout: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        dlse: Tensor,
+        scale: float,
+        crossing: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return dq, dk, dv in the layouts of q, k, v, given the gradients of out and lse."""
         if lse.numel() == 0:
@@ -143,7 +163,7 @@ class Kernels:
             "dk": dk.memory,
             "dv": dv.memory,
         }
-        self.run("backward", q, v, tensors, scale)
+        self.run("backward", q, v, tensors, scale, crossing)
         return dq.finish(), dk.finish(), dv.finish()
 
 

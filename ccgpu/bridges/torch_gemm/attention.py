@@ -99,14 +99,14 @@ class _Softmax:
         return (self._row_max + self._row_sum.log()).squeeze(-1)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, crossing: int | None = None) -> tuple[Tensor, Tensor]:
     """Return out (B, C, *S) in v's dtype and layout and lse (B, *S); see `ccgpu.cca` for the formula.
 
     Temporaries beside the results: the energies of a group of images if they fit the limits, else those of a piece; and
     a channels-last copy of q and k and of a slab of v and out if the inputs have another layout or half precision.
     """
     out = torch.empty_like(v)
-    plan = Plan(q, v)
+    plan = Plan(q, v, crossing=crossing)
     lse = torch.empty((q.shape[0], *plan.sizes), dtype=plan.wide, device=q.device)
     if out.numel() == 0:
         return out, lse
@@ -131,13 +131,21 @@ def forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tens
 
 
 def backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dlse: Tensor, scale: float
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    dlse: Tensor,
+    scale: float,
+    crossing: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return dq, dk, dv in the layouts of q, k, v, given the gradients of out and lse."""
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     if v.numel() == 0:
         return dq.zero_(), dk.zero_(), dv.zero_()
-    plan = Plan(q, v, dout)
+    plan = Plan(q, v, dout, crossing=crossing)
     slabs = plan.slabs(2)
     for images in plan.groups():
         qs, ks = (channels_last(x[images], plan.products) for x in (q, k))

@@ -113,7 +113,8 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 class Plan:
     """How one call is cut up: groups of images, pieces of energies, slabs of channels."""
 
-    def __init__(self, q: Tensor, v: Tensor, *others: Tensor) -> None:
+    def __init__(self, q: Tensor, v: Tensor, *others: Tensor, crossing: int | None = None) -> None:
+        self._crossing = crossing  # lines through a position; None: as many as the map has
         self._limits = CPU_LIMITS if q.device.type == "cpu" else OTHER_LIMITS
         self.sizes = tuple(q.shape[2:])
         self.wide = energy_dtype(q.dtype)
@@ -132,7 +133,8 @@ class Plan:
         """Return the axes to run, the last one first, without other axes of length 1: they add nothing."""
         wanted = [len(self.sizes) - 1, *(a for a in range(len(self.sizes) - 1) if self.sizes[a] > 1)]
         most = self._limits.piece // self.wide.itemsize
-        return [Axis(images.stop - images.start, self.sizes, a, len(wanted), most) for a in wanted]
+        crossing = self._crossing or len(wanted)
+        return [Axis(images.stop - images.start, self.sizes, a, crossing, most) for a in wanted]
 
     def fits(self, copies: int) -> bool:
         """Return whether `copies` arrays of one image's energies fit the cache."""
