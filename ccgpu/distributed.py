@@ -96,8 +96,8 @@ def cca(
             (`init_process_group(timeout=...)`).
 
     Both results are differentiable in q, k and v, once: second derivatives raise RuntimeError. Works under autocast and
-    within `torch.utils.checkpoint`; not under torch.func's transforms, in forward mode or under torch.compile with
-    fullgraph=True. Deterministic. A rank saves its shards of q, k, v, out and lse for backward, and nothing of the
+    within `torch.utils.checkpoint`; not under torch.func's transforms, in forward mode or in programs of
+    torch.compile. Deterministic. A rank saves its shards of q, k, v, out and lse for backward, and nothing of the
     lines that it computes for others, which are exchanged again.
 
     The B times other positions lines along the sharded axis are divided evenly among the ranks. So lines alone, S =

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch.distributed.run import get_args_parser
+
 from ccgpu.train.__main__ import main as ccgpu
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,11 +123,7 @@ class Reader:
             elif words[0] in SETTING_UP:
                 check_setting_up(words, block)
             elif words[0] == "torchrun":
-                module = ["-m", "ccgpu.train", "train"]
-                assert (words[1], words[3:6]) == ("--nproc_per_node", module), f"{block}: {command}"
-                arguments = ["--nproc_per_node", "2", *words[3:7], *self.smaller(words[6], words[7:])]
-                done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", *arguments])
-                assert done.returncode == 0, f"{block}: {command}"
+                self.torchrun(words[1:], f"{block}: {command}")
             elif words[0] == "ccgpu":
                 first = 3 if words[1] == "train" else 2  # arguments before the flags
                 arguments = self.smaller(words[first - 1], words[first:])
@@ -135,6 +133,29 @@ class Reader:
                 own = words[2].partition(".")[0] in ("kernels", "models", "train")
                 main = importlib.import_module(f"ccgpu.{words[2]}" if own else words[2]).main
                 run(main, self.smaller(words[2], words[3:]), f"{block}: {command}")
+
+    def torchrun(self, words: list[str], what: str) -> None:
+        """Start a training command or a saved script on two processes; check the flags of one for several machines.
+
+        Raises:
+            AssertionError: it fails.
+        """
+        flags = get_args_parser().parse_args(words)
+        if flags.module:
+            assert flags.training_script == "ccgpu.train", what
+            train, name, *rest = flags.training_script_args
+            assert train == "train", what
+            program = ["-m", flags.training_script, train, name, *self.smaller(name, rest)]
+        else:
+            assert Path(flags.training_script).is_file(), what
+            program = [flags.training_script, *flags.training_script_args]
+        if flags.nnodes != get_args_parser().get_default("nnodes"):
+            return
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": paths}
+        done = subprocess.run([*launcher, *program], env=environment)
+        assert done.returncode == 0, what
 
     def make(self, targets: list[str], block: Block) -> None:
         """Run the commands `ccgpu X` of a make target; of other targets only check that they exist."""

@@ -20,7 +20,7 @@ PARTS = [cell for cell in cells() if cell.values[0] not in ("reference", "torch"
 
 @pytest.mark.parametrize(("backend", "dtype", "rank"), PARTS)
 def test_parts_merge_into_the_whole(backend, dtype, rank):
-    try_examples(check, problems, backend, dtype, rank, examples=8)
+    try_examples(check, problems, backend, dtype, rank, examples=5)
 
 
 def test_the_reference_says_that_it_computes_no_parts():
