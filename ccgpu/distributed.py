@@ -120,7 +120,9 @@ def cca(
         check_inputs(q, k, v, _NAME)
         _axis(q, dim)
         return ccgpu.ops.cca(q, k, v, scale=scale, return_lse=return_lse, backend=backend)
-    problem, facts, own, device = None, dict.fromkeys(_FACTS, 0), 0, _device_of(group)
+    problem: Exception | None = None
+    facts: dict[str, Fact] = dict.fromkeys(_FACTS, 0)
+    own, device = 0, _device_of(group)
     try:
         q, k, v, facts, own, bridge = _checked(q, k, v, dim, scale, backend)
         device = q.device
@@ -137,8 +139,10 @@ def cca(
     return (out, lse) if return_lse else out
 
 
-_FACTS = ("the number of axes", "dim", "B", "D", "C", "the first local size", "the second local size")
-_FACTS += ("dtype", "scale", "backend", "requires_grad of q", "requires_grad of k", "requires_grad of v")
+_FACTS = (
+    *("the number of axes", "dim", "B", "D", "C", "the first local size", "the second local size"),
+    *("dtype", "scale", "backend", "requires_grad of q", "requires_grad of k", "requires_grad of v"),
+)
 
 
 def _device_of(group: Group) -> torch.device:
@@ -187,7 +191,7 @@ def _checked(
     others = [size for a, size in enumerate(q.shape[2:]) if a != axis] + [1, 1]
     needs = [int(torch.is_grad_enabled() and x.requires_grad) for x in (q, k, v)]
     available = [None, *names()]
-    values = [q.ndim, axis - q.ndim + 2, q.shape[0], q.shape[1], v.shape[1], *others[:2]]
+    values: list[Fact] = [q.ndim, axis - q.ndim + 2, q.shape[0], q.shape[1], v.shape[1], *others[:2]]
     values += [Choice(q.dtype, list(NAMES)), float(scale), Choice(backend, available)]
     values += [Choice(bool(need), (False, True)) for need in needs]
     return q, k, v, dict(zip(_FACTS, values, strict=True)), q.shape[2 + axis], bridge
@@ -228,7 +232,8 @@ class _Parts(NamedTuple):
             out, lse = _on_lines(self, *(self.lines.gather(x) for x in (q, k, v)))
             parts.append((self.lines.scatter(out), self.lines.scatter(lse.unsqueeze(1))))
         if self.local:
-            out, lse = self.bridge.forward(*(self.fold(x) for x in (q, k, v)), self.scale, self.crossing)
+            query, key, value = (self.fold(x) for x in (q, k, v))
+            out, lse = self.bridge.forward(query, key, value, self.scale, self.crossing)
             parts.append((self.unfold(out, q), self.unfold(lse.unsqueeze(1), q)))
         return _merged(parts, v)
 
@@ -244,9 +249,9 @@ class _Parts(NamedTuple):
                 if total is not None:
                     total.copy_(self.lines.scatter(gradient))
         if self.local:
-            maps = (self.fold(x) for x in (dout, q, k, v, out))
+            dout, q, k, v, out = (self.fold(x) for x in (dout, q, k, v, out))
             lse, dlse = (self.fold(x.unsqueeze(1)).squeeze(1) for x in (lse, dlse))
-            gradients = self.bridge.backward(*maps, lse, dlse, self.scale, self.crossing)
+            gradients = self.bridge.backward(dout, q, k, v, out, lse, dlse, self.scale, self.crossing)
             for total, gradient in zip(totals, gradients, strict=True):
                 if total is not None:
                     own = self.unfold(gradient, total)

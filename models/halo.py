@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccgpu.models.attention import CrissCrossAttention
-from ccgpu.shards import Choice, Group, OnGroup, Windows, agree, check_group
+from ccgpu.shards import Choice, Fact, Group, OnGroup, Windows, agree, check_group
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -46,7 +46,9 @@ class _Shard(torch.autograd.Function):
         return _Window.apply(gradients[0], ctx.windows), None
 
 
-def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+def _pair(value: int | tuple[int, ...] | str) -> tuple[int, int]:
+    """Return a layer's setting for both axes; `HaloConv2d` takes no padding by name."""
+    assert not isinstance(value, str)
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
@@ -100,14 +102,14 @@ def _padded_window(name: str, x: Tensor, axis: int, group: Group, slide: _Slide,
     elif x.dtype not in _DTYPES:
         problem = TypeError(f"{name}: x must be float32, bfloat16, float16 or float64, got {x.dtype}; convert it.")
     needs = torch.is_grad_enabled() and x.requires_grad
-    facts = {"dim": axis - 2, "B": 0, "C": 0, "the size that is not sharded": 0}
+    facts: dict[str, Fact] = {"dim": axis - 2, "B": 0, "C": 0, "the size that is not sharded": 0}
     own = 0
     if problem is None:
         facts |= {"B": x.shape[0], "C": x.shape[1], "the size that is not sharded": x.shape[3 - axis]}
         own = x.shape[2 + axis]
     layer = {"reach": slide.reach, "stride": slide.stride, "padding": slide.padding}
     dtype = Choice(x.dtype if problem is None else _DTYPES[0], _DTYPES)
-    known = {**facts, **layer, "dtype": dtype, "requires_grad of x": Choice(needs, (False, True))}
+    known: dict[str, Fact] = {**facts, **layer, "dtype": dtype, "requires_grad of x": Choice(needs, (False, True))}
     extents = agree(name, known, own, group, x.device, problem)
     size, windows = sum(extents), slide.windows(extents)
     for rank, (begin, end) in enumerate(windows):
@@ -170,8 +172,10 @@ class HaloConv2d(OnGroup, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Return this rank's shard of the convolution of the map."""
         axis, padding = self.axis, [*_pair(self.padding)]
-        sizes = (_pair(x)[axis] for x in (self.kernel_size, self.stride, self.padding, self.dilation))
-        slide = _Slide(*sizes)
+        kernel, stride, own, dilation = (
+            _pair(x)[axis] for x in (self.kernel_size, self.stride, self.padding, self.dilation)
+        )
+        slide = _Slide(kernel, stride, own, dilation)
         if not slide.local:
             input = _padded_window("HaloConv2d", input, axis, self.group, slide, 0.0)
             padding[axis] = 0
@@ -195,8 +199,10 @@ class HaloMaxPool2d(OnGroup, nn.MaxPool2d):
     def forward(self, input: Tensor) -> Tensor:
         """Return this rank's shard of the pooled map."""
         axis, padding = self.axis, [*_pair(self.padding)]
-        sizes = (_pair(x)[axis] for x in (self.kernel_size, self.stride, self.padding, self.dilation))
-        slide = _Slide(*sizes, self.ceil_mode)
+        kernel, stride, own, dilation = (
+            _pair(x)[axis] for x in (self.kernel_size, self.stride, self.padding, self.dilation)
+        )
+        slide = _Slide(kernel, stride, own, dilation, self.ceil_mode)
         if not slide.local:
             input = _padded_window("HaloMaxPool2d", input, axis, self.group, slide, -torch.inf)
             padding[axis] = 0

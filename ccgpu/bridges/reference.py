@@ -17,8 +17,11 @@ def _to_numpy(x: Tensor) -> np.ndarray:
     return numpy_view(x.to(torch.float64))
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, crossing: None = None) -> tuple[Tensor, Tensor]:
-    """Return `kernels.reference.forward` on torch CPU tensors, rounded to their dtype once at the end."""
+def forward(q: Tensor, k: Tensor, v: Tensor, scale: float, crossing: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return `kernels.reference.forward` on torch CPU tensors, rounded to their dtype once at the end.
+
+    crossing is None, here and in `backward`: see `why_not`.
+    """
     out, lse = reference.forward(_to_numpy(q), _to_numpy(k), _to_numpy(v), scale)
     return torch.empty_like(v).copy_(from_numpy(out)), from_numpy(lse).to(energy_dtype(q.dtype))
 
@@ -32,7 +35,7 @@ def backward(
     lse: Tensor,
     dlse: Tensor,
     scale: float,
-    crossing: None = None,
+    crossing: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `kernels.reference.backward` on torch CPU tensors, rounded to their dtype once at the end."""
     gradients = reference.backward(

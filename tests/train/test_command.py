@@ -15,7 +15,7 @@ from PIL import Image
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.checkpoint import Checkpoint
-from ccgpu.train import ade20k, camvid, cityscapes, command, evaluate, lip
+from ccgpu.train import ade20k, camvid, cityscapes, command, distributed, evaluate, lip
 from ccgpu.train.metrics import SCORES as METRICS
 from ccgpu.train.runs import setup
 from ccgpu.train.runs.settings import training as settings
@@ -212,3 +212,21 @@ def test_an_image_that_vanishes_in_a_loaders_process_is_named(
     line = told(capsys, "train")
     assert line.startswith("train: read_image: path must be an image, got no file ")
     assert line.endswith(f"put it back or name another. Then continue with ccgpu train cityscapes --resume --out {out}")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        ((0, "images"), "start at the same iteration, got 5 on rank 0 and 0 on rank 1"),
+        ((5, "others"), "train on the same images, got others on rank 1"),
+    ],
+)
+def test_processes_that_would_train_apart_are_told(monkeypatch, theirs, message):
+    monkeypatch.setattr(distributed, "gather_values", lambda own: [own, theirs])
+    with pytest.raises(ValueError, match=message):
+        command.check_same_start(5, "images")
+
+
+def test_processes_that_agree_train(monkeypatch):
+    monkeypatch.setattr(distributed, "gather_values", lambda own: [own, own])
+    command.check_same_start(5, "images")

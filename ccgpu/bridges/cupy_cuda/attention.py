@@ -112,8 +112,8 @@ class Kernels:
         """Enqueue a kernel on the tensors; q (B, D, *S) and v (B, C, *S) give the problem's size and dtype."""
         shape, device = q.shape, q.device
         limits = self._launcher.limits(device)
-        sizes = (shape[0], shape[2:], shape[1], v.shape[1])
-        launches = plan(kernel, q.dtype, *sizes, limits, crossing=crossing, **self._schedule)
+        options: dict[str, int | None] = {"crossing": crossing, **self._schedule}
+        launches = plan(kernel, q.dtype, shape[0], shape[2:], shape[1], v.shape[1], limits, **options)
         most = max(launch.counters for launch in launches)
         counters = torch.zeros((len(launches), most), dtype=torch.int32, device=device)
         if launches[0].scratch > 0:
