@@ -21,7 +21,6 @@ from ccgpu.bridges.cupy_cuda.stages import Stages
 from ccgpu.kernels.cuda import plans
 from ccgpu.kernels.cuda.configurations import ARITHMETICS
 from ccgpu.layouts import energy_dtype
-from tests.ccgpu.parts import attend_in_parts
 from tests.ccgpu.problems import Problem, attend_plainly, check_errors, expected, row_of, run, truth_in_float64
 from tests.ccgpu.stage_problems import criss_cross, plain_affinity, plain_aggregate
 from tests.cuda_on_cpu.launcher import MachineLauncher
@@ -143,12 +142,10 @@ def test_kernels_match_reference(cuda_on_cpu, rank, arithmetic, data):
     assert {launch.configuration.arithmetic for launch in launcher.launched} == {arithmetic}
 
 
-@pytest.mark.usefixtures("tf32")
-@pytest.mark.parametrize("arithmetic", ["f32", "bf16"])
-def test_parts_merge_into_the_whole(cuda_on_cpu, arithmetic):
-    problem = random_problem(DTYPE[arithmetic], 2, (17, 5), 3, 8, scale=0.3)
-    bridge = Kernels(MachineLauncher(cuda_on_cpu, limits(arithmetic)))
-    check(problem, arithmetic, attend_in_parts(problem, bridge))
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+def test_a_part_gives_the_position_itself_its_share_of_all_lines(kernel):
+    shares = [plans.plan(kernel, "f32", 1, (5,), 16, 64, H100, crossing=lines)[0].share for lines in (None, 2, 4)]
+    assert shares == [0.0, -1.0, -2.0]
 
 
 @pytest.mark.usefixtures("tf32")
