@@ -12,6 +12,7 @@ from ccgpu.version import __version__
 
 if TYPE_CHECKING:
     from ccgpu import distributed
+    from ccgpu.decomposition import decomposed, decompositions
     from ccgpu.dispatch import backends
     from ccgpu.ops import cca
     from ccgpu.stages import affinity, aggregate
@@ -22,9 +23,25 @@ _CHECKOUT = _Path(__file__).resolve().parent.parent
 if (_CHECKOUT / "setup.cfg").is_file() and (_CHECKOUT / "kernels" / "reference.py").is_file():
     __path__.append(str(_CHECKOUT))
 
-__all__ = ["__version__", "affinity", "aggregate", "backends", "cca", "distributed"]
+__all__ = [
+    "__version__",
+    "affinity",
+    "aggregate",
+    "backends",
+    "cca",
+    "decomposed",
+    "decompositions",
+    "distributed",
+]
 
-_HOMES = {"affinity": "stages", "aggregate": "stages", "backends": "dispatch", "cca": "ops"}  # name -> module
+_HOMES = {  # name -> module
+    "affinity": "stages",
+    "aggregate": "stages",
+    "backends": "dispatch",
+    "cca": "ops",
+    "decomposed": "decomposition",
+    "decompositions": "decomposition",
+}
 
 
 if not TYPE_CHECKING:  # type checkers take the imports above, and with this function would allow any name

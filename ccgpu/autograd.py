@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccgpu import autocast, flop_counts, formula
+from ccgpu import autocast, decomposition, flop_counts, formula
 from ccgpu.dispatch import choose
 from ccgpu.layouts import energy_dtype
 
@@ -232,3 +232,13 @@ def _backward_flops(dout: torch.Size, q: torch.Size, k: torch.Size, v: torch.Siz
 
 flop_counts.register([torch.ops.ccgpu.cca_forward], _forward_flops)
 flop_counts.register([torch.ops.ccgpu.cca_backward], _backward_flops)
+
+
+# Decomposition --------------------------------------------------------------------------------------------------------
+
+
+def _decomposition(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    return formula.attention(q, k, v, scale)
+
+
+decomposition.register(torch.ops.ccgpu.cca_forward.default, _decomposition, _forward_fake)

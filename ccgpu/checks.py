@@ -6,7 +6,10 @@ only, so torch.compile traces them away, and they take a microsecond or two.
 
 from __future__ import annotations
 
+import functools
 import warnings
+from collections.abc import Callable
+from typing import ParamSpec
 
 import torch
 from torch import Tensor
@@ -14,6 +17,25 @@ from torch import Tensor
 from ccgpu.autocast import computed_dtype
 from ccgpu.kernels.array_checks import type_name
 from ccgpu.layouts import NAMES
+
+P = ParamSpec("P")
+
+
+def untraced(check: Callable[P, None]) -> Callable[P, None]:
+    """Return a check that torch.jit.trace does not see: it warns of each size that is compared."""
+
+    @functools.wraps(check)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        if not torch.jit.is_tracing():
+            return check(*args, **kwargs)
+        state = torch._C._get_tracing_state()
+        torch._C._set_tracing_state(None)
+        try:
+            return check(*args, **kwargs)
+        finally:
+            torch._C._set_tracing_state(state)
+
+    return wrapper
 
 
 def shape_of(x: Tensor) -> str:
@@ -74,6 +96,7 @@ def check_device(name: str, x: Tensor, other_name: str, other: Tensor, function:
         )
 
 
+@untraced
 def check_inputs(q: Tensor, k: Tensor, v: Tensor, function: str = "cca") -> None:
     """Raise TypeError or ValueError unless q, k (B, D, *S) and v (B, C, *S) agree."""
     for name, x in (("q", q), ("k", k), ("v", v)):
@@ -112,5 +135,5 @@ def _warn_of_missing_batch(q: Tensor) -> None:
         warnings.warn(
             "cca: q, k and v of three axes are (B, D, L), lines of L positions; if they are one image's (D, H, W), add "
             "the batch axis: q[None], k[None] and v[None].",
-            stacklevel=5,  # the caller of cca
+            stacklevel=6,  # the caller of cca
         )

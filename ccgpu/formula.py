@@ -1,14 +1,20 @@
 """Criss-cross attention in differentiable torch operations, which autograd differentiates to any order.
 
 They run for second derivatives, under torch.func's transforms and in forward mode (`transforms`), and in exported
-networks: the operations of `attention` have counterparts in ONNX. All energies are in memory at once.
+networks (`decomposition`): all have counterparts in ONNX, and sizes come from the tensors alone, so that a trace holds
+for other sizes. Inputs are converted to the dtype of energies before anything else, since runtimes compute few
+operators in 16 bits. All energies are in memory at once.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ccgpu.layouts import energy_dtype
@@ -17,62 +23,80 @@ from ccgpu.layouts import energy_dtype
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Return out and lse of `ccgpu.cca`, each a differentiable function of q, k and v."""
     axes = range(q.ndim - 2)
-    wide = energy_dtype(q.dtype)
+    queries, keys, values = (_channels_last(x.to(energy_dtype(x.dtype))) for x in (q, k, v))
     energies = []
     for axis in axes:
-        lines_q, lines_k = (_lines(x, axis) for x in (q, k))
-        line = scale * lines_q @ lines_k.transpose(-1, -2)
+        line = scale * _lines(queries, axis) @ _lines(keys, axis).transpose(-1, -2)
         if axis != axes[-1]:  # the centre counts once: on the last axis
-            index = torch.arange(line.shape[-1], device=line.device)
-            line = line.masked_fill(index == index[:, None], -math.inf)
-        energies.append(line.movedim(-2, 1 + axis))
+            place, own = _places(line.shape[-1], line.device)
+            line = line.masked_fill(place == own, -math.inf)
+        energies.append(_map(line, axis))
     joint = torch.cat(energies, -1)
-    lse = torch.logsumexp(joint, -1)
-    weights = torch.exp(joint - lse.unsqueeze(-1)).split([e.shape[-1] for e in energies], -1)
-    out = torch.zeros_like(v.movedim(1, -1), dtype=wide)
-    for axis, w in zip(axes, weights, strict=True):
-        lines_v = _lines(v, axis)
-        out = out + (w.movedim(1 + axis, -2) @ lines_v).movedim(-2, 1 + axis)
-    return out.movedim(-1, 1).to(v.dtype), lse
+    weights = torch.softmax(joint, -1).split([e.shape[-1] for e in energies], -1)
+    return _sums(weights, values).to(v.dtype), torch.logsumexp(joint, -1)
 
 
 def affinity(q: Tensor, k: Tensor) -> Tensor:
     """Return the energies of `ccgpu.affinity`, a differentiable function of q and k."""
     axes = range(q.ndim - 2)
+    queries, keys = (_channels_last(x.to(energy_dtype(x.dtype))) for x in (q, k))
     energies = []
     for axis in axes:
-        lines_q, lines_k = (_lines(x, axis) for x in (q, k))
-        line = lines_q @ lines_k.transpose(-1, -2)
-        if axis != axes[-1]:
-            line = torch.take_along_dim(line, _others(line.shape[-1], line.device).expand(*line.shape[:-1], -1), -1)
-        energies.append(line.movedim(-2, 1 + axis))
-    return torch.cat(energies, -1).movedim(-1, 1)
+        line = _lines(queries, axis) @ _lines(keys, axis).transpose(-1, -2)
+        if axis != axes[-1]:  # without the query's own position: (..., N, N) -> (..., N, N - 1)
+            place, own = _places(line.shape[-1], line.device)
+            place = place[:-1]
+            others = torch.where(place < own, place, place + 1)
+            line = line.gather(-1, others.expand(*line.shape[:-1], -1))
+        energies.append(_map(line, axis))
+    return _channels_first(torch.cat(energies, -1))
 
 
 def aggregate(weights: Tensor, v: Tensor) -> Tensor:
     """Return the sums of `ccgpu.aggregate`, a differentiable function of weights and v."""
-    sizes = v.shape[2:]
     wide = energy_dtype(v.dtype)
+    sizes = v.shape[2:]
     counts = [*(size - 1 for size in sizes[:-1]), sizes[-1]]
-    out = torch.zeros_like(v.movedim(1, -1), dtype=wide)
-    for axis, w in enumerate(weights.movedim(1, -1).to(wide).split(counts, -1)):
-        lines_v = _lines(v, axis)
-        if axis != len(sizes) - 1:  # without the query's own position: (..., N, N - 1, C)
-            others = _others(sizes[axis], v.device)
-            products = w.movedim(1 + axis, -2).unsqueeze(-2) @ lines_v[..., others, :]
-            line = products.squeeze(-2)
-        else:
-            line = w.movedim(1 + axis, -2) @ lines_v
-        out = out + line.movedim(-2, 1 + axis)
-    return out.movedim(-1, 1).to(v.dtype)
+    lines = [*_channels_last(weights.to(wide)).split(counts, -1)]
+    for axis, size in enumerate(sizes[:-1]):
+        # The query's own position gets the weight 0: (..., N, N - 1) -> (..., N, N).
+        line = F.pad(_lines(lines[axis], axis), (1, 0))
+        place, own = _places(size, v.device)
+        source = torch.where(place < own, place + 1, place).masked_fill(place == own, 0)
+        lines[axis] = _map(line.gather(-1, source.expand(*line.shape[:-1], -1)), axis)
+    return _sums(lines, _channels_last(v.to(wide))).to(v.dtype)
+
+
+def _sums(weights: Sequence[Tensor], values: Tensor) -> Tensor:
+    """Return the weighted sums of values (B, *S, C) as (B, C, *S); the weights of an axis are (B, *S, N)."""
+    terms = [_map(_lines(w, axis) @ _lines(values, axis), axis) for axis, w in enumerate(weights)]
+    return _channels_first(functools.reduce(operator.add, terms))
+
+
+# The axes are counted from the first one: the exporter of TorchScript graphs mistakes negative ones in movedim.
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """(B, C, *S) -> (B, *S, C)."""
+    return x.movedim(1, x.ndim - 1)
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    """(B, *S, C) -> (B, C, *S)."""
+    return x.movedim(x.ndim - 1, 1)
 
 
 def _lines(x: Tensor, axis: int) -> Tensor:
-    """Return a map's lines along an axis (B, *other axes, N, channels), in the dtype of energies."""
-    return x.movedim(1, -1).movedim(1 + axis, -2).to(energy_dtype(x.dtype))
+    """Return a map's lines along an axis: (B, *S, C) -> (B, *other axes, N, C)."""
+    return x.movedim(1 + axis, x.ndim - 2)
 
 
-def _others(size: int, device: torch.device) -> Tensor:
-    """Return the indices of all other positions of a line, in order, for each of its positions: (size, size - 1)."""
-    index = torch.arange(size - 1, device=device).expand(size, -1)
-    return index + (index >= torch.arange(size, device=device).unsqueeze(1))
+def _map(lines: Tensor, axis: int) -> Tensor:
+    """Return lines along an axis as a map: (B, *other axes, N, C) -> (B, *S, C)."""
+    return lines.movedim(lines.ndim - 2, 1 + axis)
+
+
+def _places(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the places on a line of so many positions, as a row (N,) for keys and as a column (N, 1) for queries."""
+    place = torch.arange(size, device=device)
+    return place, place.unsqueeze(1)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from ccgpu import arrays, formula
 from ccgpu.autocast import lowered_maps
@@ -14,7 +15,7 @@ from ccgpu.autograd import run_forward  # registers torch.ops.ccgpu.cca_forward
 from ccgpu.checks import check_inputs
 from ccgpu.dispatch import check_name
 from ccgpu.kernels.array_checks import check_scale
-from ccgpu.transforms import by_formula, without_rule
+from ccgpu.transforms import by_formula, replaced
 
 
 @overload
@@ -92,9 +93,10 @@ def cca(
     Both results are differentiable in q, k and v, to any order (second and higher derivatives keep all energies).
     Backward runs on the backend that forward ran on. Saved for it: q, k, v, out, lse. Deterministic: the same bits on
     every run. Works under autocast (inputs take its dtype, float64 stays), torch.func.vmap,
-    torch.compile(fullgraph=True) and torch.export. Under torch.func's grad, jvp and the like and in forward mode plain
-    torch operations compute it, whatever the backend, and keep all energies. A NaN or infinity in an input reaches the
-    positions that attend to it, and no others.
+    torch.compile(fullgraph=True), torch.export and torch.onnx.export. Under torch.func's grad, jvp and the like and in
+    forward mode plain torch operations compute it, whatever the backend, and keep all energies; within
+    `ccgpu.decomposed` they do too. A NaN or infinity in an input reaches the positions that attend to it, and no
+    others.
 
     Arrays of other libraries are accepted as well, all three of one kind, and give out (and lse) of that kind, without
     autograd or autocast. They are read where they are and never written to; only axes in reverse, the other byte order
@@ -118,6 +120,9 @@ def cca(
         <class 'numpy.ndarray'>
     """
     if not (isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor)):
+        if has_torch_function((q, k, v)):  # a proxy of torch.fx.symbolic_trace
+            options = {"scale": scale, "return_lse": return_lse, "backend": backend}
+            return handle_torch_function(cast("Any", cca), (q, k, v), q, k, v, **options)
         kind = arrays.kind_of("cca", q=q, k=k, v=v)
         if kind is not None:
             operation = functools.partial(_attend, scale=scale, return_lse=return_lse, backend=backend, of_arrays=True)
@@ -138,7 +143,7 @@ def _attend(
     check_name(backend)
     if of_arrays and not torch.compiler.is_compiling():
         out, lse = run_forward(q, k, v, scale, backend)
-    elif without_rule(q, k, v):
+    elif replaced(q, k, v):
         out, lse = by_formula(functools.partial(formula.attention, scale=scale), lowered_maps, q, k, v)
     else:
         out, lse = torch.ops.ccgpu.cca_forward(q, k, v, scale, backend)

@@ -15,10 +15,12 @@ from ccgpu.checks import (
     check_key_shape,
     check_tensor,
     shape_of,
+    untraced,
 )
 from ccgpu.layouts import energy_dtype, positions
 
 
+@untraced
 def check_affinity(q: Tensor, k: Tensor, function: str = "affinity") -> None:
     """Raise TypeError or ValueError unless q and k are maps (B, D, *S) of one shape, dtype and device."""
     _check_map("q", q, function, "D")
@@ -28,6 +30,7 @@ def check_affinity(q: Tensor, k: Tensor, function: str = "affinity") -> None:
     check_device("k", k, "q", q, function)
 
 
+@untraced
 def check_aggregate(weights: Tensor, v: Tensor, function: str = "aggregate") -> None:
     """Raise TypeError or ValueError unless v is a map (B, C, *S) and weights (B, K, *S) fit it."""
     check_tensor("weights", weights, function)

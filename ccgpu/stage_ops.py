@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccgpu import autocast, flop_counts
+from ccgpu import autocast, decomposition, flop_counts, formula
 from ccgpu.autograd import backend_of, register_derivative, vmap_rule
 from ccgpu.dispatch import choose
 from ccgpu.layouts import empty_energies
@@ -157,3 +157,18 @@ def _flops(first: torch.Size, second: torch.Size, *args: Any, **kwargs: Any) -> 
 flop_counts.register(
     [torch.ops.ccgpu.affinity, torch.ops.ccgpu.aggregate, torch.ops.ccgpu.aggregate_transposed], _flops
 )
+
+
+# Decompositions -------------------------------------------------------------------------------------------------------
+
+
+def _affinity_decomposition(q: Tensor, k: Tensor, backend: str | None = None) -> Tensor:
+    return formula.affinity(q, k)
+
+
+def _aggregate_decomposition(weights: Tensor, v: Tensor, backend: str | None = None) -> Tensor:
+    return formula.aggregate(weights, v)
+
+
+decomposition.register(torch.ops.ccgpu.affinity.default, _affinity_decomposition, _affinity_fake)
+decomposition.register(torch.ops.ccgpu.aggregate.default, _aggregate_decomposition, _aggregate_fake)

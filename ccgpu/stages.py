@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from ccgpu import arrays, formula
 from ccgpu.autocast import lowered_maps, lowered_weights
 from ccgpu.dispatch import check_name
 from ccgpu.stage_checks import check_affinity, check_aggregate
 from ccgpu.stage_ops import run_affinity, run_aggregate  # registers torch.ops.ccgpu.affinity and its kin
-from ccgpu.transforms import by_formula, without_rule
+from ccgpu.transforms import by_formula, replaced
 
 
 @overload
@@ -48,8 +49,8 @@ def affinity(q: Any, k: Any, *, backend: str | None = None) -> Any:
         RuntimeError: the backend asked for cannot run the call.
 
     Differentiable in q and k, to any order, on the same backend. Saved for backward: q and k. Deterministic. Works
-    under autocast (q and k take its dtype, float64 stays), torch.func.vmap, torch.compile(fullgraph=True) and
-    torch.export. Arrays of other libraries are accepted and returned as in `ccgpu.cca`.
+    under autocast (q and k take its dtype, float64 stays), torch.func.vmap, torch.compile(fullgraph=True),
+    torch.export and torch.onnx.export. Arrays of other libraries are accepted and returned as in `ccgpu.cca`.
 
     `aggregate(affinity(scale * q, k).softmax(1), v)` is `cca(q, k, v, scale=scale)`, which needs no memory for the
     energies; the stages are for looking at the energies and for replacing the softmax.
@@ -68,6 +69,8 @@ def affinity(q: Any, k: Any, *, backend: str | None = None) -> Any:
         <class 'numpy.ndarray'>
     """
     if not (isinstance(q, Tensor) and isinstance(k, Tensor)):
+        if has_torch_function((q, k)):  # a proxy of torch.fx.symbolic_trace
+            return handle_torch_function(cast("Any", affinity), (q, k), q, k, backend=backend)
         kind = arrays.kind_of("affinity", q=q, k=k)
         if kind is not None:
             operation = functools.partial(_affinity, backend=backend, of_arrays=True)
@@ -118,6 +121,8 @@ def aggregate(weights: Any, v: Any, *, backend: str | None = None) -> Any:
         True
     """
     if not (isinstance(weights, Tensor) and isinstance(v, Tensor)):
+        if has_torch_function((weights, v)):
+            return handle_torch_function(cast("Any", aggregate), (weights, v), weights, v, backend=backend)
         kind = arrays.kind_of("aggregate", weights=weights, v=v)
         if kind is not None:
             operation = functools.partial(_aggregate, backend=backend, of_arrays=True)
@@ -131,7 +136,7 @@ def _affinity(q: Tensor, k: Tensor, backend: str | None, of_arrays: bool = False
     check_name(backend, "affinity")
     if of_arrays and not torch.compiler.is_compiling():
         return run_affinity(q, k, backend)
-    if without_rule(q, k):
+    if replaced(q, k):
         return by_formula(formula.affinity, lowered_maps, q, k)
     return torch.ops.ccgpu.affinity(q, k, backend)
 
@@ -142,6 +147,6 @@ def _aggregate(weights: Tensor, v: Tensor, backend: str | None, of_arrays: bool 
     check_name(backend, "aggregate")
     if of_arrays and not torch.compiler.is_compiling():
         return run_aggregate(weights, v, backend)
-    if without_rule(weights, v):
+    if replaced(weights, v):
         return by_formula(formula.aggregate, lowered_weights, weights, v)
     return torch.ops.ccgpu.aggregate(weights, v, backend)

@@ -1,11 +1,13 @@
-"""torch.func's transforms (grad, jvp, jacrev, hessian, ...) and forward mode, for which custom ops can have no rule.
+"""When the public functions compute by `formula`, in torch operations, instead of by the ops.
 
-Through an op, the transforms raise, and forward mode silently gives zeros. When they are active, the public functions
-compute by `formula` instead, in torch operations that have all rules.
+That is so under torch.func's transforms (grad, jvp, jacrev, hessian, ...) and in forward mode, for which custom ops can
+have no rule: through an op, the transforms raise, and forward mode silently gives zeros. It is so for tracers too that
+must see operators of torch: in `decomposed`, and in the ONNX exporter of TorchScript graphs.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -15,7 +17,7 @@ from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
-from ccgpu import autocast
+from ccgpu import autocast, decomposition
 
 T = TypeVar("T")
 
@@ -33,14 +35,22 @@ def _within_transform() -> bool:
 _within_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def without_rule(*tensors: Tensor) -> bool:
-    """Return whether a derivative by these tensors is being taken for which an op has no rule.
+def replaced(*tensors: Tensor) -> bool:
+    """Return whether `formula` takes the op's place in a call with these tensors."""
+    if torch.compiler.is_compiling():  # compiled code has no dual numbers of its own
+        return decomposition.active or _within_transform()
+    return decomposition.is_active() or _within_transform() or _has_tangent(tensors) or _within_onnx_trace()
 
-    Ops have rules for vmap and for autograd's backward. Compiled code has no dual numbers of its own.
-    """
-    if torch.compiler.is_compiling():
-        return _within_transform()
-    return _within_transform() or any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+
+def _has_tangent(tensors: Sequence[Tensor]) -> bool:
+    """Return whether one of these tensors is a dual number of forward mode."""
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+
+
+def _within_onnx_trace() -> bool:
+    """Return whether torch.onnx.export(dynamo=False) is tracing; with dynamo=True it has the ops' decompositions."""
+    # torch imports its exporter when that is first used.
+    return torch.jit.is_tracing() and "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
 
 
 def by_formula(function: Callable[..., T], lower: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> T:
