@@ -18,8 +18,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import ccgpu
+from ccgpu.checks import untraced
 from ccgpu.shards import Group, OnGroup
 
+NOT_SCRIPTABLE = (
+    "torch.jit.script: {} must be exported or traced, got a request to compile its source; use torch.export.export, or "
+    "torch.jit.trace within `with ccgpu.decomposed():` where a file for torch.jit.load is wanted."
+)
 # By number of position axes: the convolution to use, and the shape of x as messages write it.
 _CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _AXES = {1: "(B, C, W)", 2: "(B, C, H, W)", 3: "(B, C, T, H, W)"}
@@ -46,6 +51,22 @@ def check_position(function: str, at: Iterable[int], size: tuple[int, ...]) -> t
             f"{function}: at must be a position inside of {size}, got {position}; count from 0 along each axis."
         )
     return position
+
+
+@torch.fx.wrap  # a traced graph calls the whole check
+@untraced
+def _check_features(name: str, x: Tensor, channels: int, dims: int) -> None:
+    axes = _AXES[dims]
+    if x.ndim != dims + 2:
+        raise ValueError(
+            f"{name}: x must be {axes} for dims={dims}, got shape {tuple(x.shape)}; "
+            "add the batch axis with x.unsqueeze(0) or pass the dims that x has."
+        )
+    if x.shape[1] != channels:
+        raise ValueError(
+            f"{name}: x must have {channels} channels, axis 1 of {axes}, got shape {tuple(x.shape)}; "
+            f"build the module with in_channels={x.shape[1]} or pass other features."
+        )
 
 
 class GatedAttention(nn.Module, ABC):
@@ -125,18 +146,11 @@ class GatedAttention(nn.Module, ABC):
 
     def check_input(self, x: Tensor) -> None:
         """Raise ValueError unless x is (B, in_channels, *S) with `dims` position axes."""
-        name, axes = type(self).__name__, _AXES[self.dims]
-        if x.ndim != self.dims + 2:
-            raise ValueError(
-                f"{name}: x must be {axes} for dims={self.dims}, got shape {tuple(x.shape)}; "
-                "add the batch axis with x.unsqueeze(0) or pass the dims that x has."
-            )
-        if x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"{name}: x must have {self.in_channels} channels, axis 1 of {axes}, "
-                f"got shape {tuple(x.shape)}; "
-                f"build the module with in_channels={x.shape[1]} or pass other features."
-            )
+        _check_features(type(self).__name__, x, self.in_channels, self.dims)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Raise: torch.jit.script calls this for each module that it compiles."""
+        raise RuntimeError(NOT_SCRIPTABLE.format(type(self).__name__))
 
     def extra_repr(self) -> str:
         """Name the settings that the submodules do not show."""

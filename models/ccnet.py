@@ -16,7 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ccgpu.models.attention import RCCA, attention_map, attention_weights, check_position, require_int
+from ccgpu.checks import untraced
+from ccgpu.models.attention import (
+    NOT_SCRIPTABLE,
+    RCCA,
+    attention_map,
+    attention_weights,
+    check_position,
+    require_int,
+)
 from ccgpu.models.backbones import build_backbone
 from ccgpu.models.context import CONTEXTS
 from ccgpu.models.heads import AuxiliaryHead, CCHead, as_clips, as_frames
@@ -265,7 +273,7 @@ class CCNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | Outputs:
         """Return logits, in train mode `Outputs`; see the class for shapes."""
-        self._check_images(images)
+        _check_images(images, self.in_channels, self.dims)
         frames = images.shape[2] if self.dims == 3 else 1
         before, last = self._features(images)
         logits, embedding = self.head(last, frames)
@@ -299,7 +307,7 @@ class CCNet(nn.Module):
             TypeError: the images are not floating point, or `at` or recurrence is not ints.
             ValueError: the images have another shape, `at` lies outside them, or recurrence is below 0.
         """
-        self._check_images(images)
+        _check_images(images, self.in_channels, self.dims)
         pixel = check_position("CCNet.attention_map", at, tuple(images.shape[2:]))
         attention, features = self._attention("CCNet.attention_map", images)
         position = self.position_of(pixel, tuple(images.shape[2:]), tuple(features.shape[2:]))
@@ -329,7 +337,7 @@ class CCNet(nn.Module):
                 f"{function}: the network must have criss-cross attention, got none; "
                 'build it with context="rcca" and recurrence=1 or more.'
             )
-        self._check_images(images)
+        _check_images(images, self.in_channels, self.dims)
         with _evaluating(self), torch.no_grad():
             features = self.head.conva(self._features(images)[1])
         return self.head.cca, as_clips(features, images.shape[2]) if self.dims == 3 else features
@@ -343,22 +351,28 @@ class CCNet(nn.Module):
         full = F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=self.align_corners)
         return as_clips(full, frames) if self.dims == 3 else full
 
-    def _check_images(self, images: Tensor) -> None:
-        channels = self.in_channels
-        shape = f"(B, {channels}, H, W)" if self.dims == 2 else f"(B, {channels}, T, H, W)"
-        if images.ndim != self.dims + 2 or images.shape[1] != channels:
-            raise ValueError(
-                f"CCNet: images must be {shape} for dims={self.dims}, got shape {tuple(images.shape)}; "
-                f"add the batch axis with images.unsqueeze(0) or convert the images to {channels} channels."
-            )
-        if 0 in images.shape[2:]:
-            raise ValueError(
-                f"CCNet: images must have a pixel or more, got shape {tuple(images.shape)}; leave empty images out."
-            )
-        if not images.is_floating_point():
-            raise TypeError(
-                f"CCNet: images must be floating point, got {images.dtype}; normalise them as for the backbone."
-            )
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Raise: torch.jit.script calls this for each module that it compiles."""
+        raise RuntimeError(NOT_SCRIPTABLE.format("CCNet"))
+
+
+@torch.fx.wrap  # a traced graph calls the whole check
+@untraced
+def _check_images(images: Tensor, channels: int, dims: int) -> None:
+    shape = f"(B, {channels}, H, W)" if dims == 2 else f"(B, {channels}, T, H, W)"
+    if images.ndim != dims + 2 or images.shape[1] != channels:
+        raise ValueError(
+            f"CCNet: images must be {shape} for dims={dims}, got shape {tuple(images.shape)}; "
+            f"add the batch axis with images.unsqueeze(0) or convert the images to {channels} channels."
+        )
+    if 0 in images.shape[2:]:
+        raise ValueError(
+            f"CCNet: images must have a pixel or more, got shape {tuple(images.shape)}; leave empty images out."
+        )
+    if not images.is_floating_point():
+        raise TypeError(
+            f"CCNet: images must be floating point, got {images.dtype}; normalise them as for the backbone."
+        )
 
 
 def _per_channel(name: str, values: Sequence[float] | None, channels: int) -> tuple[float, ...]:

@@ -41,6 +41,8 @@ def right_gradients(x: Tensor) -> AbstractContextManager[object]:
 
 def derives_in_bfloat16_on_cpu(x: Tensor) -> bool:
     """Return whether bfloat16 derivatives may follow on a CPU; an exported graph holds plain convolutions."""
+    if isinstance(x, torch.fx.Proxy):
+        return False
     if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_exporting():
         return False
     return autocast.computed_dtype(x) == torch.bfloat16

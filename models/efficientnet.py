@@ -65,7 +65,7 @@ class SameConv2d(nn.Conv2d):
             if self._needs_depthwise and derives_in_bfloat16_on_cpu(input):
                 return depthwise(input, self.weight, self.dilation[0])
             return super().forward(input)
-        rows, columns = (self._surround(extent) for extent in input.shape[2:])
+        rows, columns = self._surround(input.shape[2]), self._surround(input.shape[3])
         return super().forward(F.pad(input, (*columns, *rows)))
 
     @property

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccgpu.models.attention import RCCA, GatedAttention
@@ -23,7 +24,7 @@ CLASSIFIER_STD = 0.01  # of mmsegmentation's classifiers
 
 
 class _Logits(nn.Conv2d):
-    """A convolution that runs in its weights' dtype, float32, also under autocast.
+    """A 1x1 convolution that runs in its weights' dtype, float32, also under autocast.
 
     The predicted class depends on small differences between large logits: with logits rounded to bfloat16, two and a
     half times as many pixels change their class.
@@ -31,10 +32,15 @@ class _Logits(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits in the weights' dtype; outside autocast this is a plain convolution."""
-        if not torch.is_autocast_enabled(x.device.type):  # keeps an autocast region out of exported graphs
-            return super().forward(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.to(self.weight.dtype))
+        return _convolve_in_own_dtype(x, self.weight, self.bias)
+
+
+@torch.fx.wrap  # whether autocast is on is not known while torch.fx traces
+def _convolve_in_own_dtype(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if not torch.is_autocast_enabled(x.device.type):  # keeps an autocast region out of exported graphs
+        return F.conv2d(x, weight, bias)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.conv2d(x.to(weight.dtype), weight, bias)
 
 
 def _classifier(

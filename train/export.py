@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ccgpu.formula import attention
+import ccgpu
 from ccgpu.models import checkpoint
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.image_format import ImageFormat
@@ -176,23 +176,15 @@ def describe(net: CCNet, found: checkpoint.Checkpoint, pixels: bool) -> dict[str
 
 @torch.no_grad()
 def exported_program(module: nn.Module, channels: int) -> torch.export.ExportedProgram:
-    """Return a module as a program of torch's own operators, for any number and size of images of `channels`.
-
-    The op is replaced by its formula in torch operations, `ccgpu.formula.attention`.
-    """
+    """Return a module as a program of torch's own operators, for any number and size of images of `channels`."""
     dynamic = torch.export.Dim.DYNAMIC
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ccgpu.decomposed():
         warnings.simplefilter("ignore")  # torch's warnings about its own deprecated parts
-        program = torch.export.export(
+        return torch.export.export(
             module,
             (torch.zeros(2, channels, 65, 97),),
             dynamic_shapes={"images": {0: dynamic, 2: dynamic, 3: dynamic}},
         )
-        return program.run_decompositions({torch.ops.ccgpu.cca_forward.default: _formula})
-
-
-def _formula(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str | None = None) -> tuple[Tensor, Tensor]:
-    return attention(q, k, v, scale)
 
 
 def write_onnx(module: nn.Module, path: Path, information: dict[str, Any]) -> Callable[[Tensor], Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from ccgpu import formula
 from ccgpu.models.backbones import build_backbone
 from ccgpu.train import camvid, export
 from tests.train.networks import write_network
@@ -99,7 +100,7 @@ def test_a_wrong_export_is_not_kept(
     write_network(tmp_path / "net.pt")
     target = tmp_path / "net.pt2"
     target.write_text("the former one")
-    monkeypatch.setattr(export, "_formula", lambda q, k, v, scale, backend=None: (v, q.sum(1)))
+    monkeypatch.setattr(formula, "attention", lambda q, k, v, scale: (v, q.sum(1)))
     given = ("--checkpoint", tmp_path / "net.pt", "--to", "torch-export", "--out", target)
     assert run(*given) == 2
     assert "--out must be new, got existing results" in capsys.readouterr().err
