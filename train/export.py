@@ -178,13 +178,14 @@ def describe(net: CCNet, found: checkpoint.Checkpoint, pixels: bool) -> dict[str
 def exported_program(module: nn.Module, channels: int) -> torch.export.ExportedProgram:
     """Return a module as a program of torch's own operators, for any number and size of images of `channels`."""
     dynamic = torch.export.Dim.DYNAMIC
-    with warnings.catch_warnings(), ccgpu.decomposed():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's warnings about its own deprecated parts
-        return torch.export.export(
+        program = torch.export.export(
             module,
             (torch.zeros(2, channels, 65, 97),),
             dynamic_shapes={"images": {0: dynamic, 2: dynamic, 3: dynamic}},
         )
+        return program.run_decompositions(ccgpu.decompositions())
 
 
 def write_onnx(module: nn.Module, path: Path, information: dict[str, Any]) -> Callable[[Tensor], Tensor]:
