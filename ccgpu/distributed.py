@@ -27,7 +27,7 @@ from ccgpu.dispatch import check_name, choose, names
 from ccgpu.kernels.array_checks import check_scale
 from ccgpu.layouts import NAMES, energy_dtype
 from ccgpu.shards import Choice, Fact, Group, Lines, agree, check_group
-from ccgpu.transforms import without_rule
+from ccgpu.transforms import within_export, without_rule
 
 _NAME = "distributed.cca"
 
@@ -96,9 +96,9 @@ def cca(
             (`init_process_group(timeout=...)`).
 
     Both results are differentiable in q, k and v, once: second derivatives raise RuntimeError. Works under autocast and
-    within `torch.utils.checkpoint`; not under torch.func's transforms, in forward mode or in programs of
-    torch.compile. Deterministic. A rank saves its shards of q, k, v, out and lse for backward, and nothing of the
-    lines that it computes for others, which are exchanged again.
+    within `torch.utils.checkpoint`; not under torch.func's transforms, in forward mode, in programs of torch.compile or
+    in `ccgpu.decomposed`. Deterministic. A rank saves its shards of q, k, v, out and lse for backward, and nothing of
+    the lines that it computes for others, which are exchanged again.
 
     The B times other positions lines along the sharded axis are divided evenly among the ranks. So lines alone, S =
     (L,), are divided by images: one line is computed on one rank.
@@ -184,6 +184,11 @@ def _checked(
         raise RuntimeError(
             f"{_NAME}: derivatives must be taken by backward or torch.autograd.grad, got a transform of torch.func or "
             "forward mode; these run on one rank at a time"
+        )
+    if within_export():
+        raise RuntimeError(
+            f"{_NAME}: maps must be whole where standard operators are wanted, got shards in ccgpu.decomposed() or an "
+            "export to ONNX; export the module with group=None"
         )
     if autocast.is_on(q.device.type):
         q, k, v = autocast.lowered_maps(q.device.type, q, k, v)

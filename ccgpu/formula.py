@@ -14,7 +14,6 @@ import operator
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ccgpu.layouts import energy_dtype
@@ -40,31 +39,30 @@ def affinity(q: Tensor, k: Tensor) -> Tensor:
     """Return the energies of `ccgpu.affinity`, a differentiable function of q and k."""
     axes = range(q.ndim - 2)
     queries, keys = (_channels_last(x.to(energy_dtype(x.dtype))) for x in (q, k))
-    energies = []
-    for axis in axes:
-        line = _lines(queries, axis) @ _lines(keys, axis).transpose(-1, -2)
-        if axis != axes[-1]:  # without the query's own position: (..., N, N) -> (..., N, N - 1)
-            place, own = _places(line.shape[-1], line.device)
-            place = place[:-1]
-            others = torch.where(place < own, place, place + 1)
-            line = line.gather(-1, others.expand(*line.shape[:-1], -1))
-        energies.append(_map(line, axis))
-    return _channels_first(torch.cat(energies, -1))
+    lines = [_map(_lines(queries, axis) @ _lines(keys, axis).transpose(-1, -2), axis) for axis in axes]
+    energies = torch.cat(lines, -1)
+    if len(lines) > 1:
+        sizes = q.shape[2:]
+        source = torch.arange(sum(sizes) - len(sizes) + 1, device=q.device)
+        for own in _repeated(sizes, q.device):
+            source = torch.where(source < own, source, source + 1)
+        energies = energies.gather(-1, source.expand(*energies.shape[:-1], -1))
+    return _channels_first(energies)
 
 
 def aggregate(weights: Tensor, v: Tensor) -> Tensor:
     """Return the sums of `ccgpu.aggregate`, a differentiable function of weights and v."""
     wide = energy_dtype(v.dtype)
     sizes = v.shape[2:]
-    counts = [*(size - 1 for size in sizes[:-1]), sizes[-1]]
-    lines = [*_channels_last(weights.to(wide)).split(counts, -1)]
-    for axis, size in enumerate(sizes[:-1]):
-        # The query's own position gets the weight 0: (..., N, N - 1) -> (..., N, N).
-        line = F.pad(_lines(lines[axis], axis), (1, 0))
-        place, own = _places(size, v.device)
-        source = torch.where(place < own, place + 1, place).masked_fill(place == own, 0)
-        lines[axis] = _map(line.gather(-1, source.expand(*line.shape[:-1], -1)), axis)
-    return _sums(lines, _channels_last(v.to(wide))).to(v.dtype)
+    joint = _channels_last(weights.to(wide))
+    if len(sizes) > 1:
+        place = source = torch.arange(sum(sizes), device=v.device)
+        for own in _repeated(sizes, v.device):
+            source = torch.where(place > own, source - 1, source)
+        joint = joint.gather(-1, source.expand(*joint.shape[:-1], -1))
+        for own in _repeated(sizes, v.device):
+            joint = joint.masked_fill(place == own, 0.0)
+    return _sums(joint.split([*sizes], -1), _channels_last(v.to(wide))).to(v.dtype)
 
 
 def _sums(weights: Sequence[Tensor], values: Tensor) -> Tensor:
@@ -100,3 +98,16 @@ def _places(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the places on a line of so many positions, as a row (N,) for keys and as a column (N, 1) for queries."""
     place = torch.arange(size, device=device)
     return place, place.unsqueeze(1)
+
+
+def _repeated(sizes: Sequence[int], device: torch.device) -> list[Tensor]:
+    """Return where a position is on all its lines but the last, among the sum(sizes) places of these one after another.
+
+    The result for an axis has the shape of the map with 1 for other axes, and 1 for the places. No tensor here has the
+    size N - 1, which torch.export would compare with 1, and so refuse maps with lines of two positions.
+    """
+    places = []
+    for axis, size in enumerate(sizes[:-1]):
+        place = torch.arange(size, device=device) + sum(sizes[:axis])
+        places.append(place.reshape(-1, *(1 for _ in sizes[axis:])))
+    return places

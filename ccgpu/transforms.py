@@ -37,20 +37,29 @@ _within_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def replaced(*tensors: Tensor) -> bool:
     """Return whether `formula` takes the op's place in a call with these tensors."""
-    if torch.compiler.is_compiling():  # compiled code has no dual numbers of its own
-        return decomposition.active or _within_transform()
-    return decomposition.is_active() or _within_transform() or _has_tangent(tensors) or _within_onnx_trace()
+    return within_export() or without_rule(*tensors)
 
 
-def _has_tangent(tensors: Sequence[Tensor]) -> bool:
-    """Return whether one of these tensors is a dual number of forward mode."""
-    return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+def without_rule(*tensors: Tensor) -> bool:
+    """Return whether a derivative by these tensors is being taken for which an op has no rule.
+
+    Ops have rules for vmap and for autograd's backward. Compiled code has no dual numbers of its own.
+    """
+    if torch.compiler.is_compiling():
+        return _within_transform()
+    return _within_transform() or any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
-def _within_onnx_trace() -> bool:
-    """Return whether torch.onnx.export(dynamo=False) is tracing; with dynamo=True it has the ops' decompositions."""
+def within_export() -> bool:
+    """Return whether a tracer must see operators of torch: in `decomposed`, or in torch.onnx.export(dynamo=False).
+
+    With dynamo=True the exporter has the ops' decompositions.
+    """
+    if torch.compiler.is_compiling():
+        return decomposition.active
     # torch imports its exporter when that is first used.
-    return torch.jit.is_tracing() and "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
+    within_onnx = torch.jit.is_tracing() and "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
+    return decomposition.is_active() or within_onnx
 
 
 def by_formula(function: Callable[..., T], lower: Callable[..., Sequence[Tensor]], *tensors: Tensor) -> T:

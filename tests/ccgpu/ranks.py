@@ -180,7 +180,7 @@ def subsets(rank):
 
 
 def modes(rank):
-    """Return what autocast computes, and what second derivatives, checkpoints and torch.func come to."""
+    """Return what autocast computes, and what second derivatives, checkpoints, torch.func and `decomposed` come to."""
     attend_here = functools.partial(ccgpu.distributed.cca, backend="cpu")
     (q, k, v), *_ = own(CASES["channels last"], RANKS, rank)
     with torch.autocast("cpu", torch.bfloat16):
@@ -196,6 +196,7 @@ def modes(rank):
         "checkpoint": (first.detach(), again),
         "second": error_of(lambda: torch.autograd.grad(first.sum(), q))[0],
         "func": error_of(lambda: torch.func.grad(lambda x: attend_here(x, k, v).sum())(q))[0],
+        "decomposed": error_of(lambda: ccgpu.decomposed()(attend_here)(q, k, v))[0],
         "mistakes": {name: error_of(lambda call=call: call(rank))[0] for name, call in MISTAKES.items()},
         "afterwards": attend_here(q, k, v).detach(),
         "before": out.detach(),

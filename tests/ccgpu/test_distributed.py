@@ -77,6 +77,11 @@ def test_what_is_not_differentiated_says_so(saved):
         assert "got a transform of torch.func" in rank["modes"]["func"]
 
 
+def test_standard_operators_are_refused(saved):
+    for rank in saved:
+        assert "RuntimeError: distributed.cca: maps must be whole" in rank["modes"]["decomposed"]
+
+
 FACTS = {"depth": "D", "width": "the first local size", "rank": "the number of axes", "requires_grad": "requires_grad"}
 
 

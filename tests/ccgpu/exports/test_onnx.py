@@ -68,7 +68,7 @@ slow = pytest.mark.slow
 
 def every_case() -> list[Any]:
     """Return exporter, function, number of axes and dtype; those of the slow exporter are few unless slow tests run."""
-    few = {("cca", 2), ("cca with lse", 1), ("affinity", 2), ("aggregate", 3)}
+    few = {("cca with lse", 2), ("affinity", 2), ("aggregate", 3)}
     cases = []
     for exporter in EXPORTERS:
         for name in FUNCTIONS:
@@ -92,8 +92,10 @@ def test_onnx_model_is_the_function_at_any_size(exporter: Any, name: str, axes: 
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("exporter", EXPORTERS)
-@pytest.mark.parametrize("opset", [18, 20])
+@pytest.mark.parametrize(
+    ("exporter", "opset"),
+    [(by_torch_export, 18), pytest.param(by_torch_export, 20, marks=slow), (by_torchscript, 18), (by_torchscript, 20)],
+)
 def test_onnx_opsets(exporter: Any, opset: int) -> None:
     """Also large energies, a key that nobody may attend to (-inf), and a larger map."""
     traced = draw("cca with lse", 2, (5, 7))
@@ -126,7 +128,7 @@ def test_onnx_computes_bfloat16_in_float32(exporter: Any) -> None:
     check([out.bfloat16(), lse], "cca with lse", [x.bfloat16() for x in inputs])
 
 
-@pytest.mark.parametrize("form", ["op", "decomposed"])
+@pytest.mark.parametrize("form", ["op", pytest.param("decomposed", marks=slow)])
 def test_onnx_of_an_exported_program(form: str) -> None:
     """A program with the op in it is decomposed by the exporter as well."""
     traced = draw("cca", 2, (5, 7))
