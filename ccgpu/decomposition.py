@@ -28,12 +28,14 @@ class decomposed(contextlib.ContextDecorator):
 
     Outside, they are operators of this package, which the kernels compute and which a traced program cannot do without.
     Inside, they are matrix products, a softmax and a few more operators of torch, so whatever is traced there
-    (torch.export, torch.jit.trace, make_fx, torch.compile, AOTInductor) runs without this package. `torch.onnx.export`
-    needs no `decomposed`: it decomposes by itself.
+    (torch.export, torch.jit.trace, make_fx, torch.compile) runs without this package. `torch.onnx.export` needs no
+    `decomposed`: it decomposes by itself.
 
     Values, dtypes, gradients, autocast and errors are the same; results are contiguous in an order of axes of their
     own. All energies (B, *S, H + W) are in memory at once, and on a CPU a call takes longer than the kernels do.
     A `backend` is checked and not used. Arrays of other libraries are computed by the kernels as ever.
+
+    `ccgpu.distributed.cca`, whose maps are shards, raises.
 
     The context manager is also a decorator. It may be nested, and holds for the current thread and asyncio task alone.
     Functions that torch.compile compiled outside are compiled again inside.
