@@ -29,11 +29,11 @@ def untraced(check: Callable[P, None]) -> Callable[P, None]:
         if not torch.jit.is_tracing():
             return check(*args, **kwargs)
         state = torch._C._get_tracing_state()
-        torch._C._set_tracing_state(None)
+        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
         try:
             return check(*args, **kwargs)
         finally:
-            torch._C._set_tracing_state(state)
+            torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
     return wrapper
 
