@@ -45,9 +45,9 @@ class decomposed(contextlib.ContextDecorator):
         >>> from torch.fx.experimental.proxy_tensor import make_fx
         >>> q, k, v = torch.randn(3, 1, 8, 5, 6).unbind()
         >>> with ccgpu.decomposed():
-        ...     traced = make_fx(ccgpu.cca)(q, k, v)
-        >>> {node.target.namespace for node in traced.graph.nodes if node.op == "call_function"}
-        {'aten'}
+        ...     traced = make_fx(lambda *maps: ccgpu.cca(*maps))(q, k, v)
+        >>> any("ccgpu" in str(node.target) for node in traced.graph.nodes)
+        False
         >>> torch.allclose(traced(q, k, v), ccgpu.cca(q, k, v), atol=1e-5)
         True
     """

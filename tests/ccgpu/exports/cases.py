@@ -64,13 +64,13 @@ def other_sizes(sizes: tuple[int, ...]) -> list[tuple[int, tuple[int, ...]]]:
     ]
 
 
-def check(found: Sequence[Tensor], name: str, inputs: Sequence[Tensor]) -> None:
-    """Compare what an exported function returned with the definition in NumPy float64."""
+def check(found: Sequence[Tensor], name: str, inputs: Sequence[Tensor], least: float = 1e-12) -> None:
+    """Compare what an exported function returned with the definition in NumPy float64, to `least` or the dtype's."""
     expected = Call(name, "reference")(*inputs)
     assert len(found) == len(expected)
     for value, wanted in zip(found, expected, strict=True):
         # A unit of the last place at 1 for results of 16 bits, rounding errors of sums for the others.
-        unit = max(torch.finfo(wanted.dtype).eps, 1e-5 if wanted.dtype == torch.float32 else 0, 1e-12)
+        unit = max(torch.finfo(wanted.dtype).eps, 1e-5 if wanted.dtype == torch.float32 else 0, least)
         torch.testing.assert_close(value, wanted, rtol=unit, atol=unit, equal_nan=True)
 
 

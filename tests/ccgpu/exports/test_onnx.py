@@ -86,9 +86,11 @@ def test_onnx_model_is_the_function_at_any_size(exporter: Any, name: str, axes: 
     sizes = TRACED[axes]
     traced = draw(name, 2, sizes, dtype)
     run = exporter(Call(name), traced, dynamic_axes(name, traced))
+    # The exporter of torch.export rounds the scale 0.7 to float32, an error of 2e-8.
+    least = 1e-6 if exporter is by_torch_export and name.startswith("cca") else 1e-12
     for batch, other in [(2, sizes), *other_sizes(sizes)]:
         inputs = draw(name, batch, other, dtype)
-        check(run(*inputs), name, inputs)
+        check(run(*inputs), name, inputs, least)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
