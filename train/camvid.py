@@ -138,9 +138,11 @@ DATASET = Dataset(
         # OHEM keeps 1/16 of a step's pixels at least; docs/results/camvid-recipe has a short run with and without.
         "cpu": {
             **CPU,
-            "crop": (240, 320),
-            "ohem": (0.7, 38400),
-            "iterations": 3500,
+            "crop": (180, 240),
+            "random_scale": (0.45, 1.0),
+            "short_side": 270,
+            "ohem": (0.7, 21600),
+            "iterations": 3000,
             "eval_every": 500,
             "save_every": 100,
         },

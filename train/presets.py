@@ -53,7 +53,6 @@ CPU: Mapping[str, Any] = {
     "backbone": "efficientnet-lite0",
     "head_channels": 128,
     "gamma": 1.0,
-    "random_scale": (0.6, 1.3),
     "photometric": True,
     "batch": 8,
     "optimiser": "adamw",

@@ -12,7 +12,7 @@ from benchmarks.far_context.runs import as_batch
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.context import NonLocal
 from ccgpu.train.runs.settings.training import Settings
-from ccgpu.train.scenes.discs import CLASSES, SIDE, Scene
+from ccgpu.train.scenes.discs import CLASSES, Scene
 
 IMAGES = 100
 STRIDE = 8  # pixels between two positions of the feature map
@@ -32,7 +32,7 @@ def region_of(scene: Scene, pixel: tuple[int, int, int], shape: Sequence[int]) -
     square = scene.squares[scene.owners[pixel]]
     region = np.zeros(shape, bool)
     rows, columns = (
-        slice(max(start // STRIDE - _NEAR, 0), (start + SIDE - 1) // STRIDE + 1 + _NEAR)
+        slice(max(start // STRIDE - _NEAR, 0), (start + square.side - 1) // STRIDE + 1 + _NEAR)
         for start in (square.top, square.left)
     )
     region[square.frame, rows, columns] = True

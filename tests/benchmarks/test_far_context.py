@@ -15,7 +15,7 @@ from benchmarks.far_context.search import IMAGES, attention_of, farthest_pixel, 
 from ccgpu.models.ccnet import CCNet
 from ccgpu.train.far_context import DATASET
 from ccgpu.train.runs.setup import build_network
-from ccgpu.train.scenes.discs import CLASSES, SIDE, draw_scene
+from ccgpu.train.scenes.discs import CLASSES, draw_scene
 
 SMALL = {"iterations": 2, "scenes": (6, 4), "batch": 2}
 
@@ -147,6 +147,6 @@ def test_the_farthest_pixel_and_the_region_of_its_square() -> None:
         square = scene.squares[scene.owners[pixel]]
         region = region_of(scene, pixel, (1, 16, 16))
         for y, x in zip(*np.nonzero(region[0]), strict=True):  # pixels 8 y - 7 ... 8 y + 7, and one position more
-            assert square.top - 8 - 8 <= 8 * y <= square.top + SIDE + 8 + 8
-            assert square.left - 8 - 8 <= 8 * x <= square.left + SIDE + 8 + 8
-        assert region[0, (square.top + SIDE // 2) // 8, (square.left + SIDE // 2) // 8]
+            assert square.top - 8 - 8 <= 8 * y <= square.top + square.side + 8 + 8
+            assert square.left - 8 - 8 <= 8 * x <= square.left + square.side + 8 + 8
+        assert region[0, (square.top + square.side // 2) // 8, (square.left + square.side // 2) // 8]

@@ -28,8 +28,10 @@ MARKERS: tuple[Colour, ...] = (
     *((245, 150, 60), (120, 70, 30), (130, 60, 160), (250, 170, 190)),
 )
 """Colours of the discs and of the frames of their squares; the first is grey."""
-SMALLEST = 64  # pixels per side, below which there may be no room for a disc
-SIDE, FRAME = 20, 2  # pixels of a square, and of its frame on each side
+SMALLEST = 72  # pixels per side, below which there may be no room for a disc or for squares of all markers
+_SIDE, _FRAME = 20, 2  # pixels of a square, and of its frame on each side
+# The same where discs must be matched with frames: with thinner frames no context module learnt to in 4000 steps.
+_SIDE_OF_MANY, _FRAME_OF_MANY = 24, 5
 RADII = (8, 12)  # smallest and largest radius of a disc, in pixels
 _DISCS = 8  # of an image, as far as there is room for them
 _TRIES = 40  # places that are tried for a disc
@@ -40,11 +42,22 @@ _GRAIN = 6.0  # standard deviation of the noise of a pixel, in 0..255
 
 @dataclass(frozen=True)
 class Square:
-    """A square: its frame of the clip, its upper left corner in pixels, its marker (0..7) and its class (1..4)."""
+    """A square.
+
+    Attributes:
+        frame: the frame of the clip that it lies in.
+        top, left: its upper left corner, in pixels.
+        side: its extent along height and width, in pixels.
+        border: the width of the frame around its colour, in pixels.
+        marker: 0..7, the colour of that frame.
+        label: 1..4, its class.
+    """
 
     frame: int
     top: int
     left: int
+    side: int
+    border: int
     marker: int
     label: int
 
@@ -76,7 +89,7 @@ class Scene:
         for index, square in enumerate(self.squares):
             inside = np.nonzero(self.owners == index)
             starts = (square.frame, square.top, square.left)
-            for axis, (start, extent) in enumerate(zip(starts, (1, SIDE, SIDE), strict=True)):
+            for axis, (start, extent) in enumerate(zip(starts, (1, square.side, square.side), strict=True)):
                 place = inside[axis]
                 found[axis][inside] = np.maximum(np.maximum(start - place, place - (start + extent - 1)), 0)
         return found
@@ -86,7 +99,7 @@ def draw_scene(size: tuple[int, int], generator: np.random.Generator, *, markers
     """Return a random image or clip.
 
     Args:
-        size: height and width in pixels, each 64 or more.
+        size: height and width in pixels, each 72 or more.
         generator: determines everything.
         markers: N, 1 to 8: the largest number of squares; each number from 1 to N has the same probability.
         frames: T, 1 for an image. The frame of the squares is one of them with equal probability.
@@ -105,11 +118,12 @@ def draw_scene(size: tuple[int, int], generator: np.random.Generator, *, markers
     pixels = np.repeat(generator.uniform(*_GROUND, (frames, 1, 1, 1)), size[0], 1).repeat(size[1], 2).repeat(3, 3)
     labels, owners = np.zeros((frames, *size), np.uint8), np.full((frames, *size), -1, np.int8)
     for square in squares:
-        for border, colour in ((0, MARKERS[square.marker]), (FRAME, CLASSES[square.label - 1][1])):
-            rows, columns = (slice(start + border, start + SIDE - border) for start in (square.top, square.left))
+        for border, colour in ((0, MARKERS[square.marker]), (square.border, CLASSES[square.label - 1][1])):
+            rows, columns = (slice(start + border, start + square.side - border) for start in (square.top, square.left))
             pixels[home, rows, columns] = colour
     for frame in (frame for frame in range(frames) if frames == 1 or frame != home):
-        centres = [(square.top + SIDE / 2, square.left + SIDE / 2, SIDE / 2**0.5) for square in squares]
+        half = squares[0].side / 2
+        centres = [(square.top + half, square.left + half, half * 2**0.5) for square in squares]
         for inside in _draw_discs(size, generator, centres if frame == home else []):
             owner = int(generator.integers(len(squares)))
             square = squares[owner]
@@ -124,16 +138,18 @@ def _draw_squares(
 ) -> tuple[Square, ...]:
     """Return squares of different markers, each in another cell of a grid, so that they never overlap."""
     kinds = [0] if markers == 1 else generator.permutation(markers)[: generator.integers(1, markers + 1)].tolist()
-    cells = [side // (SIDE + _GAP) for side in size]
+    side, border = (_SIDE, _FRAME) if markers == 1 else (_SIDE_OF_MANY, _FRAME_OF_MANY)
+    cells = [extent // (side + _GAP) for extent in size]
     if cells[0] * cells[1] < len(kinds):  # a small image has room for as many squares that touch each other
-        cells = [side // SIDE for side in size]
+        cells = [extent // side for extent in size]
     squares = []
     chosen = generator.choice(cells[0] * cells[1], len(kinds), replace=False)
     for marker, cell in zip(kinds, chosen, strict=True):
         bounds = zip(divmod(int(cell), cells[1]), cells, size, strict=True)
-        ranges = [(index * side // count, (index + 1) * side // count - SIDE) for index, count, side in bounds]
+        ranges = [(index * extent // count, (index + 1) * extent // count - side) for index, count, extent in bounds]
         top, left = (int(generator.integers(low, high + 1)) for low, high in ranges)
-        squares.append(Square(frame, top, left, marker, int(generator.integers(1, len(CLASSES) + 1))))
+        label = int(generator.integers(1, len(CLASSES) + 1))
+        squares.append(Square(frame, top, left, side, border, marker, label))
     return tuple(squares)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 SETTINGS_FILE = "synthetic.json"
 
-_VERSION = 1  # of the drawing code; increase it when the same seed gives other images
+_VERSION = 2  # of the drawing code; increase it when the same seed gives other images
 _LOCK = "lock"  # held while a partial folder is written
 _SMALLEST = 32  # pixels per side; in smaller images a person ahead is less than a pixel wide
 

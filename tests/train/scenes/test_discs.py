@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ccgpu.train.scenes.discs import CLASSES, FRAME, MARKERS, SIDE, Scene, draw_scene
+from ccgpu.train.scenes.discs import CLASSES, MARKERS, Scene, draw_scene
 
 KINDS = [(1, 1), (4, 1), (8, 1), (1, 3), (3, 2)]
 
@@ -44,11 +44,12 @@ def test_labels_follow_from_the_colours_of_the_image(markers: int, frames: int) 
         assert {*kinds} <= {*range(markers)}
         shown = {}
         for square in found.squares:
-            place = found.pixels[square.frame, square.top : square.top + SIDE, square.left : square.left + SIDE]
-            assert place.shape == (SIDE, SIDE, 3)
-            inner = place[FRAME:-FRAME, FRAME:-FRAME]
-            border = np.ones((SIDE, SIDE), bool)
-            border[FRAME:-FRAME, FRAME:-FRAME] = False
+            side, inside = square.side, slice(square.border, -square.border)
+            place = found.pixels[square.frame, square.top : square.top + side, square.left : square.left + side]
+            assert place.shape == (side, side, 3)
+            inner = place[inside, inside]
+            border = np.ones((side, side), bool)
+            border[inside, inside] = False
             marker, label = (
                 nearest(np.median(place[border], 0), [*MARKERS]),
                 nearest(np.median(inner, (0, 1)), [colour for _, colour in CLASSES]),
@@ -64,7 +65,7 @@ def test_labels_follow_from_the_colours_of_the_image(markers: int, frames: int) 
         assert (found.labels[on_disc] == wanted).all()
         discs += int(on_disc.sum())
         for square in found.squares:  # nothing covers a square
-            rows, columns = (slice(start, start + SIDE) for start in (square.top, square.left))
+            rows, columns = (slice(start, start + square.side) for start in (square.top, square.left))
             assert not on_disc[square.frame, rows, columns].any()
         if frames > 1:  # the squares lie in one frame, the discs in all others
             home = found.squares[0].frame
@@ -86,14 +87,14 @@ def test_all_classes_markers_and_frames_occur_alike() -> None:
 
 @pytest.mark.parametrize(("markers", "frames"), [(2, 1), (1, 3)])
 def test_offsets_are_the_least_distances_along_each_axis(markers: int, frames: int) -> None:
-    found = scene(3, markers, frames, (64, 80))
+    found = scene(3, markers, frames, (72, 80))
     offsets = found.offsets()
-    assert offsets.shape == (3, frames, 64, 80)
+    assert offsets.shape == (3, frames, 72, 80)
     assert (offsets[:, found.owners < 0] == -1).all()
     inside = [*zip(*np.nonzero(found.owners >= 0), strict=True)]
     for pixel in inside[:: max(len(inside) // 200, 1)]:
         square = found.squares[found.owners[pixel]]
-        covered = itertools.product(range(SIDE), range(SIDE))
+        covered = itertools.product(range(square.side), repeat=2)
         cells = np.array([(square.frame, square.top + y, square.left + x) for y, x in covered])
         assert offsets[(slice(None), *pixel)].tolist() == np.abs(cells - pixel).min(0).tolist()
 
@@ -101,21 +102,21 @@ def test_offsets_are_the_least_distances_along_each_axis(markers: int, frames: i
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": (63, 128)}, r"size must be \(height, width\) of 64 or more, got \(63, 128\)"),
+        ({"size": (71, 128)}, r"size must be \(height, width\) of 72 or more, got \(71, 128\)"),
         ({"markers": 0}, "markers must be 1 to 8, got 0"),
         ({"markers": 9}, "markers must be 1 to 8, got 9"),
         ({"frames": 0}, "frames must be 1 or more, got 0"),
     ],
 )
 def test_wrong_arguments_are_named(changes: dict[str, object], message: str) -> None:
-    arguments = {"size": (64, 64), "generator": np.random.default_rng(0), **changes}
+    arguments = {"size": (72, 72), "generator": np.random.default_rng(0), **changes}
     with pytest.raises(ValueError, match=f"draw_scene: {message}"):
         draw_scene(**arguments)  # type: ignore[arg-type]
 
 
 def test_the_smallest_image_has_room_for_all_squares() -> None:
     for seed in range(50):
-        squares = scene(seed, 8, 1, (64, 64)).squares
+        squares = scene(seed, 8, 1, (72, 72)).squares
         for one, other in itertools.combinations(squares, 2):
-            assert max(abs(one.top - other.top), abs(one.left - other.left)) >= SIDE
-        assert all(0 <= start <= 64 - SIDE for square in squares for start in (square.top, square.left))
+            assert max(abs(one.top - other.top), abs(one.left - other.left)) >= one.side
+        assert all(0 <= start <= 72 - square.side for square in squares for start in (square.top, square.left))
