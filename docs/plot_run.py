@@ -1,4 +1,7 @@
-"""Draw the curves of a run's metrics.jsonl: `python -m docs.plot_run RUN/metrics.jsonl OUT.svg` (needs matplotlib)."""
+"""Draw the curves of runs: `python -m docs.plot_run RUN/metrics.jsonl ... OUT.svg` (needs matplotlib).
+
+One run has a line for each of its losses and scores, several have one each: the main head's loss, and mIoU.
+"""
 
 import json
 import sys
@@ -6,22 +9,30 @@ from pathlib import Path
 
 from docs.drawing import plt, save
 
+LOSSES = {"loss": "loss", "main": "main", "auxiliary": "auxiliary"}
+SCORES = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
 
-def main(source: str, target: str) -> None:
-    """Draw two plots over the iterations: the training loss, and mIoU with pixel accuracy."""
-    records = [json.loads(line) for line in Path(source).read_text().splitlines()]
-    training = [r for r in records if r["kind"] == "training"]
-    evaluation = [r for r in records if r["kind"] == "evaluation"]
+
+def main(*paths: str) -> None:
+    """Draw two plots over the iterations, the training loss and the scores of the evaluations; the last path is OUT."""
+    *sources, target = map(Path, paths)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for name in ("loss", "main", "auxiliary"):
-        left.plot([r["iteration"] for r in training], [r[name] for r in training], label=name)
+    for source in sources:
+        records = [json.loads(line) for line in source.read_text().splitlines()]
+        for ax, kind, names, factor, mark in (
+            (left, "training", LOSSES if len(sources) == 1 else {"main": source.parent.name}, 1, "-"),
+            (right, "evaluation", SCORES if len(sources) == 1 else {"miou": source.parent.name}, 100, "o-"),
+        ):
+            found = [record for record in records if record["kind"] == kind]
+            for name, label in names.items():
+                values = [factor * record[name] for record in found]
+                ax.plot([record["iteration"] for record in found], values, mark, label=label)
     left.set(xlabel="iteration", ylabel="cross-entropy, nats", ylim=(0, None))
     left.legend()
-    for name, label in (("miou", "mIoU"), ("pixel_accuracy", "pixel accuracy")):
-        right.plot([r["iteration"] for r in evaluation], [100 * r[name] for r in evaluation], "o-", label=label)
-    right.set(xlabel="iteration", ylabel="%", xlim=(0, None), ylim=(0, 100))
+    ylabel = "%" if len(sources) == 1 else "mIoU, %"
+    right.set(xlabel="iteration", ylabel=ylabel, xlim=(0, None), ylim=(0, 100))
     right.legend()
-    save(figure, Path(target))
+    save(figure, target)
 
 
 if __name__ == "__main__":

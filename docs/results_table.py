@@ -1,6 +1,7 @@
 """Print the tables of docs/results.md that are computed from records: `python docs/results_table.py`.
 
-Each folder docs/results/camvid-contexts/NAME-sSEED is one run, with the metrics.jsonl that the command wrote. Each line
+Each folder docs/results/camvid-contexts/NAME-sSEED is one run, with the metrics.jsonl that the command wrote; so is each
+folder docs/results/camvid-cpu/NAME, with scales.jsonl, the evaluation with several scales and flipped images. Each line
 of docs/results/cost-cpu.jsonl is the cost of one context module; docs/results/cost has other sizes and whole networks.
 Each line of docs/results/far-context/runs.jsonl is one run of `python -m benchmarks.far_context`.
 `tests/test_results.py` checks that docs/results.md contains the tables printed here.
@@ -23,6 +24,8 @@ CONFIGURATIONS = {
     "nonlocal": ("non-local", "non-local, sdpa"),
     "rcca-t5": ("3D RCCA, R = 3, clips of 5", None),  # cost-cpu.jsonl holds images alone, no clips
 }
+# Folder name of the runs of `--preset cpu` -> their name in the tables.
+CPU_RUNS = {"none": "no context", "rcca-r2": "RCCA, R = 2"}
 # Modules of the table and the plot over map sizes -> their names there.
 SWEPT = {
     "RCCA R=2": "RCCA, R = 2",
@@ -105,13 +108,42 @@ def contexts_table() -> str:
 def classes_table() -> str:
     """Return each class's IoU on CamVid's test images, the mean over the seeds."""
     found = {title: last_evaluations(name) for name, (title, _) in CONFIGURATIONS.items()}
-    found = {title: runs for title, runs in found.items() if runs}
+    return iou_table({title: runs for title, runs in found.items() if runs})
+
+
+def iou_table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Return each class's IoU, the mean over each column's evaluations."""
     names = list(next(iter(found.values()))[0]["iou"])
     rows = [f"| class | {' | '.join(found)} |", "|---" * (len(found) + 1) + "|"]
     for name in names:
         means = [100 * statistics.fmean(run["iou"][name] for run in runs) for runs in found.values()]
         rows.append(f"| {name} | {' | '.join(f'{mean:.1f}' for mean in means)} |")
     return "\n".join(rows)
+
+
+def cpu_evaluations(name: str) -> list[dict[str, Any]]:
+    """Return the last evaluations of a run of `--preset cpu`: as in training, and with scales and flipped images."""
+    folder = RESULTS / "camvid-cpu" / name
+    return [lines_of(folder / file)[-1] for file in ("metrics.jsonl", "scales.jsonl")]
+
+
+def cpu_table() -> str:
+    """Return the scores of `--preset cpu` on CamVid's test images."""
+    scores = ("miou", "pixel_accuracy", "mean_accuracy")
+    rows = [
+        "| CamVid, test | mIoU % | with scales and flip | global accuracy % | with scales and flip | mean accuracy % |"
+        " with scales and flip |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, title in CPU_RUNS.items():
+        found = [f"{100 * run[score]:.1f}" for score in scores for run in cpu_evaluations(name)]
+        rows.append(f"| {title} | {' | '.join(found)} |")
+    return "\n".join(rows)
+
+
+def cpu_classes_table() -> str:
+    """Return each class's IoU of `--preset cpu` on CamVid's test images, at one scale."""
+    return iou_table({title: cpu_evaluations(name)[:1] for name, title in CPU_RUNS.items()})
 
 
 def cost_table() -> str:
@@ -258,7 +290,7 @@ def far_context_table() -> str:
 
 if __name__ == "__main__":
     tables = (
-        *(contexts_table, classes_table, cost_table, sweep_table, foresight, network_table, half_precision_table),
+        *(cpu_table, cpu_classes_table, contexts_table, classes_table, cost_table, sweep_table, foresight, network_table, half_precision_table),
         far_context_table,
     )
     print(*(table() for table in tables), sep="\n\n")
