@@ -1,8 +1,9 @@
 """Print the tables of docs/results.md that are computed from records: `python docs/results_table.py`.
 
-Each folder docs/results/camvid-contexts/NAME-sSEED is one run, with the metrics.jsonl that the command wrote; so is each
-folder docs/results/camvid-cpu/NAME, with scales.jsonl, the evaluation with several scales and flipped images. Each line
-of docs/results/cost-cpu.jsonl is the cost of one context module; docs/results/cost has other sizes and whole networks.
+Each folder docs/results/camvid-contexts/NAME-sSEED is one run, with the metrics.jsonl that the command wrote; so is
+each folder docs/results/camvid-cpu/NAME, with scales.jsonl, the evaluation with several scales and flipped images. Each
+line of docs/results/cost-cpu.jsonl is the cost of one context module; docs/results/cost has other sizes and whole
+networks.
 Each line of docs/results/far-context/runs.jsonl is one run of `python -m benchmarks.far_context`.
 `tests/test_results.py` checks that docs/results.md contains the tables printed here.
 """
@@ -289,8 +290,6 @@ def far_context_table() -> str:
 
 
 if __name__ == "__main__":
-    tables = (
-        *(cpu_table, cpu_classes_table, contexts_table, classes_table, cost_table, sweep_table, foresight, network_table, half_precision_table),
-        far_context_table,
-    )
+    tables = [cpu_table, cpu_classes_table, contexts_table, classes_table, cost_table, sweep_table, foresight]
+    tables += [network_table, half_precision_table, far_context_table]
     print(*(table() for table in tables), sep="\n\n")
