@@ -21,7 +21,7 @@ FEW = [*TINY, "--backbone", "local"]
 
 
 def test_files_hold_the_scenes_of_their_names(tmp_path: Path) -> None:
-    far_context.write_scenes(tmp_path / "scenes", {"train": 4, "val": 3}, (72, 96), 5, markers=2, frames=2)
+    far_context.write_scenes(tmp_path / "scenes", {"train": 4, "val": 3}, (64, 96), 5, markers=2, frames=2)
     train, val = (far_context.find_pairs(tmp_path / "scenes", split) for split in ("train", "val"))
     names = [f"scene{number:06d}_f{frame}" for number in (0, 1) for frame in (0, 1)]
     assert [pair.name for pair in train] == [pair.name for pair in val] == names  # val: rounded up to whole videos
@@ -42,9 +42,9 @@ def test_files_hold_the_scenes_of_their_names(tmp_path: Path) -> None:
 
 
 def test_another_variant_is_not_taken_for_the_same_images(tmp_path: Path) -> None:
-    far_context.write_scenes(tmp_path / "scenes", {"train": 1}, (72, 72), 0)
+    far_context.write_scenes(tmp_path / "scenes", {"train": 1}, (64, 64), 0)
     with pytest.raises(ValueError, match="write_synthetic: root must be empty or hold the images"):
-        far_context.write_scenes(tmp_path / "scenes", {"train": 1}, (72, 72), 0, markers=2)
+        far_context.write_scenes(tmp_path / "scenes", {"train": 1}, (64, 64), 0, markers=2)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_another_variant_is_not_taken_for_the_same_images(tmp_path: Path) -> Non
 )
 def test_the_command_trains_with_each_context_module(flags: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert far_context.main([*FEW, "--scenes-size", "72", "96", *flags, "--out", str(out)]) == 0
+    assert far_context.main([*FEW, *flags, "--out", str(out)]) == 0
     saved = json.loads((out / "settings.json").read_text())["settings"]
     assert saved["markers"] == (4 if "--markers" in flags else 1)
     colours = set()

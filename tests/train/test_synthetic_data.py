@@ -18,7 +18,7 @@ from tests.train.dataset_files import check
 MODULES = [ade20k, camvid, cityscapes, far_context, lip, voc]
 
 
-SMALL = (72, 96)
+SMALL = (64, 96)
 
 
 def name_of(module: Any) -> str:

@@ -28,7 +28,7 @@ MARKERS: tuple[Colour, ...] = (
     *((245, 150, 60), (120, 70, 30), (130, 60, 160), (250, 170, 190)),
 )
 """Colours of the discs and of the frames of their squares; the first is grey."""
-SMALLEST = 72  # pixels per side, below which there may be no room for a disc or for squares of all markers
+SMALLEST = 64  # pixels per side, below which there may be no room for a disc
 _SIDE, _FRAME = 20, 2  # pixels of a square, and of its frame on each side
 # The same where discs must be matched with frames: with thinner frames no context module learnt to in 4000 steps.
 _SIDE_OF_MANY, _FRAME_OF_MANY = 24, 5
@@ -99,7 +99,7 @@ def draw_scene(size: tuple[int, int], generator: np.random.Generator, *, markers
     """Return a random image or clip.
 
     Args:
-        size: height and width in pixels, each 72 or more.
+        size: height and width in pixels, each 64 or more, and large enough for N squares: 72 is for all N.
         generator: determines everything.
         markers: N, 1 to 8: the largest number of squares; each number from 1 to N has the same probability.
         frames: T, 1 for an image. The frame of the squares is one of them with equal probability.
@@ -111,6 +111,11 @@ def draw_scene(size: tuple[int, int], generator: np.random.Generator, *, markers
         raise ValueError(f"draw_scene: size must be (height, width) of {SMALLEST} or more, got {size}; enlarge it.")
     if not 1 <= markers <= len(MARKERS):
         raise ValueError(f"draw_scene: markers must be 1 to {len(MARKERS)}, got {markers}; choose fewer or more.")
+    side, _ = _side_and_border(markers)
+    if (size[0] // side) * (size[1] // side) < markers:
+        raise ValueError(
+            f"draw_scene: size must have room for {markers} squares of {side} pixels, got {size}; enlarge it."
+        )
     if frames < 1:
         raise ValueError(f"draw_scene: frames must be 1 or more, got {frames}; give 1 for an image.")
     home = int(generator.integers(frames))
@@ -133,12 +138,17 @@ def draw_scene(size: tuple[int, int], generator: np.random.Generator, *, markers
     return Scene(np.clip(np.rint(pixels), 0, 255).astype(np.uint8), labels, owners, squares)
 
 
+def _side_and_border(markers: int) -> tuple[int, int]:
+    """Return the side of the squares, and the width of their frames, of images with up to this many."""
+    return (_SIDE, _FRAME) if markers == 1 else (_SIDE_OF_MANY, _FRAME_OF_MANY)
+
+
 def _draw_squares(
     size: tuple[int, int], generator: np.random.Generator, markers: int, frame: int
 ) -> tuple[Square, ...]:
     """Return squares of different markers, each in another cell of a grid, so that they never overlap."""
     kinds = [0] if markers == 1 else generator.permutation(markers)[: generator.integers(1, markers + 1)].tolist()
-    side, border = (_SIDE, _FRAME) if markers == 1 else (_SIDE_OF_MANY, _FRAME_OF_MANY)
+    side, border = _side_and_border(markers)
     cells = [extent // (side + _GAP) for extent in size]
     if cells[0] * cells[1] < len(kinds):  # a small image has room for as many squares that touch each other
         cells = [extent // side for extent in size]

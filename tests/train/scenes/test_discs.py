@@ -87,9 +87,9 @@ def test_all_classes_markers_and_frames_occur_alike() -> None:
 
 @pytest.mark.parametrize(("markers", "frames"), [(2, 1), (1, 3)])
 def test_offsets_are_the_least_distances_along_each_axis(markers: int, frames: int) -> None:
-    found = scene(3, markers, frames, (72, 80))
+    found = scene(3, markers, frames, (64, 80))
     offsets = found.offsets()
-    assert offsets.shape == (3, frames, 72, 80)
+    assert offsets.shape == (3, frames, 64, 80)
     assert (offsets[:, found.owners < 0] == -1).all()
     inside = [*zip(*np.nonzero(found.owners >= 0), strict=True)]
     for pixel in inside[:: max(len(inside) // 200, 1)]:
@@ -102,14 +102,15 @@ def test_offsets_are_the_least_distances_along_each_axis(markers: int, frames: i
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": (71, 128)}, r"size must be \(height, width\) of 72 or more, got \(71, 128\)"),
+        ({"size": (63, 128)}, r"size must be \(height, width\) of 64 or more, got \(63, 128\)"),
+        ({"markers": 8}, r"size must have room for 8 squares of 24 pixels, got \(64, 64\)"),
         ({"markers": 0}, "markers must be 1 to 8, got 0"),
         ({"markers": 9}, "markers must be 1 to 8, got 9"),
         ({"frames": 0}, "frames must be 1 or more, got 0"),
     ],
 )
 def test_wrong_arguments_are_named(changes: dict[str, object], message: str) -> None:
-    arguments = {"size": (72, 72), "generator": np.random.default_rng(0), **changes}
+    arguments = {"size": (64, 64), "generator": np.random.default_rng(0), **changes}
     with pytest.raises(ValueError, match=f"draw_scene: {message}"):
         draw_scene(**arguments)  # type: ignore[arg-type]
 
