@@ -20,30 +20,17 @@ from ccgpu.shards import Choice, Fact, Group, OnGroup, Windows, agree, check_gro
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-class _Window(torch.autograd.Function):
-    """A rank's window of a map; the gradients of all windows are summed."""
+class _Exchange(torch.autograd.Function):
+    """A rank's window of a map of which it holds a shard; transposed, its shard of the sum of all ranks' windows."""
 
     @staticmethod
-    def forward(ctx: Any, shard: Tensor, windows: Windows) -> Tensor:
-        ctx.windows = windows
-        return windows.gather(shard)
+    def forward(ctx: Any, x: Tensor, windows: Windows, transposed: bool) -> Tensor:
+        ctx.windows, ctx.transposed = windows, transposed
+        return windows.scatter(x) if transposed else windows.gather(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _Shard.apply(gradients[0], ctx.windows), None
-
-
-class _Shard(torch.autograd.Function):
-    """The transpose of `_Window`."""
-
-    @staticmethod
-    def forward(ctx: Any, window: Tensor, windows: Windows) -> Tensor:
-        ctx.windows = windows
-        return windows.scatter(window)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _Window.apply(gradients[0], ctx.windows), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _Exchange.apply(gradients[0], ctx.windows, not ctx.transposed), None, None
 
 
 def _pair(value: int | tuple[int, ...] | str) -> tuple[int, int]:
@@ -121,10 +108,25 @@ def _padded_window(name: str, x: Tensor, axis: int, group: Group, slide: _Slide,
     inside = [(max(0, begin), min(size, end)) for begin, end in windows]
     inside = [(begin, end) if begin < end else (0, 0) for begin, end in inside]
     begin, end = windows[dist.get_rank(group)]
-    window = _Window.apply(x, Windows(name, 2 + axis, extents, inside, group))
+    window = _Exchange.apply(x, Windows(name, 2 + axis, extents, inside, group), False)
     before = min(max(0, -begin), end - begin)
     after = end - begin - before - window.shape[2 + axis]
     return F.pad(window, (0, 0, before, after) if axis == 0 else (before, after), value=fill)
+
+
+def _with_halo(
+    name: str, layer: HaloConv2d | HaloMaxPool2d, x: Tensor, fill: float, ceil: bool = False
+) -> tuple[Tensor, tuple[int, int]]:
+    """Return what this rank's outputs of a layer are computed from, and the padding of both axes that is left to do."""
+    axis, padding = layer.axis, [*_pair(layer.padding)]
+    kernel, stride, own, dilation = (
+        _pair(setting)[axis] for setting in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    )
+    slide = _Slide(kernel, stride, own, dilation, ceil)
+    if not slide.local:
+        x = _padded_window(name, x, axis, layer.group, slide, fill)
+        padding[axis] = 0
+    return x, (padding[0], padding[1])
 
 
 class HaloConv2d(OnGroup, nn.Conv2d):
@@ -171,15 +173,8 @@ class HaloConv2d(OnGroup, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return this rank's shard of the convolution of the map."""
-        axis, padding = self.axis, [*_pair(self.padding)]
-        kernel, stride, own, dilation = (
-            _pair(x)[axis] for x in (self.kernel_size, self.stride, self.padding, self.dilation)
-        )
-        slide = _Slide(kernel, stride, own, dilation)
-        if not slide.local:
-            input = _padded_window("HaloConv2d", input, axis, self.group, slide, 0.0)
-            padding[axis] = 0
-        return F.conv2d(input, self.weight, self.bias, self.stride, tuple(padding), self.dilation, self.groups)
+        input, padding = _with_halo("HaloConv2d", self, input, 0.0)
+        return F.conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
 class HaloMaxPool2d(OnGroup, nn.MaxPool2d):
@@ -198,15 +193,8 @@ class HaloMaxPool2d(OnGroup, nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return this rank's shard of the pooled map."""
-        axis, padding = self.axis, [*_pair(self.padding)]
-        kernel, stride, own, dilation = (
-            _pair(x)[axis] for x in (self.kernel_size, self.stride, self.padding, self.dilation)
-        )
-        slide = _Slide(kernel, stride, own, dilation, self.ceil_mode)
-        if not slide.local:
-            input = _padded_window("HaloMaxPool2d", input, axis, self.group, slide, -torch.inf)
-            padding[axis] = 0
-        return F.max_pool2d(input, self.kernel_size, self.stride, tuple(padding), self.dilation, self.ceil_mode)
+        input, padding = _with_halo("HaloMaxPool2d", self, input, -torch.inf, self.ceil_mode)
+        return F.max_pool2d(input, self.kernel_size, self.stride, padding, self.dilation, self.ceil_mode)
 
 
 def convert_to_shards(net: nn.Module, group: Group, dim: int = -2) -> nn.Module:
