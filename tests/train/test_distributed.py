@@ -1,9 +1,4 @@
-import os
-import socket
-import subprocess
-import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +9,7 @@ from ccgpu.train import distributed
 from ccgpu.train.distributed import GlobalBatchNorm2d, GlobalDropout2d, convert_for_global_batch
 from ccgpu.train.loss.consistency import FORMS
 from ccgpu.train.loss.criterion import Criterion
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.processes import alone, environments, run_together
 
 # The program of one process with the global batch and of two processes with a share each. Every process saves the sums
 # over the shares and the values that must be equal on all processes.
@@ -222,19 +216,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("processes")
     script = folder / "program.py"
     script.write_text(textwrap.dedent(PROGRAM))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    alone = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    pair = {**alone, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    environments = [alone, {**pair, "RANK": "0"}, {**pair, "RANK": "1"}]
-    running = [
-        subprocess.Popen([sys.executable, str(script), str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
-        for environment in environments
-    ]
-    for process in running:
-        errors = process.communicate(timeout=240)[1]
-        assert process.returncode == 0, errors
+    for status, errors in run_together([str(script), str(folder)], [alone(), *environments(2)]):
+        assert status == 0, errors
     return {path.stem: torch.load(path) for path in folder.glob("*.pt")}
 
 
