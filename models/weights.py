@@ -319,6 +319,16 @@ def for_channels(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor], i
     }
 
 
+def for_dims(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict with 1x1 kernels as 1x1x1 ones, or the reverse, where a network for clips differs in them."""
+    return {
+        name: value.reshape(expected[name].shape)
+        if name in expected and value.ndim != expected[name].ndim and value.numel() == expected[name].numel()
+        else value
+        for name, value in loaded.items()
+    }
+
+
 def differences(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     """Return a line for each entry of `loaded` or `expected` that is missing, surplus, or of another shape or kind.
 

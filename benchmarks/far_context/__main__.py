@@ -55,9 +55,10 @@ def saved(settings: Settings) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def run(settings: Settings, scenes: Scenes) -> dict[str, Any]:
-    """Train and evaluate, and return what is recorded."""
-    net, cost = train(settings, scenes)
+def run(settings: Settings, scenes: Scenes, first: Settings | None) -> dict[str, Any]:
+    """Train and evaluate, and return what is recorded; training starts from a network of the settings `first`."""
+    start = None if first is None else train(first, Scenes.draw(first))[0].state_dict()
+    net, cost = train(settings, scenes, start)
     return {**evaluate(net, settings, scenes.evaluate), **cost, "attention": search(net, settings, scenes.evaluate)}
 
 
@@ -113,13 +114,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             scenes: Scenes | None = None
             for context in flags.contexts:
                 settings = settings_of(variant, context, seed, **changes)
-                key = (variant, context, seed, saved(settings))
+                before = VARIANTS[variant].first
+                first = None if before is None else settings_of(before, context, seed, **changes)
+                key = (variant, context, seed, saved(settings) | ({} if first is None else {"first": saved(first)}))
                 if key in done or (variant, context) in LEFT_OUT:
                     continue
                 scenes = Scenes.draw(settings) if scenes is None else scenes
                 record = {
                     **dict(zip(("variant", "context", "seed", "settings"), key, strict=True)),
-                    **run(settings, scenes),
+                    **run(settings, scenes, first),
                     "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                     **circumstances,
                 }

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.far_context.__main__ import main
-from benchmarks.far_context.runs import DISTANCES, OFFSETS, Scenes, evaluate, settings_of
+from benchmarks.far_context.runs import DISTANCES, OFFSETS, Scenes, evaluate, settings_of, train
 from benchmarks.far_context.search import IMAGES, attention_of, farthest_pixel, region_of, search
 from ccgpu.models.ccnet import CCNet
 from ccgpu.train.far_context import DATASET
@@ -79,6 +79,18 @@ def test_seeds_change_the_training_images_and_not_those_of_the_evaluation() -> N
     assert all((one.pixels != two.pixels).any() for one, two in zip(first.train, other.train, strict=True))
     assert all((one.pixels == two.pixels).all() for one, two in zip(first.evaluate, other.evaluate, strict=True))
     assert all((one.pixels != two.pixels).any() for one in first.train for two in first.evaluate)
+
+
+def test_a_network_for_clips_starts_from_one_for_images() -> None:
+    images = settings_of("one-square", "rcca-r3", 0, **SMALL)
+    clips = settings_of("clips", "rcca-r3", 0, **{**SMALL, "lr": 1e-9})
+    start = train(images, Scenes.draw(images))[0]
+    with torch.no_grad():
+        start.head.cca.value_conv.weight += 1  # type: ignore[union-attr]
+    found, _ = train(clips, Scenes.draw(clips), start.state_dict())
+    assert found.dims == 3
+    for one, other in zip(start.parameters(), found.parameters(), strict=True):
+        torch.testing.assert_close(other.reshape(one.shape), one, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

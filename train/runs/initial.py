@@ -19,7 +19,7 @@ from ccgpu.models.checkpoint_keys import LAST
 from ccgpu.models.classifier import CLASSIFIERS
 from ccgpu.models.labels import Labels
 from ccgpu.models.published import AUTHORS_MEAN, RESNET
-from ccgpu.models.weights import differences, for_channels
+from ccgpu.models.weights import differences, for_channels, for_dims
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.runs.checkpoints import BEST, PREVIOUS
 from ccgpu.train.runs.flags import flag
@@ -158,7 +158,7 @@ def start_from(net: CCNet, initial: Initial, labels: Labels) -> list[str]:
         )
     changed, kept, drawn = checkpoint.with_classes(found, labels.names, labels.num_classes)
     own = net.state_dict()
-    weights = _for_dims(for_channels(changed.weights, own, net.in_channels), own)
+    weights = for_dims(for_channels(changed.weights, own, net.in_channels), own)
     said = [f"starting from {path}: {found.source}", *_classes_said(found, labels, kept, drawn)]
     for name in (f"{classifier}.{entry}" for classifier in CLASSIFIERS for entry in ("weight", "bias")):
         if name in weights and name in own and weights[name].shape == own[name].shape:
@@ -184,16 +184,6 @@ def start_from(net: CCNet, initial: Initial, labels: Labels) -> list[str]:
         )
     net.load_state_dict({**own, **weights})
     return [*said, *(f"note: {note}" for note in found.notes)]
-
-
-def _for_dims(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state dict with 1x1 kernels as 1x1x1 ones, or the reverse, where a network for clips differs in them."""
-    return {
-        name: value.reshape(own[name].shape)
-        if name in own and value.ndim != own[name].ndim and value.numel() == own[name].numel()
-        else value
-        for name, value in weights.items()
-    }
 
 
 def _with_own_rows(values: Tensor, own: Tensor, rows: Sequence[int]) -> Tensor:
