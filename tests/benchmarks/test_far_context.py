@@ -57,7 +57,7 @@ def test_accuracy_is_counted_by_distance_and_by_criss_cross() -> None:
             logits[:, 1] = 1
             return logits
 
-    found = evaluate(Constant(), settings, scenes)  # type: ignore[arg-type]
+    found = evaluate(Constant(), settings, scenes)
     pixels = np.zeros((len(OFFSETS), len(DISTANCES)), int)
     right = pixels.copy()
     for scene in scenes:
@@ -86,7 +86,7 @@ def test_a_network_for_clips_starts_from_one_for_images() -> None:
     clips = settings_of("clips", "rcca-r3", 0, **{**SMALL, "lr": 1e-9})
     start = train(images, Scenes.draw(images))[0]
     with torch.no_grad():
-        start.head.cca.value_conv.weight += 1  # type: ignore[union-attr]
+        start.head.cca.value_conv.weight += 1
     found, _ = train(clips, Scenes.draw(clips), start.state_dict())
     assert found.dims == 3
     for one, other in zip(start.parameters(), found.parameters(), strict=True):
