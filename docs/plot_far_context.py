@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from benchmarks.far_context.runs import DISTANCES, EVALUATE, EVALUATED_SEED, OFFSETS, settings_of
-from benchmarks.far_context.search import farthest_pixel
+from benchmarks.far_context.search import STRIDE, farthest_pixel
 from ccgpu.train.scenes.discs import draw_scene
 from docs.drawing import plt, save
 from docs.results_table import CONTEXTS, RESULTS, VARIANTS, far_context_runs
@@ -18,7 +19,6 @@ TARGET = RESULTS / "far-context"
 CHANCE = 0.25
 COLOURS = {context: f"C{place}" for place, context in enumerate(CONTEXTS)}
 LEAST = 500  # pixels of all runs' images below which a range of distances says little
-MAPS = ("rcca-r1", "rcca-r2", "nonlocal")
 
 
 def draw_accuracy() -> None:
@@ -74,33 +74,47 @@ def draw_distances() -> None:
     save(figure, TARGET / "distance.svg")
 
 
-def draw_maps() -> None:
-    """Draw the first image of the evaluation, a pixel of a disc in it, and what the pixel attends to."""
+def draw_maps(variant: str, contexts: Sequence[str], target: str) -> None:
+    """Draw the first image or clip of the evaluation, a pixel of a disc in it, and what the pixel attends to.
+
+    A row for each frame, a column for each context module. The maps are those of the first seed.
+    """
     runs = far_context_runs()
-    found = {context: runs["one-square", context][0] for context in MAPS if ("one-square", context) in runs}
-    size = settings_of("one-square", "none", 0).scenes_size
-    scene = draw_scene(size, np.random.default_rng((EVALUATED_SEED, EVALUATE, 0)))
-    _, y, x = farthest_pixel(scene)
-    figure, axes = plt.subplots(1, len(found) + 1, figsize=(2.4 * (len(found) + 1), 2.6), layout="constrained")
-    axes[0].imshow(scene.pixels[0])
-    axes[0].set_title("an image, a pixel of a disc", fontsize=9, loc="left")
-    for ax, (context, run) in zip(axes[1:], found.items(), strict=True):
-        weights = np.array(run["attention"]["example"][0])
-        ax.imshow(scene.pixels[0])
-        ax.imshow(weights, extent=(-0.5, size[1] - 0.5, size[0] - 0.5, -0.5), cmap="inferno", alpha=0.8)
+    found = {context: runs[variant, context][0] for context in contexts if (variant, context) in runs}
+    settings = settings_of(variant, "none", 0)
+    rng = np.random.default_rng((EVALUATED_SEED, EVALUATE, 0))
+    scene = draw_scene(settings.scenes_size, rng, markers=settings.markers, frames=settings.clip)
+    frame, y, x = farthest_pixel(scene)
+    figure, axes = plt.subplots(
+        *(settings.clip, len(found) + 1),
+        figsize=(2.4 * (len(found) + 1), 2.4 * settings.clip + 0.2),
+        layout="constrained",
+        squeeze=False,
+    )
+    axes[0, 0].set_title(f"{'an image' if settings.clip == 1 else 'a clip'}, a pixel of a disc", fontsize=9, loc="left")
+    for ax, pixels in zip(axes[:, 0], scene.pixels, strict=True):
+        ax.imshow(pixels, interpolation="none")
+    for column, (context, run) in zip(axes.T[1:], found.items(), strict=True):
         count, images = run["attention"]["found"], run["attention"]["images"]
-        ax.set_title(f"{CONTEXTS[context]}: finds {count} of {images}", fontsize=9, loc="left")
-    for ax in axes:
+        column[0].set_title(f"{CONTEXTS[context]}: finds {count} of {images}", fontsize=9, loc="left")
+        weights = np.array(run["attention"]["example"])
+        for ax, pixels, values in zip(column, scene.pixels, weights / weights.max(), strict=True):
+            # Blended here, an image needs half the bytes that two on top of each other need.
+            colours = plt.get_cmap("inferno")(values)[..., :3].repeat(STRIDE, 0).repeat(STRIDE, 1)
+            ax.imshow(0.7 * colours + 0.3 * pixels / 255, interpolation="none")
+    for ax in axes[frame]:
         ax.plot([x], [y], "x", color="#00e5ff", markersize=7)
+    for ax in axes.flat:
         ax.axis("off")
-    save(figure, TARGET / "attention.svg")
+    save(figure, TARGET / target)
 
 
 def main() -> None:
     """Draw all plots."""
     draw_accuracy()
     draw_distances()
-    draw_maps()
+    draw_maps("one-square", ("rcca-r1", "rcca-r2", "nonlocal"), "attention.svg")
+    draw_maps("clips", ("rcca-r1", "rcca-r2", "rcca-r3"), "attention-clips.svg")
 
 
 if __name__ == "__main__":
