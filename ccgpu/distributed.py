@@ -26,7 +26,7 @@ from ccgpu.checks import check_inputs
 from ccgpu.dispatch import check_name, choose, names
 from ccgpu.kernels.array_checks import check_scale
 from ccgpu.layouts import NAMES, energy_dtype
-from ccgpu.shards import Choice, Fact, Group, Lines, agree, check_group
+from ccgpu.shards import Choice, Fact, Group, Lines, agree, check_group, exchange_device, exchangeable
 from ccgpu.transforms import within_export, without_rule
 
 _NAME = "distributed.cca"
@@ -96,9 +96,9 @@ def cca(
             (`init_process_group(timeout=...)`).
 
     Both results are differentiable in q, k and v, once: second derivatives raise RuntimeError. Works under autocast and
-    within `torch.utils.checkpoint`; not under torch.func's transforms, in forward mode, in programs of torch.compile or
-    in `ccgpu.decomposed`. Deterministic. A rank saves its shards of q, k, v, out and lse for backward, and nothing of
-    the lines that it computes for others, which are exchanged again.
+    within `torch.utils.checkpoint`; not under torch.func's transforms, in forward mode or in `ccgpu.decomposed`;
+    torch.compile leaves it out of its graphs. Deterministic. A rank saves its shards of q, k, v, out and lse for
+    backward, and nothing of the lines that it computes for others, which are exchanged again.
 
     The B times other positions lines along the sharded axis are divided evenly among the ranks. So lines alone, S =
     (L,), are divided by images: one line is computed on one rank.
@@ -122,7 +122,7 @@ def cca(
         return ccgpu.ops.cca(q, k, v, scale=scale, return_lse=return_lse, backend=backend)
     problem: Exception | None = None
     facts: dict[str, Fact] = dict.fromkeys(_FACTS, 0)
-    own, device = 0, _device_of(group)
+    own, device = 0, exchange_device(group)
     try:
         q, k, v, facts, own, bridge = _checked(q, k, v, dim, scale, backend)
         device = q.device
@@ -143,11 +143,6 @@ _FACTS = (
     *("the number of axes", "dim", "B", "D", "C", "the first local size", "the second local size"),
     *("dtype", "scale", "backend", "requires_grad of q", "requires_grad of k", "requires_grad of v"),
 )
-
-
-def _device_of(group: Group) -> torch.device:
-    """Return the device on which a group exchanges tensors, for a rank whose own tensors do not say."""
-    return torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
 
 
 def _axis(q: Tensor, dim: int) -> int:
@@ -177,6 +172,11 @@ def _checked(
         TypeError, ValueError, RuntimeError: as `cca` does.
     """
     check_inputs(q, k, v, _NAME)
+    if not all(exchangeable(x) for x in (q, k, v)):
+        raise ValueError(
+            f"{_NAME}: q, k and v must be dense tensors on a CPU or CUDA device, got {q.layout} on {q.device}; ranks "
+            "exchange their values"
+        )
     scale = check_scale(scale, _NAME)
     check_name(backend, _NAME)
     axis = _axis(q, dim)

@@ -26,14 +26,14 @@ Group = Any
 class _Held:
     """Holds a group, which belongs to this process: copies share it, and files do not hold it."""
 
-    def __init__(self, group: Group) -> None:
-        self.group = group
+    def __init__(self, group: Group, lost: bool = False) -> None:
+        self.group, self.lost = group, lost
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Held:
         return self
 
-    def __reduce__(self) -> tuple[type[_Held], tuple[None]]:
-        return _Held, (None,)
+    def __reduce__(self) -> tuple[type[_Held], tuple[None, bool]]:
+        return _Held, (None, self.group is not None or self.lost)
 
 
 class OnGroup:
@@ -43,12 +43,22 @@ class OnGroup:
 
     @property
     def group(self) -> Group:
-        """The process group over which the maps are sharded."""
+        """The process group over which the maps are sharded; RuntimeError where a file has lost it."""
+        if self._held.lost:
+            raise RuntimeError(
+                f"{type(self).__name__}: group must be set again after the module comes from a file, which holds none; "
+                "call convert_to_shards(net, group), or set module.group"
+            )
         return self._held.group
 
     @group.setter
     def group(self, group: Group) -> None:
         self._held = _Held(group)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the module has a group, or had one before it came from a file."""
+        return self._held.lost or self._held.group is not None
 
 
 class Choice(NamedTuple):
@@ -73,6 +83,22 @@ def check_group(function: str, group: Group) -> None:
             f"{function}: group must hold this process, rank {dist.get_rank()}, got a group without it; "
             "call the function on the ranks of the group alone"
         )
+
+
+def exchange_device(group: Group) -> torch.device:
+    """Return the device on which a group exchanges tensors, for a rank whose own tensors do not say."""
+    return torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
+
+
+def exchangeable(x: Tensor) -> bool:
+    """Return whether a tensor has values that ranks can exchange."""
+    return x.device.type in ("cpu", "cuda") and x.layout is torch.strided
+
+
+def fail(function: str, group: Group, problem: Exception) -> None:
+    """Raise `problem`, and RuntimeError on the other ranks, whichever function they call next."""
+    check_group(function, group)
+    agree(function, {}, 0, group, exchange_device(group), problem)
 
 
 def agree(

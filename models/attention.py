@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import ccgpu
 from ccgpu.checks import untraced
-from ccgpu.shards import Group, OnGroup
+from ccgpu.shards import Group, OnGroup, fail
 
 NOT_SCRIPTABLE = (
     "torch.jit.script: {} must be exported or traced, got a request to compile its source; use torch.export.export, or "
@@ -226,6 +226,15 @@ class CrissCrossAttention(OnGroup, GatedAttention):
         self.backend = backend
         self.group, self.sharded_dim = group, sharded_dim
 
+    def check_input(self, x: Tensor) -> None:
+        """Raise ValueError unless x is (B, in_channels, *S) with `dims` position axes; of shards, on all ranks."""
+        if self.group is None:
+            return super().check_input(x)
+        try:
+            super().check_input(x)
+        except ValueError as error:
+            fail(type(self).__name__, self.group, error)
+
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return ccgpu.cca(q, k, v); of shards, ccgpu.distributed.cca(q, k, v)."""
         if self.group is None:
@@ -234,7 +243,7 @@ class CrissCrossAttention(OnGroup, GatedAttention):
 
     def extra_repr(self) -> str:
         """Name the settings that the submodules do not show."""
-        sharded = "" if self.group is None else f", sharded_dim={self.sharded_dim}"
+        sharded = f", sharded_dim={self.sharded_dim}" if self.is_sharded else ""
         return super().extra_repr() + ("" if self.backend is None else f", backend={self.backend!r}") + sharded
 
 

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ccgpu.models.attention import CrissCrossAttention
-from ccgpu.shards import Choice, Fact, Group, OnGroup, Windows, agree, check_group
+from ccgpu.models.ccnet import CCNet
+from ccgpu.models.context import ASPP, NonLocal, PyramidPooling
+from ccgpu.shards import Choice, Fact, Group, OnGroup, Windows, agree, check_group, exchange_device, exchangeable
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -80,24 +82,23 @@ class _Slide:
         return found
 
 
-def _padded_window(name: str, x: Tensor, axis: int, group: Group, slide: _Slide, fill: float) -> Tensor:
+def _padded_window(
+    name: str, x: Any, axis: int, group: Group, slide: _Slide, fill: float, weight: Tensor | None, groups: int
+) -> Tensor:
     """Return the inputs of this rank's outputs along the sharded axis, with `fill` beyond the map."""
     check_group(name, group)
-    problem: Exception | None = None
-    if x.ndim != 4:
-        problem = ValueError(f"{name}: x must be (B, C, H, W), got shape {tuple(x.shape)}; add the batch axis.")
-    elif x.dtype not in _DTYPES:
-        problem = TypeError(f"{name}: x must be float32, bfloat16, float16 or float64, got {x.dtype}; convert it.")
-    needs = torch.is_grad_enabled() and x.requires_grad
+    problem = _problem(name, x, weight)
     facts: dict[str, Fact] = {"dim": axis - 2, "B": 0, "C": 0, "the size that is not sharded": 0}
-    own = 0
+    own, needs, dtype, device = 0, False, _DTYPES[0], exchange_device(group)
     if problem is None:
         facts |= {"B": x.shape[0], "C": x.shape[1], "the size that is not sharded": x.shape[3 - axis]}
-        own = x.shape[2 + axis]
-    layer = {"reach": slide.reach, "stride": slide.stride, "padding": slide.padding}
-    dtype = Choice(x.dtype if problem is None else _DTYPES[0], _DTYPES)
-    known: dict[str, Fact] = {**facts, **layer, "dtype": dtype, "requires_grad of x": Choice(needs, (False, True))}
-    extents = agree(name, known, own, group, x.device, problem)
+        own, dtype, device = x.shape[2 + axis], x.dtype, x.device
+        needs = torch.is_grad_enabled() and x.requires_grad
+    layer = {"reach": slide.reach, "stride": slide.stride, "padding": slide.padding, "groups": groups}
+    layer["out_channels"] = 0 if weight is None else weight.shape[0]
+    known: dict[str, Fact] = {**facts, **layer, "dtype": Choice(dtype, _DTYPES)}
+    known["requires_grad of x"] = Choice(needs, (False, True))
+    extents = agree(name, known, own, group, device, problem)
     size, windows = sum(extents), slide.windows(extents)
     for rank, (begin, end) in enumerate(windows):
         if begin >= end:
@@ -114,6 +115,21 @@ def _padded_window(name: str, x: Tensor, axis: int, group: Group, slide: _Slide,
     return F.pad(window, (0, 0, before, after) if axis == 0 else (before, after), value=fill)
 
 
+def _problem(name: str, x: Any, weight: Tensor | None) -> Exception | None:
+    """Return why a layer with these weights cannot take x, or None."""
+    if not isinstance(x, Tensor):
+        return TypeError(f"{name}: x must be a tensor, got {type(x).__name__}; pass this rank's shard of the map.")
+    if x.ndim != 4:
+        return ValueError(f"{name}: x must be (B, C, H, W), got shape {tuple(x.shape)}; add the batch axis.")
+    if x.dtype not in _DTYPES:
+        return TypeError(f"{name}: x must be float32, bfloat16, float16 or float64, got {x.dtype}; convert it.")
+    if not exchangeable(x):
+        return ValueError(f"{name}: x must be a dense tensor on a CPU or CUDA device, got {x.layout} on {x.device}.")
+    if weight is not None and weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        return TypeError(f"{name}: x must have the dtype of the weights, {weight.dtype}, got {x.dtype}; convert one.")
+    return None
+
+
 def _with_halo(
     name: str, layer: HaloConv2d | HaloMaxPool2d, x: Tensor, fill: float, ceil: bool = False
 ) -> tuple[Tensor, tuple[int, int]]:
@@ -124,7 +140,8 @@ def _with_halo(
     )
     slide = _Slide(kernel, stride, own, dilation, ceil)
     if not slide.local:
-        x = _padded_window(name, x, axis, layer.group, slide, fill)
+        weight, groups = (layer.weight, layer.groups) if isinstance(layer, HaloConv2d) else (None, 1)
+        x = _padded_window(name, x, axis, layer.group, slide, fill, weight, groups)
         padding[axis] = 0
     return x, (padding[0], padding[1])
 
@@ -165,11 +182,7 @@ class HaloConv2d(OnGroup, nn.Conv2d):
     def __init__(self, *args: Any, group: Group = None, dim: int = -2, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.group, self.axis = group, _axis("HaloConv2d", dim)
-        if self.padding_mode != "zeros" or isinstance(self.padding, str):
-            raise ValueError(
-                f"HaloConv2d: padding must be zeros and a number, got {self.padding!r} and padding_mode "
-                f"{self.padding_mode!r}; pad the map before."
-            )
+        _check_padding("HaloConv2d", self)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return this rank's shard of the convolution of the map."""
@@ -188,8 +201,7 @@ class HaloMaxPool2d(OnGroup, nn.MaxPool2d):
     def __init__(self, *args: Any, group: Group = None, dim: int = -2, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.group, self.axis = group, _axis("HaloMaxPool2d", dim)
-        if self.return_indices:
-            raise ValueError("HaloMaxPool2d: return_indices must be False, got True; indices are not of the map.")
+        _check_indices("HaloMaxPool2d", self)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return this rank's shard of the pooled map."""
@@ -197,14 +209,31 @@ class HaloMaxPool2d(OnGroup, nn.MaxPool2d):
         return F.max_pool2d(input, self.kernel_size, self.stride, padding, self.dilation, self.ceil_mode)
 
 
+def _check_padding(name: str, layer: nn.Conv2d) -> None:
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        raise ValueError(
+            f"{name}: padding must be zeros and a number, got {layer.padding!r} and padding_mode "
+            f"{layer.padding_mode!r}; pad the map before."
+        )
+
+
+def _check_indices(name: str, layer: nn.MaxPool2d) -> None:
+    if layer.return_indices:
+        raise ValueError(f"{name}: return_indices must be False, got True; indices are not of the map.")
+
+
 def convert_to_shards(net: nn.Module, group: Group, dim: int = -2) -> nn.Module:
     """Let a network's convolutions, max poolings and criss-cross attentions work on shards of maps, in place.
 
-    Parameters, buffers and the state dict stay the same. Batch norms are converted by
-    `ccgpu.train.distributed.convert_for_global_batch`.
+    A layer becomes a `HaloConv2d` or `HaloMaxPool2d` without being replaced: parameters, hooks, submodules and the
+    state dict stay the same. Batch norms are converted by `ccgpu.train.distributed.convert_for_global_batch`.
+
+    Layers of torch that read one position at a time stay as they are: activations, dropout, linear layers, nearest
+    neighbours by a whole factor. What a `forward` of your own calls is not seen: compare the network on shards with the
+    whole one once.
 
     Args:
-        net: a network of 2D maps.
+        net: a network of 2D maps, or a layer; also one that is converted already, whose group is then changed.
         group: the process group over which they are sharded; `torch.distributed.group.WORLD` for all processes.
         dim: the sharded axis, -2 or -1.
 
@@ -212,48 +241,65 @@ def convert_to_shards(net: nn.Module, group: Group, dim: int = -2) -> nn.Module:
         net.
 
     Raises:
-        TypeError: a layer that reads other positions has no counterpart here: another convolution or pooling.
+        TypeError: a layer that reads other positions has no counterpart here: another convolution, pooling or
+            normalisation, resizing, padding; non-local attention; a whole CCNet, which resizes its logits. The network
+            is as before.
         ValueError: dim or a layer's padding is another one.
     """
-    _axis("convert_to_shards", dim)
-    for name, module in list(net.named_modules()):
-        for child_name, child in list(module.named_children()):
-            new = _converted(child, f"{name}.{child_name}".lstrip("."), group, dim)
-            if new is not child:
-                setattr(module, child_name, new)
+    axis = _axis("convert_to_shards", dim)
+    found = [(module, _counterpart(module, name or "the network itself")) for name, module in net.named_modules()]
+    for module, counterpart in found:
+        if isinstance(module, CrissCrossAttention):
+            module.group, module.sharded_dim = group, dim
+        elif counterpart is not None:
+            # Another class instead of another layer: hooks, submodules and other names of the layer stay valid.
+            module.__class__ = counterpart
+            assert isinstance(module, (HaloConv2d, HaloMaxPool2d))
+            module.group, module.axis = group, axis
     return net
 
 
-def _converted(module: nn.Module, name: str, group: Group, dim: int) -> nn.Module:
-    if isinstance(module, CrissCrossAttention):
-        module.group, module.sharded_dim = group, dim
-        return module
-    new: nn.Module
+def _counterpart(module: nn.Module, name: str) -> type[nn.Module] | None:
+    """Return the class that a module gets, or None for one that works on a shard as it is.
+
+    Raises:
+        TypeError, ValueError: it cannot work on shards.
+    """
+    if isinstance(module, (HaloConv2d, HaloMaxPool2d)):
+        return type(module)
+    if isinstance(module, nn.Conv2d) and module.kernel_size == module.stride == (1, 1) and module.padding == (0, 0):
+        return None
+    if type(module) is nn.Conv2d:
+        _check_padding(f"convert_to_shards: {name}", module)
+        return HaloConv2d
     if type(module) is nn.MaxPool2d:
-        window = (module.kernel_size, module.stride, module.padding, module.dilation)
-        new = HaloMaxPool2d(*window, ceil_mode=module.ceil_mode, group=group, dim=dim)
-    elif isinstance(module, nn.Conv2d) and module.kernel_size == module.stride == (1, 1) and module.padding == (0, 0):
-        return module
-    elif type(module) is nn.Conv2d:
-        options = {"groups": module.groups, "padding_mode": module.padding_mode, "device": "meta"}
-        sizes = (module.kernel_size, module.stride, module.padding, module.dilation)
-        channels = (module.in_channels, module.out_channels)
-        new = HaloConv2d(*channels, *sizes, bias=module.bias is not None, **options, group=group, dim=dim)
-        # The parameters themselves, not copies, because an optimiser may refer to them.
-        new.weight, new.bias = module.weight, module.bias
-    elif isinstance(module, (nn.modules.conv._ConvNd, *_POOLINGS)):
+        _check_indices(f"convert_to_shards: {name}", module)
+        return HaloMaxPool2d
+    if isinstance(module, _READ_WHOLE_MAPS) or not _is_pointwise(module):
         raise TypeError(
-            f"convert_to_shards: layers must be torch.nn.Conv2d and torch.nn.MaxPool2d, got {type(module).__name__} at "
-            f"{name}; it would read a shard alone."
+            "convert_to_shards: layers must be torch.nn.Conv2d, torch.nn.MaxPool2d or read one position at a time, "
+            f"got {type(module).__name__} at {name}; it would read a shard alone."
         )
-    else:
-        return module
-    return new.train(module.training)
+    return None
 
 
-_POOLINGS = (
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd,
+def _is_pointwise(module: nn.Module) -> bool:
+    """Return whether a module of torch's computes each position from itself; True for classes of others."""
+    kind = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn."))
+    if kind in _OVER_ONE_AXIS:
+        return module.dim in (1, -3)
+    if isinstance(module, nn.Upsample):
+        scale = module.scale_factor
+        factors = scale if isinstance(scale, tuple) else (scale,)
+        return module.mode == "nearest" and all(factor is not None and factor % 1 == 0 for factor in factors)
+    if isinstance(module, nn.LayerNorm):
+        return len(module.normalized_shape) == 1  # over channels, of maps in channels-last layout
+    return kind in _POINTWISE or (kind.__module__ in _POINTWISE_MODULES and kind is not nn.MultiheadAttention)
+
+
+_READ_WHOLE_MAPS = (CCNet, NonLocal, PyramidPooling, ASPP)
+_OVER_ONE_AXIS = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.GLU)
+_POINTWISE_MODULES = tuple(
+    f"torch.nn.modules.{name}" for name in ("activation", "batchnorm", "container", "dropout", "linear", "module")
 )
+_POINTWISE = (nn.PixelShuffle, nn.ChannelShuffle)

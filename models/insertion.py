@@ -29,7 +29,8 @@ def insert_before(block: nn.Module, module: nn.Module, name: str = "rcca") -> No
         name: the module's name in the block, one that the block does not use yet.
 
     Raises:
-        TypeError: block or module is no `torch.nn.Module`; later, where the block is called without x in front.
+        TypeError: block or module is no `torch.nn.Module`, or name no string; later, where the block is called without
+            x in front.
         ValueError: the block is a container such as `torch.nn.Sequential` (pass one of its elements); it has an
             attribute of this name, or the name is empty or has a dot.
 
@@ -58,6 +59,8 @@ def insert_before(block: nn.Module, module: nn.Module, name: str = "rcca") -> No
                 f"insert_before: {argument} must be a torch.nn.Module, got {type(value).__name__}; "
                 "pass one like resnet.layer3[-1] and one like RCCA(1024)."
             )
+    if not isinstance(name, str):
+        raise TypeError(f"insert_before: name must be a string, got {type(name).__name__}; pass one like 'rcca'.")
     if not name or "." in name or hasattr(block, name):
         raise ValueError(
             f"insert_before: name must be one that {type(block).__name__} does not use yet, without a dot, "

@@ -31,6 +31,7 @@ def to_mmcv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             modules. mmcv's module is for images and has C // 8 channels in its queries: dims=2 and reduction=8.
 
     Raises:
+        TypeError: state is no state dict, but a module, for example, or a file that holds one as "state_dict".
         ValueError: a gamma beside a query convolution is not of shape (1,).
 
     Examples:
@@ -40,6 +41,15 @@ def to_mmcv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         >>> [(name, tuple(value.shape)) for name, value in state.items()][:2]
         [('gamma.scale', ()), ('query_conv.weight', (2, 16, 1, 1))]
     """
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"to_mmcv: state must be a state dict, got {type(state).__name__}; pass what its state_dict() returns."
+        )
+    nested = [name for name, value in state.items() if isinstance(value, Mapping)]
+    if nested:
+        raise TypeError(
+            f"to_mmcv: state must be a state dict, got a mapping with another one at {nested[0]!r}; pass that one."
+        )
     beside = {name.removesuffix(_BESIDE) for name in state if name == _BESIDE or name.endswith(f".{_BESIDE}")}
     translated = {}
     for name, value in state.items():
@@ -60,7 +70,9 @@ class MMCVCrissCrossAttention(CrissCrossAttention):
     """`CrissCrossAttention` for mmcv's place: its state dict is in mmcv's spelling.
 
     Networks of mmsegmentation that are built with it write checkpoints which mmsegmentation with mmcv's own module
-    loads, strictly, and the other way round; like all attention modules here it loads both spellings.
+    loads, strictly, and the other way round; like all attention modules here it loads both spellings. FSDP and
+    `torch.distributed.checkpoint` look for an attribute of each entry's name and find no `gamma.scale`: train with
+    `CrissCrossAttention` there, and translate its state dict with `to_mmcv`.
 
     Args:
         in_channels: C, channels of x and of the output; 8 or more, because mmcv's module has C // 8 channels in its

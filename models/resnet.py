@@ -196,6 +196,7 @@ class ResNet(nn.Module):
             for _ in range(1, count):
                 stage.append(block(channels, width, stride=1, dilation=dilation))
             stages.append(stage)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=ceil_mode)
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.channels = (_WIDTHS[2] * block.expansion, _WIDTHS[3] * block.expansion)
         self._initialise()
@@ -211,8 +212,7 @@ class ResNet(nn.Module):
         if self.stem in _DEEP_STEMS:
             x = F.relu(self.bn2(self.conv2(x)), inplace=True)
             x = F.relu(self.bn3(self.conv3(x)), inplace=True)
-        x = F.max_pool2d(x, 3, stride=2, padding=1, ceil_mode=self.ceil_mode)
-        layer3 = self.layer3(self.layer2(self.layer1(x)))
+        layer3 = self.layer3(self.layer2(self.layer1(self.maxpool(x))))
         return layer3, self.layer4(layer3)
 
     def extra_repr(self) -> str:

@@ -9,8 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import ccgpu
 from ccgpu.models.attention import RCCA
 from ccgpu.models.halo import HaloConv2d, convert_to_shards
+from ccgpu.models.resnet import ResNet
 from ccgpu.train.distributed import convert_for_global_batch
 
 RANKS = 3
@@ -56,10 +58,11 @@ def data_of(case):
 
 
 def run(layer, x):
-    """Return the results, and the gradients of x and the weights for dout = 3 out^2."""
+    """Return the results, and the gradients of x and the weights in use for dout = 3 out^2."""
     x = x.detach().requires_grad_()
     out = layer(x)
-    return [out.detach(), *torch.autograd.grad(out.pow(3).sum(), (x, *layer.parameters()))]
+    gradients = torch.autograd.grad(out.pow(3).sum(), (x, *layer.parameters()), allow_unused=True)
+    return [out.detach(), *(gradient for gradient in gradients if gradient is not None)]
 
 
 def network():
@@ -71,6 +74,22 @@ def network():
 
 
 IMAGE = Case(nn.Identity(), [12, 8, 20], other=14)
+PHOTO = Case(nn.Identity(), [24, 16, 24], other=16)
+
+
+def backbone():
+    """Return layer3 of the ResNet-18 of this project, whose pooling and dilated convolutions read shards, too."""
+
+    class Layer3(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(2)
+            self.resnet = ResNet(18, in_channels=2)
+
+        def forward(self, images):
+            return self.resnet(images)[0]
+
+    return Layer3().double()
 
 
 def main(folder):
@@ -87,6 +106,7 @@ def main(folder):
         cases[name] = run(layer, shard(case))
     net = convert_for_global_batch(convert_to_shards(network(), world))
     net = copy.deepcopy(net)  # an average of the weights is one
+    photo = convert_for_global_batch(convert_to_shards(backbone(), world))
     errors = {}
     thin = torch.zeros(1, 2, 1, 3)
     calls = {
@@ -94,6 +114,14 @@ def main(folder):
         "width": lambda: HaloConv2d(2, 1, 3, padding=1)(thin if rank else thin[..., :2]),
         "no batch": lambda: HaloConv2d(2, 1, 3, padding=1)(thin if rank else thin[0]),
         "other layer": lambda: HaloConv2d(2, 1, 3, padding=1 if rank else 2)(thin),
+        "out_channels": lambda: HaloConv2d(2, 4 if rank else 2, 3, padding=1)(thin),
+        "groups": lambda: HaloConv2d(2, 2, 3, padding=1, groups=2 if rank else 1)(thin),
+        "no tensor": lambda: HaloConv2d(2, 1, 3, padding=1)(thin if rank else None),
+        "meta": lambda: HaloConv2d(2, 1, 3, padding=1)(thin if rank else thin.to("meta")),
+        "dtype": lambda: HaloConv2d(2, 1, 3, padding=1)(thin if rank else thin.double()),
+        "channels": lambda: RCCA(2, group=world)(thin if rank else thin[:, :1]),
+        "attention, meta": lambda: ccgpu.distributed.cca(*[thin if rank else thin.to("meta")] * 3),
+        "attention, sparse": lambda: ccgpu.distributed.cca(*[thin if rank else thin.to_sparse()] * 3),
     }
     for name, call in calls.items():
         try:
@@ -101,6 +129,7 @@ def main(folder):
         except (RuntimeError, ValueError, TypeError) as error:
             errors[name] = f"{type(error).__name__}: {error}"
     saved = {"cases": cases, "network": run(net, shard(IMAGE)), "state": net.state_dict(), "errors": errors}
+    saved["backbone"] = run(photo, shard(PHOTO))
     torch.save(saved, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 

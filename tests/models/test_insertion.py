@@ -226,3 +226,8 @@ def test_the_last_block_of_res4(torchvision: ModuleType, backbone: str, blocks: 
         net = mask_rcnn(torchvision, backbone)
         insert_before(net.backbone.body.layer3[-1], RCCA(1024))
     assert f"backbone.body.layer3.{blocks - 1}.rcca.gamma" in net.state_dict()
+
+
+def test_the_name_must_be_a_string():
+    with pytest.raises(TypeError, match=r"insert_before: name must be a string, got int; pass one like 'rcca'\."):
+        insert_before(nn.Conv2d(8, 8, 1), RCCA(8), name=3)

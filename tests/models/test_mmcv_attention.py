@@ -192,3 +192,15 @@ def test_mmsegmentation_itself_runs_on_our_attention(mmsegmentation: State, monk
     importlib.import_module("mmseg.models")
     register()
     check_head(head_of(importlib.import_module("mmseg.registry")), mmsegmentation)
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        (RCCA(8), r"state must be a state dict, got RCCA; pass what its state_dict\(\) returns"),
+        ({"meta": {}, "state_dict": RCCA(8).state_dict()}, "got a mapping with another one at 'meta'; pass that one"),
+    ],
+)
+def test_to_mmcv_refuses_what_is_no_state_dict(state, text):
+    with pytest.raises(TypeError, match=text):
+        to_mmcv(state)
