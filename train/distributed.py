@@ -263,33 +263,41 @@ class GlobalDropout2d(nn.Dropout2d):
 
 
 def convert_for_global_batch(model: nn.Module) -> nn.Module:
-    """Replace a model's batch norms and dropouts in place by modules that work on the global batch; return the model.
+    """Let a model's batch norms and dropouts work on the global batch, in place; return the model.
 
     `torch.nn.Dropout2d` becomes `GlobalDropout2d`. With more than one process `torch.nn.BatchNorm2d` becomes
     `torch.nn.SyncBatchNorm` (parameters on CUDA) or `GlobalBatchNorm2d` (elsewhere), so move the model to its device
-    first. Parameters, buffers and the state dict stay the same.
+    first. Parameters, buffers, hooks and the state dict stay the same.
 
     Raises:
-        TypeError: a batch norm or dropout is of another class, which would work on one process's share of the batch.
+        TypeError: a batch norm or dropout is of another class, which would work on one process's share of the batch;
+            the model is as before.
     """
-    if isinstance(model, (nn.BatchNorm2d, nn.Dropout2d)):
-        return _converted(model, "model")
-    for name, module in list(model.named_modules()):
-        for child_name, child in list(module.named_children()):
-            new = _converted(child, f"{name}.{child_name}".lstrip("."))
-            if new is not child:
-                setattr(module, child_name, new)
+    found = [(module, _counterpart(module, name or "model")) for name, module in model.named_modules()]
+    for module, counterpart in found:
+        if counterpart is not None:
+            # Another class instead of another module: hooks and other names of the module stay valid.
+            module.__class__ = counterpart
+            if isinstance(module, nn.SyncBatchNorm):
+                module.process_group = None  # all processes
     return model
 
 
-def _converted(module: nn.Module, name: str) -> nn.Module:
-    """Return the counterpart of one module for the global batch, or the module itself."""
+def _counterpart(module: nn.Module, name: str) -> type[nn.Module] | None:
+    """Return the class that a module gets for the global batch, or None if it stays as it is.
+
+    Raises:
+        TypeError: it would work on one process's share of the batch.
+    """
     if isinstance(module, (GlobalBatchNorm2d, GlobalDropout2d, nn.SyncBatchNorm)):
-        return module
+        return None
     if type(module) is nn.Dropout2d:
-        return GlobalDropout2d(module.p).train(module.training)
+        return GlobalDropout2d
     if type(module) is nn.BatchNorm2d:
-        return module if world_size() == 1 else _global_batch_norm(module)
+        if world_size() == 1:
+            return None
+        on_cuda = any(t.is_cuda for t in [*module.parameters(), *module.buffers()])
+        return nn.SyncBatchNorm if on_cuda else GlobalBatchNorm2d
     if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)) and not (
         isinstance(module, nn.modules.dropout._DropoutNd) and module.p == 0
     ):
@@ -298,22 +306,7 @@ def _converted(module: nn.Module, name: str) -> nn.Module:
             f"torch.nn.Dropout2d, got {type(module).__name__} at {name}; it would work on one process's "
             "share of the batch."
         )
-    return module
-
-
-def _global_batch_norm(module: nn.BatchNorm2d) -> nn.Module:
-    on_cuda = any(t.is_cuda for t in [*module.parameters(), *module.buffers()])
-    if on_cuda:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    replacement = GlobalBatchNorm2d(
-        module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
-    )
-    # The tensors themselves are taken over, not copies, because an optimiser or another module may refer to them.
-    for key, parameter in module.named_parameters(recurse=False):
-        setattr(replacement, key, parameter)
-    for key, buffer in module.named_buffers(recurse=False):
-        setattr(replacement, key, buffer)
-    return replacement.train(module.training)
+    return None
 
 
 def wrap(net: nn.Module, device: torch.device) -> nn.Module:

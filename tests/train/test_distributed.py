@@ -393,6 +393,26 @@ def test_convert_for_global_batch_keeps_the_state_dict_and_the_tensors(
     assert type(convert_for_global_batch(nn.BatchNorm2d(3))) is GlobalBatchNorm2d
 
 
+def test_convert_for_global_batch_keeps_hooks_and_modules_of_two_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    norm, drop = nn.BatchNorm2d(3), nn.Dropout2d(0.3)
+    norm.register_forward_hook(lambda *_: torch.ones(()))
+    net = convert_for_global_batch(nn.Sequential(norm, drop, norm, drop).eval())
+    assert net[0] is net[2] is norm
+    assert net[1] is net[3] is drop
+    assert type(norm) is GlobalBatchNorm2d
+    assert type(drop) is GlobalDropout2d
+    assert norm(torch.zeros(1, 3, 2, 2)) == 1
+
+
+def test_convert_for_global_batch_changes_nothing_where_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5))
+    with pytest.raises(TypeError, match="got Dropout at 1"):
+        convert_for_global_batch(net)
+    assert type(net[0]) is nn.BatchNorm2d
+
+
 @pytest.mark.parametrize("module", [nn.BatchNorm1d(2), nn.Dropout(0.5), type("Own", (nn.BatchNorm2d,), {})(2)])
 def test_convert_for_global_batch_refuses_what_it_would_break(module: nn.Module) -> None:
     with pytest.raises(TypeError, match=rf"got {type(module).__name__} at 1\.0"):
