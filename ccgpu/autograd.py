@@ -238,7 +238,8 @@ flop_counts.register([torch.ops.ccgpu.cca_backward], _backward_flops)
 
 
 def _decomposition(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str | None = None) -> tuple[Tensor, Tensor]:
-    return formula.attention(q, k, v, scale)
+    factor = decomposition.as_tensor(scale, q.device) if q.dtype == torch.float64 else scale
+    return formula.attention(q, k, v, factor)
 
 
 decomposition.register(torch.ops.ccgpu.cca_forward.default, _decomposition, _forward_fake)

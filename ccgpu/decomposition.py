@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,16 @@ def register(op: torch._ops.OpOverload, decomposition: Callable[..., Any], fake:
     # With dynamic sizes FakeTensor prefers a decomposition, whose strides are others, to the op's fake rule, unless
     # "meta" has the op.
     torch._decomp.register_decomposition(op, type="meta")(fake)
+
+
+def as_tensor(number: float, device: torch.device) -> torch.Tensor:
+    """Return a number as a float64 tensor (), in operators that exporters keep exact.
+
+    `torch.onnx.export` rounds a fraction to float32, but neither a whole number nor a power of two.
+    """
+    mantissa, exponent = math.frexp(number)
+    whole = torch.full((), int(mantissa * 2**53), dtype=torch.float64, device=device)
+    return whole * 2.0 ** (exponent - 53)
 
 
 def is_active() -> bool:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ import ccgpu
 
 SCALE = 0.7
 FUNCTIONS = ("cca", "cca with lse", "affinity", "aggregate")
+ALL = "all functions"  # in one module: an exporter that takes seconds for a module then serves them all
 TRACED = {1: (5,), 2: (5, 7), 3: (2, 3, 4)}  # map sizes for tracing, by number of axes
 
 
@@ -31,6 +33,10 @@ class Call(nn.Module):
             return (ccgpu.affinity(*inputs, backend=self.backend),)
         if self.name == "aggregate":
             return (ccgpu.aggregate(*inputs, backend=self.backend),)
+        if self.name == ALL:
+            q, k, v, weights = inputs
+            stages = ccgpu.affinity(q, k, backend=self.backend), ccgpu.aggregate(weights, v, backend=self.backend)
+            return *ccgpu.cca(q, k, v, scale=SCALE, return_lse=True, backend=self.backend), *stages
         q, k, v = inputs
         if self.name == "cca":
             return (ccgpu.cca(q, k, v, scale=SCALE, backend=self.backend),)
@@ -49,7 +55,8 @@ def draw(name: str, batch: int, sizes: Sequence[int], dtype: torch.dtype = torch
         return tensor(3), tensor(3)
     if name == "aggregate":
         return tensor(count), tensor(5)
-    return tensor(3), tensor(3), tensor(5)
+    maps = tensor(3), tensor(3), tensor(5)
+    return (*maps, tensor(count)) if name == ALL else maps
 
 
 def other_sizes(sizes: tuple[int, ...]) -> list[tuple[int, tuple[int, ...]]]:
@@ -77,9 +84,15 @@ def check(found: Sequence[Tensor], name: str, inputs: Sequence[Tensor], least: f
 def dynamic_axes(name: str, inputs: Sequence[Tensor]) -> list[list[int]]:
     """Return each input's dynamic axes: all but the channels of maps."""
     axes = [[axis for axis in range(x.ndim) if axis != 1] for x in inputs]
-    if name == "aggregate":
-        axes[0] = list(range(inputs[0].ndim))  # H + W - 1 weights
+    weights = {"aggregate": 0, ALL: 3}.get(name)
+    if weights is not None:
+        axes[weights] = list(range(inputs[weights].ndim))  # H + W - 1 of them
     return axes
+
+
+def dynamic_shapes(name: str, inputs: Sequence[Tensor]) -> tuple[tuple[dict[int, Any], ...]]:
+    """Return the dynamic axes as torch.export takes them, the inputs of `Call` being one argument, *inputs."""
+    return (tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in dynamic_axes(name, inputs)),)
 
 
 def run_without_ccgpu(program: str, folder: Path) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import ccgpu
-from tests.ccgpu.exports.cases import FUNCTIONS, TRACED, Call, check, draw, dynamic_axes, other_sizes
+from tests.ccgpu.exports.cases import ALL, TRACED, Call, check, draw, dynamic_axes, dynamic_shapes, other_sizes
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -37,81 +38,70 @@ def session(model: Any) -> Run:
     return run
 
 
-def by_torch_export(module: nn.Module, inputs: Sequence[Tensor], axes: list[list[int]], **options: Any) -> Run:
+def by_torch_export(call: Call, inputs: tuple[Tensor, ...], **options: Any) -> Run:
     """Export with `dynamo=True`."""
-    shapes = tuple(dict.fromkeys(of_input, torch.export.Dim.DYNAMIC) for of_input in axes)
-    if isinstance(module, Call):  # whose inputs are one argument, *inputs
-        shapes = (shapes,)  # type: ignore[assignment]
-    program = torch.onnx.export(module, tuple(inputs), dynamo=True, verbose=False, dynamic_shapes=shapes, **options)
+    shapes = dynamic_shapes(call.name, inputs)
+    program = torch.onnx.export(call, inputs, dynamo=True, verbose=False, dynamic_shapes=shapes, **options)
     return session(program.model_proto)
 
 
-def by_torchscript(module: nn.Module, inputs: Sequence[Tensor], axes: list[list[int]], **options: Any) -> Run:
+def by_torchscript(call: Call, inputs: tuple[Tensor, ...], **options: Any) -> Run:
     """Export with `dynamo=False`."""
     names = [f"x{index}" for index in range(len(inputs))]
+    axes = dict(zip(names, dynamic_axes(call.name, inputs), strict=True))
     file = io.BytesIO()
-    torch.onnx.export(
-        module,
-        tuple(inputs),
-        file,
-        dynamo=False,
-        input_names=names,
-        dynamic_axes=dict(zip(names, axes, strict=True)),
-        **({"opset_version": 18} | options),  # the default of this exporter is 17 before torch 2.9
-    )
+    options = {"opset_version": 18} | options  # the default of this exporter is 17 before torch 2.9
+    torch.onnx.export(call, inputs, file, dynamo=False, input_names=names, dynamic_axes=axes, **options)
     return session(onnx.load_from_string(file.getvalue()))
 
 
-EXPORTERS = [by_torch_export, by_torchscript]
 slow = pytest.mark.slow
+FUNCTION_CASES = [
+    # Every number of axes and every dtype once by each exporter. That of torch.export takes seconds for a model.
+    *((by_torch_export, axes, torch.float32, () if axes == 2 else slow) for axes in TRACED),
+    *((by_torch_export, 2, dtype, slow) for dtype in (torch.float16, torch.float64)),
+    *((by_torchscript, axes, torch.float32, ()) for axes in TRACED),
+    *((by_torchscript, 2, dtype, ()) for dtype in (torch.float16, torch.float64)),
+]
 
 
-def every_case() -> list[Any]:
-    """Return exporter, function, number of axes and dtype; those of the slow exporter are few unless slow tests run."""
-    few = {("cca with lse", 2), ("affinity", 2), ("aggregate", 3)}
-    cases = []
-    for exporter in EXPORTERS:
-        for name in FUNCTIONS:
-            for axes in TRACED:
-                for dtype in (torch.float32, torch.float16, torch.float64):
-                    quick = exporter is by_torchscript or ((name, axes) in few and dtype == torch.float32)
-                    quick = quick and (dtype == torch.float32 or axes == 2)
-                    cases.append(pytest.param(exporter, name, axes, dtype, marks=() if quick else slow))
-    return cases
+@functools.cache
+def functions(exporter: Any, axes: int, dtype: torch.dtype, **options: Any) -> Run:
+    """Return the model of all functions for maps of so many axes."""
+    return exporter(Call(ALL), draw(ALL, 2, TRACED[axes], dtype), **options)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize(("exporter", "name", "axes", "dtype"), every_case())
-def test_onnx_model_is_the_function_at_any_size(exporter: Any, name: str, axes: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("exporter", "axes", "dtype"), [pytest.param(*c[:3], marks=c[3]) for c in FUNCTION_CASES])
+def test_onnx_model_is_the_functions_at_any_size(exporter: Any, axes: int, dtype: torch.dtype) -> None:
     sizes = TRACED[axes]
-    traced = draw(name, 2, sizes, dtype)
-    run = exporter(Call(name), traced, dynamic_axes(name, traced))
-    # The exporter of torch.export rounds the scale 0.7 to float32, an error of 2e-8.
-    least = 1e-6 if exporter is by_torch_export and name.startswith("cca") else 1e-12
     for batch, other in [(2, sizes), *other_sizes(sizes)]:
-        inputs = draw(name, batch, other, dtype)
-        check(run(*inputs), name, inputs, least)
+        inputs = draw(ALL, batch, other, dtype)
+        check(functions(exporter, axes, dtype)(*inputs), ALL, inputs)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
-    ("exporter", "opset"),
-    [(by_torch_export, 18), pytest.param(by_torch_export, 20, marks=slow), (by_torchscript, 18), (by_torchscript, 20)],
+    ("exporter", "options"),
+    [
+        (by_torch_export, {}),
+        pytest.param(by_torch_export, {"opset_version": 20}, marks=slow),
+        (by_torchscript, {}),
+        (by_torchscript, {"opset_version": 20}),
+    ],
 )
-def test_onnx_opsets(exporter: Any, opset: int) -> None:
-    """Also large energies, a key that nobody may attend to (-inf), and a larger map."""
-    traced = draw("cca with lse", 2, (5, 7))
-    run = exporter(Call("cca with lse"), traced, dynamic_axes("cca with lse", traced), opset_version=opset)
-    q, k, v = draw("cca with lse", 1, (11, 40))
+def test_onnx_of_large_energies(exporter: Any, options: dict[str, int]) -> None:
+    """Also a key that nobody may attend to (-inf), and a larger map."""
+    q, k, v, weights = draw(ALL, 1, (11, 40))
     k = k.clone()
     k[0, :, 4, 3] = -math.inf
-    inputs = 1e3 * q.abs(), k, v
-    out, lse = run(*inputs)
+    inputs = 1e3 * q.abs(), k, v, weights
+    found = functions(exporter, 2, torch.float32, **options)(*inputs)
+    out, lse, *_ = found
     assert lse.abs().max() > 1e3
     assert out.isfinite().all()
-    expected = Call("cca with lse", "reference")(*inputs)
     # Energies of thousands have a unit of the last place of 2^-13, and weights that relative error.
-    torch.testing.assert_close([out, lse], [*expected], rtol=5e-4, atol=5e-4)
+    torch.testing.assert_close(found, [*Call(ALL, "reference")(*inputs)], rtol=5e-4, atol=5e-4)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -123,20 +113,19 @@ def test_onnx_computes_bfloat16_in_float32(exporter: Any) -> None:
         def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
             return tuple(x.float() for x in super().forward(*(x.bfloat16() for x in inputs)))
 
-    traced = draw("cca with lse", 2, (5, 7))
-    run = exporter(Bfloat16("cca with lse"), traced, dynamic_axes("cca with lse", traced))
-    inputs = draw("cca with lse", 1, (6, 9))
-    out, lse = run(*inputs)
-    check([out.bfloat16(), lse], "cca with lse", [x.bfloat16() for x in inputs])
+    run = exporter(Bfloat16(ALL), draw(ALL, 2, (5, 7)))
+    inputs = draw(ALL, 1, (6, 9))
+    out, lse, energies, sums = run(*inputs)
+    check([out.bfloat16(), lse, energies, sums.bfloat16()], ALL, [x.bfloat16() for x in inputs])
 
 
-@pytest.mark.parametrize("form", ["op", pytest.param("decomposed", marks=slow)])
+@slow
+@pytest.mark.parametrize("form", ["op", "decomposed"])
 def test_onnx_of_an_exported_program(form: str) -> None:
     """A program with the op in it is decomposed by the exporter as well."""
     traced = draw("cca", 2, (5, 7))
-    shapes = (tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in dynamic_axes("cca", traced)),)
     with ccgpu.decomposed() if form == "decomposed" else contextlib.nullcontext():
-        program = torch.export.export(Call("cca"), traced, dynamic_shapes=shapes)
+        program = torch.export.export(Call("cca"), traced, dynamic_shapes=dynamic_shapes("cca", traced))
     targets = {str(node.target) for node in program.graph.nodes}
     assert ("ccgpu.cca_forward.default" in targets) == (form == "op")
     run = session(torch.onnx.export(program, dynamo=True, verbose=False).model_proto)
@@ -147,6 +136,6 @@ def test_onnx_of_an_exported_program(form: str) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_onnx_export_leaves_no_trace_behind() -> None:
     """After an export by the TorchScript exporter, calls run the op again."""
-    by_torchscript(Call("cca"), draw("cca", 1, (2, 3)), [[0], [0], [0]])
+    by_torchscript(Call("cca"), draw("cca", 1, (2, 3)))
     traced = torch.jit.trace(Call("cca"), draw("cca", 1, (2, 3)), check_trace=False)
     assert "ccgpu::cca_forward" in {node.kind() for node in traced.inlined_graph.nodes()}
