@@ -29,14 +29,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | Tensor) -> tuple[T
         if axis != axes[-1]:  # the centre counts once: on the last axis
             place, own = _places(line.shape[-1], line.device)
             line = line.masked_fill(place == own, -math.inf)
-        energies.append(line)
-    # The softmax over all axes leaves each axis in its own tensor: AOTInductor computes wrongly with the size H + W.
-    largest = functools.reduce(torch.maximum, (_map(e.amax(-1, keepdim=True), axis) for axis, e in enumerate(energies)))
-    largest = largest.detach()  # no result depends on it
-    powers = [torch.exp(e - _lines(largest, axis)) for axis, e in enumerate(energies)]
-    total = functools.reduce(operator.add, (_map(p.sum(-1, keepdim=True), axis) for axis, p in enumerate(powers)))
-    weights = [p / _lines(total, axis) for axis, p in enumerate(powers)]
-    return _sums(weights, values).to(v.dtype), (total.log() + largest).squeeze(-1)
+        energies.append(_map(line, axis))
+    joint = torch.cat(energies, -1)
+    weights = torch.softmax(joint, -1).split([e.shape[-1] for e in energies], -1)
+    return _sums(weights, values).to(v.dtype), torch.logsumexp(joint, -1)
 
 
 def affinity(q: Tensor, k: Tensor) -> Tensor:
@@ -66,13 +62,12 @@ def aggregate(weights: Tensor, v: Tensor) -> Tensor:
         joint = joint.gather(-1, source.expand(*joint.shape[:-1], -1))
         for own in _repeated(sizes, v.device):
             joint = joint.masked_fill(place == own, 0.0)
-    lines = [_lines(w, axis) for axis, w in enumerate(joint.split([*sizes], -1))]
-    return _sums(lines, _channels_last(v.to(wide))).to(v.dtype)
+    return _sums(joint.split([*sizes], -1), _channels_last(v.to(wide))).to(v.dtype)
 
 
 def _sums(weights: Sequence[Tensor], values: Tensor) -> Tensor:
-    """Return the weighted sums of values (B, *S, C) as (B, C, *S); an axis has weights (B, *other axes, N, N)."""
-    terms = [_map(w @ _lines(values, axis), axis) for axis, w in enumerate(weights)]
+    """Return the weighted sums of values (B, *S, C) as (B, C, *S); the weights of an axis are (B, *S, N)."""
+    terms = [_map(_lines(w, axis) @ _lines(values, axis), axis) for axis, w in enumerate(weights)]
     return _channels_first(functools.reduce(operator.add, terms))
 
 

@@ -4,8 +4,7 @@ onnx: an ONNX model of standard operators alone, opset 18. torch-export: a `torc
 operators, which `torch.export.load` reads without this package. Batch, height and width are dynamic in both. The
 exported file is compared with the network at three sizes before it is renamed to --out.
 
-(An AOTInductor package is not offered: compiled by torch 2.13 for the CPU, it returned NaN or wrong logits at sizes
-other than the one it was traced at.)
+(An AOTInductor package is not offered, since compiling one takes minutes: docs/export.md makes one of a program.)
 """
 
 from __future__ import annotations

@@ -196,23 +196,25 @@ def test_onnx_has_no_bfloat16_convolutions() -> None:
 
 
 def test_traced_and_exported_networks_run_without_this_package(tmp_path: Path) -> None:
+    nets = {"segmenter": segmenter(), "ccnet": ccnet()}
     images = random_images(2, 33, 49)
     axes = {0: DYNAMIC, 2: DYNAMIC, 3: DYNAMIC}
-    for name, net in (("segmenter", segmenter()), ("ccnet", ccnet())):
-        with ccgpu.decomposed(), torch.no_grad():
-            torch.jit.trace(net, images, check_trace=False).save(tmp_path / f"{name}.pt")
-            program = torch.export.export(net, (images,), dynamic_shapes=(axes,))
-            torch.export.save(program, tmp_path / f"{name}.pt2")
-        with torch.no_grad():
+    with torch.no_grad():
+        for name, net in nets.items():
+            with ccgpu.decomposed():
+                torch.jit.trace(net, images, check_trace=False).save(tmp_path / f"{name}.pt")
             found = [(x, net(x)) for x in (random_images(1, 40, 40), random_images(3, 64, 57))]
-        torch.save(found, tmp_path / f"{name}.data")
+            torch.save(found, tmp_path / f"{name}.data")
+        with ccgpu.decomposed():
+            program = torch.export.export(nets["segmenter"], (images,), dynamic_shapes=(axes,))
+        torch.export.save(program, tmp_path / "net.pt2")
     run_without_ccgpu(
         """
 import torch
-for name in ("segmenter", "ccnet"):
-    for net in (torch.jit.load(f"{name}.pt"), torch.export.load(f"{name}.pt2").module()):
-        for images, expected in torch.load(f"{name}.data"):
-            torch.testing.assert_close(net(images), expected, rtol=1e-4, atol=1e-4)
+traced = [(torch.jit.load(f"{name}.pt"), name) for name in ("segmenter", "ccnet")]
+for net, name in (*traced, (torch.export.load("net.pt2").module(), "segmenter")):
+    for images, expected in torch.load(f"{name}.data"):
+        torch.testing.assert_close(net(images), expected, rtol=1e-4, atol=1e-4)
 """,
         tmp_path,
     )
