@@ -1,9 +1,5 @@
 """cca as an op of torch: derivatives, opcheck, compile, export, fake tensors, autocast, vmap, FLOP counts."""
 
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import torch
 from torch._dynamo import compiled_autograd
@@ -13,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import ccgpu
 from ccgpu import formula
 from tests.ccgpu.problems import check_compiled_once, layouts
+from tests.forked import run_forked
 
 RANKS = [(5,), (3, 4), (2, 3, 3)]
 
@@ -75,7 +72,7 @@ def test_opcheck_forward(sizes):
         torch.library.opcheck(torch.ops.ccgpu.cca_forward, (*last, 0.5, None))
 
 
-@pytest.mark.parametrize("sizes", RANKS)
+@pytest.mark.parametrize("sizes", [pytest.param(s, marks=[pytest.mark.slow] if len(s) == 3 else []) for s in RANKS])
 def test_opcheck_backward(sizes):
     q, k, v = inputs(sizes)
     out, lse = (x.detach() for x in attend(q, k, v))
@@ -198,7 +195,7 @@ def test_batched_vector_jacobian_products():
 @pytest.mark.parametrize("call", ["ccgpu.cca(q, q, q)", "ccgpu.affinity(q, q)", "ccgpu.aggregate(w, q)", "net(q)"])
 def test_flop_counter_that_is_open_at_the_first_call(call):
     """The ops are registered then, after the counter has copied the formulas."""
-    text = f"""
+    program = f"""
         import ccgpu
         import torch
         from torch.utils.flop_counter import FlopCounterMode
@@ -211,9 +208,7 @@ def test_flop_counter_that_is_open_at_the_first_call(call):
             counts.append(counter.get_total_flops())
         print(counts[0] == counts[1] > 0)
     """
-    answer = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(text)], capture_output=True, text=True, timeout=120, check=False
-    )
+    answer = run_forked(program)
     assert answer.stdout.strip() == "True", answer.stderr
 
 

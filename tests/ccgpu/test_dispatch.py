@@ -2,8 +2,6 @@
 
 import ast
 import importlib
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from ccgpu import dispatch
 from ccgpu.bridges import numba_cpu, numba_cuda
 from ccgpu.bridges.cupy_cuda import device
 from ccgpu.kernels.numba_cpu import dot_products
+from tests.forked import run_forked
 
 Q = torch.randn(1, 2, 3, 4)
 META = torch.empty(1, 2, 3, 4, device="meta")
@@ -267,7 +266,8 @@ def test_import_is_light():
         "import sys, torch; before = set(sys.modules); import ccgpu; new = set(sys.modules) - before;"
         "print(sorted({name.split('.')[0] for name in new}))"
     )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    answer = run_forked(code)
+    assert answer.returncode == 0, answer.stderr
     assert set(ast.literal_eval(answer.stdout)) <= {"ccgpu", "numpy", "torch"}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import ccgpu
+from tests.forked import run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,14 +22,19 @@ def test_torch_is_imported_at_the_first_use():
     assert python("import sys, ccgpu; assert 'torch' not in sys.modules; print(ccgpu.cca.__module__)") == "ccgpu.ops\n"
 
 
+def after_torch(code):
+    done = run_forked(code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_any_first_use_registers_all_operators():
-    operators = "cca_forward, cca_backward, affinity, aggregate, aggregate_transposed"
+    names = "cca_forward", "cca_backward", "affinity", "aggregate", "aggregate_transposed"
     for use in ("ccgpu.backends", "ccgpu.affinity", "ccgpu.cca"):
-        python(f"import ccgpu, torch; {use}; [getattr(torch.ops.ccgpu, name) for name in '{operators}'.split(', ')]")
+        after_torch(f"import ccgpu, torch; {use}; [getattr(torch.ops.ccgpu, name) for name in {names}]")
 
 
 def test_the_first_use_may_be_traced():
-    python(
+    after_torch(
         "import ccgpu, torch\n"
         "x = torch.randn(1, 4, 5, 6)\n"
         "compiled = torch.compile(lambda x: ccgpu.cca(x, x, x), fullgraph=True, backend='eager')\n"

@@ -3,7 +3,6 @@
 test_numpy.py tests NumPy's arrays, test_device.py CuPy's and Numba's.
 """
 
-import subprocess
 import sys
 import types
 
@@ -14,6 +13,7 @@ import torch
 import ccgpu
 from ccgpu import arrays
 from tests.ccgpu.arrays.problems import inputs, record_tensors
+from tests.forked import run_forked
 
 
 @pytest.fixture
@@ -173,13 +173,14 @@ def test_arguments_that_are_no_arrays_have_their_own_message():
 def test_calls_import_no_library():
     """Not even if it is installed, on the backend `cpu`: the CPU kernels import Numba, torch's products nothing."""
     code = (
-        "import os, sys, torch, ccgpu; os.environ['CCGPU_BACKEND'] = 'cpu'\n"
+        "import sys, warnings, torch; warnings.simplefilter('error'); import ccgpu\n"
         "x = torch.zeros(1, 2, 3, 4); ccgpu.cca(x, x, x); ccgpu.cca(*[x.numpy()] * 3)\n"
         "try: ccgpu.cca(x.numpy(), x, x)\n"
         "except TypeError: pass\n"
         "assert not {'cupy', 'numba', 'numba.cuda', 'ml_dtypes', 'jax'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    answer = run_forked(code, CCGPU_BACKEND="cpu")
+    assert answer.returncode == 0, answer.stderr
 
 
 # An example for each library, as a user would write it.

@@ -1,8 +1,6 @@
 """NumPy arrays in `ccgpu.cca` and its stages: memory, dtypes, refusals, and the same values as for tensors."""
 
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from hypothesis import strategies as st
 import ccgpu
 from ccgpu import autograd, dispatch, stage_ops
 from tests.ccgpu.arrays.problems import record_tensors
+from tests.forked import run_forked
 
 
 def inputs(dtype=np.float32, sizes=(3, 4), batch=2):
@@ -114,10 +113,12 @@ def test_read_only_arrays_are_not_copied(seen):
 def test_read_only_arrays_do_not_warn_in_a_fresh_process():
     """torch warns of read-only memory once in a process."""
     code = (
-        "import numpy, ccgpu; x = numpy.ones((1, 2, 3, 4)); x.flags.writeable = False;"
+        "import warnings; warnings.simplefilter('error'); import numpy, ccgpu;"
+        "x = numpy.ones((1, 2, 3, 4)); x.flags.writeable = False;"
         "y = numpy.broadcast_to(numpy.ones(4), (1, 2, 3, 4)); ccgpu.cca(x, y, x); ccgpu.affinity(x, y)"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    answer = run_forked(code)
+    assert answer.returncode == 0, answer.stderr
 
 
 def test_read_only_file_in_memory(seen, tmp_path):

@@ -39,7 +39,8 @@ class Attended(Dataset):
 def main():
     dataset = Attended()
     ours = [attend(index) for index in range(len(dataset))]
-    options = {"batch_size": None, "num_workers": 2, "persistent_workers": True}
+    number = {"fork": 2, "spawn": 1}[sys.argv[1]]  # a spawned worker imports torch first
+    options = {"batch_size": None, "num_workers": number, "persistent_workers": True}
     loader = DataLoader(dataset, multiprocessing_context=sys.argv[1], **options)
     for _ in range(2):
         assert all(torch.equal(a, b) for a, b in zip(ours, loader, strict=True))

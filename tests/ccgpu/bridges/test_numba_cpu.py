@@ -17,6 +17,7 @@ from ccgpu.bridges.call import Call
 from ccgpu.kernels.numba_cpu import calls, workers
 from tests.ccgpu.bridges import data_loading
 from tests.ccgpu.problems import layouts
+from tests.forked import run_forked
 from tests.kernels.numba_cpu.problems import cut_up
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -339,7 +340,8 @@ ANSWER = """
 def test_why_not_without_numba(before, environment, reason):
     """By default torch's matrix products run, and one warning says so; asked for by name, it raises."""
     environment = {"CCGPU_BACKEND": "", **environment}
-    answer = program(f"{before}\n{textwrap.dedent(ANSWER)}", **environment)
+    answer = run_forked(f"{before}\n{textwrap.dedent(ANSWER)}", **environment)
+    assert answer.returncode == 0, answer.stderr
     status, equal, error = answer.stdout.splitlines()
     assert status.startswith(f"False {reason}")
     assert equal == "True"

@@ -2,9 +2,6 @@
 
 import importlib
 import importlib.util
-import os
-import subprocess
-import sys
 import types
 
 import pytest
@@ -14,6 +11,7 @@ import ccgpu
 from ccgpu import dispatch
 from ccgpu.bridges import numba_cuda
 from ccgpu.bridges.call import Call
+from tests.forked import run_forked
 
 CUDA = torch.device("cuda", 0)
 
@@ -122,15 +120,13 @@ def test_reasons_are_cached_for_each_device(numba_cuda_package, monkeypatch):
 
 
 @pytest.mark.parametrize("value", [None, "0"])
-def test_asking_about_cpu_tensors_imports_no_numba(value):
+def test_asking_about_cpu_tensors_imports_no_numba(value, monkeypatch):
     code = (
         "import sys, torch; from ccgpu import dispatch; from ccgpu.bridges import call, numba_cuda;"
         "reason = numba_cuda.why_not(call.Call(torch.device('cpu')));"
         "dispatch.choose(torch.zeros(1, 2, 3, device='meta'));"
         "print(reason is None, 'numba' in sys.modules)"
     )
-    environment = {name: x for name, x in os.environ.items() if name != "NUMBA_ENABLE_CUDASIM"}
-    if value is not None:
-        environment["NUMBA_ENABLE_CUDASIM"] = value
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert answer.stdout.split() == ["False", "False"]
+    monkeypatch.delenv("NUMBA_ENABLE_CUDASIM", raising=False)
+    answer = run_forked(code, **({} if value is None else {"NUMBA_ENABLE_CUDASIM": value}))
+    assert answer.stdout.split() == ["False", "False"], answer.stderr
