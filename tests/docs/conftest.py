@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -12,14 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from ccgpu.models.backbones import build_backbone
 from ccgpu.models.resnet import V1C_STEM
 from ccgpu.train import ade20k, camvid, cityscapes, lip, voc
 from ccgpu.train.data.video import VideoWriter
 from ccgpu.train.scenes import streets
 from tests.docs.reader import ROOT
 from tests.models.published_files import config_text, mmsegmentation_file
+from tests.train import narrow
+from tests.train.browser import browser  # noqa: F401  # for the tests of pages
 from tests.train.folders import write_folder
+from tests.train.narrow import NARROW, narrow_backbone  # noqa: F401  # for all tests of this folder
 
 SIZE = (64, 96)  # height and width of the synthetic images
 
@@ -63,33 +66,45 @@ def write_ponds(root: Path) -> None:
 
 
 def v1c_file() -> dict[str, torch.Tensor]:
-    """ImageNet weights of mmsegmentation's ResNets, under the names of its files."""
+    """ImageNet weights of a ResNet of mmsegmentation, under the names of its files."""
     entries = {}
-    for name, value in build_backbone("resnet18", stem="v1c").state_dict().items():
+    for name, value in narrow.build(NARROW, stem="v1c").state_dict().items():
         ours = next((prefix for prefix in V1C_STEM if name.startswith(prefix)), "")
         entries[V1C_STEM.get(ours, "") + name.removeprefix(ours)] = value
     return entries
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A reader's folder: a published checkpoint, ImageNet weights, images and their masks, and a video."""
+@pytest.fixture(scope="session")
+def handed_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every reader's folder holds: a published checkpoint, ImageNet weights, images and their masks, a video."""
     pytest.importorskip("av")
+    root = tmp_path_factory.mktemp("handed_out")
     state = mmsegmentation_file(50, classes=19)
     file = {"meta": {"config": config_text(True, 2), "epoch": 1}, "state_dict": state}
-    torch.save(file, tmp_path / "ccnet_r50-d8_769x769.pth")
+    torch.save(file, root / "ccnet_r50-d8_769x769.pth")
     torch.manual_seed(0)
-    torch.save(build_backbone("resnet18").state_dict(), tmp_path / "resnet101.pth")
-    torch.save(v1c_file(), tmp_path / "resnet50_v1c.pth")
+    torch.save(narrow.build(NARROW).state_dict(), root / "resnet101.pth")
+    torch.save(v1c_file(), root / "resnet50_v1c.pth")
     frames = [streets.draw_scene(SIZE, np.random.default_rng(index), index)[0] for index in range(3)]
     for name, frame in zip(("photos/street.jpg", "photos/park.png", "more/a.png"), frames, strict=True):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(frame).save(tmp_path / name)
-    write_folder(tmp_path / "lakes", 6)
-    write_folder(tmp_path / "my-images", 20)
-    with VideoWriter(tmp_path / "holiday.mp4", Fraction(10)) as video:
+        (root / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(frame).save(root / name)
+    write_folder(root / "lakes", 6)
+    write_folder(root / "my-images", 20)
+    with VideoWriter(root / "holiday.mp4", Fraction(10)) as video:
         for frame in frames:
             video.add(frame)
+    return root
+
+
+@pytest.fixture
+def folder(handed_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A reader's folder. The checkpoint, 100 MB that no page changes, is linked; all else is copied."""
+
+    def link_or_copy(source: str, target: str) -> None:
+        (os.link if source.endswith(".pth") else shutil.copy2)(source, target)
+
+    shutil.copytree(handed_out, tmp_path, copy_function=link_or_copy, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path)]))  # for torchrun's processes

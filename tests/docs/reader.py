@@ -23,6 +23,7 @@ from typing import Any
 from torch.distributed.run import get_args_parser
 
 from ccgpu.train.__main__ import main as ccgpu
+from tests.train.narrow import NARROW
 
 ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"\n]*)\")?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -42,6 +43,8 @@ SMALL_RECIPES = {
 # Flags for the presets that set more sizes.
 _SIZES = ["--random-short-sides", "48", "--random-long-side", "96", "--short-side", "48", "--long-side", "96"]
 SMALL_PRESETS = {
+    "demo": ["--scenes-size", "72", "144"],  # a page looks at row 64, column 128 of an image
+    "cpu": ["--short-side", "64"],
     "mmseg-512x1024": ["--auxiliary-channels", "8"],
     **{name: ["--auxiliary-channels", "8", *_SIZES] for name in ("mmseg-769", "mmseg-ade20k", "mmseg-voc")},
 }
@@ -145,7 +148,7 @@ class Reader:
             assert flags.training_script == "ccgpu.train", what
             train, name, *rest = flags.training_script_args
             assert train == "train", what
-            program = ["-m", flags.training_script, train, name, *self.smaller(name, rest)]
+            program = ["-m", "tests.train.narrow", train, name, *self.smaller(name, rest)]
         else:
             assert Path(flags.training_script).is_file(), what
             program = [flags.training_script, *flags.training_script_args]
@@ -186,7 +189,7 @@ class Reader:
         if "--resume" in arguments and "--preset" not in arguments:
             shorter = ["--extend", "2"] if "--extend" in arguments else []
             return [*arguments, *shorter, *HERE]  # all other settings come from the resumed run
-        more = [] if "package" in arguments else ["--backbone", "resnet18"]
+        more = [] if "package" in arguments else ["--backbone", NARROW]
         more += [] if "--preset" in arguments else ["--scenes-size", "64", "96"]
         if "--preset" in arguments:
             more += SMALL_PRESETS.get(arguments[arguments.index("--preset") + 1], [])

@@ -15,7 +15,7 @@ from ccgpu.models.ccnet import CCNet
 from ccgpu.train.data.cityscapes_labels import CITYSCAPES
 from tests.docs.reader import ROOT, Reader
 from tests.models.published_networks import mmsegmentation_network
-from tests.train.browser import CHROMIUM, opened
+from tests.train.browser import CHROMIUM, opened, started
 
 
 @torch.no_grad()
@@ -57,7 +57,8 @@ def test_a_published_checkpoint_goes_all_the_way(folder: Path, data: Callable[[s
     # The attention maps: the image, and the page clicked through in a browser.
     assert Image.open("maps.png").size[0] > 3 * pixels.shape[1]
     if CHROMIUM is not None:
-        with opened(Path("maps.html").resolve(), shown="document.body.dataset.chosen !== undefined") as tab:
+        shown = "document.body.dataset.chosen !== undefined"
+        with started() as browser, opened(browser, Path("maps.html").resolve(), shown=shown) as tab:
             view = tab.locator("canvas").nth(1)
             box = view.bounding_box()
             for y, x in [(5, 90), (60, 3)]:

@@ -8,9 +8,10 @@ import pytest
 from ccgpu.train import evaluate
 from ccgpu.train.runs import records
 from tests.docs.reader import ROOT, blocks
+from tests.train.narrow import NARROW
 
 TINY = [
-    *("--backbone", "resnet18", "--head-channels", "8", "--crop", "33", "--batch", "2", "--iterations", "2"),
+    *("--backbone", NARROW, "--head-channels", "8", "--crop", "33", "--batch", "2", "--iterations", "2"),
     *("--workers", "0", "--device", "cpu", "--no-tensorboard"),
 ]
 

@@ -48,11 +48,13 @@ def pages(site: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize(("size", "dark"), [(DESKTOP, False), (PHONE, True)])
-def test_no_page_is_wider_than_its_window_or_clips_a_formula(site: Path, size: tuple[int, int], dark: bool) -> None:
+def test_no_page_is_wider_than_its_window_or_clips_a_formula(
+    browser: Any, site: Path, size: tuple[int, int], dark: bool
+) -> None:
     found = pages(site)
     assert len(found) > 25
     formulas = 0
-    with opened(found[0], shown=BUILT, size=size, dark=dark) as tab:
+    with opened(browser, found[0], shown=BUILT, size=size, dark=dark) as tab:
         for page in found:
             name = page.relative_to(site).as_posix()
             tab.goto(page.as_uri())
@@ -73,9 +75,9 @@ def test_no_page_is_wider_than_its_window_or_clips_a_formula(site: Path, size: t
     assert formulas >= 2
 
 
-def test_flags_stay_in_one_line_on_a_phone(site: Path) -> None:
+def test_flags_stay_in_one_line_on_a_phone(browser: Any, site: Path) -> None:
     seen = 0
-    with opened(site / "index.html", shown=BUILT, size=PHONE, dark=False) as tab:
+    with opened(browser, site / "index.html", shown=BUILT, size=PHONE, dark=False) as tab:
         for name in ("checkpoints", "own-data", "reproduce"):
             tab.goto((site / f"{name}.html").as_uri())
             tab.wait_for_function(BUILT)
@@ -104,15 +106,15 @@ def brightness(tab: Any, figure: Any, path: Path) -> float:
     return float(np.asarray(Image.open(path).convert("L"))[:4, :4].mean())
 
 
-def test_figures_follow_the_colours_of_the_page(site: Path, tmp_path: Path) -> None:
+def test_figures_follow_the_colours_of_the_page(browser: Any, site: Path, tmp_path: Path) -> None:
     page = site / "op.html"
-    with opened(page, shown=BUILT) as tab:
+    with opened(browser, page, shown=BUILT) as tab:
         figure = tab.locator("img[src$='.svg']").first
         assert brightness(tab, figure, tmp_path / "light.png") > 250
         tab.locator("label.md-header__button[title=dark]").click()
         tab.wait_for_function("document.body.dataset.mdColorScheme === 'slate'")
         assert brightness(tab, figure, tmp_path / "chosen.png") < 64
-    with opened(page, shown=BUILT, dark=True) as tab:
+    with opened(browser, page, shown=BUILT, dark=True) as tab:
         assert brightness(tab, tab.locator("img[src$='.svg']").first, tmp_path / "dark.png") < 64
 
 

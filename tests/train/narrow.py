@@ -1,12 +1,11 @@
 """A backbone for tests of commands: ResNet-18 with half of its blocks and a quarter of their channels, named `narrow`.
 
 A checkpoint of a run is then 3 MB instead of 90. The name is known in the process of the tests, and in one that
-`python -m tests.train.narrow COMMAND FLAGS` starts for a training command.
+`python -m tests.train.narrow` starts, which is the command `ccgpu` otherwise.
 """
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from ccgpu.models import backbones, ccnet, resnet
+from ccgpu.train.__main__ import main as ccgpu
 from ccgpu.train.runs.settings import network
 
 NARROW = "narrow"
@@ -46,4 +46,4 @@ def teach(patch: pytest.MonkeyPatch) -> None:
 
 if __name__ == "__main__":
     teach(pytest.MonkeyPatch())
-    sys.exit(importlib.import_module(f"ccgpu.train.{sys.argv[1]}").main(sys.argv[2:]))
+    sys.exit(ccgpu())

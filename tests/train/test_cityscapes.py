@@ -5,8 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,9 @@ import torch
 
 from ccgpu.train import cityscapes
 from ccgpu.train.metrics import ConfusionMatrix
-from ccgpu.train.runs import plan, records
+from ccgpu.train.runs import checkpoints, plan, records
 from ccgpu.train.runs.settings import training as settings
+from tests.train.narrow import NARROW
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 8
@@ -24,16 +23,18 @@ ITERATIONS = 8
 # that float32 rounding errors stay small: at a higher one a single ReLU whose input changes sign moves the loss by 1e-3
 # within a few steps (test_distributed.py compares the processes in float64, at a high rate).
 TINY = [
-    *("--backbone", "resnet18", "--head-channels", "8", "--crop", "25", "33", "--batch", "4", "--device", "cpu"),
+    *("--backbone", NARROW, "--head-channels", "8", "--crop", "25", "33", "--batch", "4", "--device", "cpu"),
     *("--iterations", str(ITERATIONS), "--save-every", "2", "--eval-every", "4", "--log-every", "1", "--lr", "2e-4"),
     *("--mode", "sliding", "--window", "64", "96", "--stride", "64", "32", "--workers", "0"),
     "--no-tensorboard",
 ]
 
 
-def start(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+def start(*arguments: str, launcher: tuple[str, ...] = (), signalled: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """Begin a training in a process of its own; see `tests.train.signalled` for what `signalled` says."""
+    program = ["tests.train.signalled", *signalled] if signalled else ["tests.train.narrow"]
     return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "train.cityscapes", *arguments],
+        [sys.executable, *launcher, "-m", *program, "train", "cityscapes", *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -46,15 +47,6 @@ def finish(process: subprocess.Popen[str], status: int = 0) -> str:
     out, errors = process.communicate(timeout=300)
     assert process.returncode == status, out + errors
     return out + errors
-
-
-def stop_when(process: subprocess.Popen[str], reached: Callable[[], bool], number: int) -> None:
-    deadline = time.monotonic() + 120
-    while not reached():
-        assert process.poll() is None, finish(process)
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    process.send_signal(number)
 
 
 def iterations_in(out: Path) -> list[int]:
@@ -117,22 +109,19 @@ def test_a_killed_and_resumed_run_ends_bit_for_bit_like_an_undisturbed_one(
     out = tmp_path / "run"
     arguments = ("--data", str(tiny_data), *TINY, "--baselines", "--out", str(out))
 
-    process = start(*arguments)
-    stop_when(process, lambda: bool(iterations_in(out)), signal.SIGKILL)
-    finish(process, -signal.SIGKILL)
+    finish(start(*arguments, signalled=("SIGKILL", "record", "1")), -signal.SIGKILL)
+    assert iterations_in(out) == [1]
     assert not (out / "last.pt").exists()
 
     # Flags left out take the saved values, here all but the folder.
-    process = start("--out", str(out), "--data", str(tiny_data), "--resume")
-    stop_when(process, lambda: (out / "last.pt").exists() and (out / "last.pt.partial").exists(), signal.SIGKILL)
+    process = start("--out", str(out), "--data", str(tiny_data), "--resume", signalled=("SIGKILL", "checkpoint", "4"))
     assert "no checkpoint in" in finish(process, -signal.SIGKILL)
+    assert checkpoints.read_checkpoint(out / "last.pt")["iteration"] == 2
+    assert (out / "last.pt.partial").exists()
     with open(out / "metrics.jsonl", "a") as file:
         file.write('{"kind": "training", "itera')  # a line the kill cut off
 
-    reached = iterations_in(out)[-1]
-    process = start("--out", str(out), "--resume")
-    stop_when(process, lambda: iterations_in(out)[-1:] > [reached], signal.SIGINT)
-    text = finish(process, 130)
+    text = finish(start("--out", str(out), "--resume", signalled=("SIGINT", "record", "5")), 130)
     assert "continuing" in text
     assert f"stopped; continue with ccgpu train cityscapes --resume --out {out}" in text
 
@@ -155,8 +144,8 @@ def test_the_folder_of_a_running_command_is_locked(
 ) -> None:
     monkeypatch.setattr(plan, "LOCK_SECONDS", 0.2)
     out = tmp_path / "run"
-    process = start("--data", str(tiny_data), *TINY, "--out", str(out))
-    stop_when(process, lambda: bool(iterations_in(out)), signal.SIGSTOP)
+    process = start("--data", str(tiny_data), *TINY, "--out", str(out), signalled=("SIGSTOP", "record", "1"))
+    assert os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT).si_code == os.CLD_STOPPED
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     assert cityscapes.main(["--resume", "--out", str(out)]) == 2
     assert f"no other command writes to, got {out}, where a run is under way" in capsys.readouterr().err

@@ -315,11 +315,11 @@ def test_two_processes_open_a_folder_and_take_the_same_for_it(ponds: tuple[Path,
         "2",
         "-m",
         "tests.train.narrow",
-        "folder",
+        "train",
     ]
-    flags = ["--data", str(ponds[0]), "--out", str(tmp_path / "run"), *TINY, "--save-every", "1"]
+    words = [str(ponds[0]), "--out", str(tmp_path / "run"), *TINY, "--save-every", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("images: 10 of 56x40 pixels") == 1
     one, two = saved(ponds[1]), saved(tmp_path / "run")
@@ -329,8 +329,8 @@ def test_two_processes_open_a_folder_and_take_the_same_for_it(ponds: tuple[Path,
         torch.allclose(one["model"][name].double(), two["model"][name].double(), **close) for name in one["model"]
     )
     file_in(tmp_path / "bad", "images/a.jpg").touch()
-    flags[1], flags[3] = str(tmp_path / "bad"), str(tmp_path / "other")
-    done = subprocess.run([*command, *flags], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    words[0], words[2] = str(tmp_path / "bad"), str(tmp_path / "other")
+    done = subprocess.run([*command, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert done.stderr.count("got images alone; add a folder of masks") == 1
 
