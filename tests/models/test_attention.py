@@ -130,10 +130,11 @@ def test_autocast_keeps_the_dtype_of_x() -> None:
     torch.testing.assert_close(out, module(x), rtol=0.05, atol=0.05)
 
 
-def test_compiled_rcca_equals_eager() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_rcca_equals_eager(backend: str) -> None:
     module = make(RCCA, 8, 2).float()
     x = features(2).float().requires_grad_()
-    compiled = torch.compile(module, fullgraph=True)
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
     ours, theirs = compiled(x), module(x)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     for a, b in zip(gradients(ours, x, module), gradients(theirs, x, module), strict=True):

@@ -10,9 +10,17 @@ import torch
 
 from ccgpu.models.ccnet import Outputs
 from tests.models.problems import clips, network, random_images
+from tests.train.narrow import NARROW
 
 
-@pytest.mark.parametrize("options", [{}, {"backbone": "efficientnet-lite0", "dims": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backbone": NARROW},
+        {"backbone": NARROW, "dims": 3},
+        pytest.param({"backbone": "efficientnet-lite0", "dims": 3}, marks=pytest.mark.slow),
+    ],
+)
 def test_an_exported_network_takes_images_of_any_size(options: dict[str, Any]) -> None:
     net = network(**options).eval()
     clip = options.get("dims") == 3

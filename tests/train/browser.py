@@ -36,30 +36,49 @@ DESKTOP, PHONE = (1440, 900), (390, 844)  # width and height of a window, in CSS
 
 
 @contextlib.contextmanager
-def opened(page: Path, *, shown: str, size: tuple[int, int] = DESKTOP, dark: bool = False) -> Iterator[Any]:
+def started() -> Iterator[Any]:
+    """Start Chromium, and end it afterwards."""
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, once for all tests of a module that look at pages."""
+    with started() as running:
+        yield running
+
+
+@contextlib.contextmanager
+def opened(
+    browser: Any, page: Path, *, shown: str, size: tuple[int, int] = DESKTOP, dark: bool = False
+) -> Iterator[Any]:
     """Open a page and wait until the JavaScript expression `shown` is true; an error on the page fails the test.
 
     Args:
+        browser: a started browser; the page shares no storage with others that it has opened.
         page: a file.
         shown: what is true once the page is there.
         size: width and height of the window; that of a phone gets touch and two device pixels for a CSS pixel.
         dark: whether the reader prefers dark colours.
     """
-    with sync_api.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        tab = browser.new_page(
-            viewport={"width": size[0], "height": size[1]},
-            device_scale_factor=2 if size == PHONE else 1,
-            has_touch=size == PHONE,
-            color_scheme="dark" if dark else "light",
-        )
-        problems: list[str] = []
-        tab.on("pageerror", lambda error: problems.append(str(error)))
-        tab.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
+    tab = browser.new_page(
+        viewport={"width": size[0], "height": size[1]},
+        device_scale_factor=2 if size == PHONE else 1,
+        has_touch=size == PHONE,
+        color_scheme="dark" if dark else "light",
+    )
+    problems: list[str] = []
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    tab.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
+    try:
         tab.goto(page.as_uri())
         tab.wait_for_function(shown)
         yield tab
-        browser.close()
+    finally:
+        tab.close()  # with the context that new_page has made for it
     assert not problems
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from ccgpu.train import ade20k, camvid, cityscapes, far_context, lip, voc
 from ccgpu.train.data.cityscapes_labels import CITYSCAPES
 from ccgpu.train.scenes import files
+from tests.train.browser import browser  # noqa: F401  # for the tests of pages
 from tests.train.narrow import narrow_backbone  # noqa: F401  # for all tests of this folder
 from tests.train.training import run
 

@@ -311,10 +311,12 @@ def size_of(tab: Any, view: int) -> tuple[float, float]:
 
 @needs_browser
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_a_click_shows_the_maps_of_the_pixel(align_corners: bool, image_file: Path, tmp_path: Path) -> None:
+def test_a_click_shows_the_maps_of_the_pixel(
+    align_corners: bool, browser: Any, image_file: Path, tmp_path: Path
+) -> None:
     net = write_network(tmp_path / "net.pt", align_corners=align_corners)
     assert run("--checkpoint", tmp_path / "net.pt", image_file, "--html", tmp_path / "page.html") == 0
-    with opened(tmp_path / "page.html", shown=CHOSEN) as tab:
+    with opened(browser, tmp_path / "page.html", shown=CHOSEN) as tab:
         assert tab.evaluate("document.body.dataset.chosen") == "32,48", "the middle at first"
         before = drawn(tab, 2)
         for y, x in [(5, 90), (64, 0), (33, 12)]:
@@ -341,8 +343,10 @@ def test_a_click_shows_the_maps_of_the_pixel(align_corners: bool, image_file: Pa
 
 @needs_browser
 @pytest.mark.parametrize(("size", "dark"), [(DESKTOP, False), (DESKTOP, True), (PHONE, False), (PHONE, True)])
-def test_the_views_are_as_large_as_the_window_allows(size: tuple[int, int], dark: bool, page_file: Path) -> None:
-    with opened(page_file, shown=CHOSEN, size=size, dark=dark) as tab:
+def test_the_views_are_as_large_as_the_window_allows(
+    size: tuple[int, int], dark: bool, browser: Any, page_file: Path
+) -> None:
+    with opened(browser, page_file, shown=CHOSEN, size=size, dark=dark) as tab:
         assert overflow(tab) <= 0
         ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
         red = int(re.search(r"\d+", ground)[0])
@@ -368,8 +372,8 @@ def test_the_views_are_as_large_as_the_window_allows(size: tuple[int, int], dark
 
 
 @needs_browser
-def test_keys_buttons_and_the_strength_change_the_drawing(page_file: Path) -> None:
-    with opened(page_file, shown=CHOSEN) as tab:
+def test_keys_buttons_and_the_strength_change_the_drawing(browser: Any, page_file: Path) -> None:
+    with opened(browser, page_file, shown=CHOSEN) as tab:
 
         def chosen() -> list[int]:
             return [int(index) for index in tab.evaluate("document.body.dataset.chosen").split(",")]
@@ -432,8 +436,8 @@ def test_keys_buttons_and_the_strength_change_the_drawing(page_file: Path) -> No
 
 
 @needs_browser
-def test_a_finger_chooses_and_moves_the_pixel(page_file: Path) -> None:
-    with opened(page_file, shown=CHOSEN, size=PHONE) as tab:
+def test_a_finger_chooses_and_moves_the_pixel(browser: Any, page_file: Path) -> None:
+    with opened(browser, page_file, shown=CHOSEN, size=PHONE) as tab:
         wide, high = size_of(tab, 1)
         tab.locator("canvas").nth(1).tap(position={"x": 0.1 * wide, "y": 0.9 * high})
         y, x = (int(index) for index in tab.evaluate("document.body.dataset.chosen").split(","))
@@ -450,8 +454,8 @@ def test_a_finger_chooses_and_moves_the_pixel(page_file: Path) -> None:
 
 
 @needs_browser
-def test_what_the_page_shows_has_accessible_names(page_file: Path) -> None:
-    with opened(page_file, shown=CHOSEN) as tab:
+def test_what_the_page_shows_has_accessible_names(browser: Any, page_file: Path) -> None:
+    with opened(browser, page_file, shown=CHOSEN) as tab:
         assert tab.get_by_role("img", name="attention map of R = 2, of pixel 32, 48").count() == 1
         assert tab.get_by_role("slider", name="strength").count() == 1
         assert tab.get_by_role("checkbox", name="grey image").is_checked()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -12,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from ccgpu import formula
 from ccgpu.models.backbones import build_backbone
 from ccgpu.train import camvid, export
 from tests.train.networks import write_network
@@ -100,7 +100,14 @@ def test_a_wrong_export_is_not_kept(
     write_network(tmp_path / "net.pt")
     target = tmp_path / "net.pt2"
     target.write_text("the former one")
-    monkeypatch.setattr(formula, "attention", lambda q, k, v, scale: (v, q.sum(1)))
+
+    def write(module: torch.nn.Module, path: Path, information: dict[str, Any]) -> torch.nn.Module:
+        path.write_text("exported")
+        wrong = copy.deepcopy(module)
+        torch.nn.init.zeros_(wrong.head.cca.gamma)  # as if there were no attention
+        return wrong
+
+    monkeypatch.setitem(export.WRITERS, "torch-export", write)
     given = ("--checkpoint", tmp_path / "net.pt", "--to", "torch-export", "--out", target)
     assert run(*given) == 2
     assert "--out must be new, got existing results" in capsys.readouterr().err

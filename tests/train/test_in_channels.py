@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,22 +143,38 @@ def test_train_resume_evaluate_predict_and_attention(
     assert Image.open(maps).mode == "RGB"
 
 
-def test_a_network_for_such_images_is_exported_with_their_format(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["given", "exported"])
+def test_a_network_for_such_images_is_exported_with_their_format(
+    root: Path, tmp_path: Path, real: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is handed to torch's exporter; and what torch makes of it, which takes long."""
     mean, std = dataset(root).mean, dataset(root).std
     assert mean is not None
     assert std is not None
     images, options = ImageFormat(5, raw=True, dtype="uint16"), {"in_channels": 5, "mean": mean, "std": std}
     net = write_network(tmp_path / "net.pt", dataset(root).labels, None, images, num_classes=CLASSES, **options)
-    exported = tmp_path / "net.pt2"
+    exported, given = tmp_path / "net.pt2", []
+
+    def write(module: torch.nn.Module, path: Path, information: dict[str, Any]) -> torch.nn.Module:
+        path.touch()
+        given[:] = module, information
+        return module
+
+    if not real:
+        monkeypatch.setitem(export.WRITERS, "torch-export", write)
     arguments = ("--checkpoint", str(tmp_path / "net.pt"), "--to", "torch-export", "--pixels", "--out", str(exported))
     assert export.main([*arguments]) == 0
-    files = {"ccgpu.json": ""}
-    program = torch.export.load(exported, extra_files=files).module()
+    if real:
+        files = {"ccgpu.json": ""}
+        program = torch.export.load(exported, extra_files=files).module()
+        information = json.loads(files["ccgpu.json"])
+    else:
+        program, information = given
     pixels = torch.from_numpy(scene(4)[0].astype(np.float32)).permute(2, 0, 1)[None]
     with torch.no_grad():
         logits = net((pixels - torch.tensor(mean).view(1, 5, 1, 1)) / torch.tensor(std).view(1, 5, 1, 1))
         torch.testing.assert_close(program(pixels), logits, rtol=0, atol=1e-4 * logits.abs().max().item())
-    assert json.loads(files["ccgpu.json"])["images"] == {"channels": 5, "raw": True, "dtype": "uint16"}
+    assert information["images"] == {"channels": 5, "raw": True, "dtype": "uint16"}
 
 
 @pytest.mark.parametrize("channels", [3, 4])
