@@ -49,7 +49,7 @@ PARTS = ("backbone", "head", "attention", "auxiliary head", "output", "optimiser
 VARIANTS = {
     "one-square": "one square",
     "own-square": "up to four squares, each disc has its own",
-    "clips": "clips, the square in another frame",
+    "clips": "clips, the square in the other frame",
 }
 CONTEXTS = {
     "none": "no context",
