@@ -13,6 +13,7 @@ from torch.nn.grad import conv2d_weight
 from ccgpu import autocast
 
 _TAPS = 3  # extent of the kernels whose weight gradient torch computes by a fast kernel
+_MULTIPLIES_BFLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 _FAR = 7  # padding from which on torch's forward of a dilated convolution is the slow one
 
 
@@ -128,4 +129,7 @@ def _weight_gradient(x: Tensor, grad: Tensor, size: int) -> Tensor:
 def _taps(x: Tensor, grad: Tensor, padding: int) -> Tensor:
     channels = x.shape[1]
     size = (channels, 1, _TAPS, _TAPS)
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and not _MULTIPLIES_BFLOAT16:
+        # torch's kernel for the other CPUs, such as those without AVX-512, rounds its sums and is slower than float32.
+        return conv2d_weight(x.float(), size, grad.float(), padding=padding, groups=channels).to(x.dtype)
     return conv2d_weight(x, size, grad, padding=padding, groups=channels)

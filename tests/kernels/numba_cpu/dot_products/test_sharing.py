@@ -14,6 +14,7 @@ from ccgpu.kernels.numba_cpu.attention import Sizes
 from ccgpu.kernels.numba_cpu.dot_products import rows, sheets
 from ccgpu.kernels.numba_cpu.lines import Group
 from ccgpu.kernels.numba_cpu.operands import Layout
+from ccgpu.kernels.numba_cpu.vectors import VECTOR_BYTES
 from tests.ccgpu.problems import attend_plainly, check_errors, layouts, truth_in_float64
 from tests.kernels.numba_cpu.problems import cut_up, problem_of
 
@@ -89,7 +90,7 @@ def test_memory_is_divided_in_vectors_and_in_order(extents, depth, channels, gat
     for axis in schedule.plan_axes(extents, 1, 4, gathers, 2, whole=True):
         at = sheets.divide_memory(axis, sizes, shared)
         assert list(at) == sorted(at)
-        assert all(offset % 64 == 0 for name, offset in at._asdict().items() if name != "one")
+        assert all(offset % VECTOR_BYTES == 0 for name, offset in at._asdict().items() if name != "one")
         assert sum(sheets.memory_of_a_shared_line(axis, sizes)) == sheets.divide_memory(axis, sizes, True).end
 
 
