@@ -1,3 +1,4 @@
+import gc
 import importlib.util
 import os
 import sys
@@ -16,6 +17,20 @@ if not torch.cuda.is_available():
     os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
     # Each thread of a simulated block is a Python thread that waits for its turn: this makes the turns short.
     sys.setswitchinterval(1e-5)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keep the garbage collector from what collecting tests builds up: modules and thousands of tests, which stay.
+
+    It would look through them again and again, most of all where a test or what it calls collects garbage itself.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
