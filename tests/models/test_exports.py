@@ -187,12 +187,20 @@ def test_onnx_of_float16_networks(build: Any, exporter: str) -> None:
 
 
 @needs_onnx
-def test_onnx_has_no_bfloat16_convolutions() -> None:
-    """ONNX has some from opset 22 on, which TorchScript's exporter does not write; docs/export.md says what to do."""
-    net = rcca().bfloat16()
-    model = onnx_model(net, random_images(2, 9, 13).bfloat16(), "TorchScript")
-    with pytest.raises(Exception, match=r"'tensor\(bfloat16\)' of input parameter .* of operator \(Conv\)"):
-        in_onnxruntime(model, random_images(1, 9, 13))
+@pytest.mark.parametrize(
+    ("dtype", "refusal"),
+    [
+        # ONNX has some from opset 22 on, which TorchScript's exporter does not write.
+        (torch.bfloat16, r"'tensor\(bfloat16\)' of input parameter .* of operator \(Conv\)"),
+        (torch.float64, r"Could not find an implementation for Conv"),
+    ],
+)
+def test_onnxruntime_has_no_convolutions_of_other_dtypes(dtype: torch.dtype, refusal: str) -> None:
+    """If it had, docs/export.md would have to say so."""
+    images = random_images(2, 9, 13).to(dtype)
+    model = onnx_model(rcca().to(dtype), images, "TorchScript")
+    with pytest.raises(Exception, match=refusal):
+        in_onnxruntime(model, images.float())
 
 
 def test_traced_and_exported_networks_run_without_this_package(tmp_path: Path) -> None:
