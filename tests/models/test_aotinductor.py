@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,25 @@ from torch import Tensor, nn
 from torch._inductor import exc
 
 import ccgpu
+from ccgpu.models.attention import RCCA
 from tests.ccgpu.exports.cases import ALL, TRACED, Call, check, draw, dynamic_shapes, other_sizes, run_without_ccgpu
-from tests.models.test_exports import DYNAMIC, assert_same, ccnet, random_images, rcca, segmenter
+from tests.models.test_exports import DYNAMIC, assert_same, ccnet, random_images, rcca
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 PAGE = Path(__file__).resolve().parents[2] / "docs/export.md"
 SIZES = ((1, 40, 40), (3, 64, 57), (1, 97, 129))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiler() -> None:
-    from torch._inductor import cpp_builder
+def _compiler() -> Iterator[None]:
+    from torch._inductor import config, cpp_builder
 
     try:
         cpp_builder.get_cpp_compiler()
     except exc.InvalidCxxCompiler as error:
         pytest.skip(str(error))
+    with config.patch({"aot_inductor.compile_wrapper_opt_level": "O0"}):  # the calls of the kernels, which take no time
+        yield
 
 
 def program(net: nn.Module, *, op: bool, dynamic: bool = True) -> torch.export.ExportedProgram:
@@ -93,24 +97,20 @@ def test_package_of_one_size_needs_no_setting(build: Any, tmp_path: Path) -> Non
         assert_same(run(images), net(images))
 
 
-def test_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("index", [0, 1])
+def test_examples_of_the_page_run(index: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are marked as text, since the tests of the pages run every block of code, and are not slow."""
     monkeypatch.chdir(tmp_path)
     section = PAGE.read_text().partition("## AOTInductor")[2].partition("\n## ")[0]
-    net, others = segmenter(), random_images(1, 100, 60)
-    with torch.no_grad():
-        expected = net(others)
-    names = {
-        "torch": torch,
-        "with_op": program(net, op=True),
-        "program": program(net, op=False),
-        "others": others,
-        "expected": expected,
-    }
     blocks = re.findall(r"```text\n(.*?)```", section, re.DOTALL)
     assert len(blocks) == 2
-    for block in blocks:
-        exec(block, names)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), RCCA(8, 1, gamma=1.0), nn.Conv2d(8, 4, 1)).eval()
+    others = random_images(1, 100, 60)
+    with torch.no_grad():
+        expected = net(others)
+    exported = {"with_op": program(net, op=True), "program": program(net, op=False)}
+    exec(blocks[index], {"torch": torch, "others": others, "expected": expected, **exported})
 
 
 class RowAttention(nn.Module):
