@@ -171,7 +171,6 @@ class ResNet(nn.Module):
                 raise ValueError(f"ResNet: {name} must be one of {known}, got {value!r}; pass one of these.")
         self.depth = depth
         self.stem = stem
-        self.ceil_mode = ceil_mode
         self.in_channels = in_channels
         self.mean, self.std = (for_channels(values, in_channels) for values in (IMAGENET_MEAN, IMAGENET_STD))
         if stem in _DEEP_STEMS:
