@@ -34,7 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(pixels).save(root / "data" / folder / f"video_{seed}.png")
     flags = [
         "--backbone",
-        "resnet18",
+        "local",
         "--head-channels",
         "16",
         "--gamma",

@@ -15,7 +15,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,10 +86,11 @@ class Reader:
 
     Args:
         data: name of a dataset -> the folder of a small one.
+        leave_out: texts; commands and blocks of Python that contain one are not run.
     """
 
-    def __init__(self, data: Callable[[str], Path]) -> None:
-        self.data = data
+    def __init__(self, data: Callable[[str], Path], leave_out: Sequence[str] = ()) -> None:
+        self.data, self.leave_out = data, leave_out
         self.names: dict[str, Any] = {"__name__": "reader"}
 
     def read(self, page: Path) -> None:
@@ -111,11 +112,16 @@ class Reader:
         """
         if block.language == "sh":
             for command in commands(block.text):
-                self.command(command, block)
+                if not self.left_out(command):
+                    self.command(command, block)
         elif block.title:
             Path(block.title).write_text(block.text, encoding="utf-8")
-        else:
+        elif not self.left_out(block.text):
             exec(compile("\n" * block.line + block.text, str(block.page), "exec"), self.names)
+
+    def left_out(self, text: str) -> bool:
+        """Return whether a command or block is not to be run."""
+        return any(part in text for part in self.leave_out)
 
     def command(self, command: str, block: Block) -> None:
         """Run a command of a shell."""
