@@ -41,8 +41,10 @@ from ccgpu.train.runs import records
 from ccgpu.train.runs.settings.training import Settings, check_settings
 
 RECORD = Path(__file__).resolve().parents[2] / "docs" / "results" / "far-context" / "runs.jsonl"
-# Clips need attention along T: the others see each frame by itself, where there is no square.
+# Clips need attention along T: the others see each frame by itself, where there is no square. RCCA alone has the
+# parameters of non-local attention.
 LEFT_OUT = {("clips", "psp"), ("clips", "aspp")}
+LEFT_OUT |= {("own-square-after", context) for context in CONTEXTS if not context.startswith("rcca")}
 _SAVED = (
     *("iterations", "batch", "scenes", "scenes_size", "head_channels", "lr", "optimiser", "channels_last"),
     *("markers", "clip"),
@@ -53,6 +55,11 @@ def saved(settings: Settings) -> dict[str, Any]:
     """Return the settings that a record names, as JSON has them."""
     values = {name: getattr(settings, name) for name in _SAVED}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def started(first: Settings | None, context: str | None) -> dict[str, Any]:
+    """Return what a record says of the network that a run starts from, of another context module where one is named."""
+    return {} if first is None else {"first": saved(first) | ({} if context is None else {"context": context})}
 
 
 def run(settings: Settings, scenes: Scenes, first: Settings | None) -> dict[str, Any]:
@@ -69,7 +76,7 @@ def line(record: dict[str, Any]) -> str:
     shares = [right[row, far].sum() / max(pixels[row, far].sum(), 1) for row in (0, len(OFFSETS) - 1)]
     found = record["attention"]
     cells = [
-        f"{record['variant']:<11} {record['context']:<9} {record['seed']:>4} {record['accuracy']:>9.3f}",
+        f"{record['variant']:<16} {record['context']:<9} {record['seed']:>4} {record['accuracy']:>9.3f}",
         f"{shares[0]:>7.3f} {shares[1]:>8.3f}",
         f"{'' if found is None else found['found']:>6} {record['step_cpu_ms']:>6.0f} ms {record['peak_mb']:>7.1f} MB",
     ]
@@ -108,15 +115,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(flags.threads)
     circumstances = records.circumstances(CPU)  # of the code that runs, whatever is changed meanwhile
     flags.record.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{'variant':<11} {'context':<9} seed  accuracy  far on  far off  found    step    peak", flush=True)
+    print(f"{'variant':<16} {'context':<9} seed  accuracy  far on  far off  found    step    peak", flush=True)
     try:
         for variant, seed in itertools.product(flags.variants, flags.seeds):
             scenes: Scenes | None = None
             for context in flags.contexts:
                 settings = settings_of(variant, context, seed, **changes)
-                before = VARIANTS[variant].first
-                first = None if before is None else settings_of(before, context, seed, **changes)
-                key = (variant, context, seed, saved(settings) | ({} if first is None else {"first": saved(first)}))
+                _, _, before, other = VARIANTS[variant]
+                first = None if before is None else settings_of(before, other or context, seed, **changes)
+                key = (variant, context, seed, saved(settings) | started(first, other))
                 if key in done or (variant, context) in LEFT_OUT:
                     continue
                 scenes = Scenes.draw(settings) if scenes is None else scenes
