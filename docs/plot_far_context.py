@@ -17,6 +17,7 @@ from docs.results_table import CONTEXTS, RESULTS, VARIANTS, far_context_runs
 
 TARGET = RESULTS / "far-context"
 CHANCE = 0.25
+AFTER = "-after"  # end of the name of a variant whose networks start from those of another context module
 COLOURS = {context: f"C{place}" for place, context in enumerate(CONTEXTS)}
 LEAST = 500  # pixels of all runs' images below which a range of distances says little
 
@@ -24,10 +25,10 @@ LEAST = 500  # pixels of all runs' images below which a range of distances says 
 def draw_accuracy() -> None:
     """Draw the accuracy of every run: a row for each context module, a dot for each seed, a panel for each variant.
 
-    A variant of which no module has two seeds is left out: it has no spread yet.
+    Runs that start from the weights of non-local attention are hollow dots in the panel of their dataset.
     """
     runs = far_context_runs()
-    variants = [*dict.fromkeys(variant for (variant, _), found in runs.items() if len(found) > 1)]
+    variants = [*dict.fromkeys(variant for variant, _ in runs if not variant.endswith(AFTER))]
     shown = [context for context in CONTEXTS if any(key[1] == context for key in runs)]
     figure, axes = plt.subplots(
         1, len(variants), figsize=(3.6 * len(variants) + 1, 2.6), layout="constrained", sharey=True, squeeze=False
@@ -38,6 +39,8 @@ def draw_accuracy() -> None:
             if scores:
                 ax.plot([statistics.fmean(scores)], [place], "|", color=COLOURS[context], markersize=18)
                 ax.plot(scores, [place] * len(scores), "o", color=COLOURS[context], markersize=4, alpha=0.7)
+            after = [100 * run["accuracy"] for run in runs.get((variant + AFTER, context), [])]
+            ax.plot(after, [place] * len(after), "o", color=COLOURS[context], markersize=5, markerfacecolor="none")
         ax.axvline(100 * CHANCE, color="#888888", linestyle=":", linewidth=1)
         ax.set(xlabel="accuracy on discs, %", xlim=(0, 100), yticks=range(len(shown)))
         ax.set_yticklabels([CONTEXTS[context] for context in shown])

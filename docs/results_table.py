@@ -49,6 +49,7 @@ PARTS = ("backbone", "head", "attention", "auxiliary head", "output", "optimiser
 VARIANTS = {
     "one-square": "one square",
     "own-square": "up to four squares, each disc has its own",
+    "own-square-after": "the same, from the weights of non-local attention",
     "clips": "clips, the square in the other frame",
 }
 CONTEXTS = {
@@ -289,7 +290,23 @@ def far_context_table() -> str:
     return "\n".join(rows)
 
 
+def of_squares_table() -> str:
+    """Return the table of the accuracy by the number of squares of an image, where each disc has its own square."""
+    runs = {
+        CONTEXTS[context] + (", from non-local attention" if variant == "own-square-after" else ""): found
+        for (variant, context), found in far_context_runs().items()
+        if variant.startswith("own-square")
+    }
+    numbers = sorted({number for found in runs.values() for run in found for number in run["of_squares"]})
+    heads = [f"{number} square{'' if number == '1' else 's'} %" for number in numbers]
+    rows = [f"| context | seeds | {' | '.join(heads)} |", "|---" * (len(numbers) + 2) + "|"]
+    for title, found in runs.items():
+        shares = [spread([run["of_squares"][n][1] / run["of_squares"][n][0] for run in found]) for n in numbers]
+        rows.append(f"| {' | '.join([title, str(len(found)), *shares])} |")
+    return "\n".join(rows)
+
+
 if __name__ == "__main__":
     tables = [cpu_table, cpu_classes_table, contexts_table, classes_table, cost_table, sweep_table, foresight]
-    tables += [network_table, half_precision_table, far_context_table]
+    tables += [network_table, half_precision_table, far_context_table, of_squares_table]
     print(*(table() for table in tables), sep="\n\n")

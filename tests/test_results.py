@@ -21,7 +21,7 @@ def results_table() -> ModuleType:
 TABLES = [
     *("cpu_table", "cpu_classes_table"),
     *("contexts_table", "classes_table", "cost_table", "sweep_table", "foresight", "network_table"),
-    *("half_precision_table", "far_context_table"),
+    *("half_precision_table", "far_context_table", "of_squares_table"),
 ]
 
 

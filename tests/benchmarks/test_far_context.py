@@ -17,6 +17,7 @@ from ccgpu.train.far_context import DATASET
 from ccgpu.train.runs.setup import build_network
 from ccgpu.train.scenes.discs import CLASSES, draw_scene
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"iterations": 2, "scenes": (6, 4), "batch": 2}
 
 
@@ -93,6 +94,16 @@ def test_a_network_for_clips_starts_from_one_for_images() -> None:
         torch.testing.assert_close(other.reshape(one.shape), one, rtol=0, atol=1e-6)
 
 
+def test_rcca_starts_from_non_local_attention() -> None:
+    first = settings_of("own-square", "nonlocal", 0, **SMALL)
+    after = settings_of("own-square-after", "rcca-r2", 0, **{**SMALL, "lr": 1e-9})
+    start = train(first, Scenes.draw(first))[0]
+    found, _ = train(after, Scenes.draw(after), start.state_dict())
+    assert found.head.cca is not None
+    for one, other in zip(start.parameters(), found.parameters(), strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("variant", "context"), [("one-square", "nonlocal"), ("clips", "nonlocal"), ("clips", "rcca-r3")]
 )
@@ -162,3 +173,17 @@ def test_the_farthest_pixel_and_the_region_of_its_square() -> None:
             assert square.top - 8 - 8 <= 8 * y <= square.top + square.side + 8 + 8
             assert square.left - 8 - 8 <= 8 * x <= square.left + square.side + 8 + 8
         assert region[0, (square.top + square.side // 2) // 8, (square.left + square.side // 2) // 8]
+
+
+def test_the_page_says_what_a_square_at_random_gives() -> None:
+    """Where each disc has its own square, the share of pixels whose class a square of their image at random has."""
+    pixels, right = np.zeros(5), np.zeros(5)
+    settings = settings_of("own-square", "none", 0, scenes=(1, 200))
+    for scene in Scenes.draw(settings).evaluate:
+        number, classes = len(scene.squares), np.array([square.label for square in scene.squares])
+        found = scene.labels[scene.owners >= 0]
+        pixels[number] += found.size
+        right[number] += sum((found == label).sum() for label in classes) / number
+    two, three, four = (f"{100 * share:.0f}" for share in right[2:] / pixels[2:])
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert f"a square of the image at random gives {two}, {three} and {four} %" in " ".join(page.split())
