@@ -22,6 +22,7 @@ from ccgpu.models.foreign_objects import ZIP, load_without
 # The key of a safetensors file's metadata that holds the digest of the rest of the file.
 DIGEST = "ccgpu.sha256"
 _COLOURS = 3
+_ATTENTIONS = ("head.cca.", "head.context.")  # entries of a CCNet's criss-cross or non-local attention
 
 
 def read_content(
@@ -327,6 +328,20 @@ def for_dims(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> di
         else value
         for name, value in loaded.items()
     }
+
+
+def for_context(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict of a CCNet with the attention's entries under their names in the expected one.
+
+    Criss-cross and non-local attention have the same parameters; those of any other context module stay as they are.
+    """
+    for theirs, ours in (_ATTENTIONS, _ATTENTIONS[::-1]):
+        if f"{theirs}query_conv.weight" in loaded and f"{ours}query_conv.weight" in expected:
+            return {
+                ours + name.removeprefix(theirs) if name.startswith(theirs) else name: value
+                for name, value in loaded.items()
+            }
+    return dict(loaded)
 
 
 def differences(loaded: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

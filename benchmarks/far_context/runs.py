@@ -14,7 +14,7 @@ import torch
 from ccgpu.models.ccnet import CCNet
 from ccgpu.models.normalisation import Normalise
 from ccgpu.models.precision import Precision
-from ccgpu.models.weights import for_dims
+from ccgpu.models.weights import for_context, for_dims
 from ccgpu.train import engine
 from ccgpu.train.far_context import DATASET, for_settings
 from ccgpu.train.memory import peak_bytes, saved_bytes
@@ -167,9 +167,8 @@ def train(
     torch.manual_seed(settings.seed)
     net = build_network(settings, DATASET, CPU, pretrained=False)
     if start is not None:
-        if net.head.cca is not None:
-            start = {name.replace("head.context.", "head.cca."): value for name, value in start.items()}
-        net.load_state_dict(for_dims(start, net.state_dict()))
+        own = net.state_dict()
+        net.load_state_dict(for_dims(for_context(start, own), own))
     _, optimiser, _ = build_optimisation(settings, net)
     precision = Precision(CPU, settings.amp, settings.channels_last)
     update = Update(net, optimiser, precision.scaler(), precision, settings.learning_rates(), settings.criterion(None))

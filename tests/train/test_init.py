@@ -20,6 +20,7 @@ from ccgpu.models.classifier import CLASSIFIERS
 from ccgpu.models.image_format import ImageFormat
 from ccgpu.models.labels import Labels
 from ccgpu.models.published import AUTHORS_MEAN
+from ccgpu.models.weights import for_context
 from ccgpu.train import camvid, command, evaluate, folder, predict
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.runs import checkpoints, records
@@ -238,6 +239,45 @@ def test_loops_dropout_loss_and_clips_may_change(small: Path, capsys: pytest.Cap
     assert "new: the embedding of --ccl" in capsys.readouterr().out
     config = {name: net.config[name] for name in ("recurrence", "dropout", "embedding", "dims", "recompute")}
     assert config == {"recurrence": 3, "dropout": 0.3, "embedding": 16, "dims": 3, "recompute": True}
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "note"),
+    [
+        (
+            {"context": "nonlocal"},
+            {"context": "rcca"},
+            "criss-cross attention begins with the weights of the file's non-local",
+        ),
+        ({"context": "nonlocal"}, {"context": "rcca", "recurrence": 3, "clip": 2}, "criss-cross attention begins"),
+        (
+            {"recurrence": 3},
+            {"context": "nonlocal"},
+            "non-local attention begins with the weights of the file's criss-cross",
+        ),
+    ],
+    ids=str,
+)
+def test_criss_cross_and_non_local_attention_start_from_each_other(
+    there: dict[str, Any], here: dict[str, Any], note: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_network(tmp_path / "net.pt", **there)
+    net, initial = start(path, dataset_of(*NEW), **here)
+    assert f"note: {note}" in capsys.readouterr().out
+    assert net.config["context"] == here["context"]
+    assert net.config["recurrence"] in ({None, 2, here.get("recurrence")} if here["context"] == "rcca" else {None, 0})
+    attention = net.head.context if net.head.cca is None else net.head.cca
+    weights = for_context(initial.found.weights, net.state_dict())
+    prefix = "head.cca." if here["context"] == "rcca" else "head.context."
+    assert {name for name in weights if name.startswith(prefix)} == {prefix + name for name in attention.state_dict()}
+    for name, value in attention.state_dict().items():
+        assert torch.equal(value.squeeze(), weights[prefix + name].squeeze())
+
+
+def test_no_loop_has_no_attention_to_start_from(tmp_path: Path) -> None:
+    path = write_network(tmp_path / "net.pt", context="nonlocal")
+    with pytest.raises(ValueError, match="entries that do not fit"):
+        start(path, dataset_of(*NEW), context="rcca", recurrence=0)
 
 
 @pytest.mark.parametrize(

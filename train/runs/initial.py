@@ -19,11 +19,12 @@ from ccgpu.models.checkpoint_keys import LAST
 from ccgpu.models.classifier import CLASSIFIERS
 from ccgpu.models.labels import Labels
 from ccgpu.models.published import AUTHORS_MEAN, RESNET
-from ccgpu.models.weights import differences, for_channels, for_dims
+from ccgpu.models.weights import differences, for_channels, for_context, for_dims
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.runs.checkpoints import BEST, PREVIOUS
 from ccgpu.train.runs.flags import flag
 
+_ATTENTIONS = {"rcca": "criss-cross", "nonlocal": "non-local"}  # context modules with the same parameters
 _SHOWN = 12  # names of classes in a message
 # Parts that a network of --init may lack, or have more than the run's: prefix of their entries -> name in messages.
 _PARTS = {"head.embedding.": "the embedding of --ccl", "auxiliary_head.": "the auxiliary head"}
@@ -68,6 +69,9 @@ def read_initial(path: str, flags: Mapping[str, Any]) -> Initial:
     free = {"dropout", *notes}
     if "head.cca.gamma" in found.weights and flags.get("recurrence", 0) > 0:
         free.add("recurrence")  # each loop has the same weights
+    if {settings["context"], flags.get("context")} == {*_ATTENTIONS}:
+        settings |= {"context": flags["context"], "recurrence": None}
+        free.add("recurrence")
     wrong = [
         f"{_as_flag(name, flags[name])} ({_as_flag(name, value)} there)"
         for name, value in settings.items()
@@ -158,7 +162,7 @@ def start_from(net: CCNet, initial: Initial, labels: Labels) -> list[str]:
         )
     changed, kept, drawn = checkpoint.with_classes(found, labels.names, labels.num_classes)
     own = net.state_dict()
-    weights = for_dims(for_channels(changed.weights, own, net.in_channels), own)
+    weights = for_dims(for_channels(for_context(changed.weights, own), own, net.in_channels), own)
     said = [f"starting from {path}: {found.source}", *_classes_said(found, labels, kept, drawn)]
     for name in (f"{classifier}.{entry}" for classifier in CLASSIFIERS for entry in ("weight", "bias")):
         if name in weights and name in own and weights[name].shape == own[name].shape:
@@ -171,6 +175,11 @@ def start_from(net: CCNet, initial: Initial, labels: Labels) -> list[str]:
         if ours and not any(name.startswith(prefix) for name in weights):
             said.append(f"new: {part}")
             weights |= {name: own[name] for name in ours}
+    theirs, ours = (network.get("context", "rcca") for network in (found.network, net.config))
+    if {theirs, ours} == {*_ATTENTIONS}:
+        said.append(
+            f"note: {_ATTENTIONS[ours]} attention begins with the weights of the file's {_ATTENTIONS[theirs]} one"
+        )
     problems = differences(weights, own)
     if problems:
         raise ValueError(
