@@ -175,10 +175,10 @@ def start_from(net: CCNet, initial: Initial, labels: Labels) -> list[str]:
         if ours and not any(name.startswith(prefix) for name in weights):
             said.append(f"new: {part}")
             weights |= {name: own[name] for name in ours}
-    theirs, ours = (network.get("context", "rcca") for network in (found.network, net.config))
-    if {theirs, ours} == {*_ATTENTIONS}:
+    before, now = (str(network.get("context", "rcca")) for network in (found.network, net.config))
+    if {before, now} == {*_ATTENTIONS}:
         said.append(
-            f"note: {_ATTENTIONS[ours]} attention begins with the weights of the file's {_ATTENTIONS[theirs]} one"
+            f"note: {_ATTENTIONS[now]} attention begins with the weights of the file's {_ATTENTIONS[before]} one"
         )
     problems = differences(weights, own)
     if problems:
