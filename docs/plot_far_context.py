@@ -13,11 +13,10 @@ from benchmarks.far_context.runs import DISTANCES, EVALUATE, EVALUATED_SEED, OFF
 from benchmarks.far_context.search import STRIDE, farthest_pixel
 from ccgpu.train.scenes.discs import draw_scene
 from docs.drawing import plt, save
-from docs.results_table import CONTEXTS, RESULTS, VARIANTS, far_context_runs
+from docs.results_table import AFTER, BEFORE, CONTEXTS, RESULTS, VARIANTS, far_context_runs
 
 TARGET = RESULTS / "far-context"
 CHANCE = 0.25
-AFTER = "-after"  # end of the name of a variant whose networks start from those of another context module
 COLOURS = {context: f"C{place}" for place, context in enumerate(CONTEXTS)}
 LEAST = 500  # pixels of all runs' images below which a range of distances says little
 
@@ -28,7 +27,7 @@ def draw_accuracy() -> None:
     Runs that start from the weights of non-local attention are hollow dots in the panel of their dataset.
     """
     runs = far_context_runs()
-    variants = [*dict.fromkeys(variant for variant, _ in runs if not variant.endswith(AFTER))]
+    variants = [*dict.fromkeys(variant for variant, _ in runs if variant != AFTER)]
     shown = [context for context in CONTEXTS if any(key[1] == context for key in runs)]
     figure, axes = plt.subplots(
         1, len(variants), figsize=(3.6 * len(variants) + 1, 2.6), layout="constrained", sharey=True, squeeze=False
@@ -39,7 +38,7 @@ def draw_accuracy() -> None:
             if scores:
                 ax.plot([statistics.fmean(scores)], [place], "|", color=COLOURS[context], markersize=18)
                 ax.plot(scores, [place] * len(scores), "o", color=COLOURS[context], markersize=4, alpha=0.7)
-            after = [100 * run["accuracy"] for run in runs.get((variant + AFTER, context), [])]
+            after = [100 * run["accuracy"] for run in runs.get((AFTER, context), []) if variant == BEFORE]
             ax.plot(after, [place] * len(after), "o", color=COLOURS[context], markersize=5, markerfacecolor="none")
         ax.axvline(100 * CHANCE, color="#888888", linestyle=":", linewidth=1)
         ax.set(xlabel="accuracy on discs, %", xlim=(0, 100), yticks=range(len(shown)))

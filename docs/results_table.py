@@ -45,11 +45,13 @@ NETWORK_ROWS = (
     ("prediction_ms", "prediction, time", "ms"),
 )
 PARTS = ("backbone", "head", "attention", "auxiliary head", "output", "optimiser")
+# The far-context variant whose networks start from those of another variant with non-local attention, and that variant.
+AFTER, BEFORE = "own-square-after", "own-square"
 # Variants and context modules of far-context runs, in the tables' order.
 VARIANTS = {
     "one-square": "one square",
-    "own-square": "up to four squares, each disc has its own",
-    "own-square-after": "the same, from the weights of non-local attention",
+    BEFORE: "up to four squares, each disc has its own",
+    AFTER: "the same, from the weights of non-local attention",
     "clips": "clips, the square in the other frame",
 }
 CONTEXTS = {
@@ -293,9 +295,9 @@ def far_context_table() -> str:
 def of_squares_table() -> str:
     """Return the table of the accuracy by the number of squares of an image, where each disc has its own square."""
     runs = {
-        CONTEXTS[context] + (", from non-local attention" if variant == "own-square-after" else ""): found
+        CONTEXTS[context] + (", from non-local attention" if variant == AFTER else ""): found
         for (variant, context), found in far_context_runs().items()
-        if variant.startswith("own-square")
+        if variant in (BEFORE, AFTER)
     }
     numbers = sorted({number for found in runs.values() for run in found for number in run["of_squares"]})
     heads = [f"{number} square{'' if number == '1' else 's'} %" for number in numbers]

@@ -16,13 +16,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.far_context.runs import (
     CONTEXTS,
@@ -62,9 +63,8 @@ def started(first: Settings | None, context: str | None) -> dict[str, Any]:
     return {} if first is None else {"first": saved(first) | ({} if context is None else {"context": context})}
 
 
-def run(settings: Settings, scenes: Scenes, first: Settings | None) -> dict[str, Any]:
-    """Train and evaluate, and return what is recorded; training starts from a network of the settings `first`."""
-    start = None if first is None else train(first, Scenes.draw(first))[0].state_dict()
+def run(settings: Settings, scenes: Scenes, start: Mapping[str, Tensor] | None) -> dict[str, Any]:
+    """Train and evaluate, and return what is recorded; training starts from the weights `start`."""
     net, cost = train(settings, scenes, start)
     return {**evaluate(net, settings, scenes.evaluate), **cost, "attention": search(net, settings, scenes.evaluate)}
 
@@ -119,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for variant, seed in itertools.product(flags.variants, flags.seeds):
             scenes: Scenes | None = None
+            trained: Settings | None = None  # of the network that runs start from; several contexts may share it
+            start: Mapping[str, Tensor] | None = None
             for context in flags.contexts:
                 settings = settings_of(variant, context, seed, **changes)
                 _, _, before, other = VARIANTS[variant]
@@ -126,10 +128,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 key = (variant, context, seed, saved(settings) | started(first, other))
                 if key in done or (variant, context) in LEFT_OUT:
                     continue
+                if first is not None and first != trained:
+                    trained, start = first, train(first, Scenes.draw(first))[0].state_dict()
                 scenes = Scenes.draw(settings) if scenes is None else scenes
                 record = {
                     **dict(zip(("variant", "context", "seed", "settings"), key, strict=True)),
-                    **run(settings, scenes, first),
+                    **run(settings, scenes, start),
                     "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                     **circumstances,
                 }

@@ -20,7 +20,6 @@ from ccgpu.models.classifier import CLASSIFIERS
 from ccgpu.models.image_format import ImageFormat
 from ccgpu.models.labels import Labels
 from ccgpu.models.published import AUTHORS_MEAN
-from ccgpu.models.weights import for_context
 from ccgpu.train import camvid, command, evaluate, folder, predict
 from ccgpu.train.dataset import Dataset
 from ccgpu.train.runs import checkpoints, records
@@ -265,13 +264,16 @@ def test_criss_cross_and_non_local_attention_start_from_each_other(
     net, initial = start(path, dataset_of(*NEW), **here)
     assert f"note: {note}" in capsys.readouterr().out
     assert net.config["context"] == here["context"]
-    assert net.config["recurrence"] in ({None, 2, here.get("recurrence")} if here["context"] == "rcca" else {None, 0})
-    attention = net.head.context if net.head.cca is None else net.head.cca
-    weights = for_context(initial.found.weights, net.state_dict())
-    prefix = "head.cca." if here["context"] == "rcca" else "head.context."
-    assert {name for name in weights if name.startswith(prefix)} == {prefix + name for name in attention.state_dict()}
-    for name, value in attention.state_dict().items():
-        assert torch.equal(value.squeeze(), weights[prefix + name].squeeze())
+    theirs, ours = "head.cca.", "head.context."
+    if here["context"] == "rcca":
+        theirs, ours = ours, theirs
+        assert net.head.cca.recurrence == here.get("recurrence", 2)
+    state, old = net.state_dict(), initial.found.weights
+    names = {name.removeprefix(ours) for name in state if name.startswith(ours)}
+    assert names == {name.removeprefix(theirs) for name in old if name.startswith(theirs)}
+    assert "query_conv.weight" in names
+    for name in names:
+        assert torch.equal(state[ours + name].squeeze(), old[theirs + name].squeeze())
 
 
 def test_no_loop_has_no_attention_to_start_from(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def read_initial(path: str, flags: Mapping[str, Any]) -> Initial:
     free = {"dropout", *notes}
     if "head.cca.gamma" in found.weights and flags.get("recurrence", 0) > 0:
         free.add("recurrence")  # each loop has the same weights
-    if {settings["context"], flags.get("context")} == {*_ATTENTIONS}:
+    if {settings["context"], flags.get("context")} == {*_ATTENTIONS}:  # of which one alone has loops
         settings |= {"context": flags["context"], "recurrence": None}
         free.add("recurrence")
     wrong = [
